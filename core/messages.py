@@ -1,0 +1,65 @@
+"""What server and site say to each other, as values; how it travels is the transport's business."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from wardround.core.packed import Array, Counters, Packed
+
+
+@dataclass(frozen=True)
+class Request:
+    """One site's work for one round.
+
+    Attributes:
+        run_id: Identifies the run; a site answers only for runs whose plan it accepted.
+        plan_digest: The plan that both sides follow.
+        round: Counts from 1. The broadcast is the state after round − 1. The exchange after the last
+            fold is numbered rounds + 1 and only evaluates.
+        stage: Counts from 0; methods with a second pass have stages 0 and 1.
+        attempt: Counts from 0; a later attempt sends the stored contribution again.
+        site: Name of the site.
+        train: Whether to train and contribute.
+        evaluate: Whether to score the broadcast adapter on the validation part.
+        broadcast: What the strategy sends to everybody.
+    """
+
+    run_id: str
+    plan_digest: str
+    round: int
+    site: str
+    train: bool
+    evaluate: bool
+    broadcast: Packed
+    stage: int = 0
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A site's answer.
+
+    Attributes:
+        status: `ok`; `refused` where policy or plan forbid; `failed` where training went wrong.
+        code: Short stable identifier of the reason where status is not `ok`.
+        reason: One sentence without data.
+        statistics: Ring integers of the weighted statistics (int64, the statistics layout), or None.
+        statistics_layout_digest: Layout that the integers follow.
+        counters: Weights, loss sums and metric numerators, or None.
+    """
+
+    run_id: str
+    plan_digest: str
+    round: int
+    site: str
+    stage: int = 0
+    attempt: int = 0
+    status: Literal["ok", "refused", "failed"] = "ok"
+    code: str = ""
+    reason: str = ""
+    statistics: Array | None = None
+    statistics_layout_digest: str = ""
+    counters: Counters | None = None
+    local: dict[str, float] = field(default_factory=dict)
+    """Per-site figures that this site's policy lets out (a simulation: all of them)."""

@@ -1,0 +1,246 @@
+"""The training plan: the one frozen, versioned value that a run follows at every site.
+
+Everything that decides what is trained stands in it; what a machine decides for itself (paths,
+device, threads, microbatch) does not. Its digest identifies it; no code travels with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from wardround.core.errors import ConfigError, nearest
+from wardround.core.packed import Layout
+
+PLAN_VERSION = 1
+
+
+class Frozen(BaseModel):
+    """Immutable, and strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseModelSpec(Frozen):
+    """The frozen base model, by what was really loaded and not by its name alone."""
+
+    name: str
+    """Hub name or folder name, for people; a site finds its copy by the digest."""
+    revision: str | None = None
+    digest: str
+    """SHA-256 over names, dtypes, shapes and bytes of the weights that were loaded."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantisation: Literal["none", "8bit", "4bit"] = "none"
+
+
+class TaskSpec(Frozen):
+    """Which task file trains and measures, and its options (checked by that file's own model)."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    metrics: str = ""
+    """Metric family in `core/metrics` that turns summed counters into figures, without torch."""
+
+
+class DataContract(Frozen):
+    """How every site turns a row into what the model reads, so that none derives it from its own rows."""
+
+    columns: dict[str, str]
+    """Role that the task asks for → column of the source, such as text → note."""
+    template: TextTemplate | None = None
+    """Builds the role `text` from several columns."""
+    labels: tuple[str, ...] = ()
+    """Ordered; a row whose label is not in it is refused by name before the model loads."""
+    id_column: str | None = None
+    unit_column: str | None = None
+    """Column that names the unit to protect, a patient as a rule; rows of a unit stay together."""
+    max_length: int = Field(default=128, ge=2)
+    """Tokens; longer rows are cut, and how many were is reported."""
+    packing: bool = False
+    validation_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of its training rows that a site holds back, by unit, to choose the released round."""
+    tokenizer_digest: str = ""
+    chat_template_digest: str = ""
+    pad_token_id: int = -1
+    end_token_ids: tuple[int, ...] = ()
+
+
+class TextTemplate(Frozen):
+    """A sentence from columns: a segment whose column is empty or missing is left out.
+
+    Each segment is a format string over column names. `values` maps codes to words before
+    formatting; a code that it does not know makes the row broken.
+    """
+
+    segments: tuple[str, ...] = Field(min_length=1)
+    values: dict[str, dict[str, str]] = Field(default_factory=dict)
+
+
+class AdapterSpec(Frozen):
+    """What is trained, and the state that everybody starts from (made once, with the plan)."""
+
+    method: str = "lora"
+    options: dict[str, Any] = Field(default_factory=dict)
+    layout: Layout
+    initial_digest: str
+
+
+class Schedule(Frozen):
+    """Learning rate over the run (or over each round): warm-up, then the named shape."""
+
+    shape: Literal["constant", "linear", "cosine"] = "constant"
+    scope: Literal["run", "round"] = "run"
+    warmup: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the scope that rises linearly from zero."""
+    floor: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the peak rate that is left at the end."""
+
+
+class LocalWork(Frozen):
+    """What a site does in one round."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=16, gt=0)
+    """Logical batch, in examples; how it is cut into microbatches changes nothing."""
+    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = Field(default=1e-8, gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    schedule: Schedule = Schedule()
+    optimiser_state: Literal["reset", "keep"] = "reset"
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> LocalWork:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps")
+        return self
+
+
+class StrategySpec(Frozen):
+    """Aggregation algorithm and its options (checked by that file's own model)."""
+
+    name: str = "fedavg"
+    options: dict[str, Any] = Field(default_factory=dict)
+    weighting: Literal["examples", "targets", "uniform"] = "examples"
+    """A site's weight in the mean: its training rows, its target tokens a round, or one."""
+
+
+class Encoding(Frozen):
+    """Fixed-point ring in which contributions are summed, so that order never changes a bit."""
+
+    bits: Literal[64] = 64
+    fraction_bits: int = Field(default=36, ge=8, le=48)
+    """Quantum 2^-fraction_bits of a coordinate before its weight is multiplied in."""
+
+
+class RoundRules(Frozen):
+    """How many rounds, who takes part, when a round counts."""
+
+    rounds: int = Field(gt=0)
+    participation: float = Field(default=1.0, gt=0, le=1)
+    """Share of the sites asked each round."""
+    quorum: float = Field(default=0.5, gt=0, le=1)
+    """Share of the cohort that has to answer for the round to count."""
+    deadline_s: float = Field(default=3600.0, gt=0)
+
+
+class ReleaseRule(Frozen):
+    """Which round's adapter is released."""
+
+    metric: str = "loss"
+    direction: Literal["min", "max"] = "min"
+    every: int = Field(default=1, gt=0)
+    """Evaluate the global adapter on the validation parts every so many rounds."""
+    patience: int | None = Field(default=None, gt=0)
+    """Stop after so many evaluations without an improvement; None never stops early."""
+    least_improvement: float = Field(default=0.0, ge=0)
+
+
+class TrainingPlan(Frozen):
+    """The whole plan. Equal plans have equal digests on every machine."""
+
+    version: Literal[1] = PLAN_VERSION
+    name: str
+    seed: int = Field(ge=0)
+    base: BaseModelSpec
+    task: TaskSpec
+    data: DataContract
+    adapter: AdapterSpec
+    local: LocalWork
+    strategy: StrategySpec = StrategySpec()
+    encoding: Encoding = Encoding()
+    rounds: RoundRules
+    release: ReleaseRule = ReleaseRule()
+
+    def canonical(self) -> bytes:
+        """Sorted, compact JSON: what is digested, and later signed."""
+        return json.dumps(
+            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False
+        ).encode()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of `canonical()`."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+    @staticmethod
+    def parse(text: str | bytes) -> TrainingPlan:
+        """Read a plan from its JSON.
+
+        Raises:
+            ConfigError: Not JSON, an unknown key, a wrong type; names the place.
+        """
+        try:
+            return TrainingPlan.model_validate_json(text)
+        except ValidationError as error:
+            raise invalid("training plan", error) from error
+
+
+DataContract.model_rebuild()
+
+
+def invalid(what: str, error: ValidationError, known: dict[str, list[str]] | None = None) -> ConfigError:
+    """A ConfigError that lists every fault of a validation, without the values that were given."""
+    faults = []
+    remedies = []
+    for fault in error.errors(include_url=False, include_input=False):
+        place = ".".join(str(part) for part in fault["loc"]) or what
+        faults.append(f"{place}: {fault['msg']}")
+        if fault["type"] == "extra_forbidden" and known is not None:
+            parent = ".".join(str(part) for part in fault["loc"][:-1])
+            guess = nearest(str(fault["loc"][-1]), known.get(parent, []))
+            if guess:
+                remedies.append(f"did you mean {guess!r} instead of {fault['loc'][-1]!r}?")
+    return ConfigError(
+        f"the {what} is not valid", found="; ".join(faults), remedy=" ".join(remedies) or None
+    )
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> dict[str, list[str]]:
+    """Dotted section → its known keys, for proposing the nearest one."""
+    table = {prefix: list(model.model_fields)}
+    for name, field in model.model_fields.items():
+        for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                table.update(known_keys(candidate, f"{prefix}.{name}" if prefix else name))
+    return table
+
+
+def parse_options(model: type[BaseModel], options: dict[str, Any], what: str) -> BaseModel:
+    """Check an `options` mapping against the model of the file that it belongs to.
+
+    Raises:
+        ConfigError: An unknown key (the nearest known one is named) or a wrong value.
+    """
+    try:
+        return model.model_validate(options)
+    except ValidationError as error:
+        raise invalid(what, error, known_keys(model)) from error

@@ -1,0 +1,1 @@
+"""Base model, LoRA, tasks, data, one local round, evaluation, merge. Needs the `training` extra."""

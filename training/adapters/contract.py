@@ -1,0 +1,39 @@
+"""What an adapter method is: how it attaches to a base model, and how its state is read and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from peft import PeftModel
+from pydantic import BaseModel
+from transformers import PreTrainedModel
+
+from wardround.core.packed import Adapter, Layout
+from wardround.training.tasks.contract import Task
+
+
+class AdapterMethod(Protocol):
+    """One parameter-efficient method. Stateless."""
+
+    name: ClassVar[str]
+    Options: ClassVar[type[BaseModel]]
+
+    def attach(self, base: PreTrainedModel, options: BaseModel, task: Task, heads: tuple[str, ...], seed: int) -> PeftModel:
+        """Put a fresh adapter on the base; `heads` are modules that the checkpoint lacks and that federate.
+
+        Raises:
+            ModelError: Targets match nothing, or the rank is not positive.
+        """
+
+    def layout(self, model: PeftModel) -> Layout:
+        """Every tensor that federates, by PEFT's own names, in a fixed order."""
+
+    def read(self, model: PeftModel, layout: Layout) -> Adapter:
+        """Copy the adapter out, float32."""
+
+    def write(self, model: PeftModel, adapter: Adapter) -> None:
+        """Copy the adapter in."""
+
+    def save(self, model: PeftModel, folder: Path, base_name: str) -> None:
+        """PEFT's own format: `adapter_model.safetensors` and `adapter_config.json`."""
