@@ -1,0 +1,150 @@
+"""One stream of typed events a run; bars, logs, summaries, TensorBoard and any dashboard read it.
+
+Nothing that reads the stream computes a metric again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """A run begins, or goes on after an interruption.
+
+    `arm` is `federated`, `centralised` or `local/SITE`; `resumed_from` is the last folded round, 0 for a new run.
+    """
+
+    run_id: str
+    arm: str
+    name: str
+    plan_digest: str
+    rounds: int
+    sites: tuple[str, ...]
+    resumed_from: int = 0
+
+
+@dataclass(frozen=True)
+class RoundStarted:
+    """The cohort has been asked."""
+
+    arm: str
+    round: int
+    cohort: tuple[str, ...]
+    bytes_down: int
+
+
+@dataclass(frozen=True)
+class SiteReplied:
+    """One site answered. `local` holds per-site figures where policy lets them out."""
+
+    arm: str
+    round: int
+    site: str
+    status: str
+    code: str = ""
+    reason: str = ""
+    bytes_up: int = 0
+    local: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The global adapter after `round` folds was scored on one part.
+
+    `part` is `validation`, `test` or `test/SITE`; `values`, `support` and `by_class` are a `Scores`.
+    """
+
+    arm: str
+    round: int
+    part: str
+    values: Mapping[str, float]
+    support: Mapping[str, int]
+    by_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RoundFolded:
+    """A round counts: its sum is folded and journalled."""
+
+    arm: str
+    round: int
+    survivors: tuple[str, ...]
+    missing: tuple[str, ...]
+    train_loss: float | None
+    update_norm: float
+    bytes_up: int
+    wall_s: float
+    adapter_digest: str
+
+
+@dataclass(frozen=True)
+class Improved:
+    """The released round changes to `round`."""
+
+    arm: str
+    round: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something a person should know; no data in it. `level` is `info` or `warning`."""
+
+    arm: str
+    level: str
+    text: str
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """The run has ended. `reason` is `completed` or `early_stop`."""
+
+    arm: str
+    reason: str
+    last_round: int
+    best_round: int
+    adapter_digest: str
+    wall_s: float
+
+
+Event: TypeAlias = (
+    RunStarted | RoundStarted | SiteReplied | Evaluated | RoundFolded | Improved | Notice | RunFinished
+)
+
+
+class EventSink(Protocol):
+    """Reads the stream."""
+
+    def emit(self, event: Event) -> None:
+        """Take one event."""
+
+    def close(self) -> None:
+        """Flush what is held."""
+
+
+class EventStream:
+    """Hands each event to every sink, in order."""
+
+    def __init__(self, sinks: Iterable[EventSink] = ()) -> None:
+        self._sinks = list(sinks)
+
+    def emit(self, event: Event) -> None:
+        """Hand the event to every sink."""
+        for sink in self._sinks:
+            sink.emit(event)
+
+    def close(self) -> None:
+        """Close every sink."""
+        for sink in self._sinks:
+            sink.close()
+
+
+def as_record(event: Event) -> dict[str, Any]:
+    """The event as plain JSON values, with its type under `event` and the time under `time_s`."""
+    return {"event": type(event).__name__, "time_s": round(time.time(), 3), **dataclasses.asdict(event)}
