@@ -23,6 +23,7 @@ class Request:
         train: Whether to train and contribute.
         evaluate: Whether to score the broadcast adapter on the validation part.
         broadcast: What the strategy sends to everybody.
+        cohort_size: Sites asked to train, at most so many contributions are summed.
     """
 
     run_id: str
@@ -32,6 +33,7 @@ class Request:
     train: bool
     evaluate: bool
     broadcast: Packed
+    cohort_size: int = 1
     stage: int = 0
     attempt: int = 0
 

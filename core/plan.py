@@ -159,6 +159,8 @@ class ReleaseRule(Frozen):
     direction: Literal["min", "max"] = "min"
     every: int = Field(default=1, gt=0)
     """Evaluate the global adapter on the validation parts every so many rounds."""
+    evaluators: Literal["all", "cohort"] = "all"
+    """Who scores the global adapter: every site, or those that train in the round."""
     patience: int | None = Field(default=None, gt=0)
     """Stop after so many evaluations without an improvement; None never stops early."""
     least_improvement: float = Field(default=0.0, ge=0)

@@ -25,12 +25,12 @@ class Purpose(StrEnum):
     SAMPLES = "samples"
 
 
-def seed_for(root: int, purpose: Purpose, *, round: int = 0, site: str = "") -> int:  # noqa: A002 - the field's word
+def seed_for(root: int, purpose: Purpose, *, round: int = 0, site: str = "") -> int:
     """A 63-bit seed for one place of the tree; equal places give equal seeds on every machine."""
     place = f"{root}\x1f{purpose.value}\x1f{round}\x1f{site}".encode()
     return int.from_bytes(hashlib.sha256(place).digest()[:8], "little") >> 1
 
 
-def generator(root: int, purpose: Purpose, *, round: int = 0, site: str = "") -> np.random.Generator:  # noqa: A002
+def generator(root: int, purpose: Purpose, *, round: int = 0, site: str = "") -> np.random.Generator:
     """A NumPy generator for one place of the tree."""
     return np.random.Generator(np.random.PCG64(seed_for(root, purpose, round=round, site=site)))

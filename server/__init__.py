@@ -1,1 +1,1 @@
-"""server"""
+"""The consortium's server: rounds, journal, transport. Needs no torch."""

@@ -1,1 +1,1 @@
-"""simulations"""
+"""Many sites on one machine: partitions, the engine, bounds, reports."""

@@ -1,4 +1,5 @@
 """Aggregation algorithms as pure functions: one algorithm, one paper, one file. NumPy only."""
+
 from wardround.core.registry import Registry
 from wardround.strategies.contract import SumStrategy as SumStrategy
 

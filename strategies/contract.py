@@ -74,7 +74,10 @@ class SumStrategy(Protocol):
     def begin(self, adapter: Adapter) -> ServerState:
         """State before round 1."""
 
-    def broadcast(self, state: ServerState, round: int) -> Broadcast:  # noqa: A002 - the field's word
+    def broadcast_layout(self) -> Layout:
+        """Layout of what everybody gets."""
+
+    def broadcast(self, state: ServerState, round: int) -> Broadcast:
         """What everybody gets."""
 
     def adapter_of(self, broadcast: Broadcast) -> Adapter:

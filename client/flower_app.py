@@ -1,0 +1,30 @@
+"""The site's handler as a Flower ClientApp: decode, answer, encode; nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from wardround.client.round import answer
+from wardround.client.site import Site
+from wardround.core.errors import PeerError
+from wardround.runtime.flower_codec import decode_request, encode_reply, site_of
+
+
+def client_app(sites: Mapping[str, Site]) -> ClientApp:
+    """An app that serves these sites: one at a hospital, many in a simulation."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
+        name = site_of(message.content)
+        site = sites.get(name)
+        if site is None:
+            raise PeerError("the request is for a site that is not served here")
+        request = decode_request(message.content, site.strategy.broadcast_layout())
+        records, _ = encode_reply(answer(request, site))
+        return Message(records, reply_to=message)
+
+    return app

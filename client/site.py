@@ -1,0 +1,37 @@
+"""One site: its encoded rows, its share of the machine, what it keeps between rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wardround.client.memory import SiteStore
+from wardround.core.plan import TrainingPlan
+from wardround.strategies.contract import SumStrategy
+from wardround.training.tasks.contract import Encoded
+from wardround.training.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the handler of a round needs.
+
+    Attributes:
+        name: Name of the site.
+        run_id: The run whose plan this site accepted.
+        plan: That plan.
+        strategy: The plan's strategy, bound to the adapter's layout.
+        bench: Base model, adapter and tokenizer; sites of one process share it.
+        training: Rows to train on.
+        validation: Rows that the site held back; they only choose the released round.
+        store: What the site keeps between rounds; it never leaves.
+    """
+
+    name: str
+    run_id: str
+    plan: TrainingPlan
+    strategy: SumStrategy
+    bench: Workbench
+    training: Sequence[Encoded]
+    validation: Sequence[Encoded]
+    store: SiteStore

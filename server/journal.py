@@ -1,0 +1,110 @@
+"""The server's durable record: each round's state is on disk before the next begins.
+
+`rounds.jsonl` names the state file of every folded round and the scores so far; a state file is
+complete before the line that names it is written, so a server killed anywhere resumes from the last line.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wardround.core.errors import StorageError
+from wardround.core.packed import Adapter, Array, Layout, Packed
+from wardround.core.plan import TrainingPlan
+from wardround.runtime.files import append_line, load_tensors, save_tensors
+from wardround.server.selection import Selection
+from wardround.strategies.contract import ServerState
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Journal of one arm of a run, in one folder."""
+
+    folder: Path
+    plan: TrainingPlan
+
+    def resume(self) -> tuple[ServerState, Selection] | None:
+        """The state and the scores after the last journalled round, or None for a new run.
+
+        Raises:
+            StorageError: The journal belongs to another plan, or a file does not hold what it should.
+        """
+        line = self._last_line()
+        if line is None:
+            return None
+        if line["plan_digest"] != self.plan.digest:
+            raise StorageError(
+                "the journal belongs to another plan",
+                found=str(line["plan_digest"])[:12], expected=self.plan.digest[:12],
+                remedy="resume with the configuration that the run began with, or choose another output folder",
+            )  # fmt: skip
+        state = self._load(self._path(int(line["round"])))
+        if state.adapter.digest != line["adapter_digest"]:
+            raise StorageError(f"the state of round {line['round']} is not the one that was journalled")
+        selection = Selection(self.plan.release, tuple((int(r), float(v)) for r, v in line["scores"]))
+        return state, selection
+
+    def commit(self, state: ServerState, selection: Selection) -> None:
+        """Make a folded round durable; states that are neither last nor best go afterwards."""
+        self.keep(state)
+        append_line(
+            self.folder / "rounds.jsonl",
+            {
+                "round": state.round,
+                "plan_digest": self.plan.digest,
+                "adapter_digest": state.adapter.digest,
+                "scores": [list(score) for score in selection.scores],
+            },
+        )
+        wanted = {state.round, selection.best[0] if selection.best else state.round}
+        for path in self.folder.glob("state-*.safetensors"):
+            if int(path.stem.removeprefix("state-")) not in wanted:
+                path.unlink(missing_ok=True)
+
+    def keep(self, state: ServerState) -> None:
+        """Write a state's file where it is not there yet."""
+        path = self._path(state.round)
+        if path.exists():
+            return
+        layouts = {f"layout/{name}": slot.layout.model_dump_json() for name, slot in state.slots.items()}
+        tensors: dict[str, Array] = {"adapter": state.adapter.vector}
+        tensors |= {f"slot/{name}": slot.vector for name, slot in state.slots.items()}
+        save_tensors(path, tensors, {"round": str(state.round), "plan_digest": self.plan.digest, **layouts})
+
+    def released(self, last: ServerState, selection: Selection) -> tuple[int, Adapter]:
+        """Round and adapter of the best scored state; the last one where nothing was scored."""
+        if selection.best is None or selection.best[0] == last.round:
+            return last.round, last.adapter
+        best = self._load(self._path(selection.best[0]))
+        return best.round, best.adapter
+
+    def _path(self, round: int) -> Path:
+        return self.folder / f"state-{round:05d}.safetensors"
+
+    def _last_line(self) -> dict[str, Any] | None:
+        path = self.folder / "rounds.jsonl"
+        if not path.exists():
+            return None
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for line in reversed(lines):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # a torn last line: the round before it counts
+            if isinstance(record, dict):
+                return record
+        return None
+
+    def _load(self, path: Path) -> ServerState:
+        tensors, metadata = load_tensors(path)
+        if metadata.get("plan_digest") != self.plan.digest:
+            raise StorageError(f"{path.name} belongs to another plan")
+        slots = {
+            key.removeprefix("layout/"): Packed(Layout.model_validate_json(text), tensors["slot/" + key.removeprefix("layout/")])
+            for key, text in metadata.items()
+            if key.startswith("layout/")
+        }  # fmt: skip
+        return ServerState(int(metadata["round"]), Packed(self.plan.adapter.layout, tensors["adapter"]), slots)

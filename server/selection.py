@@ -1,0 +1,49 @@
+"""Which round's adapter is released, and when to stop: pure functions over the scores so far."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from wardround.core.plan import ReleaseRule
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Scores of the released metric so far.
+
+    Attributes:
+        rule: Metric, direction, patience.
+        scores: (round, value) in order of evaluation; only finite values.
+    """
+
+    rule: ReleaseRule
+    scores: tuple[tuple[int, float], ...] = ()
+
+    def add(self, round: int, value: float | None) -> Selection:
+        """With one more evaluation; a value that is missing or not finite changes nothing."""
+        if value is None or not math.isfinite(value) or any(known == round for known, _ in self.scores):
+            return self
+        return Selection(self.rule, (*self.scores, (round, value)))
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """(round, value) of the best evaluation; the earliest where several tie within the least improvement."""
+        best: tuple[int, float] | None = None
+        for candidate in self.scores:
+            if best is None or self._better(candidate[1], best[1]):
+                best = candidate
+        return best
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `patience` evaluations in a row brought no improvement."""
+        best = self.best
+        if self.rule.patience is None or best is None:
+            return False
+        since = sum(1 for round, _ in self.scores if round > best[0])
+        return since >= self.rule.patience
+
+    def _better(self, value: float, best: float) -> bool:
+        gain = value - best if self.rule.direction == "max" else best - value
+        return gain > self.rule.least_improvement

@@ -1,0 +1,128 @@
+"""The configuration of a simulated run: what Hydra composed, checked as a whole before anything is read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from wardround.core.plan import (
+    Encoding,
+    Frozen,
+    LocalWork,
+    ReleaseRule,
+    RoundRules,
+    StrategySpec,
+    TextTemplate,
+    invalid,
+    known_keys,
+)
+from wardround.training.base_model import BaseModelConfig
+from wardround.training.source_spec import SourceSpec
+from wardround.training.workbench import Machine
+
+
+class TaskConfig(Frozen):
+    """Task file and its options."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class DataConfig(Frozen):
+    """Where rows come from, and the part of the data contract that a person writes."""
+
+    source: SourceSpec | None = None
+    """One source for all sites; the partition says which row lies where."""
+    sites: dict[str, SourceSpec] = Field(default_factory=dict)
+    """Instead of `source`: one source a site, which is then the partition."""
+    test: SourceSpec | None = None
+    """Rows of everybody's test; scored at the end and every `evaluation.every` rounds."""
+    site_tests: dict[str, SourceSpec] = Field(default_factory=dict)
+    """One test source a site. Without it, `site_column` cuts `test` by site where it is mapped."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    template: TextTemplate | None = None
+    labels: tuple[str, ...] | Literal["auto"] = "auto"
+    """Ordered label list; `auto` takes the sorted labels of all training rows, once, for the plan."""
+    id_column: str | None = None
+    unit_column: str | None = None
+    site_column: str | None = None
+    max_length: int = Field(default=128, ge=2)
+    packing: bool = False
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
+    limit: int | None = Field(default=None, gt=0)
+    """Use only so many training rows, chosen by unit from the seed tree."""
+
+
+class AdapterConfig(Frozen):
+    """Adapter method, its options, and optionally a saved adapter to start from."""
+
+    method: str = "lora"
+    options: dict[str, Any] = Field(default_factory=dict)
+    start_from: str | None = None
+
+
+class PartitionConfig(Frozen):
+    """How rows are spread over sites."""
+
+    kind: str = "natural"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class EvaluationConfig(Frozen):
+    """When the test rows are scored; they never choose anything."""
+
+    every: int | None = Field(default=None, gt=0)
+    """Every so many rounds; None only at the end."""
+    samples: int = Field(default=3, ge=0)
+    """Sample answers in the model card, where the task writes text."""
+
+
+class BoundsConfig(Frozen):
+    """The two honest bounds, run in the same way beside the federation."""
+
+    local_only: bool = False
+    centralised: bool = False
+    centralised_learning_rate: float | None = Field(default=None, gt=0)
+
+
+class SimulationConfig(Frozen):
+    """How the simulation is executed; changes nothing of its result."""
+
+    lanes: int = Field(default=8, gt=0)
+    """Flower nodes over which messages are delivered."""
+
+
+class RunConfig(Frozen):
+    """Everything that `wardround simulate` needs."""
+
+    name: str
+    seed: int = Field(default=0, ge=0)
+    output: str = "runs/${name}"
+    resume: str | None = None
+    model: BaseModelConfig
+    task: TaskConfig
+    data: DataConfig
+    adapter: AdapterConfig = AdapterConfig()
+    local: LocalWork
+    strategy: StrategySpec = StrategySpec()
+    encoding: Encoding = Encoding()
+    rounds: RoundRules
+    release: ReleaseRule = ReleaseRule()
+    partition: PartitionConfig = PartitionConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    bounds: BoundsConfig = BoundsConfig()
+    machine: Machine = Machine()
+    simulation: SimulationConfig = SimulationConfig()
+
+    @staticmethod
+    def parse(values: dict[str, Any]) -> RunConfig:
+        """Check a plain mapping.
+
+        Raises:
+            ConfigError: Every fault at once; an unknown key is named with the nearest known one.
+        """
+        try:
+            return RunConfig.model_validate(values)
+        except ValidationError as error:
+            raise invalid("configuration", error, known_keys(RunConfig)) from error

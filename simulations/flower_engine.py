@@ -1,0 +1,110 @@
+"""Flower's own simulation engine in this process, without Ray, over one shared base model.
+
+Every import of Flower's internals by the simulator stands in this file;
+tests/contract/test_flower_internals.py fails loudly when one of them moves.
+Flower's nodes are delivery lanes here: which site a message is for stands in the message.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import RUN_ID_NUM_BYTES, SUPERLINK_NODE_ID, TASK_ID_NUM_BYTES
+from flwr.proto.task_pb2 import Task
+from flwr.server.superlink.fleet.vce import vce_api
+from flwr.server.superlink.fleet.vce.backend.backend import Backend
+from flwr.server.superlink.fleet.vce.metrics import VceMetrics
+from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.server.superlink.linkstate.in_memory_linkstate import RunRecord
+from flwr.server.superlink.linkstate.utils import generate_rand_int_from_bytes
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.federation import NoOpFederationManager
+from flwr.superlink.grid import InMemoryGrid
+
+PULL_INTERVAL_S = 0.01
+
+
+class _InProcessBackend(Backend):
+    """Runs every message in this process, one at a time: the sites share one torch model."""
+
+    def __init__(self) -> None:
+        super().__init__("{}")
+        self._lock = threading.Lock()
+
+    def build(self, app_fn: Callable[[], ClientApp]) -> None:
+        self._app = app_fn()
+
+    @property
+    def num_workers(self) -> int:
+        return 1
+
+    def is_worker_idle(self) -> bool:
+        return not self._lock.locked()
+
+    def process_message(self, message: Message, context: Context) -> tuple[Message, Context]:
+        with self._lock:
+            return self._app(message=message, context=context), context
+
+    def terminate(self) -> None:
+        """Nothing to release: the model belongs to the caller."""
+
+
+def simulate(server: Callable[[Grid, list[int]], None], client: ClientApp, *, lanes: int) -> None:
+    """Run a server function against a client app on Flower's engine, in this process.
+
+    Args:
+        server: Gets the grid and the ids of the nodes; the simulation ends when it returns.
+        client: Answers messages.
+        lanes: Number of Flower nodes. Delivery takes about 0.1 s a message and lane, ahead of the work.
+
+    Raises:
+        BaseException: Whatever `server` raised.
+    """
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    run = Run.create_empty(run_id=generate_rand_int_from_bytes(RUN_ID_NUM_BYTES))
+    run.primary_task_id = generate_rand_int_from_bytes(TASK_ID_NUM_BYTES)
+    run.federation_id = NOOP_FEDERATION_ID
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run.run_id, SUPERLINK_NODE_ID
+    factory = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
+    state = factory.state()
+    state.run_ids[run.run_id] = RunRecord(run=run)
+    state.task_store[run.primary_task_id] = Task(task_id=run.primary_task_id, run_id=run.run_id)
+    grid = InMemoryGrid(factory, pull_interval=PULL_INTERVAL_S)
+    grid.set_run(run)
+    nodes = vce_api._register_nodes(lanes, factory)
+    stores = vce_api._register_node_info_stores(nodes, run, None)
+
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
+        server(grid, list(nodes))
+
+    stop = threading.Event()
+    raised: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            app(grid, Context(run_id=run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread below
+            raised.append(error)
+        finally:
+            stop.set()
+
+    thread = threading.Thread(target=serve, name="wardround-server")
+    thread.start()
+    try:
+        vce_api.run_api(lambda: client, _InProcessBackend, nodes, factory, stores, stop, VceMetrics())
+    finally:
+        stop.set()
+        thread.join()
+    if raised:
+        raise raised[0]

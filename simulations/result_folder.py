@@ -1,0 +1,141 @@
+"""The folder of a run: what goes in at the start, what each arm writes, what stands there at the end."""
+
+from __future__ import annotations
+
+import json
+import platform
+import uuid
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from wardround.core.errors import ConfigError, StorageError
+from wardround.core.metrics.contract import Scores
+from wardround.core.packed import Adapter
+from wardround.core.plan import TrainingPlan
+from wardround.runtime.events import EventSink
+from wardround.runtime.files import atomic_folder, save_tensors, write_atomic, write_json
+from wardround.runtime.sinks import JsonlSink, TensorBoardSink
+from wardround.simulations.config import RunConfig
+from wardround.simulations.rows import Rows
+from wardround.training.workbench import Workbench
+
+if TYPE_CHECKING:
+    from wardround.simulations.simulate import ArmResult
+
+PACKAGES = ("wardround", "flwr", "torch", "transformers", "peft", "numpy", "safetensors", "tokenizers", "datasets")
+
+
+@dataclass(frozen=True)
+class ResultFolder:
+    """One run's folder."""
+
+    path: Path
+    run_id: str
+    resumed: bool
+
+    @staticmethod
+    def open(path: Path, config: RunConfig, plan: TrainingPlan, initial: Adapter) -> ResultFolder:
+        """A new folder, or the folder of the run that is resumed.
+
+        Raises:
+            ConfigError: The folder holds another run, or the run to resume is not there.
+            StorageError: It cannot be written, or the resumed run's plan is not this one.
+        """
+        if config.resume:
+            return _reopen(path, plan, initial)
+        if path.exists() and any(path.iterdir()):
+            raise ConfigError(
+                f"the output folder {path} is not empty",
+                remedy=f"choose another with output=…, or go on with that run: resume={path}",
+            )
+        run_id = uuid.uuid4().hex
+        write_json(path / "config.json", config.model_dump(mode="json"))
+        write_atomic(path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode())
+        write_json(path / "plan.json", json.loads(plan.canonical()))
+        save_tensors(path / "initial.safetensors", {"adapter": initial.vector}, {"digest": initial.digest})
+        write_json(path / "environment.json", environment())
+        write_json(path / "run.json", {"run_id": run_id, "plan_digest": plan.digest})
+        return ResultFolder(path, run_id, resumed=False)
+
+    def arm(self, name: str) -> Path:
+        """Folder of one arm."""
+        return self.path / "arms" / name
+
+    def sinks(self) -> list[EventSink]:
+        """The files that the event stream fills."""
+        return [JsonlSink(self.path / "metrics.jsonl"), TensorBoardSink(self.path / "tensorboard")]
+
+    def save_adapters(self, bench: Workbench, result: ArmResult) -> None:
+        """The released adapter in `adapter/`, the last one in `adapter_last/`, in PEFT's own format."""
+        for name, adapter in (("adapter", result.outcome.released), ("adapter_last", result.outcome.last.adapter)):
+            with atomic_folder(self.path / name) as folder:
+                bench.load_adapter(adapter)
+                bench.save_adapter(folder)
+
+    def finish(
+        self, config: RunConfig, plan: TrainingPlan, rows: Rows, bench: Workbench, results: dict[str, ArmResult]
+    ) -> dict[str, Any]:
+        """Write adapters, summary, per-site table, curves and model card; returns the summary."""
+        from wardround.simulations.report import write_report
+
+        self.save_adapters(bench, results["federated"])
+        summary = {
+            "name": plan.name,
+            "run_id": self.run_id,
+            "plan_digest": plan.digest,
+            "base": plan.base.model_dump(mode="json"),
+            "strategy": plan.strategy.name,
+            "privacy": {"differential_privacy": "none", "secure_aggregation": "off"},
+            "sites": {name: len(examples) for name, examples in rows.sites.items()},
+            "notices": rows.notices,
+            "environment": environment(),
+            "arms": {name: arm_record(result) for name, result in results.items()},
+        }
+        write_json(self.path / "summary.json", summary)
+        write_report(self.path, config, plan, rows, bench, results, summary)
+        return summary
+
+
+def _reopen(path: Path, plan: TrainingPlan, initial: Adapter) -> ResultFolder:
+    try:
+        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"there is no run to resume in {path}", found=type(error).__name__, expected="run.json") from error
+    if record["plan_digest"] != plan.digest:
+        raise StorageError(
+            "the run to resume follows another plan", found=str(record["plan_digest"])[:12], expected=plan.digest[:12],
+            remedy="data, model or package versions changed since it began: start a new run",
+        )  # fmt: skip
+    if plan.adapter.initial_digest != initial.digest:
+        raise StorageError("the initial adapter is not the plan's")
+    return ResultFolder(path, str(record["run_id"]), resumed=True)
+
+
+def environment() -> dict[str, str]:
+    """Versions that a result depends on."""
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "machine": platform.machine(), **versions}
+
+
+def scores_record(scores: Scores) -> dict[str, Any]:
+    """Scores as plain JSON values."""
+    return {"values": scores.values, "support": scores.support, "by_class": scores.by_class}
+
+
+def arm_record(result: ArmResult) -> dict[str, Any]:
+    """One arm in the summary."""
+    outcome = result.outcome
+    return {
+        "reason": outcome.reason,
+        "last_round": outcome.last.round,
+        "released_round": outcome.released_round,
+        "released_adapter": outcome.released.digest,
+        "last_adapter": outcome.last.adapter.digest,
+        "validation": [list(score) for score in outcome.selection.scores],
+        "test": {part: scores_record(scores) for part, scores in result.test.items()},
+        "wall_s": round(result.wall_s, 3),
+    }

@@ -1,0 +1,138 @@
+"""From configured sources to the rows of every simulated site; nothing here loads a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from wardround.core.errors import DataError
+from wardround.core.plan import DataContract, TaskSpec, parse_options
+from wardround.core.seeds import Purpose, generator
+from wardround.simulations.config import DataConfig, RunConfig
+from wardround.simulations.partitions import PARTITIONS
+from wardround.training.examples import Example, ExampleSet, collect_labels, read_examples
+from wardround.training.tasks import Task
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the simulation.
+
+    Attributes:
+        contract: The data contract, its label list fixed (digests still missing).
+        sites: Site → its training rows, sorted by name.
+        test: Rows that score everybody.
+        site_tests: Site → the test rows of its own.
+        notices: What a person should know: quarantined rows, sites left out.
+    """
+
+    contract: DataContract
+    sites: dict[str, list[Example]]
+    test: list[Example]
+    site_tests: dict[str, list[Example]]
+    notices: list[str] = field(default_factory=list)
+
+
+def gather(config: RunConfig, task: Task, spec: TaskSpec, *, allow_dotted: bool = True) -> Rows:
+    """Read, map, check and partition every row.
+
+    Raises:
+        DataError: Wrong mapping, a label outside the list, no rows at all.
+        ConfigError: Unknown partition or option.
+    """
+    data = config.data
+    roles = task.required_roles(spec)
+    contract = contract_of(data, roles)
+    notices: list[str] = []
+    if data.sites:
+        sites = {
+            name: _examples(read_examples(source, contract, roles), f"site {name}", notices)
+            for name, source in sorted(data.sites.items())
+        }
+    else:
+        if data.source is None:
+            raise DataError("no training rows are configured", expected="data.source, or data.sites")
+        rows = read_examples(data.source, contract, roles, site_column=data.site_column)
+        examples = _limited(_examples(rows, "the training source", notices), data.limit, config.seed)
+        sites = _partitioned(config, examples, allow_dotted=allow_dotted)
+    empty = [name for name, examples in sites.items() if not examples]
+    sites = {name: examples for name, examples in sorted(sites.items()) if examples}
+    if empty:
+        notices.append(f"left out, no usable rows: {', '.join(empty)}")
+    if not sites:
+        raise DataError("no site has a usable row", remedy="run `wardround data check` on the source")
+    test, site_tests = _tests(data, contract, roles, sites, notices)
+    return Rows(contract, sites, test, site_tests, notices)
+
+
+def contract_of(data: DataConfig, roles: dict[str, bool]) -> DataContract:
+    """The data contract as far as rows decide it; `labels: auto` is resolved here, once, for the plan."""
+    contract = DataContract(
+        columns=data.columns,
+        template=data.template,
+        labels=() if data.labels == "auto" else tuple(data.labels),
+        id_column=data.id_column,
+        unit_column=data.unit_column,
+        max_length=data.max_length,
+        packing=data.packing,
+        validation_fraction=data.validation_fraction,
+    )
+    if data.labels == "auto" and "label" in roles:
+        sources = list(data.sites.values()) or ([data.source] if data.source else [])
+        labels = collect_labels(sources, contract)
+        contract = contract.model_copy(update={"labels": labels})
+    return contract
+
+
+def _partitioned(config: RunConfig, examples: Sequence[Example], *, allow_dotted: bool) -> dict[str, list[Example]]:
+    partition = PARTITIONS.get(config.partition.kind, allow_dotted=allow_dotted)
+    options = parse_options(
+        partition.Options, config.partition.options, f"options of partition {config.partition.kind!r}"
+    )
+    parts = partition.split(examples, options, seed=config.seed)
+    return {name: [examples[index] for index in indices] for name, indices in parts.items()}
+
+
+def _tests(
+    data: DataConfig,
+    contract: DataContract,
+    roles: dict[str, bool],
+    sites: dict[str, list[Example]],
+    notices: list[str],
+) -> tuple[list[Example], dict[str, list[Example]]]:
+    test: list[Example] = []
+    if data.test is not None:
+        rows = read_examples(data.test, contract, roles, site_column=data.site_column)
+        test = _examples(rows, "the test source", notices)
+    site_tests = {
+        name: _examples(read_examples(source, contract, roles), f"the test source of {name}", notices)
+        for name, source in sorted(data.site_tests.items())
+    }
+    if not site_tests:
+        cut = {name: [example for example in test if example.site == name] for name in sites}
+        site_tests = {name: examples for name, examples in cut.items() if examples}
+    unknown = sorted(set(site_tests) - set(sites))
+    if unknown:
+        raise DataError("test rows are configured for sites that do not exist", found=", ".join(unknown), expected=", ".join(sites))
+    return test, site_tests
+
+
+def _examples(rows: ExampleSet, where: str, notices: list[str]) -> list[Example]:
+    counts = rows.quarantine_counts()
+    if counts:
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in sorted(counts.items()))
+        notices.append(f"{where}: {sum(counts.values())} of {rows.rows_read} rows quarantined ({reasons})")
+    return list(rows.examples)
+
+
+def _limited(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
+    """At most `limit` rows, whole units, chosen by the seed and not by the order of the source."""
+    if limit is None or len(examples) <= limit:
+        return examples
+    units = sorted({example.unit for example in examples})
+    generator(seed, Purpose.SAMPLES).shuffle(units)
+    rank = {unit: position for position, unit in enumerate(units)}
+    chosen = sorted(range(len(examples)), key=lambda index: (rank[examples[index].unit], index))[:limit]
+    last = rank[examples[chosen[-1]].unit] if len(examples) > limit else len(units)
+    whole = [index for index in chosen if rank[examples[index].unit] < last]
+    return [examples[index] for index in sorted(whole or chosen)]

@@ -1,0 +1,100 @@
+"""The slow, plain twin of a simulated run: no Flower, no round loop, no handler, no strategy, no optimised path.
+
+FedAvg as in McMahan et al. 2017, Algorithm 1, written out over PyTorch: the same rows in the same
+batches from the same seeds. tests/integration/test_twin.py holds that the engine ends with the very
+same adapter, bit for bit; benchmarks/overhead.py uses it as the bare loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from wardround.core.errors import ConfigError
+from wardround.core.packed import Adapter
+from wardround.core.seeds import Purpose, generator, seed_for
+from wardround.server.rounds import choose_cohort
+from wardround.simulations.arms import Arm, SiteRows
+from wardround.training.batches import plan_batches
+from wardround.training.schedules import rate
+from wardround.training.workbench import Workbench
+
+
+def run_twin(
+    arm: Arm, bench: Workbench, initial: Adapter, *, on_round: Callable[[int, Adapter], None] | None = None
+) -> Adapter:
+    """The adapter after the plan's last round.
+
+    Raises:
+        ConfigError: The plan asks for more than the twin writes out (FedAvg, AdamW, a reset optimiser).
+    """
+    _check(arm)
+    plan, state = arm.plan, initial.vector.copy()
+    quantum = 2.0**plan.encoding.fraction_bits
+    for round in range(1, plan.rounds.rounds + 1):
+        total, weight = np.zeros(state.size, dtype=np.int64), 0
+        for site in choose_cohort(plan, tuple(arm.sites), round):
+            trained, examples = _train(arm, bench, initial.with_vector(state), site, arm.sites[site], round)
+            share = {"examples": examples, "uniform": 1}[plan.strategy.weighting]
+            delta = trained.astype(np.float64) - state.astype(np.float64)
+            total += np.rint(delta * share * quantum).astype(np.int64)
+            weight += share
+        mean = total.astype(np.float64) / quantum / weight
+        state = (state.astype(np.float64) + mean).astype(np.float32)
+        if on_round is not None:
+            on_round(round, initial.with_vector(state))
+    return initial.with_vector(state)
+
+
+def _train(
+    arm: Arm, bench: Workbench, before: Adapter, site: str, rows: SiteRows, round: int
+) -> tuple[np.ndarray, int]:
+    """One local round in plain PyTorch: (flat adapter after, distinct rows)."""
+    plan, work, model = arm.plan, arm.plan.local, bench.model
+    bench.load_adapter(before)
+    model.train()
+    torch.manual_seed(seed_for(plan.seed, Purpose.DROPOUT, round=round, site=site))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": work.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=work.learning_rate, betas=work.betas, eps=work.epsilon,
+    )  # fmt: skip
+    usable = [row for row in rows.training if bench.task.targets(row) > 0]
+    batches = plan_batches(len(usable), work, generator(plan.seed, Purpose.SHUFFLE, round=round, site=site))
+    for step, indices in enumerate(batches):
+        chosen = [usable[index] for index in indices]
+        for group in optimiser.param_groups:
+            group["lr"] = rate(
+                work.schedule, work.learning_rate, round=round, rounds=plan.rounds.rounds, fraction=step / len(batches)
+            )
+        batch = {key: value.to(bench.device) for key, value in bench.task.collate(chosen, plan.data).items()}
+        optimiser.zero_grad()
+        loss = bench.task.example_losses(model, batch).sum() / sum(map(bench.task.targets, chosen))
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+        if work.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, work.max_grad_norm)
+        optimiser.step()
+    return bench.read_adapter().vector.copy(), len(usable)
+
+
+def _check(arm: Arm) -> None:
+    plan = arm.plan
+    unsupported = {
+        "strategy.name": plan.strategy.name != "fedavg",
+        "strategy.weighting": plan.strategy.weighting == "targets",
+        "local.optimiser": plan.local.optimiser != "adamw",
+        "local.optimiser_state": plan.local.optimiser_state != "reset",
+        "release.patience": plan.release.patience is not None,
+    }
+    found = [name for name, wrong in unsupported.items() if wrong]
+    if found:
+        raise ConfigError(
+            "the twin does not write this out", found=", ".join(found),
+            expected="FedAvg with AdamW, reset every round, no early stopping",
+            remedy="use simulation.backend=flower",
+        )  # fmt: skip

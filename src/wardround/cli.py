@@ -1,0 +1,125 @@
+"""The command line: a thin, lazy table of commands. Heavy rooms are imported when their command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from wardround.core.errors import WardroundError
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+app = typer.Typer(
+    name="wardround", help="Federated LoRA fine-tuning across sites that may not share a record.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+data_app = typer.Typer(help="Look at data before anything is trained.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+HYDRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=HYDRA_ARGUMENTS)
+def simulate(context: typer.Context) -> None:
+    """Simulate a federation on this machine. Takes Hydra overrides: rounds.rounds=5 seed=1, -m, --cfg job, --help."""
+    from wardround.simulations.command import main as hydra_main
+
+    hydra_main(context.args)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Result folder.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Root of the seed tree.")] = 0,
+) -> None:
+    """Fine-tune across four real hospitals, compare with local-only and centralised, merge, ask the model."""
+    from wardround.simulations.demo.demo import run_demo
+
+    run_demo(output, seed)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to make; gets a commented config.yaml.")],
+) -> None:
+    """Write a commented configuration for your own data and model."""
+    from wardround.simulations.starter import write_starter
+
+    write_starter(folder)
+
+
+@data_app.command("check")
+def data_check(
+    source: Annotated[str, typer.Argument(help="File or folder: JSONL, JSON, CSV, Parquet (.gz), datasets folder.")],
+    kind: Annotated[Optional[str], typer.Option(help="Source kind, where the ending does not tell.")] = None,  # noqa: UP045 - typer reads Optional
+    text: Annotated[Optional[str], typer.Option(help="Column with the text, for lengths and duplicates.")] = None,  # noqa: UP045 - as above
+    label: Annotated[Optional[str], typer.Option(help="Column with the label.")] = None,  # noqa: UP045 - as above
+    unit: Annotated[Optional[str], typer.Option(help="Column that names the patient.")] = None,  # noqa: UP045 - as above
+    tokenizer: Annotated[Optional[str], typer.Option(help="Model folder or hub name whose tokenizer measures lengths.")] = None,  # noqa: UP045 - as above
+    max_length: Annotated[int, typer.Option(help="Tokens above which a row would be cut.")] = 512,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Read a source and say what is in it: rows, columns, labels, lengths, duplicates, broken rows."""
+    from wardround.training.commands import check_data
+
+    check_data(source, kind, text=text, label=label, unit=unit, tokenizer=tokenizer, max_length=max_length, as_json=as_json)
+
+
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    output: Annotated[Optional[Path], typer.Option(help="Folder to make; RUN/merged by default.")] = None,  # noqa: UP045 - typer reads Optional
+    model: Annotated[Optional[str], typer.Option(help="Base model, where it lies elsewhere now.")] = None,  # noqa: UP045 - as above
+    tolerance: Annotated[float, typer.Option(help="Largest difference of logits, relative to their largest.")] = 1e-3,
+) -> None:
+    """Merge the released adapter into its base model, and prove that both give the same logits."""
+    from wardround.simulations.after_run import merge_run
+
+    merge_run(run, output, model, tolerance)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Folder of a run, of its adapter, or of a merged model.")],
+    source: Annotated[str, typer.Argument(help="Rows to score.")],
+    run: Annotated[Optional[Path], typer.Option(help="Run whose plan maps the rows, where MODEL lies outside it.")] = None,  # noqa: UP045 - typer reads Optional
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+) -> None:
+    """Score an adapter or a merged model on a file."""
+    from wardround.simulations.after_run import evaluate_file
+
+    evaluate_file(model, source, run, as_json=as_json)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder of a run, of its adapter, or of a merged model.")],
+    source: Annotated[str, typer.Argument(help="Rows to answer.")],
+    output: Annotated[Optional[Path], typer.Option(help="JSONL file to write; printed without it.")] = None,  # noqa: UP045 - typer reads Optional
+    run: Annotated[Optional[Path], typer.Option(help="Run whose plan maps the rows, where MODEL lies outside it.")] = None,  # noqa: UP045 - as above
+) -> None:
+    """Answer rows with an adapter or a merged model."""
+    from wardround.simulations.after_run import predict_file
+
+    predict_file(model, source, output, run)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: an error of ours is a message and an exit code, never a traceback."""
+    try:
+        app(arguments, standalone_mode=True)
+    except WardroundError as error:
+        sys.stderr.write(f"wardround: {error}\n")
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

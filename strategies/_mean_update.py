@@ -1,0 +1,165 @@
+"""Methods that move the global adapter along the mean of the sites' updates: what they share.
+
+A site sends its update, d_i = after_i − before, never its parameters. The server sees Σ w_i d_i and
+Σ w_i, and with them the mean update d = Σ w_i d_i / Σ w_i. What differs is the step taken along d:
+
+    x ← x + step(d)
+
+Sums and moments are float64; the adapter is rounded to float32 once, at the end of a fold.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+from pydantic import BaseModel
+
+from wardround.core.errors import ConfigError, PeerError
+from wardround.core.packed import Adapter, Layout, Packed, Statistics, require_finite
+from wardround.strategies.contract import Broadcast, LocalRules, ServerState, SiteMemory
+
+O = TypeVar("O", bound=BaseModel)  # noqa: E741 - O for options, as T for type
+
+
+def site_update(before: Adapter, after: Adapter) -> Statistics:
+    """d_i = after − before, in float64.
+
+    Raises:
+        PeerError: The two have different layouts, or one of them is not finite.
+    """
+    require_layout(after, before.layout, "the trained adapter")
+    require_finite(before, "the adapter before training")
+    require_finite(after, "the trained adapter")
+    return before.with_vector(after.vector.astype(np.float64) - before.vector.astype(np.float64))
+
+
+def mean_update(layout: Layout, total: Statistics, weight: float) -> Statistics:
+    """d = Σ w_i d_i / Σ w_i, in float64.
+
+    Args:
+        layout: Layout that the sum has to follow.
+        total: Σ w_i d_i.
+        weight: Σ w_i.
+
+    Raises:
+        PeerError: The sum follows another layout or is not finite, or the weight is not a positive number.
+    """
+    if not (math.isfinite(weight) and weight > 0):
+        raise PeerError("the summed weight is not a positive number", found=weight, expected="> 0")
+    require_layout(total, layout, "the sum")
+    require_finite(total, "the sum")
+    return total.with_vector(total.vector.astype(np.float64) / weight)
+
+
+def apply_step(adapter: Adapter, step: Packed) -> Adapter:
+    """x + step, rounded once to the adapter's float32.
+
+    Raises:
+        PeerError: The layouts differ, or the result is not finite in float32.
+    """
+    require_layout(step, adapter.layout, "the step")
+    with np.errstate(over="ignore"):  # named by require_finite
+        moved = (adapter.vector.astype(np.float64) + step.vector).astype(np.float32)
+    result = adapter.with_vector(moved)
+    require_finite(result, "the folded adapter")
+    return result
+
+
+def require_layout(packed: Packed, layout: Layout, what: str) -> None:
+    """Refuse what follows another layout.
+
+    Raises:
+        PeerError: Names the layouts by digest and size.
+    """
+    if packed.layout.digest != layout.digest:
+        raise PeerError(
+            f"{what} has another layout",
+            found=f"{packed.layout.digest[:12]}, {packed.layout.size} values",
+            expected=f"{layout.digest[:12]}, {layout.size} values",
+        )
+
+
+class MeanUpdate(ABC, Generic[O]):
+    """A strategy of one stage whose sites send their update. A file of its own says `local_rules` and `step`.
+
+    Args:
+        options: Checked options of the file.
+        layout: The adapter's layout, which is also that of the broadcast and of the statistics.
+    """
+
+    Options: ClassVar[type[BaseModel]]
+    stages: ClassVar[int] = 1
+
+    def __init__(self, options: O, layout: Layout) -> None:
+        if not isinstance(options, self.Options):
+            raise ConfigError(
+                "the strategy's options are of another type",
+                found=type(options).__name__,
+                expected=self.Options.__qualname__,
+                remedy="check them with core.plan.parse_options first",
+            )
+        self.options = options
+        self.layout = layout
+
+    @abstractmethod
+    def local_rules(self, broadcast: Broadcast, memory: SiteMemory, stage: int) -> LocalRules:
+        """What local training must obey."""
+
+    @abstractmethod
+    def step(self, mean: Statistics, slots: Mapping[str, Packed]) -> tuple[Packed, dict[str, Packed]]:
+        """The server's step along the mean update, float64, and what the server keeps for the next one."""
+
+    def begin(self, adapter: Adapter) -> ServerState:
+        """State before round 1; moments are fresh."""
+        require_layout(adapter, self.layout, "the initial adapter")
+        require_finite(adapter, "the initial adapter")
+        return ServerState(round=0, adapter=adapter)
+
+    def broadcast_layout(self) -> Layout:
+        """The adapter's."""
+        return self.layout
+
+    def broadcast(self, state: ServerState, round: int) -> Broadcast:  # noqa: ARG002 - the same in every round
+        """The global adapter itself."""
+        return state.adapter
+
+    def adapter_of(self, broadcast: Broadcast) -> Adapter:
+        """The broadcast itself."""
+        return broadcast
+
+    def statistics_layout(self, stage: int) -> Layout:
+        """The adapter's."""
+        _require_first(stage)
+        return self.layout
+
+    def contribute(
+        self,
+        broadcast: Broadcast,  # noqa: ARG002 - `before` is the broadcast here
+        before: Adapter,
+        after: Adapter,
+        memory: SiteMemory,
+        stage: int,
+    ) -> tuple[Statistics, SiteMemory]:
+        """The site's update; its memory stays as it is."""
+        _require_first(stage)
+        require_layout(before, self.layout, "the adapter before training")
+        return site_update(before, after), memory
+
+    def fold(self, state: ServerState, total: Statistics, weight: float, stage: int) -> ServerState:
+        """x ← x + step(Σ w_i d_i / Σ w_i).
+
+        Raises:
+            PeerError: As `mean_update` and `apply_step` say; the state is left as it was.
+        """
+        _require_first(stage)
+        step, slots = self.step(mean_update(self.layout, total, weight), state.slots)
+        return ServerState(state.round + 1, apply_step(state.adapter, step), slots)
+
+
+def _require_first(stage: Any) -> None:
+    if stage != 0:
+        raise PeerError("the strategy has one stage", found=f"stage {stage}", expected="stage 0")

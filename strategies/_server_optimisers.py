@@ -1,0 +1,118 @@
+"""Server optimisers as pure functions: (mean update, slots, options) → (step, next slots).
+
+The mean update plays the part of a negative gradient. Nothing here knows how it was made, so that any
+method whose round ends in an update of fixed layout can take one of these. Slots are float64 and are
+made fresh where they are missing, that is in the first round.
+
+Sources: momentum, Hsu, Qi and Brown 2019, arXiv:1909.06335; the adaptive three, Reddi et al., "Adaptive
+Federated Optimization", ICLR 2021, arXiv:2003.00295, Algorithm 2. As there, Adam has no bias correction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from pydantic import Field
+
+from wardround.core.packed import Array, Packed
+from wardround.core.plan import Frozen
+from wardround.strategies._mean_update import require_layout
+
+M, V = "m", "v"
+
+
+class MomentumOptions(Frozen):
+    """Options of `heavy_ball`."""
+
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """β. In the long run the step is 1/(1 − β) times the mean update."""
+    server_learning_rate: float = Field(default=1.0, gt=0)
+    """η; 1 in the paper."""
+
+
+class AdagradOptions(Frozen):
+    """Options of `adagrad`; β1 = 0 as in the paper's experiments."""
+
+    server_learning_rate: float = Field(default=0.01, gt=0)
+    """η, about the largest change of one coordinate in one round."""
+    beta1: float = Field(default=0.0, ge=0, lt=1)
+    tau: float = Field(default=1e-3, gt=0)
+    """τ, degree of adaptivity: updates far below it are taken as in FedAvg, scaled by η/τ."""
+
+
+class AdaptiveOptions(Frozen):
+    """Options of `adam` and `yogi`; defaults are the paper's."""
+
+    server_learning_rate: float = Field(default=0.01, gt=0)
+    """η, about the largest change of one coordinate in one round."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    tau: float = Field(default=1e-3, gt=0)
+    """τ, degree of adaptivity: updates far below it are taken as in FedAvgM, scaled by η/τ."""
+
+
+Step = tuple[Packed, dict[str, Packed]]
+
+
+def heavy_ball(mean: Packed, slots: Mapping[str, Packed], options: MomentumOptions) -> Step:
+    """m ← β m + d; step = η m. Hsu et al. 2019, section 4.2 (their v, which is subtracted, is −m)."""
+    m = options.momentum * _slot(slots, M, mean, 0.0) + mean.vector
+    return mean.with_vector(options.server_learning_rate * m), {M: mean.with_vector(m)}
+
+
+def adagrad(mean: Packed, slots: Mapping[str, Packed], options: AdagradOptions) -> Step:
+    """v ← v + d². Reddi et al. 2021, Algorithm 2, FedAdagrad."""
+    return _adaptive(
+        mean, slots, options.server_learning_rate, options.beta1, options.tau, lambda v, d2: v + d2
+    )
+
+
+def yogi(mean: Packed, slots: Mapping[str, Packed], options: AdaptiveOptions) -> Step:
+    """v ← v − (1 − β2) d² sign(v − d²). Reddi et al. 2021, Algorithm 2, FedYogi."""
+    rest = 1.0 - options.beta2
+    return _adaptive(
+        mean,
+        slots,
+        options.server_learning_rate,
+        options.beta1,
+        options.tau,
+        lambda v, d2: v - rest * d2 * np.sign(v - d2),
+    )
+
+
+def adam(mean: Packed, slots: Mapping[str, Packed], options: AdaptiveOptions) -> Step:
+    """v ← β2 v + (1 − β2) d². Reddi et al. 2021, Algorithm 2, FedAdam."""
+    beta2 = options.beta2
+    return _adaptive(
+        mean,
+        slots,
+        options.server_learning_rate,
+        options.beta1,
+        options.tau,
+        lambda v, d2: beta2 * v + (1.0 - beta2) * d2,
+    )
+
+
+def _adaptive(
+    mean: Packed,
+    slots: Mapping[str, Packed],
+    eta: float,
+    beta1: float,
+    tau: float,
+    second_moment: Callable[[Array, Array], Array],
+) -> Step:
+    """m ← β1 m + (1 − β1) d; v ← as given; step = η m / (√v + τ). m starts at 0, v at τ²."""
+    d = mean.vector
+    m = beta1 * _slot(slots, M, mean, 0.0) + (1.0 - beta1) * d
+    v = second_moment(_slot(slots, V, mean, tau**2), d**2)
+    step = eta * m / (np.sqrt(v) + tau)
+    return mean.with_vector(step), {M: mean.with_vector(m), V: mean.with_vector(v)}
+
+
+def _slot(slots: Mapping[str, Packed], name: str, mean: Packed, initial: float) -> Array:
+    slot = slots.get(name)
+    if slot is None:
+        return np.full(mean.layout.size, initial, dtype=np.float64)
+    require_layout(slot, mean.layout, f"the server's slot {name!r}")
+    return slot.vector

@@ -1,0 +1,39 @@
+"""FedAdam: Adam at the server, over FedAvg.
+
+Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar and McMahan, "Adaptive Federated Optimization",
+ICLR 2021, arXiv:2003.00295, Algorithm 2, with the mean update d, m from 0 and v from τ²:
+
+    m ← β1 m + (1 − β1) d        v ← β2 v + (1 − β2) d²        x ← x + η m / (√v + τ)
+
+As in the paper there is no bias correction: with β1 = 0.9 the first rounds are a warm-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, final
+
+from pydantic import BaseModel
+
+from wardround.core.packed import Packed, Statistics
+from wardround.strategies._mean_update import MeanUpdate
+from wardround.strategies._server_optimisers import AdaptiveOptions, adam
+from wardround.strategies.contract import Broadcast, LocalRules, SiteMemory, SumStrategy
+
+
+@final
+class FedAdam(MeanUpdate[AdaptiveOptions]):
+    """Moments `m` and `v` stay at the server, float64."""
+
+    Options: ClassVar[type[BaseModel]] = AdaptiveOptions
+
+    def local_rules(self, broadcast: Broadcast, memory: SiteMemory, stage: int) -> LocalRules:  # noqa: ARG002 - no rules
+        """None: sites train as in FedAvg."""
+        return LocalRules()
+
+    def step(self, mean: Statistics, slots: Mapping[str, Packed]) -> tuple[Packed, dict[str, Packed]]:
+        """The optimiser's step along the mean update."""
+        return adam(mean, slots, self.options)
+
+
+STRATEGY: type[SumStrategy] = FedAdam
