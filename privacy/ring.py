@@ -1,6 +1,8 @@
 """The fixed-point ring in which contributions are summed: exact in any order, and what masks need.
 
-    encode: z_i = round(x_i · w_i · 2^f)    add: Σ z_i mod 2^64    decode: Σ z_i / 2^f = Σ w_i x_i ± n/2 · 2^-f
+    encode: z_i = round(x_i · w_i · 2^f)
+    add:    Σ z_i mod 2^64
+    decode: Σ z_i / 2^f = Σ w_i x_i ± n/2 · 2^-f
 
 with f = `Encoding.fraction_bits` and n sites. Rounding is to the nearest integer, halves to even, so that
 encoding is a function of its input alone.
@@ -65,7 +67,7 @@ def encode(vector: Array, weight: int, encoding: Encoding, *, sites: int) -> Arr
         bound = 2.0 ** (63 - encoding.fraction_bits) / (float(weight) * sites)
         raise PeerError(
             "the contribution does not fit the ring",
-            found=f"a value above the bound, with weight {weight}, {sites} sites and {encoding.fraction_bits} fraction bits",
+            found=f"more, at weight {weight}, {sites} sites, {encoding.fraction_bits} fraction bits",
             expected=f"every value below {bound:.6g} in size",
             remedy="lower the learning rate or encoding.fraction_bits in the plan, or weigh sites uniformly",
         )
@@ -73,7 +75,7 @@ def encode(vector: Array, weight: int, encoding: Encoding, *, sites: int) -> Arr
 
 
 def add(total: Array, part: Array) -> None:
-    """total ← total + part mod 2^64, in place.
+    """Add in place: total ← total + part mod 2^64.
 
     Raises:
         InternalError: A shape or a type differs; check what a peer sent before it gets here.

@@ -14,7 +14,8 @@ from typing import Any
 from wardround.core.errors import StorageError
 from wardround.core.packed import Adapter, Array, Layout, Packed
 from wardround.core.plan import TrainingPlan
-from wardround.runtime.files import append_line, load_tensors, save_tensors
+from wardround.runtime.files import append_line
+from wardround.runtime.files import load_tensors, save_tensors
 from wardround.server.selection import Selection
 from wardround.strategies.contract import ServerState
 

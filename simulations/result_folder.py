@@ -17,7 +17,8 @@ from wardround.core.metrics.contract import Scores
 from wardround.core.packed import Adapter
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.events import EventSink
-from wardround.runtime.files import atomic_folder, save_tensors, write_atomic, write_json
+from wardround.runtime.files import atomic_folder, write_atomic, write_json
+from wardround.runtime.files import save_tensors
 from wardround.runtime.sinks import JsonlSink, TensorBoardSink
 from wardround.simulations.config import RunConfig
 from wardround.simulations.rows import Rows

@@ -26,7 +26,7 @@ O = TypeVar("O", bound=BaseModel)  # noqa: E741 - O for options, as T for type
 
 
 def site_update(before: Adapter, after: Adapter) -> Statistics:
-    """d_i = after − before, in float64.
+    """Update of one site, d_i = after − before, in float64.
 
     Raises:
         PeerError: The two have different layouts, or one of them is not finite.
@@ -38,7 +38,7 @@ def site_update(before: Adapter, after: Adapter) -> Statistics:
 
 
 def mean_update(layout: Layout, total: Statistics, weight: float) -> Statistics:
-    """d = Σ w_i d_i / Σ w_i, in float64.
+    """Mean update d = Σ w_i d_i / Σ w_i, in float64.
 
     Args:
         layout: Layout that the sum has to follow.
@@ -56,7 +56,7 @@ def mean_update(layout: Layout, total: Statistics, weight: float) -> Statistics:
 
 
 def apply_step(adapter: Adapter, step: Packed) -> Adapter:
-    """x + step, rounded once to the adapter's float32.
+    """The adapter x + step, rounded once to the adapter's float32.
 
     Raises:
         PeerError: The layouts differ, or the result is not finite in float32.
@@ -150,13 +150,16 @@ class MeanUpdate(ABC, Generic[O]):
         return site_update(before, after), memory
 
     def fold(self, state: ServerState, total: Statistics, weight: float, stage: int) -> ServerState:
-        """x ← x + step(Σ w_i d_i / Σ w_i).
+        """Next state: x ← x + step(Σ w_i d_i / Σ w_i).
 
         Raises:
             PeerError: As `mean_update` and `apply_step` say; the state is left as it was.
         """
         _require_first(stage)
-        step, slots = self.step(mean_update(self.layout, total, weight), state.slots)
+        with np.errstate(over="ignore"):  # named by require_finite
+            step, slots = self.step(mean_update(self.layout, total, weight), state.slots)
+        for name, slot in slots.items():
+            require_finite(slot, f"the server's slot {name!r}")
         return ServerState(state.round + 1, apply_step(state.adapter, step), slots)
 
 

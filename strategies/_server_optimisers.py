@@ -38,7 +38,7 @@ class AdagradOptions(Frozen):
     """η, about the largest change of one coordinate in one round."""
     beta1: float = Field(default=0.0, ge=0, lt=1)
     tau: float = Field(default=1e-3, gt=0)
-    """τ, degree of adaptivity: updates far below it are taken as in FedAvg, scaled by η/τ."""
+    """τ, degree of adaptivity: an update is multiplied by at most η/τ."""
 
 
 class AdaptiveOptions(Frozen):
@@ -49,47 +49,41 @@ class AdaptiveOptions(Frozen):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.99, ge=0, lt=1)
     tau: float = Field(default=1e-3, gt=0)
-    """τ, degree of adaptivity: updates far below it are taken as in FedAvgM, scaled by η/τ."""
+    """τ, degree of adaptivity: an update is multiplied by at most η/τ."""
 
 
 Step = tuple[Packed, dict[str, Packed]]
 
 
 def heavy_ball(mean: Packed, slots: Mapping[str, Packed], options: MomentumOptions) -> Step:
-    """m ← β m + d; step = η m. Hsu et al. 2019, section 4.2 (their v, which is subtracted, is −m)."""
+    """Momentum: m ← β m + d; step = η m. Hsu et al. 2019, section 4.2 (their v is −m)."""
     m = options.momentum * _slot(slots, M, mean, 0.0) + mean.vector
     return mean.with_vector(options.server_learning_rate * m), {M: mean.with_vector(m)}
 
 
 def adagrad(mean: Packed, slots: Mapping[str, Packed], options: AdagradOptions) -> Step:
-    """v ← v + d². Reddi et al. 2021, Algorithm 2, FedAdagrad."""
-    return _adaptive(
-        mean, slots, options.server_learning_rate, options.beta1, options.tau, lambda v, d2: v + d2
-    )
+    """Adagrad: v ← v + d². Reddi et al. 2021, Algorithm 2, FedAdagrad."""
+    return _adaptive(mean, slots, options, lambda v, d2: v + d2)
 
 
 def yogi(mean: Packed, slots: Mapping[str, Packed], options: AdaptiveOptions) -> Step:
-    """v ← v − (1 − β2) d² sign(v − d²). Reddi et al. 2021, Algorithm 2, FedYogi."""
+    """Yogi: v ← v − (1 − β2) d² sign(v − d²). Reddi et al. 2021, Algorithm 2, FedYogi."""
     rest = 1.0 - options.beta2
     return _adaptive(
         mean,
         slots,
-        options.server_learning_rate,
-        options.beta1,
-        options.tau,
+        options,
         lambda v, d2: v - rest * d2 * np.sign(v - d2),
     )
 
 
 def adam(mean: Packed, slots: Mapping[str, Packed], options: AdaptiveOptions) -> Step:
-    """v ← β2 v + (1 − β2) d². Reddi et al. 2021, Algorithm 2, FedAdam."""
+    """Adam: v ← β2 v + (1 − β2) d². Reddi et al. 2021, Algorithm 2, FedAdam."""
     beta2 = options.beta2
     return _adaptive(
         mean,
         slots,
-        options.server_learning_rate,
-        options.beta1,
-        options.tau,
+        options,
         lambda v, d2: beta2 * v + (1.0 - beta2) * d2,
     )
 
@@ -97,12 +91,11 @@ def adam(mean: Packed, slots: Mapping[str, Packed], options: AdaptiveOptions) ->
 def _adaptive(
     mean: Packed,
     slots: Mapping[str, Packed],
-    eta: float,
-    beta1: float,
-    tau: float,
+    options: AdagradOptions | AdaptiveOptions,
     second_moment: Callable[[Array, Array], Array],
 ) -> Step:
-    """m ← β1 m + (1 − β1) d; v ← as given; step = η m / (√v + τ). m starts at 0, v at τ²."""
+    """Step η m / (√v + τ) with m ← β1 m + (1 − β1) d from 0, and v as given from τ²."""
+    eta, beta1, tau = options.server_learning_rate, options.beta1, options.tau
     d = mean.vector
     m = beta1 * _slot(slots, M, mean, 0.0) + (1.0 - beta1) * d
     v = second_moment(_slot(slots, V, mean, tau**2), d**2)

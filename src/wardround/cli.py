@@ -48,7 +48,7 @@ def demo(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Folder to make; gets a commented config.yaml.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to make; gets a commented wardround.yaml.")],
 ) -> None:
     """Write a commented configuration for your own data and model."""
     from wardround.simulations.starter import write_starter

@@ -201,6 +201,7 @@ def own_settings(rows: Path, model: Path) -> dict[str, object]:
         "data.id_column": "nr",
         "data.unit_column": "nr",
         "data.site_column": "clinic",
+        "partition": {"kind": "natural", "options": {}},
         "local.batch_size": 4,
         "rounds.rounds": 2,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import re
 import subprocess
@@ -21,6 +23,7 @@ from wardround.core.plan import (
     StrategySpec,
     known_keys,
 )
+from wardround.core.registry import Registry
 from wardround.simulations.config import BoundsConfig, DataConfig, RunConfig, SimulationConfig
 from wardround.training.workbench import Machine
 
@@ -170,6 +173,33 @@ def installed_example(folder: Path, *files: str) -> Path:
     return folder
 
 
+SEAMS = re.findall(
+    r"^\| [\w ]+ \| `([\w/]+)/` \| `([A-Z]+)` \| .+ \| `([\w.]+)` \|$",
+    TEXT[ROOT / "docs" / "extending.md"],
+    flags=re.MULTILINE,
+)
+
+
+def test_every_seam_is_in_the_table() -> None:
+    """docs/extending.md lists every folder that has a registry."""
+    with_registry = {
+        path.parent.relative_to(ROOT).as_posix()
+        for place in PLACES
+        for path in (ROOT / place).rglob("__init__.py")
+        if "Registry(" in path.read_text(encoding="utf-8") and "src" not in path.relative_to(ROOT).parts
+    }
+    assert {folder for folder, _, _ in SEAMS} == with_registry
+
+
+@pytest.mark.parametrize(("folder", "attribute", "group"), SEAMS)
+def test_a_seam_is_as_the_table_says(folder: str, attribute: str, group: str) -> None:
+    """The registry of a folder looks for the attribute and the entry point group of the table."""
+    package = importlib.import_module(f"wardround.{folder.replace('/', '.')}")
+    (registry,) = [value for value in vars(package).values() if isinstance(value, Registry)]
+    assert (registry.package, registry.attribute, registry.group) == (package.__name__, attribute, group)
+    assert registry.names()
+
+
 def test_the_source_of_the_docs_plugs_in_by_entry_point(tmp_path: Path) -> None:
     """The source in docs/extending.md is found by its entry point and reads rows and broken rows."""
     folder = installed_example(tmp_path, "ward_lists.py")
@@ -223,6 +253,26 @@ except ConfigError:
 """
     shown = in_fresh_interpreter(code, path=folder).splitlines()
     assert shown == ["1 [0.5, 1.5]", "refused where not allowed"]
+
+
+def test_the_simulation_of_the_page_runs(tmp_path: Path, tiny_bert: Path) -> None:
+    """The run in docs/python-api.md ends with a released round, an accuracy and an adapter."""
+    (tmp_path / "base-model").symlink_to(tiny_bert)
+    words = [
+        ("short cough", "mild"),
+        ("a long fever", "severe"),
+        ("a small ache", "mild"),
+        ("sepsis", "severe"),
+    ]
+    for name, rows in (("notes.jsonl", words * 6), ("test.jsonl", words)):
+        lines = [
+            json.dumps({"note": f"{text} {i}", "grade": grade, "clinic": f"clinic {i // 2 % 2}"})
+            for i, (text, grade) in enumerate(rows)
+        ]
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+    shown = in_fresh_interpreter(example("python-api.md", "run.py"), path=tmp_path).strip().splitlines()[-1]
+    assert re.fullmatch(r"[012] (0|1|0\.\d+|1\.0)", shown), shown
+    assert (tmp_path / "runs" / "study" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_the_fold_by_hand_prints_what_the_page_says(tmp_path: Path) -> None:

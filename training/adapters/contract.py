@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+import torch
 from peft import PeftModel
 from pydantic import BaseModel
 from transformers import PreTrainedModel
@@ -29,6 +30,9 @@ class AdapterMethod(Protocol):
     def layout(self, model: PeftModel) -> Layout:
         """Every tensor that federates, by PEFT's own names, in a fixed order."""
 
+    def parameters(self, model: PeftModel) -> dict[str, torch.nn.Parameter]:
+        """Every tensor that trains, by its name in the layout, in the model's own order."""
+
     def read(self, model: PeftModel, layout: Layout) -> Adapter:
         """Copy the adapter out, float32."""
 
@@ -36,4 +40,15 @@ class AdapterMethod(Protocol):
         """Copy the adapter in."""
 
     def save(self, model: PeftModel, folder: Path, base_name: str) -> None:
-        """PEFT's own format: `adapter_model.safetensors` and `adapter_config.json`."""
+        """PEFT's own format: `adapter_model.safetensors` and `adapter_config.json`.
+
+        Raises:
+            StorageError: Could not be written; nothing is left half-written.
+        """
+
+    def read_saved(self, folder: Path, layout: Layout) -> Adapter:
+        """The state of a saved adapter folder, to start from.
+
+        Raises:
+            ModelError: No adapter is there, or it does not fit the layout.
+        """

@@ -1,0 +1,172 @@
+"""Metrics of a classifier from counts that add up: confusion matrix, score histograms, calibration bins.
+
+AUROC is the probability that a positive outscores a negative, ties counted half (Hanley and McNeil 1982),
+here from histograms of the scores, so that two scores in one bin are a tie. The bins are equally wide in
+log-odds and not in probability: a confident model puts nearly all of its scores close to 0 and 1, where
+bins of equal probability could not tell them apart.
+
+Calibration: expected calibration error over 15 bins of equal width of the confidence in the predicted
+class (Guo et al. 2017, arXiv:1706.04599, equation 3).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wardround.core.metrics.contract import LOSS_UNIT, Scores
+from wardround.core.packed import Array, Counters, Layout, TensorSpec
+
+SCORE_BINS = 1024
+LARGEST_LOG_ODDS = 12.0
+"""Scores beyond fall into the outermost bins: probabilities below 6e-6 or above 1 − 6e-6."""
+CONFIDENCE_BINS = 15
+CONFIDENCE_UNIT = 2.0**-20
+"""One step of a summed confidence."""
+
+
+def count_rows(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], losses: NDArray[np.float64]
+) -> dict[str, NDArray[np.int64]]:
+    """Counters of some rows; those of a whole are the sums over any split of it.
+
+    Args:
+        probabilities: (rows, classes), finite, each row sums to one.
+        labels: (rows,), true class indices.
+        losses: (rows,), in nats. Rounded row by row, so that batching changes nothing.
+    """
+    rows, classes = probabilities.shape
+    predicted = probabilities.argmax(axis=1)
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (labels, predicted), 1)
+
+    with np.errstate(divide="ignore"):  # a probability of exactly 0 or 1 goes into an outermost bin
+        log_odds = np.log(probabilities) - np.log1p(-probabilities)
+    place = (log_odds + LARGEST_LOG_ODDS) / (2 * LARGEST_LOG_ODDS) * SCORE_BINS
+    bins = np.clip(place, 0, SCORE_BINS - 1).astype(np.int64)
+    truth = np.zeros((rows, classes), bool)
+    truth[np.arange(rows), labels] = True
+    column = np.broadcast_to(np.arange(classes), (rows, classes))
+    positives = np.zeros((classes, SCORE_BINS), np.int64)
+    negatives = np.zeros((classes, SCORE_BINS), np.int64)
+    np.add.at(positives, (column[truth], bins[truth]), 1)
+    np.add.at(negatives, (column[~truth], bins[~truth]), 1)
+
+    confidence = probabilities.max(axis=1) if rows else np.zeros(0)
+    slot = np.minimum((confidence * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1)
+    calibration = np.zeros((3, CONFIDENCE_BINS), np.int64)
+    np.add.at(calibration[0], slot, 1)
+    np.add.at(calibration[1], slot, (predicted == labels).astype(np.int64))
+    np.add.at(calibration[2], slot, np.rint(confidence / CONFIDENCE_UNIT).astype(np.int64))
+    return {
+        "examples": np.asarray(rows, np.int64),
+        "loss": np.rint(losses / LOSS_UNIT).astype(np.int64).sum(),
+        "confusion": confusion,
+        "score_positives": positives,
+        "score_negatives": negatives,
+        "calibration": calibration,
+    }
+
+
+def auroc(positives: Array, negatives: Array) -> float | None:
+    """Area under the ROC curve from two histograms over the same rising bins; None without both kinds."""
+    pairs = float(positives.sum()) * float(negatives.sum())
+    if not pairs:
+        return None
+    below = np.cumsum(negatives) - negatives
+    # Halves are doubled to stay in integers; float64 holds these products to one part in 1e15.
+    return float((positives.astype(np.float64) * (2 * below + negatives)).sum() / (2 * pairs))
+
+
+def calibration_error(calibration: Array) -> float:
+    """Expected calibration error from rows (count, correct, summed confidence) over the bins."""
+    count, correct, confidence = calibration
+    gaps = np.abs(correct - confidence * CONFIDENCE_UNIT)
+    return float(gaps.sum() / count.sum())
+
+
+def class_figures(counters: Counters, labels: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Label → precision, recall, f1, auroc and support; a figure that has nothing behind it is absent."""
+    confusion = counters["confusion"]
+    table: dict[str, dict[str, float]] = {}
+    for index, label in enumerate(labels):
+        hits = int(confusion[index, index])
+        support = int(confusion[index].sum())
+        predicted = int(confusion[:, index].sum())
+        figures = {"support": float(support)}
+        if predicted:
+            figures["precision"] = hits / predicted
+        if support:
+            figures["recall"] = hits / support
+            figures["f1"] = 2 * hits / (support + predicted)
+        area = auroc(counters["score_positives"][index], counters["score_negatives"][index])
+        if area is not None:
+            figures["auroc"] = area
+        table[label] = figures
+    return table
+
+
+class Classification:
+    """Figures of a single-label classifier.
+
+    `macro_f1` is the mean over the classes that have rows (a class without any says nothing),
+    `weighted_f1` weighs them by their rows. `auroc` is that of class 1 where there are two classes, else
+    the mean of one-against-the-rest over the classes that have rows for both sides.
+    """
+
+    directions: dict[str, str] = {  # noqa: RUF012 - the protocol asks for a plain attribute; never written to
+        "loss": "min",
+        "accuracy": "max",
+        "macro_f1": "max",
+        "weighted_f1": "max",
+        "auroc": "max",
+        "ece": "min",
+    }
+
+    def layout(self, labels: tuple[str, ...], options: dict[str, Any]) -> Layout:
+        """K×K confusion (rows are true), K×1024 score histograms, 3×15 calibration, two scalars."""
+        del options
+        classes = len(labels)
+        shapes: dict[str, tuple[int, ...]] = {
+            "examples": (),
+            "loss": (),
+            "confusion": (classes, classes),
+            "score_positives": (classes, SCORE_BINS),
+            "score_negatives": (classes, SCORE_BINS),
+            "calibration": (3, CONFIDENCE_BINS),
+        }
+        return Layout(
+            tensors=tuple(
+                TensorSpec(name=name, shape=shape, role="counter") for name, shape in shapes.items()
+            )
+        )
+
+    def compute(self, counters: Counters, labels: tuple[str, ...], options: dict[str, Any]) -> Scores:
+        """Figures from summed counters; loss in nats a row."""
+        del options
+        examples = int(counters["examples"])
+        if not examples:
+            return Scores({}, {}, {})
+        by_class = class_figures(counters, labels)
+        seen = [figures for figures in by_class.values() if figures["support"]]
+        areas = [figures["auroc"] for figures in by_class.values() if "auroc" in figures]
+        values = {
+            "loss": float(counters["loss"]) * LOSS_UNIT / examples,
+            "accuracy": int(np.trace(counters["confusion"])) / examples,
+            "macro_f1": sum(figures["f1"] for figures in seen) / len(seen),
+            "weighted_f1": sum(figures["f1"] * figures["support"] for figures in seen) / examples,
+            "ece": calibration_error(counters["calibration"]),
+        }
+        if areas:
+            values["auroc"] = by_class[labels[1]]["auroc"] if len(labels) == 2 else sum(areas) / len(areas)  # noqa: PLR2004 - two classes
+        return Scores(
+            values,
+            dict.fromkeys(values, examples),
+            {name: self.directions[name] for name in values},
+            by_class,
+        )
+
+
+METRICS = Classification()

@@ -1,0 +1,66 @@
+"""Metrics of a causal language model: loss, perplexity, bits per byte, token accuracy; of its answers: exact
+match and ROUGE-L.
+
+Bits per byte compare models whatever their tokenizers: nats under loss / (ln 2 · UTF-8 bytes under loss).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from wardround.core.metrics.contract import LOSS_UNIT, Scores
+from wardround.core.packed import Counters, Layout, TensorSpec
+
+ROUGE_UNIT = 2.0**-20
+"""One step of the summed ROUGE-L counter."""
+
+LARGEST_EXPONENT = 700.0
+"""exp() of more overflows a double: a perplexity is capped there, so that reports stay valid JSON."""
+
+TEACHER_FORCED = ("loss", "tokens", "bytes", "correct_tokens")
+ANSWERS = ("answers", "exact_answers", "rouge_l")
+
+
+class Language:
+    """Figures of next-token prediction, and of generated answers where the task's options ask for them."""
+
+    directions: dict[str, str] = {  # noqa: RUF012 - the protocol asks for a plain attribute; never written to
+        "loss": "min",
+        "perplexity": "min",
+        "bits_per_byte": "min",
+        "token_accuracy": "max",
+        "exact_match": "max",
+        "rouge_l": "max",
+    }
+
+    def layout(self, labels: tuple[str, ...], options: dict[str, Any]) -> Layout:
+        """Scalars only. The answer counters are there where option `generate` is above zero."""
+        del labels
+        names = TEACHER_FORCED + (ANSWERS if options.get("generate", 0) else ())
+        return Layout(tensors=tuple(TensorSpec(name=name, role="counter") for name in names))
+
+    def compute(self, counters: Counters, labels: tuple[str, ...], options: dict[str, Any]) -> Scores:
+        """Figures from summed counters; loss in nats a token."""
+        del labels
+        count = {name: int(array) for name, array in counters.tensors().items()}
+        values: dict[str, float] = {}
+        support: dict[str, int] = {}
+        nats = count["loss"] * LOSS_UNIT
+        if tokens := count["tokens"]:
+            loss = nats / tokens
+            values["loss"] = loss
+            values["perplexity"] = math.exp(min(loss, LARGEST_EXPONENT))
+            values["token_accuracy"] = count["correct_tokens"] / tokens
+            support |= dict.fromkeys(("loss", "perplexity", "token_accuracy"), tokens)
+        if size_bytes := count["bytes"]:
+            values["bits_per_byte"] = nats / (math.log(2) * size_bytes)
+            support["bits_per_byte"] = size_bytes
+        if options.get("generate", 0) and (answers := count["answers"]):
+            values["exact_match"] = count["exact_answers"] / answers
+            values["rouge_l"] = count["rouge_l"] * ROUGE_UNIT / answers
+            support |= dict.fromkeys(("exact_match", "rouge_l"), answers)
+        return Scores(values, support, {name: self.directions[name] for name in values})
+
+
+METRICS = Language()

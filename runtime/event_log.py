@@ -1,0 +1,139 @@
+"""The event stream as a JSONL file: written, cut back when a run is resumed, read again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from wardround.core.errors import StorageError
+from wardround.runtime.events import (
+    Evaluated,
+    Event,
+    Notice,
+    RoundFolded,
+    RunFinished,
+    RunStarted,
+    SiteReplied,
+    as_record,
+)
+from wardround.runtime.files import append_line, write_atomic
+
+_TYPES: dict[str, Any] = {kind.__name__: kind for kind in get_args(Event)}
+_HINTS = {kind: get_type_hints(kind) for kind in _TYPES.values()}
+
+
+class JsonlSink:
+    """Appends each event to a file.
+
+    When an arm starts or goes on, what the file holds of its later rounds is dropped first: those rounds
+    are run again. Round and run ends are synced; what lies between survives the process, not the machine.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = Path(path)
+
+    def emit(self, event: Event) -> None:
+        """Append the event."""
+        if isinstance(event, RunStarted):
+            truncate_after_round(self._path, event.arm, event.resumed_from)
+        durable = isinstance(event, RunStarted | RoundFolded | RunFinished)
+        append_line(self._path, as_record(event), durable=durable)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def truncate_after_round(path: Path, arm: str, round: int) -> int:
+    """Drop what an arm wrote about rounds after `round`, its end, and torn lines; returns how many lines.
+
+    Other arms, notices and what is known of rounds up to `round` stay. The file is replaced as a whole.
+
+    Raises:
+        StorageError: The file could not be read or written.
+    """
+    if not path.exists():
+        return 0
+    lines = _text(path).splitlines()
+    kept = [line for line in lines if _stays(_record(line), arm, round)]
+    if len(kept) < len(lines):
+        write_atomic(path, "".join(line + "\n" for line in kept).encode())
+    return len(lines) - len(kept)
+
+
+def read_events(path: Path) -> list[Event]:
+    """The events of a file, without repetitions (see `without_repetitions`), torn or unknown lines.
+
+    Raises:
+        StorageError: The file could not be read.
+    """
+    return without_repetitions(_events(_text(path)))
+
+
+def without_repetitions(events: Iterable[Event]) -> list[Event]:
+    """Each thing said once, by its last telling; a resumed run tells again what it did not know it had told."""
+    last: dict[tuple[Any, ...], Event] = {}
+    for event in events:
+        key = _key(event)
+        last.pop(key, None)  # so that it moves to the end
+        last[key] = event
+    return list(last.values())
+
+
+def _key(event: Event) -> tuple[Any, ...]:
+    kind, arm = type(event), event.arm
+    match event:
+        case RunStarted():
+            return kind, arm, event.resumed_from
+        case SiteReplied():
+            return kind, arm, event.round, event.site
+        case Evaluated():
+            return kind, arm, event.round, event.part
+        case Notice():
+            return kind, arm, event.level, event.text
+        case RunFinished():
+            return kind, arm
+    return kind, arm, event.round
+
+
+def _stays(record: dict[str, Any] | None, arm: str, round: int) -> bool:
+    if record is None:
+        return False
+    if record.get("arm") != arm:
+        return True
+    return record.get("event") != RunFinished.__name__ and int(record.get("round", 0)) <= round
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None  # torn by a kill
+    return record if isinstance(record, dict) else None
+
+
+def _events(text: str) -> Iterator[Event]:
+    for line in text.splitlines():
+        record = _record(line)
+        kind = _TYPES.get(str((record or {}).get("event")))
+        if record is None or kind is None:
+            continue
+        names = [field.name for field in dataclasses.fields(kind)]
+        if set(names) <= set(record):
+            yield kind(**{name: _restored(record[name], _HINTS[kind][name]) for name in names})
+
+
+def _restored(value: Any, hint: Any) -> Any:
+    """JSON's list as the tuple that it was."""
+    return tuple(value) if isinstance(value, list) and getattr(hint, "__origin__", None) is tuple else value
+
+
+def _text(path: Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise StorageError(
+            f"cannot read {path}", found=error.strerror, remedy="check the path and its rights"
+        ) from error

@@ -1,0 +1,86 @@
+"""`wardround simulate`: hands the arguments to Hydra's own main, so that -m, --cfg job and --help work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from wardround.core.errors import ConfigError
+from wardround.runtime.sinks import RichSink
+from wardround.simulations.config import RunConfig
+from wardround.simulations.report import print_result
+from wardround.simulations.starter import FILE
+from wardround.simulations.simulate import SimulationResult, run_simulation
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run `wardround simulate` with Hydra's arguments.
+
+    Raises:
+        ConfigError: Hydra cannot compose the configuration.
+        WardroundError: As `run_simulation`.
+    """
+    sys.path.insert(0, str(Path.cwd()))  # a researcher's own module:attribute lies beside them
+    program, sys.argv = sys.argv, ["wardround simulate", *with_config_name(arguments)]
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://wardround.conf", config_name="config")(_job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError("the configuration cannot be composed", found=str(error).strip()) from error
+    finally:
+        sys.argv = program
+
+
+def with_config_name(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with the name of the file that `wardround init` writes where a folder alone is given."""
+    named = any(argument in ("--config-name", "-cn") or argument.startswith("--config-name=") for argument in arguments)
+    folder = any(argument in ("--config-dir", "-cd") or argument.startswith("--config-dir=") for argument in arguments)
+    return ["--config-name", Path(FILE).stem, *arguments] if folder and not named else list(arguments)
+
+
+def _job(composed: DictConfig) -> float | None:
+    result = run_composed(composed)
+    best = result.federated.outcome.selection.best
+    return best[1] if best else None
+
+
+def run_composed(composed: DictConfig, *, console: Console | None = None) -> SimulationResult:
+    """Run what Hydra composed, with progress on the terminal; `resume` takes the run's own configuration."""
+    values = OmegaConf.to_container(composed, resolve=True)
+    if not isinstance(values, dict):
+        raise ConfigError("the configuration is not a mapping", found=type(values).__name__)
+    config = config_of({str(key): value for key, value in values.items()})
+    console = console or Console()
+    sink = RichSink(console)
+    result = run_simulation(config, sinks=(sink,))
+    print_result(result, console)
+    return result
+
+
+def config_of(values: dict[str, Any]) -> RunConfig:
+    """The checked configuration; with `resume`, the one that the run began with.
+
+    Raises:
+        ConfigError: As `RunConfig.parse`, or the run to resume is not there.
+    """
+    resume = values.get("resume")
+    if not resume:
+        return RunConfig.parse(values)
+    saved = Path(str(resume)) / "config.yaml"
+    try:
+        began_with = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"there is no run to resume in {resume}", found=type(error).__name__, expected=f"{saved}"
+        ) from error
+    return RunConfig.parse({**began_with, "resume": str(resume)})
+
+

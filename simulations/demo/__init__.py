@@ -1,0 +1,1 @@
+"""The demo: four real hospitals and their heart-disease records."""

@@ -1,0 +1,335 @@
+"""The sum contract, held by every registered strategy; a new file in strategies/ is covered by being there.
+
+`DEFINITIONS` has each method as its paper writes it, on the individual sites, tensor by tensor and
+in plain loops. A strategy without one fails here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from wardround.core.errors import ConfigError, PeerError
+from wardround.core.packed import Layout, Packed, TensorSpec, zeros
+from wardround.core.plan import parse_options
+from wardround.strategies import STRATEGIES
+from wardround.strategies.contract import ServerState, SiteMemory, SumStrategy
+
+NAMES = STRATEGIES.names()
+EVERY = pytest.mark.parametrize("name", NAMES)
+
+Tensors = dict[str, np.ndarray[Any, Any]]
+Moments = dict[str, Tensors]
+Definition = Callable[[Any, Tensors, list[tuple[float, Tensors]], Moments], tuple[Tensors, Moments]]
+
+
+def mean_of_models(options: Any, x: Tensors, sites: list[tuple[float, Tensors]], moments: Moments) -> Any:
+    """McMahan et al. 2017, Algorithm 1: x ← Σ n_k/n y_k, on the parameters themselves."""
+    n = sum(w for w, _ in sites)
+    return {name: sum(w / n * y[name] for w, y in sites) for name in x}, moments
+
+
+def pseudo_gradient(x: Tensors, sites: list[tuple[float, Tensors]]) -> Tensors:
+    """Mean of the updates, one site after the other."""
+    n = sum(w for w, _ in sites)
+    mean = {name: np.zeros_like(x[name]) for name in x}
+    for w, y in sites:
+        for name in x:
+            mean[name] = mean[name] + (w / n) * (y[name] - x[name])
+    return mean
+
+
+def server_momentum(options: Any, x: Tensors, sites: list[tuple[float, Tensors]], moments: Moments) -> Any:
+    """Hsu et al. 2019: v ← β v + Δw; w ← w − v with Δw = −mean update; a rate before v."""
+    d = pseudo_gradient(x, sites)
+    v = {k: options.momentum * moments.get("v", {}).get(k, np.zeros_like(x[k])) + (-d[k]) for k in x}
+    return {k: x[k] - options.server_learning_rate * v[k] for k in x}, {"v": v}
+
+
+def adaptive(second: Callable[[float, float, Any], float]) -> Definition:
+    """Reddi et al. 2021, Algorithm 2, coordinate by coordinate."""
+
+    def definition(
+        options: Any, x: Tensors, sites: list[tuple[float, Tensors]], moments: Moments
+    ) -> tuple[Tensors, Moments]:
+        d = pseudo_gradient(x, sites)
+        new, m, v = ({k: np.empty_like(x[k]) for k in x} for _ in range(3))
+        for k in x:
+            for i in np.ndindex(x[k].shape):
+                m_before = float(moments["m"][k][i]) if moments else 0.0
+                v_before = float(moments["v"][k][i]) if moments else options.tau**2
+                m[k][i] = options.beta1 * m_before + (1 - options.beta1) * d[k][i]
+                v[k][i] = second(v_before, float(d[k][i]), options)
+                new[k][i] = x[k][i] + options.server_learning_rate * m[k][i] / (v[k][i] ** 0.5 + options.tau)
+        return new, {"m": m, "v": v}
+
+    return definition
+
+
+def sign(value: float) -> int:
+    """1, 0 or −1."""
+    return 1 if value > 0 else -1 if value < 0 else 0
+
+
+DEFINITIONS: dict[str, Definition] = {
+    "fedavg": mean_of_models,
+    "fedprox": mean_of_models,
+    "fedavgm": server_momentum,
+    "fedadagrad": adaptive(lambda v, d, o: v + d * d),
+    "fedyogi": adaptive(lambda v, d, o: v - (1 - o.beta2) * d * d * sign(v - d * d)),
+    "fedadam": adaptive(lambda v, d, o: o.beta2 * v + (1 - o.beta2) * d * d),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fedavg": {},
+    "fedprox": {"mu": 0.3},
+    "fedavgm": {"momentum": 0.7, "server_learning_rate": 0.5},
+    "fedadagrad": {"beta1": 0.4, "server_learning_rate": 0.3, "tau": 0.01},
+    "fedyogi": {"beta1": 0.8, "beta2": 0.7, "server_learning_rate": 0.3, "tau": 0.01},
+    "fedadam": {"beta1": 0.8, "beta2": 0.7, "server_learning_rate": 0.3, "tau": 0.01},
+}
+"""Not the defaults, so that every option is seen to act; a new strategy starts from its defaults."""
+MEANS = [name for name in NAMES if name in {"fedavg", "fedprox"}]
+"""Methods whose step is the mean update itself."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layout, an adapter, and rounds of sites with weights."""
+
+    layout: Layout
+    adapter: Packed
+    rounds: tuple[tuple[tuple[int, Packed], ...], ...]
+
+
+FLOATS = st.floats(-4.0, 4.0, width=32, allow_subnormal=False)
+
+
+@st.composite
+def cases(draw: st.DrawFn, rounds: int = 3, most_sites: int = 4) -> Case:
+    """Layouts of one to three tensors, scalars and empty dimensions included."""
+    shapes = draw(st.lists(st.lists(st.integers(0, 3), max_size=2).map(tuple), min_size=1, max_size=3))
+    layout = Layout(tensors=tuple(TensorSpec(name=f"t{i}", shape=shape) for i, shape in enumerate(shapes)))
+
+    def packed() -> Packed:
+        values = draw(st.lists(FLOATS, min_size=layout.size, max_size=layout.size))
+        return Packed(layout, np.array(values, dtype=np.float32))
+
+    def sites() -> tuple[tuple[int, Packed], ...]:
+        count = draw(st.integers(1, most_sites))
+        return tuple((draw(st.integers(1, 500)), packed()) for _ in range(count))
+
+    return Case(layout, packed(), tuple(sites() for _ in range(draw(st.integers(1, rounds)))))
+
+
+def made(name: str, layout: Layout) -> SumStrategy:
+    """The strategy with the options of this file."""
+    strategy = STRATEGIES.get(name)
+    return strategy(parse_options(strategy.Options, OPTIONS.get(name, {}), name), layout)
+
+
+def folded(strategy: SumStrategy, state: ServerState, sites: Any) -> ServerState:
+    """One round as the server sees it: the sums of each stage only."""
+    round = state.round + 1
+    for stage in range(strategy.stages):
+        broadcast = strategy.broadcast(state, round)
+        before = strategy.adapter_of(broadcast)
+        total = zeros(strategy.statistics_layout(stage), np.float64)
+        weight = 0.0
+        for w, after in sites:
+            statistics, _ = strategy.contribute(broadcast, before, after, SiteMemory(), stage)
+            assert statistics.layout.digest == strategy.statistics_layout(stage).digest
+            total = total.with_vector(total.vector + w * statistics.vector.astype(np.float64))
+            weight += w
+        state = strategy.fold(state, total, weight, stage)
+    return state
+
+
+def wide(packed: Packed) -> Tensors:
+    """Tensors by name, float64."""
+    return {name: array.astype(np.float64) for name, array in packed.tensors().items()}
+
+
+def small() -> tuple[Layout, Packed]:
+    """A layout of two tensors and an adapter."""
+    layout = Layout(tensors=(TensorSpec(name="a", shape=(2, 3)), TensorSpec(name="b", shape=(2,))))
+    return layout, Packed(layout, np.linspace(-1, 1, 8, dtype=np.float32))
+
+
+@EVERY
+def test_has_a_definition(name: str) -> None:
+    """Every strategy of the folder is held against its paper's definition."""
+    assert name in DEFINITIONS, f"write {name} as its paper does into DEFINITIONS of this file"
+
+
+@EVERY
+@settings(max_examples=40, deadline=None)
+@given(case=cases())
+def test_folding_sums_is_the_definition(name: str, case: Case) -> None:
+    """Over several rounds, folds of sums give what the paper's pseudo-code gives on the individuals."""
+    strategy = made(name, case.layout)
+    state = strategy.begin(case.adapter)
+    options = parse_options(strategy.Options, OPTIONS.get(name, {}), name)
+    x, moments = wide(case.adapter), Moments()
+    for sites in case.rounds:
+        state = folded(strategy, state, sites)
+        x, moments = DEFINITIONS[name](options, x, [(w, wide(y)) for w, y in sites], moments)
+        for tensor, value in state.adapter.tensors().items():
+            # one rounding to float32; sums of another order; √ near 0 enlarges what is left of both
+            np.testing.assert_allclose(value, x[tensor], rtol=2e-6, atol=2e-6)
+        x = wide(state.adapter)  # rounding does not pile up in the comparison
+    assert state.round == len(case.rounds)
+    assert state.adapter.vector.dtype == np.float32
+
+
+@EVERY
+@settings(max_examples=25, deadline=None)
+@given(case=cases(rounds=1), data=st.data())
+def test_order_of_sites_does_not_matter(name: str, case: Case, data: st.DataObject) -> None:
+    """Permuted sites give the same state, up to the float64 rounding of the sum."""
+    strategy = made(name, case.layout)
+    state = strategy.begin(case.adapter)
+    other = data.draw(st.permutations(case.rounds[0]))
+    one, two = (folded(strategy, state, sites).adapter.vector for sites in (case.rounds[0], other))
+    np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6)
+
+
+@EVERY
+@settings(max_examples=25, deadline=None)
+@given(case=cases(rounds=1))
+def test_a_site_in_two_halves_is_the_site(name: str, case: Case) -> None:
+    """A site that answers twice with half its weight changes nothing."""
+    strategy = made(name, case.layout)
+    state = strategy.begin(case.adapter)
+    (weight, after), *others = case.rounds[0]
+    halves = [(weight / 2, after), *others, (weight / 2, after)]
+    one, two = (folded(strategy, state, sites).adapter.vector for sites in (case.rounds[0], halves))
+    np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MEANS)
+@settings(max_examples=25, deadline=None)
+@given(case=cases(rounds=1, most_sites=1))
+def test_one_site_alone_gets_its_own_model(name: str, case: Case) -> None:
+    """With one site the global adapter becomes what that site trained, to the last bits of float32."""
+    strategy = made(name, case.layout)
+    after = case.rounds[0][0][1]
+    state = folded(strategy, strategy.begin(case.adapter), case.rounds[0])
+    np.testing.assert_allclose(state.adapter.vector, after.vector, rtol=1.2e-7, atol=1e-15)
+
+
+@EVERY
+@settings(max_examples=25, deadline=None)
+@given(case=cases(rounds=1))
+def test_no_update_leaves_the_adapter_as_it_was(name: str, case: Case) -> None:
+    """With fresh moments, sites that did not move do not move the adapter, bit for bit."""
+    strategy = made(name, case.layout)
+    sites = [(w, case.adapter) for w, _ in case.rounds[0]]
+    state = folded(strategy, strategy.begin(case.adapter), sites)
+    np.testing.assert_array_equal(state.adapter.vector, case.adapter.vector)
+    assert state.round == 1
+
+
+@EVERY
+def test_fold_is_pure(name: str) -> None:
+    """Folding twice from one state gives one result; state and sums are left as they were."""
+    layout, adapter = small()
+    strategy = made(name, layout)
+    after = adapter.with_vector(adapter.vector + np.float32(0.5))
+    state = folded(strategy, strategy.begin(adapter), [(3, after)])
+    before = (state.adapter.digest, {k: v.digest for k, v in state.slots.items()})
+    one, two = (folded(strategy, state, [(2, adapter), (1, after)]) for _ in range(2))
+    assert one.adapter.digest == two.adapter.digest
+    assert {k: v.digest for k, v in one.slots.items()} == {k: v.digest for k, v in two.slots.items()}
+    assert before == (state.adapter.digest, {k: v.digest for k, v in state.slots.items()})
+    assert all(slot.vector.dtype == np.float64 for slot in one.slots.values())
+
+
+@EVERY
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_by_name(name: str, value: float) -> None:
+    """A tensor with NaN or infinity is named, at the site and at the server."""
+    layout, adapter = small()
+    strategy = made(name, layout)
+    broken = adapter.vector.copy()
+    broken[7] = value
+    with pytest.raises(PeerError, match="'b'"):
+        strategy.contribute(adapter, adapter, adapter.with_vector(broken), SiteMemory(), 0)
+    with pytest.raises(PeerError, match="'b'"):
+        strategy.fold(strategy.begin(adapter), adapter.with_vector(broken.astype(np.float64)), 1.0, 0)
+
+
+@EVERY
+def test_foreign_layouts_and_shapes_are_refused(name: str) -> None:
+    """Another name, another order and another length: each is refused."""
+    layout, adapter = small()
+    strategy = made(name, layout)
+    renamed = Layout(tensors=(TensorSpec(name="a", shape=(2, 3)), TensorSpec(name="c", shape=(2,))))
+    swapped = Layout(tensors=layout.tensors[::-1])
+    transposed = Layout(tensors=(TensorSpec(name="a", shape=(3, 2)), TensorSpec(name="b", shape=(2,))))
+    longer = Layout(tensors=(*layout.tensors, TensorSpec(name="c")))
+    for foreign in (renamed, swapped, transposed, longer):
+        other = zeros(foreign, np.float32)
+        with pytest.raises(PeerError, match="layout"):
+            strategy.contribute(adapter, adapter, other, SiteMemory(), 0)
+        with pytest.raises(PeerError, match="layout"):
+            strategy.fold(strategy.begin(adapter), zeros(foreign, np.float64), 1.0, 0)
+        with pytest.raises(PeerError, match="layout"):
+            strategy.begin(other)
+
+
+@EVERY
+@pytest.mark.parametrize("weight", [0.0, -1.0, np.nan, np.inf])
+def test_a_weight_that_is_no_weight_is_refused(name: str, weight: float) -> None:
+    """Nothing is divided by zero, by less, or by what is no number."""
+    layout, adapter = small()
+    strategy = made(name, layout)
+    with pytest.raises(PeerError, match="weight"):
+        strategy.fold(strategy.begin(adapter), zeros(layout, np.float64), weight, 0)
+
+
+@EVERY
+def test_a_step_beyond_float32_is_refused(name: str) -> None:
+    """A mean update that float32 or the moments cannot hold ends in an error, never in infinity."""
+    layout, adapter = small()
+    strategy = made(name, layout)
+    total = zeros(layout, np.float64)
+    total.vector[0] = 1e300
+    with pytest.raises(PeerError, match="not finite"):
+        strategy.fold(strategy.begin(adapter), total, 1.0, 0)
+
+
+@EVERY
+def test_a_stage_that_is_not_there_is_refused(name: str) -> None:
+    """Asking for a further pass is an error, not a second fold."""
+    layout, adapter = small()
+    strategy = made(name, layout)
+    with pytest.raises(PeerError, match="stage"):
+        strategy.fold(strategy.begin(adapter), zeros(layout, np.float64), 1.0, strategy.stages)
+
+
+@EVERY
+def test_options_are_frozen_and_know_their_keys(name: str) -> None:
+    """An unknown option is a ConfigError; a set one cannot be changed."""
+    strategy = STRATEGIES.get(name)
+    with pytest.raises(ConfigError, match="no_such_option"):
+        parse_options(strategy.Options, {"no_such_option": 1}, name)
+    options = strategy.Options()
+    with pytest.raises((ValidationError, AttributeError, ValueError)):
+        options.anything = 1  # type: ignore[attr-defined]  # that it fails is the test
+    with pytest.raises(ConfigError, match="another type"):
+        strategy({}, small()[0])
+
+
+def test_only_fedprox_asks_for_a_proximal_term() -> None:
+    """μ reaches local training, and only from FedProx."""
+    layout, adapter = small()
+    rules = {name: made(name, layout).local_rules(adapter, SiteMemory(), 0) for name in DEFINITIONS}
+    assert rules["fedprox"].proximal == 0.3
+    assert all(rule.proximal == 0 for name, rule in rules.items() if name != "fedprox")

@@ -1,0 +1,216 @@
+"""The round loop over sites that answer by arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wardround.core.errors import QuorumError, StorageError
+from wardround.core.plan import ReleaseRule, RoundRules
+from wardround.privacy.ring import decode
+from wardround.runtime.events import Evaluated, RoundFolded, RunFinished, SiteReplied
+from wardround.server.rounds import choose_cohort, run_rounds
+
+
+def expected_adapter(bench: Any, transport: Any, rounds: int, skip: dict[int, set[str]] | None = None) -> np.ndarray:
+    """FedAvg on the individuals, in float64 and rounded once a round."""
+    state = bench.initial.vector.astype(np.float32)
+    for round in range(1, rounds + 1):
+        total, weight = 0.0, 0
+        for request in transport.asked:
+            if request.round == round and request.train and request.site not in (skip or {}).get(round, set()):
+                reply = transport.reply(request)
+                total = total + decode(reply.statistics, transport.plan.encoding)
+                weight += int(reply.counters["weight"])
+        state = (state.astype(np.float64) + total / weight).astype(np.float32)
+    return state
+
+
+def test_every_round_folds_the_weighted_mean_and_the_last_adapter_is_scored(bench: Any) -> None:
+    """Five rounds equal FedAvg on the individuals; states 0 to 5 are each scored once."""
+    transport = bench.transport(bench.plan_of())
+    outcome = run_rounds(bench.run(transport), bench.initial)
+    np.testing.assert_array_equal(outcome.last.adapter.vector, expected_adapter(bench, transport, 5))
+    assert [event.round for event in bench.recorder.of(Evaluated)] == [0, 1, 2, 3, 4, 5]
+    assert outcome.last.round == 5
+    assert outcome.reason == "completed"
+
+
+def test_the_order_of_arrival_changes_no_bit(bench: Any, tmp_path: Any) -> None:
+    """Replies folded backwards give the identical adapter."""
+    plan = bench.plan_of()
+    forwards = run_rounds(bench.run(bench.transport(plan)), bench.initial)
+    other = type(bench)(tmp_path / "other")
+    backwards = run_rounds(other.run(other.transport(plan, order=-1)), other.initial)
+    assert forwards.last.adapter.digest == backwards.last.adapter.digest
+
+
+@pytest.mark.parametrize(("best", "released"), [(5, 5), (3, 3), (0, 0)])
+def test_the_released_round_is_the_best_by_the_plans_metric(bench: Any, best: int, released: int) -> None:
+    """Best in the middle, at the end and at the start: that round's adapter is released, and the last one kept."""
+    plan = bench.plan_of()
+    transport = bench.transport(plan, correct=lambda round, site: 9 if round == best else 4)
+    states: dict[int, str] = {}
+    outcome = run_rounds(
+        bench.run(transport, on_state=lambda state: states.__setitem__(state.round, state.adapter.digest)),
+        bench.initial,
+    )
+    assert outcome.released_round == released
+    assert outcome.released.digest == states[released]
+    assert outcome.last.adapter.digest == states[5]
+
+
+def test_early_stopping_ends_after_patience_and_releases_the_best(bench: Any) -> None:
+    """No improvement after round 1 with patience 2: stopped, round 1 released."""
+    plan = bench.plan_of(
+        rounds=RoundRules(rounds=20), release=ReleaseRule(metric="accuracy", direction="max", patience=2)
+    )
+    transport = bench.transport(plan, correct=lambda round, site: {0: 3, 1: 8}.get(round, 5))
+    outcome = run_rounds(bench.run(transport), bench.initial)
+    assert (outcome.reason, outcome.released_round, outcome.last.round) == ("early_stop", 1, 4)
+
+
+@pytest.mark.parametrize("killed_in", [1, 3, 5])
+def test_a_killed_run_resumes_to_the_identical_adapter(bench: Any, tmp_path: Any, killed_in: int) -> None:
+    """A server that dies while round k trains goes on with round k and ends with the same bits."""
+    plan = bench.plan_of()
+    undisturbed = run_rounds(bench.run(bench.transport(plan)), bench.initial)
+
+    class Killed(BaseException):
+        pass
+
+    def die(request: Any, reply: Any) -> Any:
+        if request.round == killed_in and request.site == "c":
+            raise Killed
+        return [reply]
+
+    other = type(bench)(tmp_path / "other")
+    with pytest.raises(Killed):
+        run_rounds(other.run(other.transport(plan, die)), other.initial)
+    again = other.transport(plan)
+    resumed = run_rounds(other.run(again), other.initial)
+    assert resumed.last.adapter.digest == undisturbed.last.adapter.digest
+    assert resumed.selection == undisturbed.selection
+    assert resumed.released.digest == undisturbed.released.digest
+    assert min(request.round for request in again.asked) == killed_in
+
+
+def test_a_finished_run_resumes_without_asking_anybody_to_train(bench: Any) -> None:
+    """Resuming after the end gives the same outcome."""
+    plan = bench.plan_of()
+    first = run_rounds(bench.run(bench.transport(plan)), bench.initial)
+    transport = bench.transport(plan)
+    again = run_rounds(bench.run(transport), bench.initial)
+    assert transport.asked == []
+    assert again.released.digest == first.released.digest
+
+
+def test_a_journal_of_another_plan_is_refused(bench: Any) -> None:
+    """Another seed is another plan: nothing is mixed."""
+    run_rounds(bench.run(bench.transport(bench.plan_of())), bench.initial)
+    with pytest.raises(StorageError, match="another plan"):
+        run_rounds(bench.run(bench.transport(bench.plan_of(seed=8))), bench.initial)
+
+
+BAD = {
+    "layout": lambda b, reply: b.replace(reply, statistics_layout_digest="f" * 64),
+    "shape": lambda b, reply: b.replace(reply, statistics=reply.statistics[:-1]),
+    "broadcastable shape": lambda b, reply: b.replace(reply, statistics=reply.statistics[:1]),
+    "dtype": lambda b, reply: b.replace(reply, statistics=reply.statistics.astype(np.float64)),
+    "plan": lambda b, reply: b.replace(reply, plan_digest="f" * 64),
+    "no counters": lambda b, reply: b.replace(reply, counters=None),
+    "no statistics": lambda b, reply: b.replace(reply, statistics=None),
+    "weight": lambda b, reply: b.replace(
+        reply, counters=reply.counters.with_vector(np.where(np.arange(reply.counters.vector.size) == 0, 10**15, reply.counters.vector))
+    ),
+    "negative counters": lambda b, reply: b.replace(reply, counters=reply.counters.with_vector(-reply.counters.vector)),
+    "zero weight": lambda b, reply: b.replace(reply, counters=reply.counters.with_vector(0 * reply.counters.vector)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(BAD))
+def test_a_bad_reply_quarantines_its_sender_by_name_and_the_round_goes_on(bench: Any, kind: str) -> None:
+    """One malformed reply in round 2: that site is left out of that round only."""
+    plan = bench.plan_of()
+    transport = bench.transport(
+        plan,
+        lambda request, reply: [BAD[kind](bench, reply)] if (request.site, request.round) == ("b", 2) else [reply],
+    )
+    outcome = run_rounds(bench.run(transport), bench.initial)
+    np.testing.assert_array_equal(outcome.last.adapter.vector, expected_adapter(bench, transport, 5, {2: {"b"}}))
+    quarantined = [event for event in bench.recorder.of(SiteReplied) if event.status == "quarantined"]
+    assert [(event.site, event.round, event.code) for event in quarantined] == [("b", 2, "malformed_reply")]
+    assert bench.recorder.of(RoundFolded)[1].missing == ("b",)
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_the_same_reply_twice_counts_once(bench: Any, copies: int) -> None:
+    """Doubled replies change no bit."""
+    plan = bench.plan_of()
+    transport = bench.transport(plan, lambda request, reply: [reply] * copies)
+    outcome = run_rounds(bench.run(transport), bench.initial)
+    np.testing.assert_array_equal(outcome.last.adapter.vector, expected_adapter(bench, transport, 5))
+
+
+@pytest.mark.parametrize("change", [{"round": 1}, {"run_id": "another"}, {"attempt": 1}, {"stage": 1}, {"site": "zz"}])
+def test_a_stale_or_foreign_reply_is_ignored(bench: Any, change: dict[str, Any]) -> None:
+    """A replayed reply of another round, run, attempt or site beside the right one changes nothing."""
+    plan = bench.plan_of()
+    transport = bench.transport(
+        plan, lambda request, reply: [bench.replace(reply, **change), reply] if request.round == 3 else [reply]
+    )
+    outcome = run_rounds(bench.run(transport), bench.initial)
+    np.testing.assert_array_equal(outcome.last.adapter.vector, expected_adapter(bench, transport, 5))
+
+
+def test_a_site_that_failed_or_is_late_is_named_and_the_round_goes_on(bench: Any) -> None:
+    """One failure with its code, one silence until the deadline: both are named as missing."""
+    plan = bench.plan_of(rounds=RoundRules(rounds=1, deadline_s=0.3))
+
+    def fault(request: Any, reply: Any) -> Any:
+        if request.round > 1:
+            return [reply]
+        if request.site == "a":
+            return [bench.replace(reply, status="failed", code="non_finite_loss", reason="the loss is not finite")]
+        return [] if request.site == "d" else [reply]
+
+    transport = bench.transport(plan, fault)
+    run_rounds(bench.run(transport), bench.initial)
+    assert bench.recorder.of(RoundFolded)[0].missing == ("a", "d")
+    codes = {event.site: event.code for event in bench.recorder.of(SiteReplied) if event.code}
+    assert codes == {"a": "non_finite_loss", "d": "deadline"}
+
+
+def test_a_round_below_its_quorum_ends_the_run_by_name_and_can_be_resumed(bench: Any) -> None:
+    """Two of four at a quorum of 0.75: an error that names the missing; the journal stands at the round before."""
+    plan = bench.plan_of(rounds=RoundRules(rounds=3, quorum=0.75, deadline_s=0.2))
+    transport = bench.transport(
+        plan, lambda request, reply: [] if request.round == 2 and request.site in "cd" else [reply]
+    )
+    with pytest.raises(QuorumError, match="c, d"):
+        run_rounds(bench.run(transport), bench.initial)
+    healed = run_rounds(bench.run(bench.transport(plan)), bench.initial)
+    assert healed.last.round == 3
+
+
+def test_partial_participation_draws_the_same_cohorts_every_time(bench: Any) -> None:
+    """Half of ten sites a round, from the seed tree; every site evaluates."""
+    plan = bench.plan_of(rounds=RoundRules(rounds=4, participation=0.5))
+    sites = tuple(f"site_{i}" for i in range(10))
+    cohorts = [choose_cohort(plan, sites, round) for round in range(1, 5)]
+    assert all(len(cohort) == 5 for cohort in cohorts)
+    assert len({tuple(cohort) for cohort in cohorts}) > 1
+    transport = bench.transport(plan)
+    run_rounds(bench.run(transport, sites), bench.initial)
+    trained = [sorted(r.site for r in transport.asked if r.round == n and r.train) for n in range(1, 5)]
+    assert trained == cohorts
+    assert all(sum(r.evaluate for r in transport.asked if r.round == n) == 10 for n in range(1, 6))
+
+
+def test_the_run_says_how_it_ended(bench: Any) -> None:
+    """The last event carries rounds, release and digest."""
+    outcome = run_rounds(bench.run(bench.transport(bench.plan_of())), bench.initial)
+    finished = bench.recorder.of(RunFinished)
+    assert [(e.reason, e.last_round, e.adapter_digest) for e in finished] == [("completed", 5, outcome.released.digest)]

@@ -1,0 +1,271 @@
+"""LoRA: W x + s · B A x with a frozen W, A (r, d_in), B (d_out, r).
+
+Hu et al. 2021, arXiv:2106.09685v2, § 4.1.
+s = alpha / r, or alpha / √r with `rslora` (Kalajdzievski 2023, arXiv:2312.03732, § 3). PEFT does the work;
+names in the layout are those of PEFT's own checkpoint, so that what federates is what is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal, cast, final
+
+import numpy as np
+import peft
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from wardround.core.errors import InternalError, ModelError, PeerError
+from wardround.core.packed import Adapter, Layout, Role, TensorSpec, pack
+from wardround.training.adapters._targets import candidates, check_targets
+from wardround.training.staging import publish_files, staging
+from wardround.training.tasks.contract import Task
+
+ADAPTER_NAME: Final = "default"
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
+CONFIG_FILE: Final = "adapter_config.json"
+
+_HEAD_STD: Final = 0.02
+
+
+class LoraOptions(BaseModel):
+    """Options of the plan's adapter.
+
+    Attributes:
+        r: Rank, at least 1.
+        alpha: Numerator of the scaling.
+        targets: Module names (or name endings), or `all-linear` for every linear layer but the head.
+        rslora: Scale by alpha / √r.
+        dropout: On the adapter's input, while training.
+        bias: Which biases of the base train as well; they federate.
+        modules_to_save: Further modules that train in full and federate. Heads that the checkpoint
+            lacks are always among them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    r: int = 8
+    alpha: float = Field(default=16.0, gt=0)
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    rslora: bool = False
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    bias: Literal["none", "all", "lora_only"] = "none"
+    modules_to_save: tuple[str, ...] = ()
+
+    @field_validator("r")
+    @classmethod
+    def _positive(cls, rank: int) -> int:
+        if rank < 1:
+            raise ValueError("the rank has to be at least 1: with rank 0 nothing would train")
+        return rank
+
+    @field_validator("targets")
+    @classmethod
+    def _some(cls, targets: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        if not targets:
+            raise ValueError("name at least one module, or all-linear")
+        return targets
+
+
+@final
+class Lora:
+    """See `AdapterMethod` for the contract."""
+
+    name: ClassVar[str] = "lora"
+    Options: ClassVar[type[BaseModel]] = LoraOptions
+
+    def attach(
+        self, base: PreTrainedModel, options: BaseModel, task: Task, heads: tuple[str, ...], seed: int
+    ) -> PeftModel:
+        """Put a fresh adapter on the base: B = 0, A and lacking heads drawn from the seed on the CPU."""
+        options = cast("LoraOptions", options)
+        check_targets(base, options.targets, options.modules_to_save)
+        if getattr(base, "is_quantized", False):
+            base = peft.prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]  # PEFT leaves it unannotated
+                base, use_gradient_checkpointing=False
+            )
+        config = LoraConfig(
+            task_type=task.peft_task_type, r=options.r,
+            lora_alpha=cast("int", options.alpha),  # PEFT only divides it: its annotation is too narrow
+            target_modules=options.targets if isinstance(options.targets, str) else list(options.targets),
+            use_rslora=options.rslora, lora_dropout=options.dropout, bias=options.bias,
+            modules_to_save=sorted({*options.modules_to_save, *heads}) or None,
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            for head in heads:
+                _initialise_head(base.get_submodule(head))
+            try:
+                model = get_peft_model(base, config, adapter_name=ADAPTER_NAME)
+            except ValueError as error:
+                raise ModelError(
+                    "LoRA cannot be put on this model", found=error,
+                    expected="targets among " + ", ".join(candidates(base)),
+                    remedy="correct adapter.options.targets",
+                ) from error  # fmt: skip
+        config.modules_to_save = sorted(set(config.modules_to_save or ())) or None
+        attached = cast("PeftModel", model)
+        _train_in_float32(attached, keep_output=frozenset(heads))
+        _require_float32(self.parameters(attached))
+        return attached
+
+    def parameters(self, model: PeftModel) -> dict[str, nn.Parameter]:
+        """Every tensor that trains, by PEFT's saved name, in the model's own order."""
+        saved = get_peft_model_state_dict(
+            model, model.state_dict(keep_vars=True), ADAPTER_NAME, save_embedding_layers=False
+        )
+        # bias="all" lists a saved module's bias under its inner name as well; the plain one is loadable.
+        names = {
+            id(tensor): name
+            for name, tensor in sorted(saved.items(), key=lambda item: -len(item[0]))
+            if isinstance(tensor, nn.Parameter)
+        }
+        trainable = [parameter for parameter in model.parameters() if id(parameter) in names]
+        stray = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in names]
+        if stray or not trainable:
+            raise InternalError("a parameter trains that the adapter does not hold", found=stray[:3])
+        return {names[id(parameter)]: parameter for parameter in trainable}
+
+    def layout(self, model: PeftModel) -> Layout:
+        """Every tensor that federates, sorted by PEFT's saved name."""
+        factors = {id(parameter): (role, scaling) for parameter, role, scaling in _factors(model)}
+        specs = []
+        for name, parameter in sorted(self.parameters(model).items()):
+            role, scaling = factors.get(id(parameter), ("dense", 1.0))
+            module = name.partition(".lora_")[0] if role != "dense" else ""
+            specs.append(
+                TensorSpec(name=name, shape=tuple(parameter.shape), role=role, module=module, scaling=scaling)
+            )
+        return Layout(tensors=tuple(specs))
+
+    def read(self, model: PeftModel, layout: Layout) -> Adapter:
+        """Copy the adapter out, float32."""
+        tensors = {name: p.detach().cpu().numpy() for name, p in self.parameters(model).items()}
+        return pack(layout, tensors, np.float32)
+
+    def write(self, model: PeftModel, adapter: Adapter) -> None:
+        """Copy the adapter in.
+
+        Raises:
+            PeerError: Another layout than the model's, or not float32; nothing was changed.
+        """
+        layout = self.layout(model)
+        if adapter.layout.digest != layout.digest or adapter.vector.dtype != np.float32:
+            raise PeerError(
+                "the adapter does not fit the model that it is loaded into",
+                found=f"layout {adapter.layout.digest[:12]}, {adapter.vector.dtype}",
+                expected=f"layout {layout.digest[:12]}, float32",
+            )
+        with torch.no_grad():
+            for name, parameter in self.parameters(model).items():
+                parameter.copy_(torch.from_numpy(np.array(adapter[name], dtype=np.float32)))
+
+    def save(self, model: PeftModel, folder: Path, base_name: str) -> None:
+        """Write PEFT's two files; plain `PeftModel.from_pretrained` reads them."""
+        config = model.peft_config[ADAPTER_NAME]
+        config.base_model_name_or_path = base_name
+        with staging(folder) as staged:
+            model.save_pretrained(str(staged), safe_serialization=True, save_embedding_layers=False)
+            publish_files(staged, folder, (WEIGHTS_FILE, CONFIG_FILE))
+
+    def read_saved(self, folder: Path, layout: Layout) -> Adapter:
+        """The state of a saved adapter folder.
+
+        Raises:
+            ModelError: No adapter is there, or its tensors are not those of the layout.
+        """
+        remedy = "train with the rank, targets and heads of the saved adapter, or start from none"
+        try:
+            return pack(layout, load_file(folder / WEIGHTS_FILE), np.float32)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(
+                f"no adapter can be read from {folder}", found=f"{type(error).__name__}: {error}",
+                expected=f"{WEIGHTS_FILE} as PEFT writes it", remedy="correct adapter.start_from",
+            ) from error  # fmt: skip
+        except PeerError as error:
+            raise ModelError(
+                f"the adapter in {folder} does not fit this one: {error.what}",
+                found=error.found, expected=error.expected, remedy=remedy,
+            ) from error  # fmt: skip
+
+
+ADAPTER = Lora()
+
+
+def _factors(model: nn.Module) -> Iterator[tuple[nn.Parameter, Role, float]]:
+    """Every matrix of a product s · B A, with its role and s."""
+    for module in model.modules():
+        if not isinstance(module, LoraLayer) or ADAPTER_NAME not in module.scaling:
+            continue
+        scaling = float(module.scaling[ADAPTER_NAME])
+        pairs: tuple[tuple[Any, Role], ...] = (
+            (module.lora_A, "lora_a"),
+            (module.lora_B, "lora_b"),
+            (module.lora_embedding_A, "lora_a"),
+            (module.lora_embedding_B, "lora_b"),
+        )
+        for holder, role in pairs:
+            if ADAPTER_NAME in holder:
+                weight = getattr(holder[ADAPTER_NAME], "weight", holder[ADAPTER_NAME])
+                if weight.ndim == 2:  # noqa: PLR2004 - a convolution's factors form no matrix product
+                    yield weight, role, scaling
+
+
+def _require_float32(parameters: dict[str, nn.Parameter]) -> None:
+    other = sorted(name for name, parameter in parameters.items() if parameter.dtype != torch.float32)
+    if other:
+        raise ModelError(
+            "adapter tensors are float32, and this base would train tensors of its own in half precision",
+            found=", ".join(other[:3]),
+            expected="no bias of the base among the trained tensors",
+            remedy="set adapter.options.bias=none, or model.dtype=float32",
+        )
+
+
+def _initialise_head(head: nn.Module) -> None:
+    """Normal(0, 0.02) for matrices, ones for the scales of a norm, zeros for biases; drawn on the CPU."""
+    with torch.no_grad():
+        for name, parameter in sorted(head.named_parameters()):
+            if parameter.ndim > 1:
+                fresh = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, _HEAD_STD)
+            else:
+                fresh = torch.full(parameter.shape, 1.0 if name.endswith("weight") else 0.0)
+            parameter.copy_(fresh)
+
+
+def _train_in_float32(model: PeftModel, keep_output: frozenset[str]) -> None:
+    """Freeze the originals, and let modules that train in full work in float32 on a half-precision base.
+
+    Their input is cast on the way in and, unless they are heads whose output is the model's, their
+    output on the way out.
+    """
+    for name, wrapper in model.named_modules():
+        if not isinstance(wrapper, peft.utils.ModulesToSaveWrapper):
+            continue
+        wrapper.original_module.requires_grad_(False)
+        module = wrapper.modules_to_save[ADAPTER_NAME]
+        if all(p.dtype == torch.float32 for p in module.parameters()):
+            continue
+        module.to(torch.float32)
+        is_head = any(name == head or name.endswith(f".{head}") for head in keep_output)
+        _cast_around(module, back=not is_head)
+
+
+def _cast_around(module: nn.Module, *, back: bool) -> None:
+    def cast_in(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(a.float() if torch.is_tensor(a) and a.is_floating_point() else a for a in args)
+
+    def cast_out(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        floats = [a for a in args if torch.is_tensor(a) and a.is_floating_point()]
+        return output.to(floats[0].dtype) if floats and torch.is_tensor(output) else output
+
+    if back:  # before cast_in, so that it sees the dtype that came in
+        module.register_forward_hook(cast_out)
+    module.register_forward_pre_hook(cast_in)

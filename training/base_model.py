@@ -1,0 +1,259 @@
+"""The frozen base model: how it is loaded, and the digests by which sites agree on it.
+
+Nothing of a model's own code is ever run (`trust_remote_code=False`) and weights are read from
+safetensors only: no pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from wardround.core.errors import ModelError
+from wardround.core.plan import DataContract
+from wardround.runtime.locations import locate
+from wardround.training.digests import chat_template_digest, files_digest, tokenizer_digest, weights_digest
+from wardround.training.tasks.contract import Task
+
+__all__ = [
+    "BaseModelConfig",
+    "LoadedBase",
+    "chat_template_digest",
+    "end_tokens",
+    "load_base",
+    "quiet",
+    "require_digest",
+    "tokenizer_digest",
+]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_LOAD_FAILURES = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
+
+
+class BaseModelConfig(BaseModel):
+    """Which base model, and in which precision.
+
+    Attributes:
+        path: A folder, `package://NAME/rest`, `data://rest`, or a hub name where no such folder exists.
+        revision: Commit, tag or branch of a hub name.
+        dtype: Of the frozen weights and of the arithmetic outside the adapter. float16 can underflow
+            in the backward pass (no loss scaling); prefer bfloat16.
+        quantisation: 8- or 4-bit base through bitsandbytes, on a GPU that it supports.
+        attention: Implementation inside transformers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1)
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantisation: Literal["none", "8bit", "4bit"] = "none"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base model before any adapter is on it.
+
+    Attributes:
+        config: What was asked for.
+        model: In evaluation mode, every parameter frozen, on its device.
+        tokenizer: With a pad token (the end token where the model has none of its own).
+        digest: See `weights_digest` and, for a quantised base, `files_digest`.
+        missing_heads: Modules that the checkpoint lacks entirely and that therefore federate.
+        name: Folder or hub name, for people.
+    """
+
+    config: BaseModelConfig
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    digest: str
+    missing_heads: tuple[str, ...]
+    name: str
+
+
+def load_base(config: BaseModelConfig, task: Task, data: DataContract, *, device: torch.device) -> LoadedBase:
+    """Load model and tokenizer, digest what was loaded, find the heads that the checkpoint lacks.
+
+    The process's random state is left as it was; heads are initialised by the adapter method.
+
+    Raises:
+        ModelError: Nothing there, not a model of this task, no safetensors, no tokenizer, a checkpoint
+            that holds only part of a module, or no bitsandbytes for a quantised base.
+    """
+    path, name = resolve(config)
+    keywords: dict[str, Any] = {
+        "dtype": DTYPES[config.dtype],
+        "attn_implementation": config.attention,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+    }
+    revision = {} if config.revision is None else {"revision": config.revision}
+    if config.quantisation != "none":
+        keywords |= _quantised(config, device)
+    with _loading(config), quiet(), torch.random.fork_rng(devices=[]):
+        model, info = task.load_model(path, data, **keywords, **revision)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **revision)
+    # A task may let a head of another size be replaced; it is as fresh as one that is missing.
+    missing = sorted({*info["missing_keys"], *(key for key, *_ in info.get("mismatched_keys", ()))})
+    heads = missing_modules(model, missing)
+    _settle_pad_token(model, tokenizer, name)
+    model.requires_grad_(False)
+    model.train(False)
+    if config.quantisation == "none":
+        digest = weights_digest(model, missing)
+        cast("torch.nn.Module", model).to(device)
+    else:
+        digest = files_digest(path, config.revision)
+    return LoadedBase(config, model, tokenizer, digest, heads, name)
+
+
+def resolve(config: BaseModelConfig) -> tuple[str, str]:
+    """What transformers is to load (a folder or a hub name), and the name for people.
+
+    Raises:
+        ModelError: No such folder, and not a hub name either.
+    """
+    folder = locate(config.path)
+    if folder.is_dir():
+        return str(folder), config.path if "://" in config.path else folder.resolve().name
+    if "://" in config.path or not _HUB_NAME.fullmatch(config.path):
+        raise ModelError(
+            f"the base model {config.path!r} is not there",
+            found=f"no folder {folder}",
+            expected="a folder with config.json, *.safetensors and a tokenizer, or a hub name (org/model)",
+            remedy="correct model.path",
+        )
+    return config.path, config.path
+
+
+@contextlib.contextmanager
+def _loading(config: BaseModelConfig) -> Iterator[None]:
+    try:
+        yield
+    except _LOAD_FAILURES as error:
+        reason = str(error).strip().splitlines() or [""]
+        raise ModelError(
+            f"the base model {config.path!r} cannot be loaded",
+            found=f"{type(error).__name__}: {reason[0][:300]}",
+            expected="a model of this task with safetensors weights, a tokenizer and no code of its own",
+            remedy="give a folder that from_pretrained can load; a hub name needs the network "
+            "(HF_HUB_OFFLINE unset) or a filled cache, and access where the model is gated",
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no load report of transformers: what matters in them becomes an error."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
+
+
+def _quantised(config: BaseModelConfig, device: torch.device) -> dict[str, Any]:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"model.quantisation={config.quantisation} needs bitsandbytes, which is not installed",
+            remedy="pip install bitsandbytes, or set model.quantisation=none",
+        )
+    from transformers import BitsAndBytesConfig
+
+    options: dict[str, Any] = {"load_in_8bit": True}
+    if config.quantisation == "4bit":
+        options = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": DTYPES[config.dtype],
+        }
+    settings = BitsAndBytesConfig(**options)  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
+    return {"quantization_config": settings, "device_map": {"": device}}
+
+
+def missing_modules(model: PreTrainedModel, missing_keys: list[str]) -> tuple[str, ...]:
+    """The largest modules all of whose weights the checkpoint lacks, sorted.
+
+    Raises:
+        ModelError: The checkpoint lacks the model's body, or only part of a module's weights.
+    """
+    missing, heads = set(missing_keys), set()
+    for key in sorted(missing):
+        parts = key.split(".")[:-1]
+        above = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+        whole = [name for name in above if _weights_of(model, name) <= missing]
+        if not whole or whole[0] == model.base_model_prefix:
+            raise ModelError(
+                "the checkpoint does not hold this model",
+                found=f"{len(missing)} weights are missing, {key!r} among them",
+                expected="every weight of the body; only whole heads may be missing",
+                remedy="give the folder of a checkpoint of this architecture",
+            )
+        heads.add(whole[0])
+    return tuple(sorted(heads))
+
+
+def _weights_of(model: torch.nn.Module, module: str) -> set[str]:
+    return {f"{module}.{name}" for name in model.get_submodule(module).state_dict()}
+
+
+def _settle_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(
+                f"the tokenizer of {name!r} has neither a pad nor an end token",
+                remedy="set pad_token in its tokenizer_config.json",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    rows = len(cast("torch.Tensor", model.get_input_embeddings().weight))
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise ModelError(
+            f"the tokenizer of {name!r} has tokens that the model does not know",
+            found=f"token id {largest}",
+            expected=f"ids below {rows}",
+            remedy="use the tokenizer that belongs to the model",
+        )
+
+
+def end_tokens(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids that end an answer: the generation config's and the tokenizer's end token, sorted."""
+    settings = getattr(model, "generation_config", None)
+    ids: Any = getattr(settings, "eos_token_id", None)
+    found = set(ids) if isinstance(ids, list) else {ids}
+    found.add(tokenizer.eos_token_id)
+    return tuple(sorted(int(token) for token in found if token is not None))
+
+
+def require_digest(loaded: LoadedBase, expected: str) -> None:
+    """Refuse a base model that is not the plan's.
+
+    Raises:
+        ModelError: Names both digests.
+    """
+    if loaded.digest != expected:
+        raise ModelError(
+            f"the weights of {loaded.name!r} are not those of the plan",
+            found=loaded.digest,
+            expected=expected,
+            remedy="get the base model that the plan names, in its revision, dtype and quantisation",
+        )

@@ -1,0 +1,200 @@
+"""One local round of one site, in one place.
+
+    load adapter → batches → forward, backward → constrain the gradient → step → read adapter
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from wardround.core.errors import TrainingError
+from wardround.core.packed import Adapter
+from wardround.core.plan import LocalWork
+from wardround.core.seeds import Purpose, generator, seed_for
+from wardround.strategies.contract import LocalRules
+from wardround.training.batches import Indices, microbatches, plan_batches
+from wardround.training.optimisers import (
+    OptimiserState,
+    build_optimiser,
+    export_state,
+    import_state,
+    set_rate,
+)
+from wardround.training.schedules import rate
+from wardround.training.tasks.contract import Encoded
+from wardround.training.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What one local round gives.
+
+    Attributes:
+        adapter: After the last step, float32.
+        optimiser_state: To keep for the next round, or None where the plan resets it.
+        steps: Optimiser steps taken.
+        examples: Distinct rows that this site trains on, n_k of FedAvg; rows without a target do not count.
+        targets: Loss terms processed, over all passes: target tokens, or rows of a classifier.
+        loss_sum: Their summed loss in nats, each at the time of its step.
+        first_loss: Mean loss of the first step, in nats a target.
+        last_loss: Mean loss of the last step.
+    """
+
+    adapter: Adapter
+    optimiser_state: OptimiserState | None
+    steps: int
+    examples: int
+    targets: int
+    loss_sum: float
+    first_loss: float
+    last_loss: float
+
+
+def train_locally(
+    bench: Workbench,
+    encoded: Sequence[Encoded],
+    before: Adapter,
+    work: LocalWork,
+    rules: LocalRules,
+    *,
+    round: int,
+    rounds: int,
+    seed_root: int,
+    site: str,
+    optimiser_state: OptimiserState | None = None,
+) -> LocalResult:
+    """Train one local round from `before`; equal inputs give equal bits at equal thread counts on a CPU.
+
+    Microbatches of any size give the gradient of the one big batch: sums over targets, divided once.
+    Only with dropout does their size matter, since it decides which numbers the masks draw.
+
+    Args:
+        bench: Model, task and device. It holds the trained adapter afterwards.
+        encoded: The site's training rows; those without a target are passed over.
+        before: Where training starts, and what the proximal term pulls towards.
+        work: Amount, optimiser, schedule.
+        rules: What the strategy demands.
+        round: Counts from 1.
+        rounds: Rounds of the run, for the schedule.
+        seed_root: Root of the seed tree.
+        site: Name of the site, part of the seeds.
+        optimiser_state: What the last round kept, or None.
+
+    Raises:
+        TrainingError: `no_rows`, or `non_finite_loss` before the step that it would have spoilt.
+    """
+    usable = [row for row in encoded if bench.task.targets(row) > 0]
+    if not usable:
+        raise TrainingError(
+            "no_rows", f"site {site!r} has no row to train on",
+            found=f"{len(encoded)} rows, none of them with a target",
+            remedy="leave the site out, or look at what the column mapping and max_length leave of its rows",
+        )  # fmt: skip
+    bench.load_adapter(before)
+    batches = plan_batches(len(usable), work, generator(seed_root, Purpose.SHUFFLE, round=round, site=site))
+    dropout_seed = seed_for(seed_root, Purpose.DROPOUT, round=round, site=site)
+    losses, targets = [], []
+    with _training(bench, rules, dropout_seed) as parameters:
+        optimiser = build_optimiser(work, parameters)
+        if optimiser_state is not None and work.optimiser_state == "keep":
+            import_state(optimiser, parameters, optimiser_state)
+        for step, batch in enumerate(batches):
+            done = step / len(batches)
+            set_rate(
+                optimiser,
+                rate(work.schedule, work.learning_rate, round=round, rounds=rounds, fraction=done),
+            )
+            optimiser.zero_grad(set_to_none=True)
+            loss, count = accumulate_gradient(bench, usable, batch)
+            _add_rules(parameters, before, rules)
+            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), work.max_grad_norm or math.inf)
+            losses.append(_require_finite(loss, norm, step=step + 1, site=site))
+            targets.append(count)
+            optimiser.step()
+        kept = export_state(optimiser, parameters) if work.optimiser_state == "keep" else None
+    return LocalResult(
+        adapter=bench.read_adapter(),
+        # Moments of tensors that are frozen in this round wait for the round in which they train again.
+        optimiser_state=None if kept is None else {**(optimiser_state or {}), **kept},
+        steps=len(batches),
+        examples=sum(map(rows_in, usable)),
+        targets=sum(targets),
+        loss_sum=sum(losses),
+        first_loss=losses[0] / targets[0],
+        last_loss=losses[-1] / targets[-1],
+    )
+
+
+def accumulate_gradient(
+    bench: Workbench, rows: Sequence[Encoded], batch: Indices
+) -> tuple[torch.Tensor, int]:
+    """Add ∇ (Σ loss terms / number of terms) of one logical batch to the parameters' `.grad`.
+
+    Returns:
+        The summed loss in nats, as a scalar on the device, and the number of terms.
+    """
+    count = sum(bench.task.targets(rows[index]) for index in batch)
+    total = torch.zeros((), device=bench.device)
+    for piece in microbatches(batch, rows, bench.machine.microbatch_size):
+        tensors = bench.task.collate([rows[index] for index in piece], bench.data)
+        on_device = {name: tensor.to(bench.device) for name, tensor in tensors.items()}
+        loss = bench.task.example_losses(bench.model, on_device).sum()
+        (loss / count).backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+        total += loss.detach()
+    return total, count
+
+
+def rows_in(encoded: Encoded) -> int:
+    """Rows of the source in one encoded sequence: more than one where rows were packed."""
+    return max(1, int((encoded.positions == 0).sum()))
+
+
+def _add_rules(
+    parameters: Mapping[str, torch.nn.Parameter], before: Adapter, rules: LocalRules
+) -> None:
+    """Add the gradient of μ/2 ‖θ − θ₀‖² (FedProx, Li et al. 2020, arXiv:1812.06127v5, eq. 2) and the offset."""
+    for name, parameter in parameters.items():
+        if parameter.grad is None:
+            continue
+        if rules.proximal:
+            start = torch.from_numpy(before[name]).to(parameter.device)
+            parameter.grad.add_(parameter.detach() - start, alpha=rules.proximal)
+        if rules.gradient_offset is not None:
+            parameter.grad.add_(torch.from_numpy(rules.gradient_offset[name]).to(parameter.device))
+
+
+def _require_finite(loss: torch.Tensor, norm: torch.Tensor, *, step: int, site: str) -> float:
+    """The loss as a number, once it and the gradient are known to be finite: one wait for the device."""
+    value, length = torch.stack([loss, norm.to(loss.device)]).tolist()
+    if not (math.isfinite(value) and math.isfinite(length)):
+        raise TrainingError(
+            "non_finite_loss", f"the loss of site {site!r} is not finite at step {step}",
+            found=f"loss {value}, gradient norm {length}", expected="finite numbers",
+            remedy="lower the learning rate, use bfloat16 or float32 for float16, or look at the site's rows",
+        )  # fmt: skip
+    return float(value)
+
+
+@contextmanager
+def _training(bench: Workbench, rules: LocalRules, seed: int) -> Iterator[dict[str, torch.nn.Parameter]]:
+    """Training mode over the tensors that move, under this round's dropout seed; all is put back afterwards."""
+    parameters = bench.parameters()
+    moving = {name: parameter for name, parameter in parameters.items() if name not in rules.frozen}
+    devices = [bench.device] if bench.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        try:
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(name in moving)
+            bench.model.train()
+            yield moving
+        finally:
+            bench.model.train(False)
+            for parameter in parameters.values():
+                parameter.requires_grad_(True)
+                parameter.grad = None

@@ -1,0 +1,93 @@
+"""Packs short rows into long ones, without letting any row see another.
+
+Plain attention with a two-dimensional mask cannot keep packed rows apart, so `block_causal_mask` gives the
+four-dimensional one that transformers passes on as it stands: true where a query may look at a key, that is
+at itself and at earlier tokens of its own row. Position ids restart with each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wardround.training.tasks.contract import Encoded
+
+
+def pack_rows(rows: Sequence[Encoded], max_length: int) -> list[Encoded]:
+    """First fit: each row goes into the first bin that has room, in order; the same rows give the same bins.
+
+    A bin has `example` −1 and sums `cut` and `text_bytes`. The first target of every row in it is −100, so
+    that no row's end predicts the next one's beginning. Rows without targets are left out, except that
+    the first is kept where there is no other.
+
+    Args:
+        rows: Encoded rows of at most `max_length` tokens each.
+    """
+    useful = [row for row in rows if (row.targets[1:] >= 0).any()] or list(rows[:1])
+    bins: list[list[Encoded]] = []
+    room: list[int] = []
+    open_from = 0  # bins before it are full
+    for row in useful:
+        length = row.tokens.size
+        place = next((b for b in range(open_from, len(bins)) if room[b] >= length), None)
+        if place is None:
+            place = len(bins)
+            bins.append([])
+            room.append(max_length)
+        bins[place].append(row)
+        room[place] -= length
+        while open_from < len(bins) and room[open_from] == 0:
+            open_from += 1
+    return [_join(members) for members in bins]
+
+
+def segment_bounds(row: Encoded) -> list[tuple[int, int]]:
+    """Half-open token ranges of the rows that were packed into this one."""
+    if row.positions.size == 0:
+        return [(0, row.tokens.size)]
+    starts = [*np.flatnonzero(row.positions == 0).tolist(), row.tokens.size]
+    return list(zip(starts[:-1], starts[1:], strict=True))
+
+
+def block_causal_mask(positions: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Which key each query may look at.
+
+    Args:
+        positions: (batch, tokens); a row of the bin begins at each 0.
+        lengths: (batch,), tokens before the padding.
+
+    Returns:
+        Bool, (batch, 1, tokens, tokens). Padding looks at itself alone, so that no softmax is empty.
+    """
+    tokens = positions.shape[1]
+    place = torch.arange(tokens, device=positions.device)
+    segment = (positions == 0).cumsum(dim=1)
+    segment = torch.where(place < lengths[:, None], segment, -1 - place)
+    same = segment[:, :, None] == segment[:, None, :]
+    causal = place[:, None] >= place[None, :]
+    return (same & causal)[:, None]
+
+
+def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mask as numbers to add to attention scores: what eager and fused attention both take."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+        ~mask, torch.finfo(dtype).min
+    )
+
+
+def _join(rows: Sequence[Encoded]) -> Encoded:
+    targets: list[NDArray[np.int32]] = []
+    for row in rows:
+        first = row.targets.copy()
+        first[:1] = -100
+        targets.append(first)
+    return Encoded(
+        tokens=np.concatenate([row.tokens for row in rows]),
+        targets=np.concatenate(targets),
+        positions=np.concatenate([np.arange(row.tokens.size, dtype=np.int32) for row in rows]),
+        cut=sum(row.cut for row in rows),
+        text_bytes=sum(row.text_bytes for row in rows),
+    )

@@ -1,0 +1,148 @@
+"""One shared frozen base with one adapter on it: what every site of a process works at, one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from peft import PeftModel
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import PreTrainedTokenizerBase
+
+from wardround.core.errors import ConfigError
+from wardround.core.packed import Adapter, Layout
+from wardround.core.plan import DataContract
+from wardround.core.seeds import Purpose, seed_for
+from wardround.training.adapters.contract import AdapterMethod
+from wardround.training.base_model import BaseModelConfig, LoadedBase, load_base
+from wardround.training.tasks.contract import Task
+
+
+class Machine(BaseModel):
+    """What a machine decides for itself; none of it is part of the plan, or changes what is trained.
+
+    Attributes:
+        device: `auto` takes CUDA, then MPS, then the CPU.
+        threads: Of torch; None leaves its choice. Equal counts give equal bits.
+        microbatch_size: Rows that go through the model at once; None: the whole logical batch.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        evaluation_batch_size: Rows at once where nothing trains.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int | None = Field(default=None, gt=0)
+    microbatch_size: int | None = Field(default=None, gt=0)
+    gradient_checkpointing: bool = False
+    evaluation_batch_size: int = Field(default=32, gt=0)
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A base model with an adapter that sites load, train and read in turn.
+
+    Attributes:
+        base: What was loaded, with its digest; its modules now carry the adapter.
+        model: The same through PEFT, in evaluation mode between rounds.
+        task: Kind of fine-tuning.
+        method: Adapter method.
+        layout: Every tensor that federates.
+        fresh: The adapter as the seed tree made it, before anything was loaded.
+        machine: This machine's choices.
+        device: Where the model is.
+    """
+
+    base: LoadedBase
+    model: PeftModel
+    task: Task
+    method: AdapterMethod
+    layout: Layout
+    fresh: Adapter
+    machine: Machine
+    device: torch.device
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base model's tokenizer."""
+        return self.base.tokenizer
+
+    def initial_adapter(self) -> Adapter:
+        """The adapter as the seed tree made it, whatever has been loaded since."""
+        return self.fresh
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        """Copy an adapter into the model.
+
+        Raises:
+            PeerError: It has another layout.
+        """
+        self.method.write(self.model, adapter)
+
+    def read_adapter(self) -> Adapter:
+        """Copy the adapter out of the model, float32."""
+        return self.method.read(self.model, self.layout)
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The adapter's tensors by their names in the layout, in the model's own order."""
+        return self.method.parameters(self.model)
+
+
+def open_workbench(
+    config: BaseModelConfig,
+    task: Task,
+    data: DataContract,
+    method: AdapterMethod,
+    options: BaseModel,
+    machine: Machine,
+    *,
+    seed: int,
+) -> Workbench:
+    """Load the base model, put a fresh adapter on it.
+
+    Args:
+        config: Base model.
+        task: Kind of fine-tuning.
+        data: Its label list sizes a classifier's head.
+        method: Adapter method.
+        options: The method's own, already checked.
+        machine: Device, threads, sizes.
+        seed: Root of the seed tree.
+
+    Raises:
+        ModelError: See `load_base` and the method's `attach`.
+        ConfigError: The device is not there.
+    """
+    device = pick_device(machine.device)
+    if machine.threads is not None:
+        torch.set_num_threads(machine.threads)
+    base = load_base(config, task, data, device=device)
+    # A cache of keys and values serves generation only, which asks for it itself.
+    base.model.config.use_cache = False
+    model = method.attach(
+        base.model, options, task, base.missing_heads, seed_for(seed, Purpose.INITIALISATION)
+    )
+    if machine.gradient_checkpointing:
+        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train(False)
+    layout = method.layout(model)
+    return Workbench(base, model, task, method, layout, method.read(model, layout), machine, device)
+
+
+def pick_device(choice: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device:
+    """The device of a choice.
+
+    Raises:
+        ConfigError: It is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if choice == "auto":
+        return torch.device(next(name for name, usable in there.items() if usable))
+    if not there[choice]:
+        raise ConfigError(
+            f"machine.device={choice} is not there",
+            found="usable: " + ", ".join(name for name, usable in there.items() if usable),
+            remedy="set machine.device=auto, or install a torch build for that device",
+        )
+    return torch.device(choice)
