@@ -83,7 +83,7 @@ def measure(adapter: Adapter, site: Site) -> dict[str, Array]:
     bench = site.bench
     counters = evaluate(
         bench.model, bench.task, site.plan.task, site.plan.data, site.validation,
-        batch_size=bench.machine.evaluation_batch_size, device=bench.device,
+        batch_size=bench.machine.evaluation_batch_size, device=bench.device, tokenizer=bench.tokenizer,
     )  # fmt: skip
     return counters.tensors()
 

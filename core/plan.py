@@ -73,7 +73,7 @@ class TextTemplate(Frozen):
     """A sentence from columns: a segment whose column is empty or missing is left out.
 
     Each segment is a format string over column names. `values` maps codes to words before
-    formatting; a code that it does not know makes the row broken.
+    formatting; a code with the empty word counts as missing, one without a word makes the row broken.
     """
 
     segments: tuple[str, ...] = Field(min_length=1)

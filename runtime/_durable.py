@@ -57,7 +57,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON as `write_atomic` does; see `json_text` for what becomes of special values."""
-    write_atomic(path, (json_text(value, indent=2) + "\n").encode())
+    write_atomic(path, (json_text(value, indent=2) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def append_line(path: Path, record: Mapping[str, Any], *, durable: bool = True) -> None:
@@ -73,7 +73,7 @@ def append_line(path: Path, record: Mapping[str, Any], *, durable: bool = True) 
         StorageError: The line could not be written; the file is cut back to what it was.
     """
     path = Path(path)
-    line = (json_text(record) + "\n").encode()
+    line = (json_text(record) + "\n").encode("utf-8", "backslashreplace")
     with _storing(path, len(line)):
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()

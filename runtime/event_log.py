@@ -56,7 +56,7 @@ def truncate_after_round(path: Path, arm: str, round: int) -> int:
     """
     if not path.exists():
         return 0
-    lines = _text(path).splitlines()
+    lines = _text(path).rstrip("\n").split("\n")
     kept = [line for line in lines if _stays(_record(line), arm, round)]
     if len(kept) < len(lines):
         write_atomic(path, "".join(line + "\n" for line in kept).encode())
@@ -73,7 +73,7 @@ def read_events(path: Path) -> list[Event]:
 
 
 def without_repetitions(events: Iterable[Event]) -> list[Event]:
-    """Each thing said once, by its last telling; a resumed run tells again what it did not know it had told."""
+    """Each thing said once, by its last telling: a resumed run repeats what its journal does not hold."""
     last: dict[tuple[Any, ...], Event] = {}
     for event in events:
         key = _key(event)
@@ -115,7 +115,7 @@ def _record(line: str) -> dict[str, Any] | None:
 
 
 def _events(text: str) -> Iterator[Event]:
-    for line in text.splitlines():
+    for line in text.split("\n"):
         record = _record(line)
         kind = _TYPES.get(str((record or {}).get("event")))
         if record is None or kind is None:

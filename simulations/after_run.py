@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoTokenizer
 
 from wardround.core.counting import scores
 from wardround.core.errors import ConfigError, ModelError
@@ -19,7 +20,7 @@ from wardround.runtime.files import write_atomic
 from wardround.simulations.config import RunConfig
 from wardround.simulations.result_folder import scores_record
 from wardround.training.adapters import ADAPTERS
-from wardround.training.base_model import BaseModelConfig, load_base
+from wardround.training.base_model import BaseModelConfig, load_base, resolve
 from wardround.training.evaluation import evaluate
 from wardround.training.examples import Example, read_examples
 from wardround.training.merge import MergeReport, merge_adapter
@@ -59,34 +60,61 @@ class FinishedRun:
 
     def examples(self, source: SourceSpec, *, labelled: bool = True) -> list[Example]:
         """Rows of a source through the plan's data contract."""
-        roles = self.task.required_roles(self.plan.task)
-        if not labelled:
-            roles = {role: needed for role, needed in roles.items() if role != "label"}
-        return list(read_examples(source, self.plan.data, roles).examples)
+        spec, predict = self.plan.task, not labelled
+        data = self.plan.data
+        if predict:
+            data = data.model_copy(update={"columns": {k: v for k, v in data.columns.items() if k != "label"}})
+        roles = self.task.required_roles(spec, predict=predict)
+        found = read_examples(
+            source, data, roles, fault=lambda example: self.task.fault(example, spec, predict=predict)
+        )
+        return list(found.examples)
 
     def model_config(self, path: str | None) -> BaseModelConfig:
         """The run's base model, or the same one where it lies now."""
         return self.config.model if path is None else self.config.model.model_copy(update={"path": path})
 
 
-def merge_run(run: Path, output: Path | None, model: str | None, tolerance: float) -> MergeReport:
-    """`wardround merge`: write the merged model, print the parity, fail beyond the tolerance.
+def merge_run(run: Path, output: Path | None, model: str | None, tolerance: float | None) -> MergeReport:
+    """`wardround merge`: write the merged model and print how well it kept the adapter.
 
     Raises:
-        ModelError: The logits differ by more than the tolerance, or merging changed nothing.
+        ModelError: The logits differ by more than the tolerance, or merging changed nothing; nothing is left.
     """
     finished = FinishedRun.open(run)
-    source = finished.config.data.test or finished.config.data.source or next(iter(finished.config.data.sites.values()))
-    base = load_tokenizer(finished, model)
+    data = finished.config.data
+    source = data.test or data.source or next(iter(data.sites.values()))
+    base = finished.model_config(model)
+    tokenizer = AutoTokenizer.from_pretrained(resolve(base)[0], revision=base.revision, trust_remote_code=False)
     samples = finished.task.encode(
-        finished.examples(source)[:MERGE_SAMPLES], base, finished.plan.data, finished.plan.task
+        finished.examples(source)[:MERGE_SAMPLES], tokenizer, finished.plan.data, finished.plan.task
     )
     report = merge_adapter(
-        run / "adapter", finished.model_config(model), finished.task, finished.plan.data,
-        output or run / "merged", samples=samples, tolerance=tolerance,
+        run / "adapter", base, finished.task, finished.plan.data, output or run / "merged",
+        samples=samples, tolerance=tolerance,
     )  # fmt: skip
-    Console().print(str(report))
+    if not report.passed:
+        raise ModelError(
+            "the merged model is not the adapter on its base; nothing was written", found=report.reason,
+            expected=f"logits within {report.tolerance:.3g}, relative to the largest",
+        )  # fmt: skip
+    for line in parity_lines(report):
+        Console().print(line)
     return report
+
+
+def parity_lines(report: MergeReport) -> list[str]:
+    """What a merge did, for people."""
+    lines = [
+        f"merged into {report.base}: {report.folder}",
+        f"parity on {report.samples} samples, re-read from disk: logits differ by at most "
+        f"{report.parity.largest:.2e} ({report.parity.relative:.2e} of the largest; tolerance {report.tolerance:.0e})",
+    ]
+    if report.against_quantised is not None:
+        lines.append(
+            f"against the adapter on the quantised base it was trained on: {report.against_quantised.relative:.2e}"
+        )
+    return lines
 
 
 @dataclass(frozen=True)
@@ -134,6 +162,7 @@ def evaluate_rows(opened: OpenModel, source: SourceSpec) -> Scores:
     counters = evaluate(
         opened.model, task, plan.task, plan.data, encoded,
         batch_size=opened.run.config.machine.evaluation_batch_size, device=opened.device,
+        tokenizer=opened.tokenizer,
     )  # fmt: skip
     return scores(plan, counters)
 
@@ -171,13 +200,6 @@ def predict_file(model: Path, source: str, output: Path | None, run: Path | None
         Console().out(lines, end="", highlight=False)
     else:
         write_atomic(output, lines.encode())
-
-
-def load_tokenizer(finished: FinishedRun, model: str | None) -> Any:
-    """The tokenizer of the run's base model."""
-    from wardround.training.base_model import open_tokenizer
-
-    return open_tokenizer(finished.model_config(model))
 
 
 def _run_of(folder: Path) -> Path:

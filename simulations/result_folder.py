@@ -75,7 +75,7 @@ class ResultFolder:
         for name, adapter in (("adapter", result.outcome.released), ("adapter_last", result.outcome.last.adapter)):
             with atomic_folder(self.path / name) as folder:
                 bench.load_adapter(adapter)
-                bench.save_adapter(folder)
+                bench.method.save(bench.model, folder, bench.base.name)
 
     def finish(
         self, config: RunConfig, plan: TrainingPlan, rows: Rows, bench: Workbench, results: dict[str, ArmResult]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from wardround.core.errors import DataError
@@ -11,6 +11,7 @@ from wardround.core.seeds import Purpose, generator
 from wardround.simulations.config import DataConfig, RunConfig
 from wardround.simulations.partitions import PARTITIONS
 from wardround.training.examples import Example, ExampleSet, collect_labels, read_examples
+from wardround.training.source_spec import SourceSpec
 from wardround.training.tasks import Task
 
 
@@ -44,16 +45,23 @@ def gather(config: RunConfig, task: Task, spec: TaskSpec, *, allow_dotted: bool 
     roles = task.required_roles(spec)
     contract = contract_of(data, roles)
     notices: list[str] = []
+
+    def read(source: SourceSpec, where: str, site_column: str | None = None) -> list[Example]:
+        rows = read_examples(
+            source, contract, roles, site_column=site_column, fault=lambda example: task.fault(example, spec)
+        )
+        return _told(rows, where, notices)
+
     if data.sites:
         sites = {
-            name: _examples(read_examples(source, contract, roles), f"site {name}", notices)
+            name: read(source, f"site {name}")
             for name, source in sorted(data.sites.items())
         }
     else:
         if data.source is None:
             raise DataError("no training rows are configured", expected="data.source, or data.sites")
-        rows = read_examples(data.source, contract, roles, site_column=data.site_column)
-        examples = _limited(_examples(rows, "the training source", notices), data.limit, config.seed)
+        rows = read(data.source, "the training source", data.site_column)
+        examples = _limited(rows, data.limit, config.seed)
         sites = _partitioned(config, examples, allow_dotted=allow_dotted)
     empty = [name for name, examples in sites.items() if not examples]
     sites = {name: examples for name, examples in sorted(sites.items()) if examples}
@@ -61,7 +69,7 @@ def gather(config: RunConfig, task: Task, spec: TaskSpec, *, allow_dotted: bool 
         notices.append(f"left out, no usable rows: {', '.join(empty)}")
     if not sites:
         raise DataError("no site has a usable row", remedy="run `wardround data check` on the source")
-    test, site_tests = _tests(data, contract, roles, sites, notices)
+    test, site_tests = _tests(data, read, sites)
     return Rows(contract, sites, test, site_tests, notices)
 
 
@@ -94,20 +102,10 @@ def _partitioned(config: RunConfig, examples: Sequence[Example], *, allow_dotted
 
 
 def _tests(
-    data: DataConfig,
-    contract: DataContract,
-    roles: dict[str, bool],
-    sites: dict[str, list[Example]],
-    notices: list[str],
+    data: DataConfig, read: Callable[..., list[Example]], sites: dict[str, list[Example]]
 ) -> tuple[list[Example], dict[str, list[Example]]]:
-    test: list[Example] = []
-    if data.test is not None:
-        rows = read_examples(data.test, contract, roles, site_column=data.site_column)
-        test = _examples(rows, "the test source", notices)
-    site_tests = {
-        name: _examples(read_examples(source, contract, roles), f"the test source of {name}", notices)
-        for name, source in sorted(data.site_tests.items())
-    }
+    test = read(data.test, "the test source", data.site_column) if data.test is not None else []
+    site_tests = {name: read(source, f"the test source of {name}") for name, source in sorted(data.site_tests.items())}
     if not site_tests:
         cut = {name: [example for example in test if example.site == name] for name in sites}
         site_tests = {name: examples for name, examples in cut.items() if examples}
@@ -117,7 +115,7 @@ def _tests(
     return test, site_tests
 
 
-def _examples(rows: ExampleSet, where: str, notices: list[str]) -> list[Example]:
+def _told(rows: ExampleSet, where: str, notices: list[str]) -> list[Example]:
     counts = rows.quarantine_counts()
     if counts:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in sorted(counts.items()))

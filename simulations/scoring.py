@@ -46,6 +46,7 @@ class Scorer:
             counters = evaluate(
                 self.bench.model, self.bench.task, self.plan.task, self.plan.data, rows,
                 batch_size=self.bench.machine.evaluation_batch_size, device=self.bench.device,
+                tokenizer=self.bench.tokenizer,
             )  # fmt: skip
             result = scores(self.plan, counters)
             found[part] = result

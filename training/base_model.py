@@ -199,11 +199,11 @@ def missing_modules(model: PreTrainedModel, missing_keys: list[str]) -> tuple[st
         parts = key.split(".")[:-1]
         above = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
         whole = [name for name in above if _weights_of(model, name) <= missing]
-        if not whole or whole[0] == model.base_model_prefix:
+        if not whole or _is_body(model, whole[0]):
             raise ModelError(
                 "the checkpoint does not hold this model",
                 found=f"{len(missing)} weights are missing, {key!r} among them",
-                expected="every weight of the body; only whole heads may be missing",
+                expected="every weight of the body; only whole heads (and poolers) may be missing",
                 remedy="give the folder of a checkpoint of this architecture",
             )
         heads.add(whole[0])
@@ -212,6 +212,14 @@ def missing_modules(model: PreTrainedModel, missing_keys: list[str]) -> tuple[st
 
 def _weights_of(model: torch.nn.Module, module: str) -> set[str]:
     return {f"{module}.{name}" for name in model.get_submodule(module).state_dict()}
+
+
+def _is_body(model: PreTrainedModel, module: str) -> bool:
+    """Whether it lies in the body (a pooler aside), or holds the embeddings in or out."""
+    embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    inside = {id(part) for part in model.get_submodule(module).modules()}
+    in_body = f"{module}.".startswith(f"{model.base_model_prefix}.") and not module.endswith(".pooler")
+    return in_body or bool(embeddings & inside)
 
 
 def _settle_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -7,7 +7,6 @@ only for templates that render earlier turns the same way whatever follows, whic
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from typing import cast
@@ -124,7 +123,7 @@ def _prefix_spans(
             continue
         start = _header_end(turns, index, text, tokenizer)
         upto = text if index + 1 == len(turns) else render_chat(Conversation(turns[: index + 1]), tokenizer)
-        end = len(os.path.commonprefix([upto, text]))
+        end = _common_length(upto, text)
         if end < len(upto):
             end = _last_token_end(text, end, tokenizer)
         if end < start or turn.content.strip() not in text[start:end]:
@@ -144,6 +143,11 @@ def _header_end(turns: tuple[Message, ...], index: int, text: str, tokenizer: Pr
     if not text.startswith(header):
         raise _no_prefix(index)
     return len(header)
+
+
+def _common_length(one: str, other: str) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _last_token_end(text: str, end: int, tokenizer: PreTrainedTokenizerBase) -> int:

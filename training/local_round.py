@@ -1,15 +1,16 @@
 """One local round of one site, in one place.
 
-    load adapter → batches → forward, backward → constrain the gradient → step → read adapter
+load adapter → batches → forward, backward → constrain the gradient → step → read adapter
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from wardround.core.errors import TrainingError
@@ -86,7 +87,7 @@ def train_locally(
         optimiser_state: What the last round kept, or None.
 
     Raises:
-        TrainingError: `no_rows`, or `non_finite_loss` before the step that it would have spoilt.
+        TrainingError: `no_rows`, `nothing_trains`, or `non_finite_loss` before the step that it would spoil.
     """
     usable = [row for row in encoded if bench.task.targets(row) > 0]
     if not usable:
@@ -101,6 +102,7 @@ def train_locally(
     losses, targets = [], []
     with _training(bench, rules, dropout_seed) as parameters:
         optimiser = build_optimiser(work, parameters)
+        strategy_terms = pulls(rules, before, parameters, bench.device)
         if optimiser_state is not None and work.optimiser_state == "keep":
             import_state(optimiser, parameters, optimiser_state)
         for step, batch in enumerate(batches):
@@ -111,7 +113,8 @@ def train_locally(
             )
             optimiser.zero_grad(set_to_none=True)
             loss, count = accumulate_gradient(bench, usable, batch)
-            _add_rules(parameters, before, rules)
+            for name, pull in strategy_terms.items():
+                pull.add_to(parameters[name])
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), work.max_grad_norm or math.inf)
             losses.append(_require_finite(loss, norm, step=step + 1, site=site))
             targets.append(count)
@@ -154,18 +157,43 @@ def rows_in(encoded: Encoded) -> int:
     return max(1, int((encoded.positions == 0).sum()))
 
 
-def _add_rules(
-    parameters: Mapping[str, torch.nn.Parameter], before: Adapter, rules: LocalRules
-) -> None:
-    """Add the gradient of μ/2 ‖θ − θ₀‖² (FedProx, Li et al. 2020, arXiv:1812.06127v5, eq. 2) and the offset."""
-    for name, parameter in parameters.items():
+@dataclass(frozen=True)
+class Pull:
+    """What a strategy adds to one tensor's gradient: μ (θ − θ₀) + offset.
+
+    The first term is the gradient of μ/2 ‖θ − θ₀‖² (FedProx, Li et al. 2020, arXiv:1812.06127v5, eq. 2).
+    """
+
+    proximal: float
+    start: torch.Tensor | None
+    offset: torch.Tensor | None
+
+    def add_to(self, parameter: torch.nn.Parameter) -> None:
+        """Add both terms in place."""
         if parameter.grad is None:
-            continue
-        if rules.proximal:
-            start = torch.from_numpy(before[name]).to(parameter.device)
-            parameter.grad.add_(parameter.detach() - start, alpha=rules.proximal)
-        if rules.gradient_offset is not None:
-            parameter.grad.add_(torch.from_numpy(rules.gradient_offset[name]).to(parameter.device))
+            return
+        if self.start is not None:
+            parameter.grad.add_(parameter.detach() - self.start, alpha=self.proximal)
+        if self.offset is not None:
+            parameter.grad.add_(self.offset)
+
+
+def pulls(rules: LocalRules, before: Adapter, names: Iterable[str], device: torch.device) -> dict[str, Pull]:
+    """The strategy's terms by tensor name; none where it asks for none."""
+    if not rules.proximal and rules.gradient_offset is None:
+        return {}
+
+    def on_device(adapter: Adapter, name: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(adapter[name], dtype=np.float32)).to(device)
+
+    return {
+        name: Pull(
+            rules.proximal,
+            on_device(before, name) if rules.proximal else None,
+            on_device(rules.gradient_offset, name) if rules.gradient_offset is not None else None,
+        )
+        for name in names
+    }
 
 
 def _require_finite(loss: torch.Tensor, norm: torch.Tensor, *, step: int, site: str) -> float:
@@ -182,9 +210,11 @@ def _require_finite(loss: torch.Tensor, norm: torch.Tensor, *, step: int, site: 
 
 @contextmanager
 def _training(bench: Workbench, rules: LocalRules, seed: int) -> Iterator[dict[str, torch.nn.Parameter]]:
-    """Training mode over the tensors that move, under this round's dropout seed; all is put back afterwards."""
+    """Training mode over the tensors that move, under the dropout seed; all is put back afterwards."""
     parameters = bench.parameters()
     moving = {name: parameter for name, parameter in parameters.items() if name not in rules.frozen}
+    if not moving:
+        raise TrainingError("nothing_trains", "the strategy froze every tensor of the adapter")
     devices = [bench.device] if bench.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

@@ -7,6 +7,7 @@ at itself and at earlier tokens of its own row. Position ids restart with each r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,7 +50,7 @@ def segment_bounds(row: Encoded) -> list[tuple[int, int]]:
     if row.positions.size == 0:
         return [(0, row.tokens.size)]
     starts = [*np.flatnonzero(row.positions == 0).tolist(), row.tokens.size]
-    return list(zip(starts[:-1], starts[1:], strict=True))
+    return list(itertools.pairwise(starts))
 
 
 def block_causal_mask(positions: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -28,8 +28,7 @@ from wardround.core.plan import (
 from wardround.strategies import STRATEGIES
 from wardround.strategies.contract import SumStrategy
 from wardround.training.adapters import ADAPTERS
-from wardround.training.base_model import chat_template_digest, end_tokens, tokenizer_digest
-from wardround.training.workbench import Workbench
+from wardround.training.workbench import Workbench, with_tokenizer
 
 
 def make_plan(
@@ -78,7 +77,7 @@ def make_plan(
             quantisation=bench.base.config.quantisation,
         ),
         task=task,
-        data=complete_contract(data, bench),
+        data=with_tokenizer(data, bench.base),
         adapter=AdapterSpec(
             method=adapter_method, options=adapter_options, layout=layout, initial_digest=initial.digest
         ),
@@ -90,19 +89,6 @@ def make_plan(
     )
     bind_strategy(plan, allow_dotted=allow_dotted)
     return plan, initial
-
-
-def complete_contract(data: DataContract, bench: Workbench) -> DataContract:
-    """The data contract with the digests and token ids of the tokenizer that was loaded."""
-    tokenizer = bench.tokenizer
-    return data.model_copy(
-        update={
-            "tokenizer_digest": tokenizer_digest(tokenizer),
-            "chat_template_digest": chat_template_digest(tokenizer),
-            "pad_token_id": int(tokenizer.pad_token_id),
-            "end_token_ids": end_tokens(bench.model, tokenizer),
-        }
-    )
 
 
 def bind_strategy(plan: TrainingPlan, *, allow_dotted: bool = False) -> SumStrategy:

@@ -1,4 +1,4 @@
-"""From a written text with spans to tokens and targets: which tokens are under loss, the end token, the cut."""
+"""From a written text with spans to tokens and targets: what is under loss, the end token, the cut."""
 
 from __future__ import annotations
 
@@ -66,8 +66,10 @@ def encode_written(
     )
 
 
-def prompt_tokens(written: Written, tokenizer: PreTrainedTokenizerBase) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    """Tokens of a text that is to be answered, int32. An end token that the tokenizer adds by itself is left out."""
+def prompt_tokens(
+    written: Written, tokenizer: PreTrainedTokenizerBase
+) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    """Tokens of a text that is to be answered, int32, without an end token that the tokenizer adds."""
     tokens = _tokenize(written, tokenizer)
     ids = list(tokens.ids)
     if ids and tokens.added[-1] and len(ids) > 1:
@@ -111,9 +113,7 @@ def _tokenize(written: Written, tokenizer: PreTrainedTokenizerBase) -> _Tokens:
     return _Tokens(list(result["input_ids"]), [(int(a), int(b)) for a, b in result["offset_mapping"]], added)
 
 
-def _take_in_end_tokens(
-    loss: list[bool], tokens: _Tokens, written: Written, end_ids: Sequence[int]
-) -> bool:
+def _take_in_end_tokens(loss: list[bool], tokens: _Tokens, written: Written, end_ids: Sequence[int]) -> bool:
     """Put an end token that follows a span, across white space, under loss where the span holds none itself.
 
     Returns:

@@ -10,12 +10,19 @@ from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 
-from wardround.core.errors import ConfigError
+from wardround.core.errors import ConfigError, ModelError
 from wardround.core.packed import Adapter, Layout
 from wardround.core.plan import DataContract
 from wardround.core.seeds import Purpose, seed_for
 from wardround.training.adapters.contract import AdapterMethod
-from wardround.training.base_model import BaseModelConfig, LoadedBase, load_base
+from wardround.training.base_model import (
+    BaseModelConfig,
+    LoadedBase,
+    chat_template_digest,
+    end_tokens,
+    load_base,
+    tokenizer_digest,
+)
 from wardround.training.tasks.contract import Task
 
 
@@ -47,6 +54,7 @@ class Workbench:
         base: What was loaded, with its digest; its modules now carry the adapter.
         model: The same through PEFT, in evaluation mode between rounds.
         task: Kind of fine-tuning.
+        data: Data contract with the tokenizer's digests and token ids filled in.
         method: Adapter method.
         layout: Every tensor that federates.
         fresh: The adapter as the seed tree made it, before anything was loaded.
@@ -57,6 +65,7 @@ class Workbench:
     base: LoadedBase
     model: PeftModel
     task: Task
+    data: DataContract
     method: AdapterMethod
     layout: Layout
     fresh: Adapter
@@ -89,7 +98,7 @@ class Workbench:
         return self.method.parameters(self.model)
 
 
-def open_workbench(
+def open_workbench(  # noqa: PLR0917 - in the order in which a bench is set up
     config: BaseModelConfig,
     task: Task,
     data: DataContract,
@@ -124,10 +133,44 @@ def open_workbench(
         base.model, options, task, base.missing_heads, seed_for(seed, Purpose.INITIALISATION)
     )
     if machine.gradient_checkpointing:
-        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base.model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]  # left unannotated there
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
     model.train(False)
     layout = method.layout(model)
-    return Workbench(base, model, task, method, layout, method.read(model, layout), machine, device)
+    return Workbench(
+        base,
+        model,
+        task,
+        with_tokenizer(data, base),
+        method,
+        layout,
+        method.read(model, layout),
+        machine,
+        device,
+    )
+
+
+def with_tokenizer(data: DataContract, base: LoadedBase) -> DataContract:
+    """The data contract completed by the tokenizer; what the plan has fixed already has to agree.
+
+    Raises:
+        ModelError: The tokenizer is not the plan's; names what differs.
+    """
+    found = {
+        "tokenizer_digest": tokenizer_digest(base.tokenizer),
+        "chat_template_digest": chat_template_digest(base.tokenizer),
+        "pad_token_id": int(base.tokenizer.pad_token_id),
+        "end_token_ids": end_tokens(base.model, base.tokenizer),
+    }
+    wrong = [name for name, value in found.items() if data.tokenizer_digest and getattr(data, name) != value]
+    if wrong:
+        raise ModelError(
+            f"the tokenizer of {base.name!r} is not the one of the plan",
+            found="another " + ", ".join(wrong), expected=f"tokenizer {data.tokenizer_digest[:12]}",
+            remedy="get the base model that the plan names",
+        )  # fmt: skip
+    return data.model_copy(update=found)
 
 
 def pick_device(choice: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device:

@@ -1,5 +1,6 @@
-"""Metrics of a causal language model: loss, perplexity, bits per byte, token accuracy; of its answers: exact
-match and ROUGE-L.
+"""Metrics of a causal language model and of its answers.
+
+Loss, perplexity, bits per byte, token accuracy; where answers are generated, exact match and ROUGE-L.
 
 Bits per byte compare models whatever their tokenizers: nats under loss / (ln 2 · UTF-8 bytes under loss).
 """

@@ -37,7 +37,7 @@ def run_demo(output: Path, seed: int) -> SimulationResult:
     if BASE_DIGEST and result.plan.base.digest != BASE_DIGEST:
         raise ModelError("the demo's base model is not the expected one", found=result.plan.base.digest[:16], expected=BASE_DIGEST[:16])
     console.print(hospital_table(result))
-    merge_run(output, None, None, tolerance=1e-3)
+    merge_run(output, None, None, None)
     ask(output, console)
     console.print(f"Look at [bold]{output}/curves.png[/bold], [bold]{output}/README.md[/bold] and [bold]{output}/merged[/bold].")
     return result

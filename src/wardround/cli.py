@@ -78,7 +78,7 @@ def merge(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     output: Annotated[Optional[Path], typer.Option(help="Folder to make; RUN/merged by default.")] = None,  # noqa: UP045 - typer reads Optional
     model: Annotated[Optional[str], typer.Option(help="Base model, where it lies elsewhere now.")] = None,  # noqa: UP045 - as above
-    tolerance: Annotated[float, typer.Option(help="Largest difference of logits, relative to their largest.")] = 1e-3,
+    tolerance: Annotated[Optional[float], typer.Option(help="Largest difference of logits, relative to their largest; by the base's dtype without it.")] = None,  # noqa: UP045 - as above
 ) -> None:
     """Merge the released adapter into its base model, and prove that both give the same logits."""
     from wardround.simulations.after_run import merge_run

@@ -7,6 +7,8 @@ names in the layout are those of PEFT's own checkpoint, so that what federates i
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, cast, final
@@ -19,6 +21,7 @@ from peft.tuners.lora import LoraLayer
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -98,7 +101,9 @@ class Lora:
             use_rslora=options.rslora, lora_dropout=options.dropout, bias=options.bias,
             modules_to_save=sorted({*options.modules_to_save, *heads}) or None,
         )  # fmt: skip
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # PEFT finds out by itself that Conv1D (GPT-2) stores its weight transposed, and says so.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
             torch.default_generator.manual_seed(seed)
             for head in heads:
                 _initialise_head(base.get_submodule(head))
@@ -121,11 +126,12 @@ class Lora:
         saved = get_peft_model_state_dict(
             model, model.state_dict(keep_vars=True), ADAPTER_NAME, save_embedding_layers=False
         )
-        # bias="all" lists a saved module's bias under its inner name as well; the plain one is loadable.
+        # bias="all" lists a saved module's bias under its inner name as well (the plain one, which is the
+        # shorter, is loadable), and the bias of the original that the saved one replaces.
         names = {
             id(tensor): name
             for name, tensor in sorted(saved.items(), key=lambda item: -len(item[0]))
-            if isinstance(tensor, nn.Parameter)
+            if isinstance(tensor, nn.Parameter) and ".original_module." not in name
         }
         trainable = [parameter for parameter in model.parameters() if id(parameter) in names]
         stray = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in names]
@@ -169,10 +175,14 @@ class Lora:
 
     def save(self, model: PeftModel, folder: Path, base_name: str) -> None:
         """Write PEFT's two files; plain `PeftModel.from_pretrained` reads them."""
-        config = model.peft_config[ADAPTER_NAME]
+        config = copy.copy(model.peft_config[ADAPTER_NAME])
         config.base_model_name_or_path = base_name
+        config.inference_mode = True
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self.parameters(model).items()}
         with staging(folder) as staged:
-            model.save_pretrained(str(staged), safe_serialization=True, save_embedding_layers=False)
+            # As PeftModel.save_pretrained does, but exactly the layout's tensors and no model card.
+            save_file(tensors, staged / WEIGHTS_FILE, metadata={"format": "pt"})
+            config.save_pretrained(str(staged))
             publish_files(staged, folder, (WEIGHTS_FILE, CONFIG_FILE))
 
     def read_saved(self, folder: Path, layout: Layout) -> Adapter:
@@ -251,21 +261,20 @@ def _train_in_float32(model: PeftModel, keep_output: frozenset[str]) -> None:
             continue
         wrapper.original_module.requires_grad_(False)
         module = wrapper.modules_to_save[ADAPTER_NAME]
-        if all(p.dtype == torch.float32 for p in module.parameters()):
-            continue
-        module.to(torch.float32)
-        is_head = any(name == head or name.endswith(f".{head}") for head in keep_output)
-        _cast_around(module, back=not is_head)
+        halves = {p.dtype for p in module.parameters()} - {torch.float32}
+        if halves:
+            module.to(torch.float32)
+            is_head = any(name == head or name.endswith(f".{head}") for head in keep_output)
+            _cast_around(module, back=None if is_head else halves.pop())
 
 
-def _cast_around(module: nn.Module, *, back: bool) -> None:
+def _cast_around(module: nn.Module, *, back: torch.dtype | None) -> None:
     def cast_in(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(a.float() if torch.is_tensor(a) and a.is_floating_point() else a for a in args)
 
-    def cast_out(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        floats = [a for a in args if torch.is_tensor(a) and a.is_floating_point()]
-        return output.to(floats[0].dtype) if floats and torch.is_tensor(output) else output
+    def cast_out(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        return output.to(back) if torch.is_tensor(output) else output
 
-    if back:  # before cast_in, so that it sees the dtype that came in
-        module.register_forward_hook(cast_out)
     module.register_forward_pre_hook(cast_in)
+    if back is not None:
+        module.register_forward_hook(cast_out)

@@ -1,4 +1,5 @@
 """Data sources: one file each. See `contract.py` for what a file has to provide."""
+
 from wardround.core.registry import Registry
 from wardround.training.sources.contract import Source as Source
 

@@ -14,27 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wardround.core.packed import Layout
 from wardround.core.plan import DataContract, TaskSpec
-
-
-@dataclass(frozen=True)
-class Example:
-    """A row after the column mapping, with the roles that the task asked for.
-
-    Attributes:
-        number: Row number in its source.
-        roles: Role → value: strings, or whatever the format needs (a list of messages).
-        label: Index into the contract's label list, or None where the task has no labels.
-        id: Row id as text, or the row number where the contract names no id column.
-        unit: Unit to protect; the row's id where the contract names no unit column.
-        site: Value of the partition's key column, where one is used.
-    """
-
-    number: int
-    roles: dict[str, Any]
-    label: int | None = None
-    id: str = ""
-    unit: str = ""
-    site: str = ""
+from wardround.training.examples import Example as Example
 
 
 @dataclass(frozen=True)
@@ -79,8 +59,14 @@ class Task(Protocol):
     def load_model(self, path: str, data: DataContract, **keywords: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
         """The pretrained model through its Auto class, and transformers' loading info."""
 
-    def required_roles(self, spec: TaskSpec) -> dict[str, bool]:
-        """Role → whether it has to be mapped (True) or may be (False)."""
+    def required_roles(self, spec: TaskSpec, *, predict: bool = False) -> dict[str, bool]:
+        """Role → whether it has to be mapped (True) or may be (False); `predict`: without what is to be predicted."""
+
+    def fault(self, example: Example, spec: TaskSpec, *, predict: bool = False) -> str | None:
+        """Code of what makes a row unreadable for the task, or None; holds nothing of the row.
+
+        Rows with a fault are quarantined before `encode`, which refuses them.
+        """
 
     def encode(
         self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, data: DataContract, spec: TaskSpec
@@ -103,3 +89,18 @@ class Task(Protocol):
         self, model: torch.nn.Module, batch: Batch, encoded: Sequence[Encoded], data: DataContract, spec: TaskSpec
     ) -> dict[str, NDArray[np.int64]]:
         """Metric numerators of one batch, summed over its examples; exact integers."""
+
+    def count_whole(
+        self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Encoded],
+        data: DataContract, spec: TaskSpec, *, batch_size: int, device: torch.device,
+    ) -> dict[str, NDArray[np.int64]]:
+        """Numerators that `count` cannot give, such as scores of generated answers; {} where there are none.
+
+        Called once with every row that has a target. `count` and `count_whole` together fill the layout.
+        """
+
+    def predict(
+        self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example],
+        data: DataContract, spec: TaskSpec, *, batch_size: int, device: torch.device,
+    ) -> list[dict[str, Any]]:
+        """What the model says about each example, in order, with the example's `id`; ready for JSON."""

@@ -1,4 +1,4 @@
-"""Conversations: `{"messages": [{"role": …, "content": …}, …]}`, rendered by the tokenizer's chat template."""
+"""Conversations, `{"messages": [{"role": …, "content": …}, …]}`, through the tokenizer's chat template."""
 
 from __future__ import annotations
 

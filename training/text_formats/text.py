@@ -9,9 +9,7 @@ from wardround.training.text_formats.contract import Completion, Conversation, W
 
 
 class Text:
-    """Continued pretraining. The first token is never a target: nothing precedes it, unless the tokenizer
-    opens with a begin token.
-    """
+    """Continued pretraining. Without a begin token the first token is no target: nothing precedes it."""
 
     roles: dict[str, bool] = {"text": True}  # noqa: RUF012 - protocol attribute, never written
     answer_role: str | None = None

@@ -1,0 +1,96 @@
+"""Readers of the event stream: a JSONL file, the terminal, TensorBoard, and a list in memory."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wardround.core.errors import ConfigError
+from wardround.runtime._terminal import RichSink
+from wardround.runtime.event_log import JsonlSink, truncate_after_round
+from wardround.runtime.events import Evaluated, Event, RoundFolded, RunStarted, SiteReplied
+
+__all__ = ["JsonlSink", "RecorderSink", "RichSink", "TensorBoardSink", "truncate_after_round"]
+
+
+class RecorderSink:
+    """Keeps every event in `events`, in order."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def emit(self, event: Event) -> None:
+        """Keep the event."""
+        self.events.append(event)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class TensorBoardSink:
+    """Writes scalars for TensorBoard, one of its runs an arm, so that the arms lie in one chart.
+
+    Raises:
+        ConfigError: tensorboardX is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = Path(folder)
+        self._writers: dict[str, Any] = {}
+        self._module = _tensorboardx()
+
+    def emit(self, event: Event) -> None:
+        """Write the event's figures at its round; events without figures are left out."""
+        match event:
+            case RunStarted():
+                # what an interrupted run wrote of later rounds is hidden from here on
+                self._open(event.arm, event.resumed_from)
+            case Evaluated():
+                self._scalars(event.arm, event.round, event.part, event.values)
+            case SiteReplied():
+                self._scalars(event.arm, event.round, f"site/{event.site}", event.local)
+            case RoundFolded():
+                figures = {
+                    "train_loss": event.train_loss, "update_norm": event.update_norm,
+                    "bytes_up": event.bytes_up, "seconds": event.wall_s, "survivors": len(event.survivors),
+                }  # fmt: skip
+                self._scalars(event.arm, event.round, "round", figures)
+                self._writer(event.arm).flush()
+            case _:
+                pass
+
+    def close(self) -> None:
+        """Close every file."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def _open(self, arm: str, resumed_from: int) -> None:
+        if arm in self._writers:
+            self._writers[arm].close()
+        self._writers[arm] = self._module.SummaryWriter(
+            str(self._folder / arm),
+            purge_step=resumed_from + 1 if resumed_from else None,
+            filename_suffix=f".{resumed_from:05d}",  # a file's name has its second only, and would be reused
+        )
+
+    def _writer(self, arm: str) -> Any:
+        if arm not in self._writers:
+            self._open(arm, 0)
+        return self._writers[arm]
+
+    def _scalars(self, arm: str, round: int, tag: str, figures: Mapping[str, float | None]) -> None:
+        for name, value in figures.items():
+            if value is not None:
+                self._writer(arm).add_scalar(f"{tag}/{name}", value, round)
+
+
+def _tensorboardx() -> Any:
+    try:
+        return importlib.import_module("tensorboardX")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "tensorboardX is not installed", remedy="pip install 'wardround[training]'"
+        ) from error

@@ -1,0 +1,343 @@
+"""The model card: `README.md` of a result folder, in Hugging Face's form.
+
+It says what was trained on what and what that is not good for; every figure comes from the run's summary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from wardround.core.plan import TrainingPlan
+
+FEDERATED, CENTRALISED, LOCAL = "federated", "centralised", "local/"
+LONGEST_ANSWER = 600
+CLASSIFIER, WRITER = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
+
+Figures = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Test:
+    """Scores of one arm on one part."""
+
+    values: Figures = field(default_factory=dict)
+    support: Mapping[str, int] = field(default_factory=dict)
+    by_class: Mapping[str, Figures] = field(default_factory=dict)
+
+    __test__ = False  # the name is no test class
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Everything that the card says.
+
+    Attributes:
+        plan: What was trained.
+        site_rows: Site → its training rows, validation part included; a simulation knows them.
+        released_round: Round whose adapter lies in `adapter/`.
+        last_round: Rounds that were folded.
+        reason: `completed` or `early_stop`.
+        validation: Round → validation score in the metric that chose the released round.
+        adapter_digest: SHA-256 of the released adapter.
+        test: Arm → scores on everybody's test rows.
+        site_tests: Arm → site → scores on that site's own test rows.
+        privacy: What protected the sites: `differential_privacy` and `secure_aggregation`.
+        notices: What happened to the data, a line each.
+        samples: A few answers to test rows, where the model writes text.
+        environment: Package → version.
+    """
+
+    plan: TrainingPlan
+    site_rows: Mapping[str, int]
+    released_round: int
+    last_round: int
+    reason: str = "completed"
+    validation: Mapping[int, float] = field(default_factory=dict)
+    adapter_digest: str = ""
+    test: Mapping[str, Test] = field(default_factory=dict)
+    site_tests: Mapping[str, Mapping[str, Test]] = field(default_factory=dict)
+    privacy: Mapping[str, str] = field(default_factory=dict)
+    notices: Sequence[str] = ()
+    samples: Sequence[Mapping[str, Any]] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def card_of(plan: TrainingPlan, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The card of a finished run, from its plan and its `summary.json`."""
+    arms = summary["arms"]
+    federated = arms[FEDERATED]
+    test: dict[str, Test] = {}
+    site_tests: dict[str, dict[str, Test]] = {}
+    for arm, record in arms.items():
+        for part, scores in record["test"].items():
+            found = Test(scores["values"], scores["support"], scores["by_class"])
+            if part == "test":
+                test[arm] = found
+            else:
+                site_tests.setdefault(arm, {})[part.removeprefix("test/")] = found
+    return model_card(
+        CardFacts(
+            plan=plan,
+            site_rows=summary["sites"],
+            released_round=federated["released_round"],
+            last_round=federated["last_round"],
+            reason=federated["reason"],
+            validation={int(round): value for round, value in federated["validation"]},
+            adapter_digest=federated["released_adapter"],
+            test=test,
+            site_tests=site_tests,
+            privacy=summary["privacy"],
+            notices=summary["notices"],
+            samples=samples,
+            environment=summary["environment"],
+        )
+    )
+
+
+def model_card(facts: CardFacts) -> str:
+    """Render the card: Markdown with YAML front matter, ending in a newline."""
+    sections = [
+        _front_matter(facts), _opening(facts), _training(facts), _sites(facts), _results(facts),
+        _released(facts), _answers(facts), _privacy(facts), _limits(facts), _loading(facts),
+        _provenance(facts),
+    ]  # fmt: skip
+    return "\n\n".join(section.strip("\n") for section in sections if section) + "\n"
+
+
+def _front_matter(facts: CardFacts) -> str:
+    plan = facts.plan
+    values: dict[str, Any] = {
+        "base_model": plan.base.name,
+        "library_name": "peft",
+        "pipeline_tag": "text-classification" if plan.data.labels else "text-generation",
+        "tags": [plan.adapter.method, "federated-learning", "medical", "wardround"],
+    }
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return f"---\n{text}# license: yours to choose, as far as the base model's and the data's allow\n---"
+
+
+def _opening(facts: CardFacts) -> str:
+    plan = facts.plan
+    rows = sum(facts.site_rows.values())
+    return (
+        f"# {_line(plan.name)}\n\n"
+        f"A {plan.adapter.method} adapter for `{plan.base.name}`, fine-tuned with Wardround in a **simulated "
+        f"federation** of {_count(len(facts.site_rows), 'site')} ({_count(rows, 'row')}). "
+        f"Research only: **not a medical device**."
+    )
+
+
+def _training(facts: CardFacts) -> str:
+    plan = facts.plan
+    local = plan.local
+    amount = f"{local.epochs:g} epochs" if local.epochs is not None else _count(local.steps or 0, "step")
+    data = plan.data
+    entries = {
+        "task": plan.task.name,
+        "labels": ", ".join(data.labels),
+        "columns": ", ".join(f"{role}: {column}" for role, column in data.columns.items()),
+        "template": " / ".join(data.template.segments) if data.template else "",
+        "longest text": f"{data.max_length} tokens",
+        "adapter": f"{plan.adapter.method}, {_options(plan.adapter.options)}",
+        "trained parameters": f"{plan.adapter.layout.size:,}",
+        "local work a round": f"{amount}, batches of {local.batch_size}",
+        "local optimiser": f"{local.optimiser}, rate {local.learning_rate:g}",
+        "strategy": f"{plan.strategy.name}, {_options(plan.strategy.options)}",
+        "weight of a site": plan.strategy.weighting,
+        "rounds": f"{facts.last_round} of {plan.rounds.rounds}",
+        "sites in a round": f"{plan.rounds.participation:.0%}",
+    }
+    return "## What was trained\n\n" + _table(
+        ("", ""), [(key, text) for key, text in entries.items() if text]
+    )
+
+
+def _sites(facts: CardFacts) -> str:
+    metric = facts.plan.release.metric
+    local: dict[str, Test] = {}
+    for arm, tests in facts.site_tests.items():
+        if arm.startswith(LOCAL):
+            local |= tests
+    columns = {
+        "federated": facts.site_tests.get(FEDERATED, {}),
+        "local-only": local,
+        "centralised": facts.site_tests.get(CENTRALISED, {}),
+    }
+    shown = {name: tests for name, tests in columns.items() if tests}
+    held = f", {facts.plan.data.validation_fraction:.0%} of them held back to choose the released round"
+    lines = [
+        (
+            site, f"{rows:,}",
+            *(_value(tests.get(site, Test()), metric) for tests in shown.values()),
+            *((_support(next(iter(shown.values())).get(site, Test()), metric),) if shown else ()),
+        )
+        for site, rows in facts.site_rows.items()
+    ]  # fmt: skip
+    head = (
+        "site",
+        "training rows",
+        *(f"{name}: {metric}" for name in shown),
+        *(("test rows",) if shown else ()),
+    )
+    scored = f" Scores are {metric} on each site's own test rows." if shown else ""
+    notices = "".join(f"\n- {_line(notice)}" for notice in facts.notices)
+    return (
+        f"## Sites\n\nTraining rows{held}.{scored}\n\n{_table(head, lines)}"
+        + (f"\n\nOf the data:\n{notices}" if notices else "")
+    )  # fmt: skip
+
+
+def _results(facts: CardFacts) -> str:
+    federated = facts.test.get(FEDERATED)
+    if federated is None:
+        return "## Results\n\nNo test rows were given: nothing here says how good the model is."
+    local = [scores for arm, scores in facts.test.items() if arm.startswith(LOCAL)]
+    arms = {"federated (this adapter)": federated.values}
+    if CENTRALISED in facts.test:
+        arms["centralised, as many steps"] = facts.test[CENTRALISED].values
+    if local:
+        shared = [name for name in federated.values if all(name in scores.values for scores in local)]
+        arms[f"local-only, mean of {len(local)} sites"] = {
+            name: sum(scores.values[name] for scores in local) / len(local) for name in shared
+        }
+    names = list(federated.values)
+    rows = [(arm, *(_number(values.get(name)) for name in names)) for arm, values in arms.items()]
+    rows.append(("support", *(f"{federated.support.get(name, 0):,}" for name in names)))
+    text = "## Results on everybody's test rows\n\n" + _table(("", *names), rows)
+    if federated.by_class:
+        figures = list(dict.fromkeys(name for values in federated.by_class.values() for name in values))
+        lines = [
+            (label, *(_number(values.get(name), whole=name == "support") for name in figures))
+            for label, values in federated.by_class.items()
+        ]
+        text += "\n\nBy class, this adapter:\n\n" + _table(("class", *figures), lines)
+    return text
+
+
+def _released(facts: CardFacts) -> str:
+    rule = facts.plan.release
+    ended = "It stopped early" if facts.reason == "early_stop" else "The run went to its end"
+    best = facts.validation.get(facts.released_round)
+    if best is None:
+        why = "It is the last one: nothing was scored on validation rows."
+    else:
+        better = "highest" if rule.direction == "max" else "lowest"
+        why = (
+            f"Its {rule.metric} on the sites' validation rows, {_number(best)}, was the {better} of the run."
+        )
+        last = facts.validation.get(facts.last_round)
+        if last is not None and facts.last_round != facts.released_round:
+            why += f" The last round had {_number(last)}; its adapter is in `adapter_last/`."
+    return (
+        f"## Released round\n\nRound {facts.released_round}. {why} {ended}, after "
+        f"{_count(facts.last_round, 'round')}. Test rows took no part in the choice."
+    )
+
+
+def _answers(facts: CardFacts) -> str:
+    blocks = []
+    for sample in facts.samples:
+        lines = (f"{key}: {_line(str(value))[:LONGEST_ANSWER]}" for key, value in sample.items())
+        blocks.append("\n".join("    " + line for line in lines))
+    if not blocks:
+        return ""
+    return "## Sample answers\n\nTo the first test rows, as they came:\n\n" + "\n\n---\n\n".join(blocks)
+
+
+def _privacy(facts: CardFacts) -> str:
+    noise = facts.privacy.get("differential_privacy", "none")
+    masks = facts.privacy.get("secure_aggregation", "off")
+    noise = "no differential privacy" if noise in {"none", "off"} else f"differential privacy: {noise}"
+    return (
+        f"## Privacy\n\n{noise}; secure aggregation: {masks}. The adapter may have memorised "
+        "training rows. This was a simulation on one machine: all rows were in one place, and nothing "
+        "protected them from its operator."
+    )  # fmt: skip
+
+
+def _limits(facts: CardFacts) -> str:
+    classes = " A text outside the labels above still gets one of them." if facts.plan.data.labels else (
+        " What it writes can be wrong and sound right."
+    )  # fmt: skip
+    return (
+        "## Limits\n\nNot a medical device, and not validated clinically: no diagnosis, triage or "
+        f"treatment may rest on it.{classes} Scores hold for rows like the test rows; another hospital, time or way of "
+        "writing can differ, as the sites above differ from each other. Groups of patients were not looked at "
+        "separately."
+    )  # fmt: skip
+
+
+def _loading(facts: CardFacts) -> str:
+    plan = facts.plan
+    labels = plan.data.labels
+    kind = CLASSIFIER if labels else WRITER
+    extra = f", num_labels={len(labels)}" if labels else ""
+    order = f"\nlabels = {list(labels)!r}  # in the order of the logits" if labels else ""
+    revision = f", revision={plan.base.revision!r}" if plan.base.revision else ""
+    return f"""## Loading it
+
+With plain `peft` and `transformers`, in this folder; Wardround is not needed. The base model has to be the
+one that was trained on (SHA-256 of its weights: `{plan.base.digest[:16]}…`).
+
+```python
+from peft import PeftModel
+from transformers import {kind}, AutoTokenizer
+
+base = {plan.base.name!r}  # a hub name, or the folder where your copy lies
+tokenizer = AutoTokenizer.from_pretrained(base{revision})
+model = {kind}.from_pretrained(base{revision}{extra})
+model = PeftModel.from_pretrained(model, "adapter").eval(){order}
+```
+
+`wardround merge` writes one model without an adapter and proves that it answers alike."""
+
+
+def _provenance(facts: CardFacts) -> str:
+    plan = facts.plan
+    entries = {
+        "plan": plan.digest, "base model": plan.base.digest, "initial adapter": plan.adapter.initial_digest,
+        "released adapter": facts.adapter_digest, "tokenizer": plan.data.tokenizer_digest,
+    }  # fmt: skip
+    digests = _table(("SHA-256 of", ""), [(key, f"`{text}`") for key, text in entries.items() if text])
+    versions = ", ".join(f"{name} {version}" for name, version in facts.environment.items())
+    return (
+        f"## Provenance\n\nSeed {plan.seed}; configuration in `config.yaml`, plan in `plan.json`.\n\n{digests}"
+        + (f"\n\n{versions}." if versions else "")
+    )
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in options.items()) or "no options"
+
+
+def _value(test: Test, metric: str) -> str:
+    return _number(test.values.get(metric))
+
+
+def _support(test: Test, metric: str) -> str:
+    return f"{test.support[metric]:,}" if metric in test.support else "–"
+
+
+def _number(value: float | None, *, whole: bool = False) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if whole else f"{value:.4g}" if abs(value) >= 10 else f"{value:.3f}"  # noqa: PLR2004 - 123.4 but 0.123
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )

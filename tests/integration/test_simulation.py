@@ -1,0 +1,242 @@
+"""A whole simulated run on a tiny model: rows to result folder, through Flower's engine."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from wardround.core.errors import ConfigError, DataError, ModelError, WardroundError
+from wardround.runtime.events import Event, RoundFolded, SiteReplied
+from wardround.simulations.arms import Arm
+from wardround.simulations.config import RunConfig
+from wardround.simulations.simulate import SimulationResult, run_simulation
+
+WORDS = {"calm": "slow breath even sleep rest easy", "acute": "sharp pain fever cough sudden chills"}
+
+
+def write_rows(path: Path, count: int, seed: int) -> None:
+    """Rows that a tiny model can learn: two kinds of words, four wards, several rows a patient."""
+    rng = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            label = rng.choice(sorted(WORDS))
+            words = rng.choices(WORDS[label].split(), k=rng.randint(3, 9))
+            row = {
+                "id": f"r{number}", "patient": f"p{number // 3}", "ward": f"ward_{(number // 3) % 4}",
+                "note": " ".join(words), "kind": label,
+            }  # fmt: skip
+            file.write(json.dumps(row) + "\n")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_bert: Path) -> Callable[..., RunConfig]:
+    """A configuration over tiny_bert and made-up notes; keyword arguments replace sections."""
+    write_rows(tmp_path / "rows.jsonl", 96, 1)
+    write_rows(tmp_path / "test.jsonl", 40, 2)
+    torch.set_num_threads(1)
+
+    def make(name: str = "run", **sections: Any) -> RunConfig:
+        base: dict[str, Any] = {
+            "name": "notes",
+            "seed": 3,
+            "output": str(tmp_path / name),
+            "model": {"path": str(tiny_bert)},
+            "task": {"name": "sequence_classification"},
+            "data": {
+                "source": {"path": str(tmp_path / "rows.jsonl")},
+                "test": {"path": str(tmp_path / "test.jsonl")},
+                "columns": {"text": "note", "label": "kind"},
+                "id_column": "id", "unit_column": "patient", "site_column": "ward",
+                "max_length": 32, "validation_fraction": 0.2,
+            },
+            "adapter": {"options": {"r": 4, "alpha": 8, "dropout": 0.1}},
+            "local": {"epochs": 1, "batch_size": 8, "learning_rate": 5e-3},
+            "rounds": {"rounds": 3},
+            "release": {"metric": "accuracy", "direction": "max"},
+            "machine": {"device": "cpu", "threads": 1},
+        }  # fmt: skip
+        for key, value in sections.items():
+            base[key] = {**base[key], **value} if isinstance(value, dict) and key in base else value
+        return RunConfig.parse(base)
+
+    return make
+
+
+class Recorder:
+    """Keeps every event, and may stop the run at one."""
+
+    def __init__(self, stop_at: Callable[[Event], bool] = lambda event: False) -> None:
+        self.events: list[Event] = []
+        self.stop_at = stop_at
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+        if self.stop_at(event):
+            raise KeyboardInterrupt
+
+    def close(self) -> None:
+        """Nothing to flush."""
+
+
+def adapters(result: SimulationResult) -> tuple[str, str]:
+    """Digests of the last and of the released adapter."""
+    return result.federated.outcome.last.adapter.digest, result.federated.outcome.released.digest
+
+
+def test_the_result_folder_holds_everything_and_the_model_has_learnt(settings: Callable[..., RunConfig]) -> None:
+    """Config, plan, metrics, summary, table, curves, card and adapter are there; accuracy is far above chance."""
+    result = run_simulation(settings(rounds={"rounds": 6}, bounds={"local_only": True, "centralised": True}))
+    names = {path.name for path in result.folder.iterdir()}
+    assert names >= {
+        "config.yaml", "plan.json", "environment.json", "metrics.jsonl", "summary.json", "sites.csv",
+        "curves.png", "README.md", "adapter", "adapter_last", "tensorboard", "initial.safetensors",
+    }  # fmt: skip
+    assert result.federated.test["test"].values["accuracy"] > 0.85
+    assert set(result.bounds) == {"centralised", "local/ward_0", "local/ward_1", "local/ward_2", "local/ward_3"}
+    summary = json.loads((result.folder / "summary.json").read_text())
+    assert summary["arms"]["federated"]["released_adapter"] == adapters(result)[1]
+    assert summary["arms"]["federated"]["test"]["test"]["support"]["accuracy"] == 40
+    assert not [path for path in result.folder.rglob("*") if ".tmp" in path.name]
+
+
+def test_the_slow_twin_gives_the_identical_adapter(settings: Callable[..., RunConfig]) -> None:
+    """Plain PyTorch without Flower, round loop or strategy ends with the same bits, dropout and all."""
+    from wardround.simulations.twin import run_twin
+    from wardround.training.adapters import ADAPTERS
+    from wardround.training.tasks import TASKS
+    from wardround.training.workbench import open_workbench
+
+    config = settings(rounds={"rounds": 3, "participation": 0.75}, local={"schedule": {"shape": "cosine", "warmup": 0.1}})
+    result = run_simulation(config)
+    method = ADAPTERS.get("lora")
+    bench = open_workbench(
+        config.model, TASKS.get(config.task.name), result.plan.data, method,
+        method.Options.model_validate(config.adapter.options), config.machine, seed=config.seed,
+    )  # fmt: skip
+    twin = run_twin(Arm("federated", result.plan, result.federated.arm.sites), bench, bench.initial_adapter())
+    assert twin.digest == adapters(result)[0]
+    assert twin.digest != result.plan.adapter.initial_digest
+
+
+def test_equal_seeds_give_equal_adapters_and_other_seeds_others(settings: Callable[..., RunConfig]) -> None:
+    """Same configuration twice: same digest. Another seed: another one."""
+    first, second = run_simulation(settings("a")), run_simulation(settings("b"))
+    assert adapters(first) == adapters(second)
+    assert adapters(run_simulation(settings("c", seed=4))) != adapters(first)
+
+
+@pytest.mark.parametrize("state", ["reset", "keep"])
+@pytest.mark.parametrize("killed_after", [1, 2])
+def test_an_interrupted_run_resumes_to_the_identical_adapter(
+    settings: Callable[..., RunConfig], state: str, killed_after: int
+) -> None:
+    """Stopped while a site trains in the round after `killed_after`, resumed: the bits of the undisturbed run."""
+    work = {"optimiser_state": state}
+    whole = run_simulation(settings("whole", local=work))
+
+    def third_site(event: Event) -> bool:
+        return isinstance(event, SiteReplied) and event.round == killed_after + 1 and event.site == "ward_2"
+
+    config = settings("cut", local=work)
+    with pytest.raises(KeyboardInterrupt):
+        run_simulation(config, sinks=(Recorder(third_site),))
+    recorder = Recorder()
+    resumed = run_simulation(config.model_copy(update={"resume": config.output}), sinks=(recorder,))
+    assert adapters(resumed) == adapters(whole)
+    assert [e.round for e in recorder.events if isinstance(e, RoundFolded)] == list(range(killed_after + 1, 4))
+    folded = [
+        record["round"]
+        for record in map(json.loads, (resumed.folder / "metrics.jsonl").read_text().splitlines())
+        if record["event"] == "RoundFolded"
+    ]
+    assert folded == [1, 2, 3]
+
+
+def test_a_site_whose_loss_is_not_finite_is_named_and_the_others_go_on(
+    settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One ward's loss becomes NaN in every round: it is missing by name, and the run ends with a finite adapter."""
+    from wardround.client import round as handler
+    from wardround.core.errors import TrainingError
+
+    train = handler.train_locally
+
+    def poisoned(*args: Any, **keywords: Any) -> Any:
+        if keywords["site"] == "ward_1":
+            raise TrainingError("non_finite_loss", "the loss of site 'ward_1' is not finite at step 1")
+        return train(*args, **keywords)
+
+    monkeypatch.setattr(handler, "train_locally", poisoned)
+    recorder = Recorder()
+    result = run_simulation(settings(), sinks=(recorder,))
+    missing = {event.missing for event in recorder.events if isinstance(event, RoundFolded)}
+    assert missing == {("ward_1",)}
+    codes = {e.code for e in recorder.events if isinstance(e, SiteReplied) and e.site == "ward_1" and e.code}
+    assert codes == {"non_finite_loss"}
+    assert np.isfinite(result.federated.outcome.last.adapter.vector).all()
+
+
+BAD: dict[str, tuple[dict[str, Any], type[WardroundError], str]] = {
+    "wrong column": ({"data": {"columns": {"text": "notes", "label": "kind"}}}, DataError, "did you mean 'note'"),
+    "missing file": ({"data": {"source": {"path": "nowhere.jsonl"}}}, DataError, "nowhere.jsonl"),
+    "foreign label": ({"data": {"labels": ["calm", "other"]}}, DataError, "'acute' in"),
+    "rank 0": ({"adapter": {"options": {"r": 0, "alpha": 8}}}, ConfigError, "r"),
+    "targets that match nothing": (
+        {"adapter": {"options": {"r": 4, "alpha": 8, "targets": ["qeury"]}}}, ModelError, "query",
+    ),
+    "unknown strategy": ({"strategy": {"name": "fedavgg"}}, ConfigError, "did you mean 'fedavg'"),
+    "unknown option": ({"strategy": {"name": "fedprox", "options": {"muu": 1}}}, ConfigError, "did you mean 'mu'"),
+    "unknown metric": ({"release": {"metric": "acuracy", "direction": "max"}}, ConfigError, "did you mean 'accuracy'"),
+    "worst direction": ({"release": {"metric": "accuracy", "direction": "min"}}, ConfigError, "worst"),
+    "no model": ({"model": {"path": "./nowhere"}}, ModelError, "nowhere"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(BAD))
+def test_bad_settings_are_a_clear_error_and_leave_no_folder(settings: Callable[..., RunConfig], kind: str) -> None:
+    """Each names what is wrong; nothing is written."""
+    sections, error, text = BAD[kind]
+    config = settings(**sections)
+    with pytest.raises(error, match=text):
+        run_simulation(config)
+    assert not Path(config.output).exists()
+
+
+def test_an_unknown_key_is_named_with_the_nearest_known_one(settings: Callable[..., RunConfig]) -> None:
+    """`learning_rte` in local: the message proposes learning_rate."""
+    values = settings().model_dump(mode="json")
+    values["local"]["learning_rte"] = 1.0
+    with pytest.raises(ConfigError, match="did you mean 'learning_rate'"):
+        RunConfig.parse(values)
+
+
+def test_a_full_output_folder_is_refused(settings: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Somebody's files are never mixed with a run's."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty"):
+        run_simulation(settings())
+
+
+def test_the_saved_configuration_runs_again_to_the_same_adapter(settings: Callable[..., RunConfig]) -> None:
+    """config.yaml in the folder is the whole configuration."""
+    first = run_simulation(settings("first"))
+    saved = yaml.safe_load((first.folder / "config.yaml").read_text())
+    again = run_simulation(RunConfig.parse({**saved, "output": str(first.folder.parent / "again")}))
+    assert adapters(again) == adapters(first)
+
+
+def test_a_run_starts_from_a_saved_adapter(settings: Callable[..., RunConfig]) -> None:
+    """The second run's initial adapter is the first one's released one."""
+    first = run_simulation(settings("first"))
+    start = {"options": {"r": 4, "alpha": 8, "dropout": 0.1}, "start_from": str(first.folder / "adapter")}
+    second = run_simulation(settings("second", adapter=start))
+    assert second.plan.adapter.initial_digest == adapters(first)[1]

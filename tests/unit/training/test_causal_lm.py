@@ -1,0 +1,212 @@
+"""Losses, packing and stopping of the causal LM task."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from wardround.core.errors import TrainingError
+from wardround.core.metrics.contract import LOSS_UNIT
+from wardround.core.plan import DataContract, TaskSpec
+from wardround.training.generation import generate_greedy
+from wardround.training.packing import segment_bounds
+from wardround.training.tasks.causal_lm import TASK
+from wardround.training.tasks.contract import Encoded, Example
+from wardround.training.text_tokens import prompt_tokens
+from wardround.training.chat_spans import Written
+
+CPU = torch.device("cpu")
+SPEC = TaskSpec(name="causal_lm", options={"use_chat_template": False}, metrics="language")
+PAIRS = [
+    ("What is flu?", " A viral infection."), ("Fever?", " Yes."), ("Q", "A"), ("Is it serious? ", "Sometimes it is."),
+    ("Where does it hurt, and since when?", " In the chest, for two days."), ("x", "y z"), ("", "only an answer"),
+]  # fmt: skip
+
+
+def opened(folder: Path, **keywords: Any) -> tuple[Any, Any, DataContract]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, **keywords).eval()
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    data = DataContract(
+        columns={}, max_length=64, pad_token_id=pad, end_token_ids=(tokenizer.eos_token_id,)
+    )
+    return model, tokenizer, data
+
+
+def encoded(tokenizer: Any, data: DataContract) -> list[Encoded]:
+    examples = [Example(n, {"prompt": p, "completion": c}) for n, (p, c) in enumerate(PAIRS, start=1)]
+    return TASK.encode(examples, tokenizer, data, SPEC)
+
+
+@pytest.mark.parametrize("folder", ["tiny_llama", "tiny_gpt2"])
+def test_losses_are_sums_over_targets_as_the_slow_twin_has_them(
+    request: pytest.FixtureRequest, folder: str
+) -> None:
+    """One row at a time, token by token, from log-softmax in float64."""
+    model, tokenizer, data = opened(request.getfixturevalue(folder))
+    rows = encoded(tokenizer, data)
+    losses = TASK.example_losses(model, TASK.collate(rows, data))
+    assert losses.dtype == torch.float32
+    for row, loss in zip(rows, losses.tolist(), strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor(row.tokens[None].astype(np.int64))).logits[0].double()
+        slow = 0.0
+        for place in range(1, row.tokens.size):
+            if row.targets[place] >= 0:
+                slow -= float(logits[place - 1].log_softmax(dim=-1)[int(row.targets[place])])
+        assert loss == pytest.approx(slow, rel=1e-5)
+
+
+def test_a_rows_loss_is_independent_of_its_neighbours(tiny_llama: Path) -> None:
+    """Alone, among short rows, among long rows: the same loss to float precision."""
+    model, tokenizer, data = opened(tiny_llama)
+    rows = encoded(tokenizer, data)
+    together = TASK.example_losses(model, TASK.collate(rows, data))
+    alone = torch.cat([TASK.example_losses(model, TASK.collate([row], data)) for row in rows])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_without_targets_have_loss_zero_and_break_nothing(tiny_llama: Path) -> None:
+    """The loss is 0, its gradient too, beside rows with targets and in a batch of its own."""
+    model, tokenizer, data = opened(tiny_llama)
+    rows = encoded(tokenizer, data)
+    bare = Encoded(tokens=rows[0].tokens, targets=np.full_like(rows[0].tokens, -100))
+    for batch in ([bare, rows[1]], [bare]):
+        losses = TASK.example_losses(model, TASK.collate(batch, data))
+        losses.sum().backward()
+        assert losses[0] == 0
+        assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("folder", ["tiny_llama", "tiny_gpt2"])
+def test_packed_rows_do_not_see_each_other(
+    request: pytest.FixtureRequest, folder: str, attention: str
+) -> None:
+    """Logits at every token, the summed loss and all gradients equal those of the rows one by one."""
+    model, tokenizer, data = opened(request.getfixturevalue(folder), attn_implementation=attention)
+    rows = encoded(tokenizer, data)
+    packed = TASK.encode(
+        [Example(n, {"prompt": p, "completion": c}) for n, (p, c) in enumerate(PAIRS, start=1)],
+        tokenizer, data.model_copy(update={"packing": True}), SPEC,
+    )  # fmt: skip
+    assert 1 < len(packed) < len(rows)
+    assert sum(TASK.targets(row) for row in packed) == sum(TASK.targets(row) for row in rows)
+    assert sum(row.text_bytes for row in packed) == sum(row.text_bytes for row in rows)
+    assert all(row.tokens.size <= data.max_length for row in packed)
+
+    seen: list[torch.Tensor] = []
+    handle = model.register_forward_hook(lambda module, args, output: seen.append(output.logits.detach()))
+    TASK.example_losses(model, TASK.collate(packed, data)).sum().backward()
+    handle.remove()
+    (logits,) = seen
+    of_packed = gradients(model)
+    model.zero_grad()
+    for line, row in enumerate(packed):
+        for start, stop in segment_bounds(row):
+            with torch.no_grad():
+                alone = model(input_ids=torch.tensor(row.tokens[None, start:stop].astype(np.int64))).logits[0]
+            torch.testing.assert_close(logits[line, start:stop], alone, rtol=1e-5, atol=1e-5)
+    TASK.example_losses(model, TASK.collate(rows, data)).sum().backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(of_packed[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_packed_rows_fit_a_bfloat16_model(tiny_llama: Path) -> None:
+    """The mask is added in the model's own dtype; the loss comes back in float32."""
+    model, tokenizer, data = opened(tiny_llama, dtype=torch.bfloat16)
+    packed = TASK.encode(
+        [Example(n, {"prompt": p, "completion": c}) for n, (p, c) in enumerate(PAIRS, start=1)],
+        tokenizer, data.model_copy(update={"packing": True}), SPEC,
+    )  # fmt: skip
+    losses = TASK.example_losses(model, TASK.collate(packed, data))
+    assert losses.dtype == torch.float32
+    assert torch.isfinite(losses).all()
+
+
+def test_counters_are_exact_and_add_up_over_batches(tiny_llama: Path) -> None:
+    """Tokens, bytes and hits are integers of the rows; the loss is fixed-point, rounded row by row."""
+    model, tokenizer, data = opened(tiny_llama)
+    rows = encoded(tokenizer, data)
+    whole = TASK.count(model, TASK.collate(rows, data), rows, data, SPEC)
+    assert set(whole) == set(TASK.counter_layout(data, SPEC).offsets)
+    assert int(whole["tokens"]) == sum(TASK.targets(row) for row in rows)
+    assert int(whole["bytes"]) == sum(len(completion.encode()) for _, completion in PAIRS)
+    parts = [TASK.count(model, TASK.collate([row], data), [row], data, SPEC) for row in rows]
+    for name in ("tokens", "bytes", "correct_tokens"):
+        assert int(whole[name]) == sum(int(part[name]) for part in parts)
+    nats = TASK.example_losses(model, TASK.collate(rows, data)).sum().item()
+    assert float(whole["loss"]) * LOSS_UNIT == pytest.approx(nats, rel=1e-6)
+    assert all(array.dtype == np.int64 for array in whole.values())
+
+
+def test_a_loss_that_is_not_finite_is_an_error_and_no_count(tiny_llama: Path) -> None:
+    """NaN never becomes an integer."""
+    model, tokenizer, data = opened(tiny_llama)
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    rows = encoded(tokenizer, data)
+    with pytest.raises(TrainingError) as caught:
+        TASK.count(model, TASK.collate(rows, data), rows, data, SPEC)
+    assert caught.value.code == "non_finite_loss"
+
+
+def answers_after_training(model: Any, tokenizer: Any, data: DataContract, rows: list[Encoded]) -> list[int]:
+    """Lengths of the answers to the training questions, of at most 24 tokens, after a short full fine-tuning."""
+    model = copy.deepcopy(model).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    batch = TASK.collate(rows, data)
+    targets = sum(TASK.targets(row) for row in rows)
+    for _ in range(50):
+        optimiser.zero_grad()
+        (TASK.example_losses(model, batch).sum() / targets).backward()
+        optimiser.step()
+    prompts = [
+        prompt_tokens(Written(prompt, (), complete=False, special=True), tokenizer) for prompt, _ in QUESTIONS
+    ]
+    answers = generate_greedy(
+        model, prompts, pad_token_id=data.pad_token_id, end_token_ids=data.end_token_ids,
+        max_new_tokens=24, batch_size=4, device=CPU,
+    )  # fmt: skip
+    return [answer.size for answer in answers]
+
+
+QUESTIONS = [
+    ("Is the dog big?", " Yes, big."), ("Is the cat small?", " Yes, small."), ("Did Tim cry?", " No."),
+    ("Was Lily happy?", " Yes."), ("Where is the ball?", " In the park."), ("Who ran?", " The dog."),
+]  # fmt: skip
+
+
+def test_a_model_trained_on_short_answers_stops_by_itself(shared_data: Path) -> None:
+    """Every answer ends before the limit; the same training without the end token under loss never stops."""
+    torch.manual_seed(0)
+    model, tokenizer, data = opened(shared_data / "models" / "stories260k-llama")
+    rows = TASK.encode(
+        [Example(n, {"prompt": p, "completion": c}) for n, (p, c) in enumerate(QUESTIONS, start=1)],
+        tokenizer, data, SPEC,
+    )  # fmt: skip
+    stopped = answers_after_training(model, tokenizer, data, rows)
+    assert max(stopped) < 12
+
+    endless = [
+        Encoded(row.tokens, np.where(row.targets == tokenizer.eos_token_id, -100, row.targets).astype(np.int32))
+        for row in rows
+    ]
+    assert min(answers_after_training(model, tokenizer, data, endless)) == 24
+
+
+def test_loading_runs_no_code_of_the_models_and_reports_what_was_missing(tiny_llama: Path) -> None:
+    """`trust_remote_code` cannot be switched on by a caller."""
+    data = DataContract(columns={})
+    model, info = TASK.load_model(str(tiny_llama), data, trust_remote_code=True, dtype=torch.float32)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert not info["missing_keys"]

@@ -1,0 +1,99 @@
+"""Scores a model on encoded rows: counters that add up over batches, rows and sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from wardround.core.errors import InternalError
+from wardround.core.packed import Counters, zeros
+from wardround.core.plan import DataContract, TaskSpec
+from wardround.training.tasks.contract import Encoded, Example, Task
+
+
+@torch.inference_mode()
+def evaluate(
+    model: torch.nn.Module,
+    task: Task,
+    spec: TaskSpec,
+    data: DataContract,
+    encoded: Sequence[Encoded],
+    *,
+    batch_size: int,
+    device: torch.device,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Counters:
+    """Metric numerators of the rows that have a target; no rows give zeros.
+
+    Rows of like length share a batch, to save padding. The result does not depend on the batch size, but
+    for what padding does to the last bits of a float.
+
+    Args:
+        model: In any mode, which is put back afterwards.
+        encoded: From `task.encode`.
+        batch_size: Rows at once.
+        tokenizer: For counters that need text, such as ROUGE-L of generated answers.
+
+    Raises:
+        TrainingError: A loss is not finite.
+        InternalError: The task's options ask for counters that need the tokenizer, and it was not given.
+    """
+    layout = task.counter_layout(data, spec)
+    totals = zeros(layout, np.int64)
+    usable = [row for row in encoded if task.targets(row) > 0]
+    order = sorted(usable, key=lambda row: row.tokens.size)
+    filled: set[str] = set()
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = {name: tensor.to(device) for name, tensor in task.collate(rows, data).items()}
+            for name, array in task.count(model, batch, rows, data, spec).items():
+                totals[name][...] += array
+                filled.add(name)
+        if tokenizer is not None and usable:
+            whole = task.count_whole(
+                model, tokenizer, usable, data, spec, batch_size=batch_size, device=device
+            )
+            for name, array in whole.items():
+                totals[name][...] += array
+                filled.add(name)
+    if usable and (unfilled := sorted(set(layout.offsets) - filled)):
+        raise InternalError(
+            "an evaluation left counters empty",
+            found=", ".join(unfilled),
+            remedy="give evaluate the tokenizer; a task has to fill every counter of its layout",
+        )
+    return totals
+
+
+def predict_rows(
+    model: torch.nn.Module,
+    task: Task,
+    spec: TaskSpec,
+    data: DataContract,
+    examples: Sequence[Example],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """What the task predicts for each example, in order: labels with probabilities, or generated answers."""
+    with evaluating(model):
+        return task.predict(model, tokenizer, examples, data, spec, batch_size=batch_size, device=device)
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout); every module's own mode is put back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
