@@ -10,19 +10,18 @@ from flwr.clientapp import ClientApp
 from wardround.client.round import answer
 from wardround.client.site import Site
 from wardround.core.errors import PeerError
-from wardround.runtime.flower_codec import decode_request, encode_reply, site_of
+from wardround.runtime.flower_codec import decode_request, encode_reply, addressee
 
 
-def client_app(sites: Mapping[str, Site]) -> ClientApp:
-    """An app that serves these sites: one at a hospital, many in a simulation."""
+def client_app(sites: Mapping[tuple[str, str], Site]) -> ClientApp:
+    """An app that serves these sites, by run and name: one at a hospital, many in a simulation."""
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
-        name = site_of(message.content)
-        site = sites.get(name)
+        site = sites.get(addressee(message.content))
         if site is None:
-            raise PeerError("the request is for a site that is not served here")
+            raise PeerError("the request is for a run or a site that is not served here")
         request = decode_request(message.content, site.strategy.broadcast_layout())
         records, _ = encode_reply(answer(request, site))
         return Message(records, reply_to=message)

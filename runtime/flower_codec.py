@@ -29,7 +29,7 @@ class _Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     protocol: int = Field(ge=PROTOCOL, le=PROTOCOL)
-    run_id: str = Field(max_length=128)
+    run_id: str = Field(max_length=256)
     plan_digest: str = Field(max_length=64)
     round: int = Field(ge=1)
     stage: int = Field(ge=0, le=7)
@@ -82,9 +82,10 @@ def decode_request(records: RecordDict, layout: Layout) -> Request:
     )  # fmt: skip
 
 
-def site_of(records: RecordDict) -> str:
-    """The site that a request is for; one Flower node may serve several."""
-    return _manifest(records, _RequestManifest).site
+def addressee(records: RecordDict) -> tuple[str, str]:
+    """The run and the site that a request is for; one Flower node may serve several."""
+    manifest = _manifest(records, _RequestManifest)
+    return manifest.run_id, manifest.site
 
 
 def encode_reply(reply: Reply) -> tuple[RecordDict, int]:

@@ -6,9 +6,10 @@ An arm is a plan and the rows of its sites; every arm goes through the same roun
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 from wardround.client.flower_app import client_app
 from wardround.client.memory import SiteStore
@@ -30,6 +31,10 @@ FEDERATED = "federated"
 CENTRALISED = "centralised"
 POOL = "everybody"
 SIMULATOR_POLL_S = 0.01
+
+T = TypeVar("T")
+Train: TypeAlias = Callable[[Callable[[ServerState], None]], Outcome]
+"""Trains an arm; takes what is called with each new state."""
 
 
 @dataclass(frozen=True)
@@ -100,40 +105,62 @@ def _alone(plan: TrainingPlan) -> TrainingPlan:
     )
 
 
-def run_arm(
-    arm: Arm,
+def run_arms(
+    arms: Sequence[Arm],
     bench: Workbench,
     initial: Adapter,
-    folder: Path,
+    folder_of: Callable[[str], Path],
     events: EventStream,
     *,
     run_id: str,
     lanes: int,
-    on_state: Callable[[ServerState], None] = lambda state: None,
-) -> Outcome:
-    """Run one arm on Flower's engine, in this process.
+    each: Callable[[Arm, Train], T],
+) -> list[T]:
+    """Run arms one after another on Flower's engine, in this process.
 
     Args:
-        folder: The arm's own: journal and what its sites keep.
+        arms: In order.
+        bench: Base model that all sites of all arms share.
+        initial: Adapter that every arm starts from.
+        folder_of: Arm's name → its folder, for journal and what its sites keep.
+        events: Where the run tells what happens.
+        run_id: Of the simulation; an arm's own is derived from it.
+        lanes: Flower nodes over which messages are delivered.
+        each: Called with an arm and the function that trains it; what it returns is collected.
     """
-    strategy = bind_strategy(arm.plan, allow_dotted=True)
+    strategies = {arm.name: bind_strategy(arm.plan, allow_dotted=True) for arm in arms}
     sites = {
-        name: Site(
-            name, run_id, arm.plan, strategy, bench, rows.training, rows.validation,
-            SiteStore(folder / "sites" / name),
+        (run_of(run_id, arm), name): Site(
+            name, run_of(run_id, arm), arm.plan, strategies[arm.name], bench, rows.training, rows.validation,
+            SiteStore(folder_of(arm.name) / "sites" / name),
         )
+        for arm in arms
         for name, rows in arm.sites.items()
     }  # fmt: skip
-    outcome: list[Outcome] = []
+    collected: list[T] = []
 
     def server(grid: Grid, nodes: list[int]) -> None:
-        lane = {name: nodes[index % len(nodes)] for index, name in enumerate(sorted(sites))}
-        transport = GridTransport(grid, lane.__getitem__, reply_layout(arm.plan), SIMULATOR_POLL_S)
-        run = Run(
-            run_id, arm.name, arm.plan, strategy, tuple(sorted(sites)), transport,
-            Journal(folder / "journal", arm.plan), events, on_state,
-        )  # fmt: skip
-        outcome.append(run_rounds(run, initial))
+        for arm in arms:
+            collected.append(each(arm, trainer(arm, grid, nodes)))
 
-    simulate(server, client_app(sites), lanes=min(lanes, len(sites)))
-    return outcome[0]
+    def trainer(arm: Arm, grid: Grid, nodes: list[int]) -> Train:
+        names = tuple(sorted(arm.sites))
+        lane = {name: nodes[index % len(nodes)] for index, name in enumerate(names)}
+        transport = GridTransport(grid, lane.__getitem__, reply_layout(arm.plan), SIMULATOR_POLL_S)
+
+        def train(on_state: Callable[[ServerState], None]) -> Outcome:
+            journal = Journal(folder_of(arm.name) / "journal", arm.plan)
+            run = Run(
+                run_of(run_id, arm), arm.name, arm.plan, strategies[arm.name], names, transport, journal, events, on_state
+            )  # fmt: skip
+            return run_rounds(run, initial)
+
+        return train
+
+    simulate(server, client_app(sites), lanes=min(lanes, max(len(arm.sites) for arm in arms)))
+    return collected
+
+
+def run_of(run_id: str, arm: Arm) -> str:
+    """Run id of one arm: a site answers only for the arm whose plan it follows."""
+    return f"{run_id}/{arm.name}"

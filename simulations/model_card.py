@@ -134,7 +134,11 @@ def _opening(facts: CardFacts) -> str:
 def _training(facts: CardFacts) -> str:
     plan = facts.plan
     local = plan.local
-    amount = f"{local.epochs:g} epochs" if local.epochs is not None else _count(local.steps or 0, "step")
+    amount = (
+        f"{local.epochs:g} passes over its rows"
+        if local.epochs is not None
+        else _count(local.steps or 0, "step")
+    )
     data = plan.data
     entries = {
         "task": plan.task.name,
@@ -226,9 +230,9 @@ def _released(facts: CardFacts) -> str:
         why = "It is the last one: nothing was scored on validation rows."
     else:
         better = "highest" if rule.direction == "max" else "lowest"
-        why = (
-            f"Its {rule.metric} on the sites' validation rows, {_number(best)}, was the {better} of the run."
-        )
+        why = f"Chosen by {rule.metric} on the sites' validation rows, the {better} wins: {_number(best)}."
+        if facts.released_round == 0:
+            why += " **That is the adapter that the run began with: no round was better.**"
         last = facts.validation.get(facts.last_round)
         if last is not None and facts.last_round != facts.released_round:
             why += f" The last round had {_number(last)}; its adapter is in `adapter_last/`."
@@ -251,7 +255,7 @@ def _answers(facts: CardFacts) -> str:
 def _privacy(facts: CardFacts) -> str:
     noise = facts.privacy.get("differential_privacy", "none")
     masks = facts.privacy.get("secure_aggregation", "off")
-    noise = "no differential privacy" if noise in {"none", "off"} else f"differential privacy: {noise}"
+    noise = "No differential privacy" if noise in {"none", "off"} else f"Differential privacy: {noise}"
     return (
         f"## Privacy\n\n{noise}; secure aggregation: {masks}. The adapter may have memorised "
         "training rows. This was a simulation on one machine: all rows were in one place, and nothing "
@@ -260,15 +264,20 @@ def _privacy(facts: CardFacts) -> str:
 
 
 def _limits(facts: CardFacts) -> str:
-    classes = " A text outside the labels above still gets one of them." if facts.plan.data.labels else (
-        " What it writes can be wrong and sound right."
-    )  # fmt: skip
-    return (
-        "## Limits\n\nNot a medical device, and not validated clinically: no diagnosis, triage or "
-        f"treatment may rest on it.{classes} Scores hold for rows like the test rows; another hospital, time or way of "
-        "writing can differ, as the sites above differ from each other. Groups of patients were not looked at "
-        "separately."
-    )  # fmt: skip
+    kind = (
+        "A text outside the labels above still gets one of them."
+        if facts.plan.data.labels
+        else "What it writes can be wrong and sound right."
+    )
+    sentences = (
+        "Not a medical device, and not validated clinically.",
+        "No diagnosis, triage or treatment may rest on it.",
+        kind,
+        "Scores hold for rows like the test rows.",
+        "Another hospital, time or way of writing can differ, as the sites above differ from each other.",
+        "Groups of patients were not looked at separately.",
+    )
+    return "## Limits\n\n" + " ".join(sentences)
 
 
 def _loading(facts: CardFacts) -> str:
@@ -277,6 +286,9 @@ def _loading(facts: CardFacts) -> str:
     kind = CLASSIFIER if labels else WRITER
     extra = f", num_labels={len(labels)}" if labels else ""
     order = f"\nlabels = {list(labels)!r}  # in the order of the logits" if labels else ""
+    base = f"{plan.base.name!r}  # or the folder where your copy lies"
+    if "://" in plan.base.name:  # a location that Wardround alone can read
+        base = f'"path/to/your/copy"  # of {plan.base.name}'
     revision = f", revision={plan.base.revision!r}" if plan.base.revision else ""
     return f"""## Loading it
 
@@ -287,7 +299,7 @@ one that was trained on (SHA-256 of its weights: `{plan.base.digest[:16]}…`).
 from peft import PeftModel
 from transformers import {kind}, AutoTokenizer
 
-base = {plan.base.name!r}  # a hub name, or the folder where your copy lies
+base = {base}
 tokenizer = AutoTokenizer.from_pretrained(base{revision})
 model = {kind}.from_pretrained(base{revision}{extra})
 model = PeftModel.from_pretrained(model, "adapter").eval(){order}
@@ -305,7 +317,7 @@ def _provenance(facts: CardFacts) -> str:
     digests = _table(("SHA-256 of", ""), [(key, f"`{text}`") for key, text in entries.items() if text])
     versions = ", ".join(f"{name} {version}" for name, version in facts.environment.items())
     return (
-        f"## Provenance\n\nSeed {plan.seed}; configuration in `config.yaml`, plan in `plan.json`.\n\n{digests}"
+        f"## Provenance\n\nSeed {plan.seed}; configuration: `config.yaml`; plan: `plan.json`.\n\n{digests}"
         + (f"\n\n{versions}." if versions else "")
     )
 

@@ -73,7 +73,7 @@ class ResultFolder:
     def save_adapters(self, bench: Workbench, result: ArmResult) -> None:
         """The released adapter in `adapter/`, the last one in `adapter_last/`, in PEFT's own format."""
         for name, adapter in (("adapter", result.outcome.released), ("adapter_last", result.outcome.last.adapter)):
-            with atomic_folder(self.path / name) as folder:
+            with atomic_folder(self.path / name, replace=True) as folder:
                 bench.load_adapter(adapter)
                 bench.method.save(bench.model, folder, bench.base.name)
 

@@ -15,7 +15,7 @@ from wardround.core.plan import TaskSpec, TrainingPlan, parse_options
 from wardround.runtime.events import EventSink, EventStream, Notice
 from wardround.runtime.locations import locate
 from wardround.server.rounds import Outcome
-from wardround.simulations.arms import FEDERATED, Arm, SiteRows, centralised_arm, local_arm, run_arm
+from wardround.simulations.arms import FEDERATED, Arm, SiteRows, Train, centralised_arm, local_arm, run_arms
 from wardround.simulations.config import RunConfig
 from wardround.simulations.result_folder import ResultFolder
 from wardround.simulations.rows import Rows, gather
@@ -99,30 +99,27 @@ def _run_arms(
     )
     federated = Arm(FEDERATED, plan, sites)
     scorer = Scorer(bench, plan, test, events)
-    results = {FEDERATED: _run_arm(config, federated, bench, initial, folder, events, scorer)}
-    for arm in _bounds(config, federated):
-        results[arm.name] = _run_arm(config, arm, bench, initial, folder, events, scorer)
+    arms = [federated, *_bounds(config, federated)]
+    ended = run_arms(
+        arms, bench, initial, folder.arm, events, run_id=folder.run_id, lanes=config.simulation.lanes,
+        each=lambda arm, train: train_and_score(arm, train, scorer, config.evaluation.every),
+    )  # fmt: skip
+    results = {result.arm.name: result for result in ended}
     summary = folder.finish(config, plan, rows, bench, results)
     bounds = {name: result for name, result in results.items() if name != FEDERATED}
     return SimulationResult(folder.path, plan, results[FEDERATED], bounds, summary)
 
 
-def _run_arm(
-    config: RunConfig, arm: Arm, bench: Workbench, initial: Adapter, folder: ResultFolder,
-    events: EventStream, scorer: Scorer,
-) -> ArmResult:  # fmt: skip
+def train_and_score(arm: Arm, train: Train, scorer: Scorer, every: int | None) -> ArmResult:
+    """Train one arm and score its released adapter; the federation also every so many rounds."""
     started = time.monotonic()
-    every = config.evaluation.every
 
     def on_state(state: ServerState) -> None:
-        due = every is not None and state.round % every == 0
-        if due and arm.name == FEDERATED and state.round < arm.plan.rounds.rounds:
+        due = every is not None and state.round % every == 0 and state.round < arm.plan.rounds.rounds
+        if due and arm.name == FEDERATED:
             scorer.score(state.adapter, arm=arm.name, round=state.round)
 
-    outcome = run_arm(
-        arm, bench, initial, folder.arm(arm.name), events,
-        run_id=folder.run_id, lanes=config.simulation.lanes, on_state=on_state,
-    )  # fmt: skip
+    outcome = train(on_state)
     own = [arm.name.removeprefix("local/")] if arm.name.startswith("local/") else None
     test = scorer.score(outcome.released, arm=arm.name, round=outcome.released_round, sites=own)
     return ArmResult(arm, outcome, test, time.monotonic() - started)

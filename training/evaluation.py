@@ -30,7 +30,8 @@ def evaluate(
 ) -> Counters:
     """Metric numerators of the rows that have a target; no rows give zeros.
 
-    Rows of like length share a batch, to save padding. The result does not depend on the batch size, but
+    Rows of like length share a batch, to save padding, the longest first, so that a machine that is too
+    small fails at once. The result does not depend on the batch size, but
     for what padding does to the last bits of a float.
 
     Args:
@@ -46,7 +47,7 @@ def evaluate(
     layout = task.counter_layout(data, spec)
     totals = zeros(layout, np.int64)
     usable = [row for row in encoded if task.targets(row) > 0]
-    order = sorted(usable, key=lambda row: row.tokens.size)
+    order = sorted(usable, key=lambda row: -row.tokens.size)
     filled: set[str] = set()
     with evaluating(model):
         for start in range(0, len(order), batch_size):

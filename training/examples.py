@@ -6,6 +6,7 @@ No torch here: a wrong mapping is an error before any model is loaded.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,19 @@ from typing import Any
 from wardround.core.errors import DataError, nearest
 from wardround.core.plan import DataContract
 from wardround.core.seeds import Purpose, seed_for
-from wardround.training.source_spec import SourceSpec, open_source, plain
+from wardround.training.column_mapping import LABEL, PROBED_ROWS, TEXT, check_mapping
+from wardround.training.source_spec import SourceSpec, code, open_source, plain
 from wardround.training.sources.contract import BrokenRow, Row
-from wardround.training.template import UnknownCodeError, check_template, render
+from wardround.training.template import UnknownCodeError, render, says_something
 
-PROBED_ROWS = 1000
 MOST_BROKEN = 0.5
+"""Share of unusable rows above which a source is refused: the mapping is wrong then, not the rows."""
+
 SHOWN = 5
+LONGEST_LABEL = 40
+"""Characters of a class name that a message shows; a longer one is a text, and texts stay where they are."""
+
+MOST_LABELS = 1000
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,8 @@ def read_examples(
     roles: Mapping[str, bool],
     *,
     site_column: str | None = None,
-    fault: Callable[[Example], str | None] = lambda example: None,
+    fault: Callable[[Example], str | None] | None = None,
+    predict: bool = False,
 ) -> ExampleSet:
     """Read a source through the data contract.
 
@@ -79,109 +87,72 @@ def read_examples(
         roles: Role → whether the task needs it (True) or only takes it (False).
         site_column: Column that says where a row lies, or None.
         fault: The task's own check of a row: a code for what it cannot read, or None.
+        predict: Nothing is learnt or scored: columns of optional roles may be absent, labels are not read.
 
     Raises:
         DataError: A column that is not there (the nearest one is named), a label outside the list (named,
             with how many rows hold it), or more than half of the rows unusable.
     """
-    rows = list(open_source(spec))
-    check_mapping(rows, spec, data, roles, site_column)
+    rows = iter(open_source(spec))
+    probe = list(itertools.islice(rows, PROBED_ROWS))
+    check_mapping(probe, spec, data, roles, site_column=site_column, predict=predict)
+    labels = _label_indices(data, roles) if LABEL in roles and LABEL in data.columns and not predict else None
     examples: list[Example] = []
     quarantined: list[BrokenRow] = []
-    foreign: Counter[str] = Counter()
-    first_line: dict[str, int] = {}
-    labels = {label: index for index, label in enumerate(data.labels)}
-    for row in rows:
-        if isinstance(row, BrokenRow):
-            quarantined.append(row)
-            continue
-        label = plain(row.values.get(data.columns["label"])) if _labelled(roles, data) else None
-        if label is not None and label not in labels and label != "":
-            foreign[label] += 1
-            first_line.setdefault(label, row.number)
-            continue
-        made = _example(row, data, roles, site_column, None if label is None else labels.get(label))
-        if isinstance(made, Example) and (code := fault(made)) is not None:
-            made = BrokenRow(row.number, code)
-        if isinstance(made, BrokenRow):
-            quarantined.append(made)
-        else:
+    foreign: dict[str, list[int]] = {}
+    read = 0
+    for row in itertools.chain(probe, rows):
+        read += 1
+        made = (
+            row
+            if isinstance(row, BrokenRow)
+            else _example(row, data, roles, site_column=site_column, labels=labels, foreign=foreign)
+        )
+        if fault is not None and isinstance(made, Example) and (reason := fault(made)) is not None:
+            made = BrokenRow(row.number, reason)
+        if isinstance(made, Example):
             examples.append(made)
+        else:
+            quarantined.append(made)
     if foreign:
-        raise _foreign_labels(spec, data, foreign, first_line)
-    if rows and len(quarantined) > MOST_BROKEN * len(rows):
-        reasons = Counter(row.reason for row in quarantined).most_common(SHOWN)
-        raise DataError(
-            f"most rows of {spec.path} cannot be used",
-            found=f"{len(quarantined)} of {len(rows)}: " + ", ".join(f"{n} × {reason}" for reason, n in reasons),
-            remedy="run `wardround data check` on it, and look at the column mapping",
-        )
-    return ExampleSet(tuple(examples), tuple(quarantined), len(rows))
-
-
-def check_mapping(
-    rows: Sequence[Row | BrokenRow],
-    spec: SourceSpec,
-    data: DataContract,
-    roles: Mapping[str, bool],
-    site_column: str | None,
-) -> None:
-    """Hold the mapping against the columns that are really there.
-
-    Raises:
-        DataError: A role without a column, a role that the task does not know, or a missing column.
-    """
-    unknown = sorted(set(data.columns) - set(roles))
-    made_by_template = {"text"} if data.template is not None else set()
-    missing = sorted(
-        role for role, needed in roles.items() if needed and role not in data.columns and role not in made_by_template
-    )
-    if (unknown and not set(unknown) <= {"label"}) or missing:
-        raise DataError(
-            "the column mapping does not fit the task",
-            found=f"not mapped: {', '.join(missing) or 'none'}; not known: {', '.join(unknown) or 'none'}",
-            expected="roles " + ", ".join(f"{role}{'' if needed else ' (optional)'}" for role, needed in roles.items()),
-            remedy="set data.columns.ROLE to the column's name",
-        )
-    present = {name for row in rows[:PROBED_ROWS] if isinstance(row, Row) for name in row.values}
-    if not present:
-        return  # nothing readable: the caller counts what is broken
-    named = {f"data.columns.{role}": column for role, column in data.columns.items() if role in roles}
-    named |= {
-        key: column
-        for key, column in (
-            ("data.id_column", data.id_column),
-            ("data.unit_column", data.unit_column),
-            ("data.site_column", site_column),
-        )
-        if column is not None
-    }
-    for key, column in named.items():
-        if column not in present:
-            guess = nearest(column, present)
-            raise DataError(
-                f"{spec.path} has no column {column!r}, which {key} names",
-                found="columns " + ", ".join(sorted(present)),
-                remedy=f"did you mean {guess!r}?" if guess else f"set {key} to one of them",
-            )
-    if data.template is not None:
-        check_template(data.template, present)
+        raise _foreign_labels(spec, data, foreign)
+    _refuse_mostly_broken(spec, quarantined, read)
+    return ExampleSet(tuple(examples), tuple(quarantined), read)
 
 
 def collect_labels(specs: Iterable[SourceSpec], data: DataContract) -> tuple[str, ...]:
     """Sorted labels of all rows of all sources; a plan is made with them, no site ever does this.
 
     Raises:
-        DataError: No label anywhere.
+        DataError: The label's column is not mapped or not there, is empty, or holds texts instead of labels.
     """
-    column = data.columns.get("label")
+    column = data.columns.get(LABEL)
     if column is None:
         raise DataError("labels: auto needs the label's column", remedy="set data.columns.label")
-    found = {
-        plain(row.values.get(column)) for spec in specs for row in open_source(spec) if isinstance(row, Row)
-    } - {""}
+    found: set[str] = set()
+    columns: dict[str, None] = {}
+    for spec in specs:
+        for row in open_source(spec):
+            if isinstance(row, Row):
+                columns.update(dict.fromkeys(row.values))
+                found.add(code(row.values.get(column)))
+    found -= {""}
     if not found:
-        raise DataError(f"no row has a label in column {column!r}", remedy="correct data.columns.label")
+        guess = nearest(column, columns) if column not in columns else None
+        raise DataError(
+            f"no row has a label in column {column!r}",
+            found="columns " + ", ".join(columns),
+            remedy=f"did you mean {guess!r}?" if guess else "correct data.columns.label",
+        )
+    if len(found) > MOST_LABELS:
+        raise DataError(
+            f"column {column!r} does not look like a label",
+            found=f"{len(found)} different values",
+            expected=f"at most {MOST_LABELS}",
+            remedy="correct data.columns.label, or list the labels in data.labels",
+        )
+    if all(label.isdecimal() for label in found):
+        return tuple(sorted(found, key=lambda label: (int(label), label)))
     return tuple(sorted(found))
 
 
@@ -191,67 +162,110 @@ def split_validation(
     """Indices to train on and to hold back: whole units, whatever the order of the rows.
 
     Units are ordered by a keyed hash, and the first `fraction` of them (rounded) is held back; at least
-    one unit stays to train on.
+    one unit stays to train on. A site with so few units that none is held back has no validation part.
     """
     key = seed_for(seed, Purpose.VALIDATION, site=site).to_bytes(8, "little")
     units = sorted(
         {example.unit for example in examples},
         key=lambda unit: hashlib.blake2b(unit.encode(), key=key, digest_size=16).digest(),
     )
-    held = set(units[: min(int(fraction * len(units) + 0.5), len(units) - 1)]) if units else set()
+    held = set(units[: max(0, min(int(fraction * len(units) + 0.5), len(units) - 1))])
     training = [index for index, example in enumerate(examples) if example.unit not in held]
     return training, [index for index, example in enumerate(examples) if example.unit in held]
 
 
-def _labelled(roles: Mapping[str, bool], data: DataContract) -> bool:
-    return "label" in roles and "label" in data.columns
+def _label_indices(data: DataContract, roles: Mapping[str, bool]) -> dict[str, int] | None:
+    indices = {code(label): index for index, label in enumerate(data.labels)}
+    if len(indices) < len(data.labels):
+        raise DataError(
+            "the label list names a label twice",
+            found=", ".join(data.labels),
+            expected="labels that differ as text, where 1 and 1.0 are one",
+        )
+    if not indices and roles[LABEL]:
+        raise DataError("the plan has no label list", remedy="set data.labels, to auto or to a list")
+    return indices or None
 
 
 def _example(
-    row: Row, data: DataContract, roles: Mapping[str, bool], site_column: str | None, label: int | None
+    row: Row,
+    data: DataContract,
+    roles: Mapping[str, bool],
+    *,
+    site_column: str | None,
+    labels: Mapping[str, int] | None,
+    foreign: dict[str, list[int]],
 ) -> Example | BrokenRow:
+    label = None
+    if labels is not None:
+        text = code(row.values.get(data.columns[LABEL]))
+        if text not in labels and text != "":
+            foreign.setdefault(text, []).append(row.number)
+            return BrokenRow(row.number, "foreign_label")
+        label = labels.get(text)
+    if roles.get(LABEL) and label is None:
+        return BrokenRow(row.number, "empty:label")
     values: dict[str, Any] = {}
     for role, needed in roles.items():
-        if role == "label":
-            if needed and label is None:
-                return BrokenRow(row.number, "empty:label")
+        if role == LABEL:
             continue
-        if role == "text" and data.template is not None:
-            try:
-                values[role] = render(data.template, row.values)
-            except UnknownCodeError as error:
-                return BrokenRow(row.number, f"unknown_code:{error}")
-        else:
-            column = data.columns.get(role)
-            value = row.values.get(column) if column is not None else None
-            values[role] = value if isinstance(value, list | dict) else _text(value)
-        if needed and not values[role]:
+        try:
+            value = role_value(role, row, data)
+        except UnknownCodeError as error:
+            return BrokenRow(row.number, f"unknown_code:{error}")
+        if value is not None:
+            values[role] = value
+        elif needed:
             return BrokenRow(row.number, f"empty:{role}")
-    row_id = plain(row.values.get(data.id_column)) if data.id_column else ""
-    row_id = row_id or str(row.number)
+    row_id = (plain(row.values.get(data.id_column)) if data.id_column else "") or str(row.number)
     unit = plain(row.values.get(data.unit_column)) if data.unit_column else row_id
+    site = plain(row.values.get(site_column)) if site_column else ""
     if not unit:
         return BrokenRow(row.number, "empty:unit")
-    site = plain(row.values.get(site_column)) if site_column else ""
     if site_column and not site:
         return BrokenRow(row.number, "empty:site")
-    return Example(row.number, {k: v for k, v in values.items() if v}, label, row_id, unit, site)
+    return Example(row.number, values, label, row_id, unit, site)
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else (value if isinstance(value, str) else plain(value)).strip()
+def role_value(role: str, row: Row, data: DataContract) -> Any:
+    """What a row gives for a role: its text as it stands, a list or object, or None where it is empty.
+
+    Raises:
+        UnknownCodeError: A code for which the template has no word, or a value that its format refuses.
+    """
+    if role == TEXT and data.template is not None:
+        return (says_something(data.template, row.values) and render(data.template, row.values)) or None
+    value = row.values.get(data.columns.get(role, ""))
+    if isinstance(value, list | dict):
+        return value or None
+    text = value if isinstance(value, str) else plain(value)
+    return text if text.strip() else None
 
 
-def _foreign_labels(
-    spec: SourceSpec, data: DataContract, foreign: Counter[str], first_line: Mapping[str, int]
-) -> DataError:
+def _refuse_mostly_broken(spec: SourceSpec, quarantined: Sequence[BrokenRow], read: int) -> None:
+    blank = sum(row.reason == "empty_line" for row in quarantined)
+    unusable, rows = len(quarantined) - blank, read - blank
+    if unusable <= MOST_BROKEN * rows:
+        return
+    reasons = Counter(row.reason for row in quarantined).most_common(SHOWN)
+    raise DataError(
+        f"most rows of {spec.path} cannot be used",
+        found=f"{unusable} of {rows}: " + ", ".join(f"{count} × {reason}" for reason, count in reasons),
+        remedy="run `wardround data check` on it, and look at the column mapping",
+    )
+
+
+def _foreign_labels(spec: SourceSpec, data: DataContract, foreign: Mapping[str, list[int]]) -> DataError:
+    most = sorted(foreign, key=lambda label: (-len(foreign[label]), label))[:SHOWN]
     named = [
-        f"{label!r} in {count} rows, first in row {first_line[label]}" for label, count in foreign.most_common(SHOWN)
+        (repr(label) if len(label) <= LONGEST_LABEL else f"a text of {len(label)} characters")
+        + f" in {len(foreign[label])} rows, first in row {foreign[label][0]}"
+        for label in most
     ]
     more = len(foreign) - len(named)
     return DataError(
         f"{spec.path} holds labels that are not in the plan's list",
         found="; ".join(named) + (f"; and {more} more" if more > 0 else ""),
         expected="one of " + ", ".join(data.labels),
-        remedy="correct these rows, or make a plan whose data.labels names them",
+        remedy="correct these rows or data.columns.label, or make a plan whose data.labels names them",
     )

@@ -166,7 +166,7 @@ def adapted_weights(adapter_folder: Path) -> list[str]:
     """Names, in the base model, of the weights whose saved product B A is not zero.
 
     Raises:
-        ModelError: No adapter can be read.
+        ModelError: No adapter can be read, or it holds NaN or infinity.
     """
     try:
         tensors = load_file(adapter_folder / WEIGHTS_FILE)
@@ -174,6 +174,12 @@ def adapted_weights(adapter_folder: Path) -> list[str]:
         raise ModelError(
             f"no adapter can be read from {adapter_folder}", found=f"{type(error).__name__}: {error}"
         ) from error
+    broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+    if broken:
+        raise ModelError(
+            f"the adapter in {adapter_folder} is not finite", found=", ".join(sorted(broken)[:3]),
+            remedy="take another round's adapter, and lower the learning rate",
+        )  # fmt: skip
     factors: dict[str, list[bool]] = {}
     for name, tensor in tensors.items():
         module, separator, _ = name.partition(".lora_")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,7 +90,7 @@ def source_of(path: Path) -> Source:
 
 def plain(value: Any) -> str:
     """A value as text, whatever the format made of it: 1, 1.0 and true are "1"; None and NaN are empty."""
-    if value is None or value != value:  # noqa: PLR0124 - only NaN differs from itself
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
         return str(int(value))

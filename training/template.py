@@ -21,18 +21,18 @@ _WIDTH = re.compile(r"\d{3,}")
 
 
 class UnknownCodeError(ValueError):
-    """A column holds a code that the template has no word for. Its text is the column's name alone."""
+    """A column holds a code without a word, or a value that its format refuses.
 
-
-class UnfitValueError(ValueError):
-    """A column holds a value that its format refuses. Its text is the column's name alone."""
+    Its text is the column's name alone.
+    """
 
 
 @dataclass(frozen=True)
-class Field:
-    """A place in a segment that a column fills."""
+class Piece:
+    """A stretch of a segment: literal text, then the column that follows it, if any."""
 
-    column: str
+    literal: str
+    column: str | None
     spec: str
 
 
@@ -44,7 +44,7 @@ def check_template(template: TextTemplate, columns: Iterable[str]) -> None:
             column (the nearest one is named).
     """
     known = set(columns)
-    used = [field.column for segment in template.segments for field in fields(segment)]
+    used = [piece.column for piece in _columns(template) if piece.column is not None]
     for column in [*used, *template.values]:
         if column not in known:
             guess = nearest(column, known)
@@ -53,79 +53,95 @@ def check_template(template: TextTemplate, columns: Iterable[str]) -> None:
                 expected="one of " + ", ".join(sorted(known)),
                 remedy=f"did you mean {guess!r}?" if guess else None,
             )
+    for column, words in template.values.items():
+        unmatched = [key for key in words if code(key) != key]
+        if unmatched:
+            raise ConfigError(
+                f"the template has a word for a code of {column!r} that no row can have",
+                found=", ".join(unmatched),
+                expected="codes as text: 1 instead of 1.0",
+            )
 
 
 @lru_cache(maxsize=4096)
-def fields(segment: str) -> tuple[Field, ...]:
-    """Columns that a segment uses, with their formats.
+def pieces(segment: str) -> tuple[Piece, ...]:
+    """A segment, taken apart.
 
     Raises:
         ConfigError: Not a format string of plain column names.
     """
     try:
-        parsed = [part[1:] for part in string.Formatter().parse(segment) if part[1] is not None]
+        parsed = list(string.Formatter().parse(segment))
     except ValueError as error:
         raise ConfigError(
             f"the template segment {segment!r} is not a format string",
             found=str(error),
             remedy="write a literal brace as {{ or }}",
         ) from error
-    for name, spec, conversion in parsed:
-        nested = "{" in (spec or "") or _WIDTH.search(spec or "")
-        if not name or name.isdecimal() or set(name) & set(".[]") or conversion or nested:
+    for _, name, spec, conversion in parsed:
+        if name is None:
+            continue
+        formatted = "{" in (spec or "") or _WIDTH.search(spec or "")
+        if not name or name.isdecimal() or set(name) & set(".[]") or conversion or formatted:
             raise ConfigError(
                 f"the template segment {segment!r} uses {{{name}}} in a way that is not allowed",
                 expected="plain column names, with a format such as {age:.0f} at most",
                 remedy="rename a column whose name holds a dot, a bracket or digits alone",
             )
-    return tuple(Field(name or "", spec or "") for name, spec, _ in parsed)
+    return tuple(Piece(literal, name, spec or "") for literal, name, spec, _ in parsed)
 
 
 def render(template: TextTemplate, values: Mapping[str, Any]) -> str:
     """The text of one row: segments without an empty column, in order; those of literals alone always stay.
 
     Raises:
-        UnknownCodeError: A mapped column holds a code without a word.
-        UnfitValueError: A value that its format refuses, or a list or object.
+        UnknownCodeError: A mapped column holds a code without a word, or a value that its format refuses.
     """
     parts = []
     for segment in template.segments:
-        shown = {field.column: _shown(template, field, values.get(field.column)) for field in fields(segment)}
-        if None not in shown.values():
-            parts.append(_formatted(segment, shown))
+        shown = [_shown(template, piece, values) for piece in pieces(segment)]
+        if None not in shown:
+            parts += [text for text in shown if text is not None]
     return "".join(parts).strip()
 
 
 def says_something(template: TextTemplate, values: Mapping[str, Any]) -> bool:
-    """Whether the row fills any column of the template: one that fills none is empty, whatever the literals."""
-    used = [field for segment in template.segments for field in fields(segment)]
-    return not used or any(_shown(template, field, values.get(field.column)) is not None for field in used)
+    """Whether the row fills any column that the template uses; literals alone say nothing about a row."""
+    used = _columns(template)
+    return not used or any(_shown(template, piece, values) is not None for piece in used)
 
 
-def _shown(template: TextTemplate, field: Field, value: Any) -> str | int | float | None:
-    """What stands in the field, or None where the column is empty or its code means "not known"."""
+def _columns(template: TextTemplate) -> list[Piece]:
+    return [piece for segment in template.segments for piece in pieces(segment) if piece.column is not None]
+
+
+def _shown(template: TextTemplate, piece: Piece, values: Mapping[str, Any]) -> str | None:
+    """The piece's text, or None where its column is empty or holds a code that means "not known"."""
+    if piece.column is None:
+        return piece.literal
+    value = values.get(piece.column)
     text = code(value)
     if text == "":
         return None
     if isinstance(value, list | dict):
-        raise UnfitValueError(field.column)
-    words = template.values.get(field.column)
+        raise UnknownCodeError(piece.column)
+    words = template.values.get(piece.column)
     if words is not None:
         if text not in words:
-            raise UnknownCodeError(field.column)
-        return words[text] or None
-    if not field.spec:
-        return text
-    if isinstance(value, str) and _NUMBER.fullmatch(text) is None:
-        return text
-    number = float(text)
-    return int(number) if number.is_integer() else number
+            raise UnknownCodeError(piece.column)
+        if words[text] == "":
+            return None
+        value = text = words[text]
+    return piece.literal + (_formatted(piece, value, text) if piece.spec else text)
 
 
-def _formatted(segment: str, shown: Mapping[str, Any]) -> str:
-    for field in fields(segment):
+def _formatted(piece: Piece, value: Any, text: str) -> str:
+    if isinstance(value, int | float) or _NUMBER.fullmatch(text):
+        number = float(text)
+        value = int(number) if number.is_integer() else number
+    for candidate in (value, text):  # a number that is to be padded as text, such as {ward:0>4s}
         try:
-            format(shown[field.column], field.spec)
+            return format(candidate, piece.spec)
         except (ValueError, TypeError, OverflowError):
-            raise UnfitValueError(field.column) from None
-    return segment.format_map(shown)
+            continue
+    raise UnknownCodeError(str(piece.column))

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wardround.core.errors import ConfigError, ModelError
 from wardround.core.packed import Adapter, Layout
@@ -133,9 +133,7 @@ def open_workbench(  # noqa: PLR0917 - in the order in which a bench is set up
         base.model, options, task, base.missing_heads, seed_for(seed, Purpose.INITIALISATION)
     )
     if machine.gradient_checkpointing:
-        base.model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]  # left unannotated there
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
+        checkpoint_activations(base.model)
     model.train(False)
     layout = method.layout(model)
     return Workbench(
@@ -149,6 +147,14 @@ def open_workbench(  # noqa: PLR0917 - in the order in which a bench is set up
         machine,
         device,
     )
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Recompute activations in the backward pass, without the reentrant variant (a frozen base breaks that)."""
+    # transformers 5 renamed it; the old name is all that version 4 has.
+    renamed = getattr(model, "activation_checkpointing_enable", None)
+    enable = renamed or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def with_tokenizer(data: DataContract, base: LoadedBase) -> DataContract:

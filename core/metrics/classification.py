@@ -2,8 +2,10 @@
 
 AUROC is the probability that a positive outscores a negative, ties counted half (Hanley and McNeil 1982),
 here from histograms of the scores, so that two scores in one bin are a tie. The bins are equally wide in
-log-odds and not in probability: a confident model puts nearly all of its scores close to 0 and 1, where
-bins of equal probability could not tell them apart.
+arsinh of the log-odds over chance, and not in probability: a confident model puts nearly all of its scores
+close to 0 and 1, an untrained one all of them close to chance, and bins of equal probability could tell
+neither apart. Against the area of unbinned scores that is off by 0.004 at most on synthetic scores of
+either kind, where 1024 bins of equal probability are off by 0.06 (tests/reference).
 
 Calibration: expected calibration error over 15 bins of equal width of the confidence in the predicted
 class (Guo et al. 2017, arXiv:1706.04599, equation 3).
@@ -16,12 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wardround.core.errors import InternalError
 from wardround.core.metrics.contract import LOSS_UNIT, Scores
 from wardround.core.packed import Array, Counters, Layout, TensorSpec
 
 SCORE_BINS = 1024
-LARGEST_LOG_ODDS = 12.0
-"""Scores beyond fall into the outermost bins: probabilities below 6e-6 or above 1 − 6e-6."""
+LARGEST_LOG_ODDS = 36.0
+"""Over chance; scores beyond fall into the outermost bins. A double holds no probability closer to 1."""
+FINE_LOG_ODDS = 0.3
+"""Up to about here the bins are equally wide in log-odds (0.003), from there in their logarithm."""
+LARGEST_LOSS = 1e6
+"""Nats; a row's loss is counted as no more, so that a model gone astray cannot overflow the sum."""
 CONFIDENCE_BINS = 15
 CONFIDENCE_UNIT = 2.0**-20
 """One step of a summed confidence."""
@@ -35,17 +42,26 @@ def count_rows(
     Args:
         probabilities: (rows, classes), finite, each row sums to one.
         labels: (rows,), true class indices.
-        losses: (rows,), in nats. Rounded row by row, so that batching changes nothing.
+        losses: (rows,), finite, in nats. Rounded row by row, so that batching changes nothing.
+
+    Raises:
+        InternalError: A label is no class, or a figure is not finite: counted, it would be a lie.
     """
     rows, classes = probabilities.shape
+    if not (np.isfinite(probabilities).all() and np.isfinite(losses).all()):
+        raise InternalError("a probability or a loss to be counted is not finite")
+    if rows and not 0 <= labels.min() <= labels.max() < classes:
+        raise InternalError("a row to be counted has no class", expected=f"labels from 0 to {classes - 1}")
     predicted = probabilities.argmax(axis=1)
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (labels, predicted), 1)
 
     with np.errstate(divide="ignore"):  # a probability of exactly 0 or 1 goes into an outermost bin
-        log_odds = np.log(probabilities) - np.log1p(-probabilities)
-    place = (log_odds + LARGEST_LOG_ODDS) / (2 * LARGEST_LOG_ODDS) * SCORE_BINS
-    bins = np.clip(place, 0, SCORE_BINS - 1).astype(np.int64)
+        chances = probabilities.clip(0, 1)  # rounding may leave a probability a hair above 1
+        log_odds = np.log(chances) - np.log1p(-chances)
+    over_chance = log_odds + np.log(max(classes - 1, 1))
+    place = np.arcsinh(over_chance / FINE_LOG_ODDS) / np.arcsinh(LARGEST_LOG_ODDS / FINE_LOG_ODDS)
+    bins = np.clip((place + 1) / 2 * SCORE_BINS, 0, SCORE_BINS - 1).astype(np.int64)
     truth = np.zeros((rows, classes), bool)
     truth[np.arange(rows), labels] = True
     column = np.broadcast_to(np.arange(classes), (rows, classes))
@@ -62,7 +78,7 @@ def count_rows(
     np.add.at(calibration[2], slot, np.rint(confidence / CONFIDENCE_UNIT).astype(np.int64))
     return {
         "examples": np.asarray(rows, np.int64),
-        "loss": np.rint(losses / LOSS_UNIT).astype(np.int64).sum(),
+        "loss": np.rint(np.minimum(losses, LARGEST_LOSS) / LOSS_UNIT).astype(np.int64).sum(),
         "confusion": confusion,
         "score_positives": positives,
         "score_negatives": negatives,

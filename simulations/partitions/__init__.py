@@ -8,5 +8,4 @@ PARTITIONS: Registry[Partition] = Registry(
     package="wardround.simulations.partitions",
     attribute="PARTITION",
     group="wardround.partitions",
-    not_names=frozenset({"contract", "groups"}),
 )

@@ -16,7 +16,15 @@ class Partition(Protocol):
     Options: ClassVar[type[BaseModel]]
 
     def split(self, examples: Sequence[Example], options: Any, *, seed: int) -> dict[str, list[int]]:
-        """Site name → indices of its rows, ascending; every row in exactly one site.
+        """Spread rows over sites; equal arguments give equal sites on every machine.
+
+        Args:
+            examples: All rows.
+            options: A checked value of `Options`.
+            seed: Root of the seed tree; the purpose is PARTITION.
+
+        Returns:
+            Site name → indices of its rows, ascending; names sorted, every row in exactly one site.
 
         Raises:
             DataError: The rows cannot be spread as asked (too few, a column missing).

@@ -1,36 +1,43 @@
-"""Size skew: labels alike everywhere, but sites of very different sizes, drawn from Dirichlet(α)."""
+"""Size skew: labels alike everywhere, but sites of very different sizes, in Dirichlet(α) proportions.
+
+Li et al. 2022 (arXiv:2102.02079), section 3.3: q ~ Dir_N(β), and site j gets the share q_j of all rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import final
 
 import numpy as np
 from pydantic import Field
 
-from wardround.core.errors import DataError
 from wardround.core.seeds import Purpose, generator
-from wardround.simulations.partitions.groups import DrawnOptions, groups, named, require_enough
+from wardround.simulations.partitions._groups import (
+    DRAWS,
+    DrawnOptions,
+    groups,
+    named,
+    no_draw,
+    require_enough,
+)
 from wardround.training.examples import Example
 
-DRAWS = 1000
 
-
-class _Options(DrawnOptions):
-    """Options; the smaller alpha, the more unequal the sizes."""
-
-    alpha: float = Field(default=0.5, gt=0)
-
-
+@final
 class Quantity:
     """Shuffled units, cut in Dirichlet(α) proportions; redrawn until every site has `least_rows`."""
 
-    Options = _Options
+    @final
+    class Options(DrawnOptions):
+        """`alpha` of the distribution: the smaller, the more unequal the sizes."""
 
-    def split(self, examples: Sequence[Example], options: _Options, *, seed: int) -> dict[str, list[int]]:
+        alpha: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+
+    def split(self, examples: Sequence[Example], options: Options, *, seed: int) -> dict[str, list[int]]:
         """Sites with skewed sizes.
 
         Raises:
-            DataError: No draw out of 1,000 gave every site its least rows.
+            DataError: Too few rows, or no draw gave every site its least rows.
         """
         units = groups(examples, options.by)
         require_enough(examples, len(units), options)
@@ -39,14 +46,10 @@ class Quantity:
         for _ in range(DRAWS):
             shares = rng.dirichlet(np.full(options.sites, options.alpha))
             cuts = np.rint(np.cumsum(shares)[:-1] * len(units)).astype(int)
-            sites = [[i for number in part for i in units[number]] for part in np.split(order, cuts)]
+            sites = [[index for number in part for index in units[number]] for part in np.split(order, cuts)]
             if min(map(len, sites)) >= options.least_rows:
                 return named(sites)
-        raise DataError(
-            f"no draw of sizes gave every site {options.least_rows} rows",
-            found=f"{DRAWS} draws at alpha {options.alpha}",
-            remedy="raise alpha, or lower sites or least_rows",
-        )
+        raise no_draw(f"sizes from Dirichlet({options.alpha:g})", options)
 
 
 PARTITION = Quantity()

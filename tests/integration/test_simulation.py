@@ -55,10 +55,10 @@ def settings(tmp_path: Path, tiny_bert: Path) -> Callable[..., RunConfig]:
                 "test": {"path": str(tmp_path / "test.jsonl")},
                 "columns": {"text": "note", "label": "kind"},
                 "id_column": "id", "unit_column": "patient", "site_column": "ward",
-                "max_length": 32, "validation_fraction": 0.2,
+                "max_length": 64, "validation_fraction": 0.2,
             },
             "adapter": {"options": {"r": 4, "alpha": 8, "dropout": 0.1}},
-            "local": {"epochs": 1, "batch_size": 8, "learning_rate": 5e-3},
+            "local": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-2},
             "rounds": {"rounds": 3},
             "release": {"metric": "accuracy", "direction": "max"},
             "machine": {"device": "cpu", "threads": 1},
@@ -92,14 +92,21 @@ def adapters(result: SimulationResult) -> tuple[str, str]:
 
 
 def test_the_result_folder_holds_everything_and_the_model_has_learnt(settings: Callable[..., RunConfig]) -> None:
-    """Config, plan, metrics, summary, table, curves, card and adapter are there; accuracy is far above chance."""
-    result = run_simulation(settings(rounds={"rounds": 6}, bounds={"local_only": True, "centralised": True}))
+    """Config, plan, metrics, summary, table, curves, card and adapter are there; the ranking is far above chance."""
+    result = run_simulation(
+        settings(
+            rounds={"rounds": 8},
+            local={"epochs": 2},
+            release={"metric": "auroc", "direction": "max"},
+            bounds={"local_only": True, "centralised": True},
+        )
+    )
     names = {path.name for path in result.folder.iterdir()}
     assert names >= {
         "config.yaml", "plan.json", "environment.json", "metrics.jsonl", "summary.json", "sites.csv",
         "curves.png", "README.md", "adapter", "adapter_last", "tensorboard", "initial.safetensors",
     }  # fmt: skip
-    assert result.federated.test["test"].values["accuracy"] > 0.85
+    assert result.federated.test["test"].values["auroc"] > 0.9  # 0.5 before training
     assert set(result.bounds) == {"centralised", "local/ward_0", "local/ward_1", "local/ward_2", "local/ward_3"}
     summary = json.loads((result.folder / "summary.json").read_text())
     assert summary["arms"]["federated"]["released_adapter"] == adapters(result)[1]

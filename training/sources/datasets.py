@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,39 +41,66 @@ class SavedDataset:
                 expected="a folder that `save_to_disk` wrote",
                 remedy="correct the source's path" if not path.exists() else "name the source's kind",
             )
-        import datasets
         import pyarrow as pa
 
         try:
-            saved = datasets.load_from_disk(str(path))
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            folder = _split_folder(path, settings.split)
+            batches = _batches(folder)
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise DataError(
                 f"{path} is not a folder that `save_to_disk` wrote",
                 found=type(error).__name__,
                 expected="state.json beside Arrow files, or dataset_dict.json beside a folder a split",
                 remedy="save it again with Dataset.save_to_disk; name a single file directly",
             ) from error
-        dataset = _split(path, saved, settings.split) if isinstance(saved, datasets.DatasetDict) else saved
         try:
-            yield from arrow_rows(dataset.with_format("arrow").iter(batch_size=BATCH_ROWS))
+            yield from arrow_rows(batches)
         except (pa.ArrowException, OSError) as error:
             raise DataError(
                 f"{path} is damaged", found=type(error).__name__, remedy="save it again"
             ) from error
 
 
-def _split(path: Path, saved: Any, name: str | None) -> Any:
-    if name is None and len(saved) == 1:
-        return next(iter(saved.values()))
+def _split_folder(path: Path, name: str | None) -> Path:
+    """The folder of one split: a DatasetDict is saved as one folder each."""
+    index = path / "dataset_dict.json"
+    if not index.is_file():
+        if name is not None:
+            raise DataError(f"{path} has no splits", remedy="drop the source's option `split`")
+        return path
+    splits: list[str] = json.loads(index.read_bytes())["splits"]
+    if name is None and len(splits) == 1:
+        return path / splits[0]
     if name is None:
         raise DataError(
             f"{path} holds several splits",
-            found=", ".join(saved),
-            remedy="choose one with the source's option `split`",
+            found=", ".join(splits),
+            remedy="choose one with the source's option `split`, or name its folder",
         )
-    if name not in saved:
-        raise unknown_name("split", name, saved, DataError)
-    return saved[name]
+    if name not in splits:
+        raise unknown_name("split", name, splits, DataError)
+    return path / name
+
+
+def _batches(folder: Path) -> Iterable[Any]:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except IndexError:
+        # datasets 5.2 cannot load what it saved without a row.
+        if any(_has_rows(file) for file in folder.glob("*.arrow")):
+            raise KeyError(str(folder)) from None
+        return ()
+    batches: Iterable[Any] = saved.with_format("arrow").iter(batch_size=BATCH_ROWS)
+    return batches
+
+
+def _has_rows(file: Path) -> bool:
+    import pyarrow as pa
+
+    with pa.OSFile(str(file)) as stream:
+        return bool(pa.ipc.open_stream(stream).read_all().num_rows)
 
 
 SOURCE = SavedDataset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,9 +38,8 @@ class Parquet:
         import pyarrow.parquet as pq
 
         parse_options(Options, options, "options of the parquet source")
-        zipped = path.name.lower().endswith(".gz")
         with open_binary(path) as binary:
-            content = io.BytesIO(binary.read()) if zipped else binary
+            content = io.BytesIO(binary.read()) if isinstance(binary, gzip.GzipFile) else binary
             try:
                 file = pq.ParquetFile(content)
                 check_columns(path, file.schema_arrow.names)

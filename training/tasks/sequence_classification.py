@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from wardround.core.errors import ConfigError, DataError, TrainingError
+from wardround.core.errors import ConfigError, DataError, ModelError, TrainingError
 from wardround.core.metrics import METRICS
 from wardround.core.metrics.classification import count_rows
 from wardround.core.packed import Layout
@@ -47,14 +48,20 @@ class SequenceClassification:
         folder or repository is run.
 
         Raises:
-            ConfigError: The plan names fewer than two labels.
+            ConfigError: The plan names fewer than two labels, or one twice; or rows longer than the model
+                reads.
+            ModelError: The checkpoint has a head for the same labels in another order, or its body has
+                other shapes than its configuration says.
         """
         labels = data.labels
-        if len(labels) < 2:  # noqa: PLR2004 - a choice needs two
+        if len(set(labels)) < max(2, len(labels)):
             raise ConfigError(
-                "a classifier needs at least two labels", found=len(labels), remedy="set data.labels"
+                "a classifier needs at least two labels, each named once",
+                found=f"{len(labels)} labels, {len(set(labels))} of them different",
+                remedy="set data.labels",
             )
         keywords["trust_remote_code"] = False
+        _check_checkpoint(path, keywords.get("revision"), data)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
             num_labels=len(labels),
@@ -64,6 +71,14 @@ class SequenceClassification:
             ignore_mismatched_sizes=True,
             **keywords,
         )
+        body = f"{model.base_model_prefix}."
+        wrong = sorted(key for key, *_ in info["mismatched_keys"] if key.startswith(body))
+        if wrong:
+            raise ModelError(
+                "the checkpoint's weights have other shapes than its configuration says",
+                found=f"{len(wrong)} weights, {wrong[0]!r} among them",
+                remedy="give the folder of a checkpoint as it was saved",
+            )
         # A decoder's classifier reads the last token that is not padding, and finds it by this id.
         pad = data.pad_token_id if data.pad_token_id >= 0 else _tokenizer_pad(path, keywords.get("revision"))
         if pad is not None:
@@ -77,8 +92,10 @@ class SequenceClassification:
         return roles if predict else {**roles, "label": True}
 
     def fault(self, example: Example, spec: TaskSpec, *, predict: bool = False) -> str | None:
-        """Both texts have to be text."""
+        """Both texts have to be text, and the first one has to be there."""
         del spec, predict
+        if not example.roles.get("text"):
+            return "empty:text"
         for role in _TEXTS:
             value = example.roles.get(role)
             if value is not None and not isinstance(value, str):
@@ -92,7 +109,12 @@ class SequenceClassification:
         data: DataContract,
         spec: TaskSpec,
     ) -> list[Encoded]:
-        """Tokens with the tokenizer's frame; of a pair the longer text is cut first."""
+        """Tokens with the tokenizer's frame; of a pair the longer text is cut first.
+
+        Raises:
+            ConfigError: Packing is asked for, or `max_length` has no room for the tokenizer's frame.
+            DataError: A row has a fault, by number and code.
+        """
         _check(spec)
         if data.packing:
             raise ConfigError(
@@ -206,7 +228,7 @@ class SequenceClassification:
         """`id`, the likeliest `label`, and every label's probability, in the order of the examples."""
         encoded = self.encode(examples, tokenizer, data, spec)
         rows: list[dict[str, Any]] = [{} for _ in encoded]
-        order = sorted(range(len(encoded)), key=lambda place: encoded[place].tokens.size)
+        order = sorted(range(len(encoded)), key=lambda place: -encoded[place].tokens.size)
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
             batch = self.collate([encoded[place] for place in places], data)
@@ -236,15 +258,56 @@ def _tokenise(
     for example in examples:
         text, pair = example.roles["text"], example.roles.get("text_pair")
         whole = tokenizer(text, pair, verbose=False)
-        kept, cut = whole, len(whole["input_ids"]) - max_length
-        if cut > 0:
+        kept, length = whole, len(whole["input_ids"])
+        if length > max_length:
             kept = tokenizer(text, pair, truncation="longest_first", max_length=max_length, verbose=False)
+        left = len(kept["input_ids"])
+        if left > max_length:  # a tokenizer that cannot cut enough returns the whole row
+            raise ConfigError(
+                "data.max_length has no room for the tokens that the tokenizer puts around a row",
+                found=max_length,
+                remedy="raise data.max_length",
+            )
         segments = kept.get("token_type_ids", ())
         yield {
-            "input_ids": kept["input_ids"],
+            # A text of which the tokenizer leaves nothing still has to be answered.
+            "input_ids": kept["input_ids"] or [_end_or_pad(tokenizer)],
             "token_type_ids": segments if any(segments) else (),
-            "cut": max(0, cut),
+            "cut": length - left,
         }
+
+
+def _end_or_pad(tokenizer: PreTrainedTokenizerBase) -> int:
+    """An id that stands for an empty text."""
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    return int(end if end is not None else pad or 0)
+
+
+def _check_checkpoint(path: str, revision: str | None, data: DataContract) -> None:
+    """Hold the plan against what the checkpoint says of itself.
+
+    Raises:
+        ConfigError: Rows may be longer than the positions that the model knows.
+        ModelError: The head stands for the plan's labels, in another order.
+    """
+    keywords = {} if revision is None else {"revision": revision}
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False, **keywords)
+    longest = getattr(config, "max_position_embeddings", None)
+    if isinstance(longest, int) and 0 < longest < data.max_length:
+        raise ConfigError(
+            "data.max_length is more than the model reads",
+            found=data.max_length,
+            expected=f"at most {longest} tokens",
+            remedy=f"set data.max_length={longest}",
+        )
+    own = tuple(config.id2label[index] for index in sorted(config.id2label))
+    if own != data.labels and set(own) == set(data.labels):
+        raise ModelError(
+            "the base model's own head has the plan's labels in another order",
+            found=", ".join(own),
+            expected=", ".join(data.labels),
+            remedy="put data.labels into the model's order",
+        )
 
 
 def _check(spec: TaskSpec) -> None:

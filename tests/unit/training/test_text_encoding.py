@@ -13,8 +13,10 @@ from wardround.core.errors import ConfigError, DataError, ModelError
 from wardround.core.plan import DataContract, TaskSpec
 from wardround.training.tasks.causal_lm import TASK
 from wardround.training.tasks.contract import Encoded, Example
+from wardround.training.chat_spans import Written
 from wardround.training.text_formats import FORMATS
 from wardround.training.text_formats.contract import Completion, Conversation, Wording
+from wardround.training.text_tokens import prompt_tokens
 
 
 @pytest.fixture
@@ -254,9 +256,11 @@ def test_a_tokenizer_that_ends_texts_itself_gets_no_second_end_token(tokenizer: 
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    row = encode(tokenizer, {"prompt": "a", "completion": "b"}, use_chat_template=False)
+    row = encode(tokenizer, {"prompt": "a", "completion": " b"}, use_chat_template=False)
     assert row.tokens.tolist().count(2) == 1
-    assert under_loss(tokenizer, row) == "b</s>"
+    assert under_loss(tokenizer, row) == " b</s>"
+    prompt = prompt_tokens(Written("a", (), complete=False, special=True), tokenizer)
+    assert prompt.tolist() == row.tokens[:2].tolist()
 
 
 def test_end_token_is_a_target_where_it_is_the_pad_token_too(tiny_gpt2: Path) -> None:

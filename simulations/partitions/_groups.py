@@ -6,14 +6,18 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from wardround.core.errors import DataError
+from wardround.core.plan import Frozen
 from wardround.training.examples import Example
 
+DRAWS = 1000
+"""Draws after which a partition gives up on `least_rows`."""
 
-class DrawnOptions(BaseModel):
-    """Options of every partition that draws.
+
+class DrawnOptions(Frozen):
+    """Options of every partition that draws; each adds its own.
 
     Attributes:
         sites: Number of sites.
@@ -21,26 +25,39 @@ class DrawnOptions(BaseModel):
         least_rows: No site gets fewer.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     sites: int = Field(default=10, gt=0)
     by: Literal["unit", "row"] = "unit"
     least_rows: int = Field(default=1, ge=1)
 
 
 def groups(examples: Sequence[Example], by: Literal["unit", "row"]) -> list[list[int]]:
-    """Indices that stay together, in order of the unit's name (of the row where `by` is row)."""
+    """Indices that stay together, in order of the unit's name (of the row where `by` is row).
+
+    An example without a unit is a unit of its own.
+    """
     if by == "row":
         return [[index] for index in range(len(examples))]
-    table: dict[str, list[int]] = {}
+    table: dict[tuple[str, int], list[int]] = {}
     for index, example in enumerate(examples):
-        table.setdefault(example.unit, []).append(index)
+        table.setdefault((example.unit, -1 if example.unit else index), []).append(index)
     return [table[unit] for unit in sorted(table)]
 
 
 def majority_label(examples: Sequence[Example], group: Iterable[int]) -> int:
-    """Most frequent label of a group, the smallest where several tie; −1 without labels."""
-    counts = Counter(-1 if examples[i].label is None else int(examples[i].label or 0) for i in group)
+    """Most frequent label of a group, the smallest where several tie.
+
+    Raises:
+        DataError: An example has no label.
+    """
+    counts: Counter[int] = Counter()
+    for index in group:
+        label = examples[index].label
+        if label is None:
+            raise DataError(
+                "a partition by label skew needs every row's label",
+                remedy="map data.columns.label, or choose partition.kind: quantity or iid",
+            )
+        counts[label] += 1
     most = max(counts.values())
     return min(label for label, count in counts.items() if count == most)
 
@@ -62,5 +79,15 @@ def require_enough(examples: Sequence[Example], units: int, options: DrawnOption
             f"the rows do not suffice for {options.sites} sites",
             found=f"{len(examples)} rows of {units} units",
             expected=f"at least {options.sites} units and {options.sites * options.least_rows} rows",
-            remedy="ask for fewer sites, a smaller least_rows, or by: row",
+            remedy="ask for fewer sites or a smaller least_rows"
+            + (", or for by: row" if options.by == "unit" and len(examples) >= options.sites else ""),
         )
+
+
+def no_draw(what: str, options: DrawnOptions) -> DataError:
+    """The error after the last draw."""
+    return DataError(
+        f"no draw of {what} gave every site {options.least_rows} rows",
+        found=f"{DRAWS} draws",
+        remedy="raise alpha, or lower sites or least_rows",
+    )
