@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from wardround.client.round import answer
 from wardround.client.site import Site
 from wardround.core.errors import PeerError
-from wardround.runtime.flower_codec import decode_request, encode_reply, addressee
+from wardround.runtime.flower_codec import addressee, decode_request, encode_reply
 
 
 def client_app(sites: Mapping[tuple[str, str], Site]) -> ClientApp:

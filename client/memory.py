@@ -42,20 +42,30 @@ class SiteStore:
         tensors, metadata = load_tensors(self._path(max(rounds)))
         slots = {
             name: Packed(Layout.model_validate_json(layout), tensors[f"memory/{name}"])
-            for name, layout in ((key.removeprefix("layout/"), text) for key, text in metadata.items() if key.startswith("layout/"))
-        }  # fmt: skip
+            for name, layout in (
+                (key.removeprefix("layout/"), text)
+                for key, text in metadata.items()
+                if key.startswith("layout/")
+            )
+        }
         optimiser = {
-            key.removeprefix("optimiser/"): array for key, array in tensors.items() if key.startswith("optimiser/")
+            key.removeprefix("optimiser/"): array
+            for key, array in tensors.items()
+            if key.startswith("optimiser/")
         }
         return Kept(SiteMemory(slots), optimiser or None)
 
     def save(self, kept: Kept, *, round: int) -> None:
         """Keep the state after a round; files of rounds long past go."""
-        tensors: dict[str, Array] = {f"memory/{name}": slot.vector for name, slot in kept.memory.slots.items()}
+        tensors: dict[str, Array] = {
+            f"memory/{name}": slot.vector for name, slot in kept.memory.slots.items()
+        }
         tensors |= {f"optimiser/{name}": array for name, array in (kept.optimiser_state or {}).items()}
         if not tensors:
             return
-        layouts = {f"layout/{name}": slot.layout.model_dump_json() for name, slot in kept.memory.slots.items()}
+        layouts = {
+            f"layout/{name}": slot.layout.model_dump_json() for name, slot in kept.memory.slots.items()
+        }
         save_tensors(self._path(round), tensors, layouts)
         for old in self._rounds():
             if old <= round - KEPT_ROUNDS:
@@ -65,4 +75,6 @@ class SiteStore:
         return self.folder / f"round-{round:05d}.safetensors"
 
     def _rounds(self) -> list[int]:
-        return sorted(int(path.stem.removeprefix("round-")) for path in self.folder.glob("round-*.safetensors"))
+        return sorted(
+            int(path.stem.removeprefix("round-")) for path in self.folder.glob("round-*.safetensors")
+        )

@@ -1,6 +1,6 @@
 """The site's handler of one round. The simulator and a real site run this same file.
 
-    check the request → load the broadcast adapter → evaluate → train → contribute → encode → reply
+check the request → load the broadcast adapter → evaluate → train → contribute → encode → reply
 """
 
 from __future__ import annotations
@@ -65,16 +65,29 @@ def ok_reply(request: Request, site: Site) -> Reply:
         targets=result.targets if result else 0,
         validation=validation,
     )
-    local = {f"validation.{name}": value for name, value in validation_scores(site.plan, counters).values.items()}
+    local = {
+        f"validation.{name}": value for name, value in validation_scores(site.plan, counters).values.items()
+    }
     local["seconds"] = time.perf_counter() - started
     loss = train_loss(counters)
     if result is not None and loss is not None:
-        local |= {"train.loss": loss, "train.steps": float(result.steps), "train.examples": float(result.examples)}
+        local |= {
+            "train.loss": loss,
+            "train.steps": float(result.steps),
+            "train.examples": float(result.examples),
+        }
     return Reply(
-        run_id=request.run_id, plan_digest=request.plan_digest, round=request.round, site=request.site,
-        stage=request.stage, attempt=request.attempt, statistics=statistics,
-        statistics_layout_digest=layout_digest, counters=counters, local=local,
-    )  # fmt: skip
+        run_id=request.run_id,
+        plan_digest=request.plan_digest,
+        round=request.round,
+        site=request.site,
+        stage=request.stage,
+        attempt=request.attempt,
+        statistics=statistics,
+        statistics_layout_digest=layout_digest,
+        counters=counters,
+        local=local,
+    )
 
 
 def measure(adapter: Adapter, site: Site) -> dict[str, Array]:
@@ -82,9 +95,15 @@ def measure(adapter: Adapter, site: Site) -> dict[str, Array]:
     site.bench.load_adapter(adapter)
     bench = site.bench
     counters = evaluate(
-        bench.model, bench.task, site.plan.task, site.plan.data, site.validation,
-        batch_size=bench.machine.evaluation_batch_size, device=bench.device, tokenizer=bench.tokenizer,
-    )  # fmt: skip
+        bench.model,
+        bench.task,
+        site.plan.task,
+        site.plan.data,
+        site.validation,
+        batch_size=bench.machine.evaluation_batch_size,
+        device=bench.device,
+        tokenizer=bench.tokenizer,
+    )
     return counters.tensors()
 
 
@@ -96,15 +115,21 @@ def train(request: Request, site: Site, adapter: Adapter) -> LocalResult:
     """
     kept = site.store.load(before_round=request.round)
     return train_locally(
-        site.bench, site.training, adapter, site.plan.local,
+        site.bench,
+        site.training,
+        adapter,
+        site.plan.local,
         site.strategy.local_rules(request.broadcast, kept.memory, request.stage),
-        round=request.round, rounds=site.plan.rounds.rounds, seed_root=site.plan.seed, site=site.name,
+        round=request.round,
+        rounds=site.plan.rounds.rounds,
+        seed_root=site.plan.seed,
+        site=site.name,
         optimiser_state=kept.optimiser_state,
-    )  # fmt: skip
+    )
 
 
 def contribute(request: Request, site: Site, before: Adapter, result: LocalResult, weight: int) -> Array:
-    """The weighted statistics as ring integers; what the strategy and the optimiser keep stays in the store."""
+    """The weighted statistics as ring integers; what strategy and optimiser keep stays in the store."""
     kept = site.store.load(before_round=request.round)
     statistics, memory = site.strategy.contribute(
         request.broadcast, before, result.adapter, kept.memory, request.stage
@@ -129,7 +154,13 @@ def weight_of(site: Site, result: LocalResult) -> int:
 def unsuccessful(request: Request, status: str, code: str, reason: str) -> Reply:
     """A reply that says why there is no contribution; holds no data."""
     return Reply(
-        run_id=request.run_id, plan_digest=request.plan_digest, round=request.round, site=request.site,
-        stage=request.stage, attempt=request.attempt,
-        status="refused" if status == "refused" else "failed", code=code, reason=reason,
-    )  # fmt: skip
+        run_id=request.run_id,
+        plan_digest=request.plan_digest,
+        round=request.round,
+        site=request.site,
+        stage=request.stage,
+        attempt=request.attempt,
+        status="refused" if status == "refused" else "failed",
+        code=code,
+        reason=reason,
+    )

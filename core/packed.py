@@ -150,9 +150,7 @@ def pack(layout: Layout, tensors: Mapping[str, Array], dtype: Any = np.float32) 
     for name, (start, spec) in layout.offsets.items():
         array = np.asarray(tensors[name])
         if array.shape != spec.shape:
-            raise PeerError(
-                f"tensor {name!r} has the wrong shape", found=array.shape, expected=spec.shape
-            )
+            raise PeerError(f"tensor {name!r} has the wrong shape", found=array.shape, expected=spec.shape)
         vector[start : start + spec.size] = array.reshape(-1)
     return Packed(layout, vector)
 
@@ -174,6 +172,8 @@ def require_finite(packed: Packed, what: str) -> None:
         bad = int(array.size - np.isfinite(array).sum())
         if bad:
             raise PeerError(
-                f"{what} is not finite", found=f"{bad} of {array.size} values of {name!r}",
-                expected="finite numbers", remedy="lower the learning rate, or look at the site's data",
+                f"{what} is not finite",
+                found=f"{bad} of {array.size} values of {name!r}",
+                expected="finite numbers",
+                remedy="lower the learning rate, or look at the site's data",
             )

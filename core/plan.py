@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wardround.core.errors import ConfigError, nearest
 from wardround.core.packed import Layout
 
-PLAN_VERSION = 1
+PLAN_VERSION: Final = 1
 
 
 class Frozen(BaseModel):
@@ -221,9 +221,7 @@ def invalid(what: str, error: ValidationError, known: dict[str, list[str]] | Non
             guess = nearest(str(fault["loc"][-1]), known.get(parent, []))
             if guess:
                 remedies.append(f"did you mean {guess!r} instead of {fault['loc'][-1]!r}?")
-    return ConfigError(
-        f"the {what} is not valid", found="; ".join(faults), remedy=" ".join(remedies) or None
-    )
+    return ConfigError(f"the {what} is not valid", found="; ".join(faults), remedy=" ".join(remedies) or None)
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> dict[str, list[str]]:

@@ -55,11 +55,18 @@ class _ReplyManifest(_Manifest):
 def encode_request(request: Request) -> tuple[RecordDict, int]:
     """Records of a request, and the bytes of their contents."""
     manifest = _RequestManifest(
-        protocol=PROTOCOL, run_id=request.run_id, plan_digest=request.plan_digest, round=request.round,
-        stage=request.stage, attempt=request.attempt, site=request.site,
-        layout_digest=request.broadcast.layout.digest, train=request.train, evaluate=request.evaluate,
+        protocol=PROTOCOL,
+        run_id=request.run_id,
+        plan_digest=request.plan_digest,
+        round=request.round,
+        stage=request.stage,
+        attempt=request.attempt,
+        site=request.site,
+        layout_digest=request.broadcast.layout.digest,
+        train=request.train,
+        evaluate=request.evaluate,
         cohort_size=request.cohort_size,
-    )  # fmt: skip
+    )
     return _records(manifest, {"broadcast": request.broadcast.vector})
 
 
@@ -72,14 +79,23 @@ def decode_request(records: RecordDict, layout: Layout) -> Request:
     manifest = _manifest(records, _RequestManifest)
     broadcast = _array(records, "broadcast")
     if manifest.layout_digest != layout.digest:
-        raise PeerError("the broadcast has another layout", found=manifest.layout_digest[:12], expected=layout.digest[:12])
+        raise PeerError(
+            "the broadcast has another layout", found=manifest.layout_digest[:12], expected=layout.digest[:12]
+        )
     if broadcast.dtype != np.float32:
         raise PeerError("the broadcast has the wrong type", found=broadcast.dtype, expected="float32")
     return Request(
-        run_id=manifest.run_id, plan_digest=manifest.plan_digest, round=manifest.round, site=manifest.site,
-        train=manifest.train, evaluate=manifest.evaluate, broadcast=Packed(layout, broadcast),
-        cohort_size=manifest.cohort_size, stage=manifest.stage, attempt=manifest.attempt,
-    )  # fmt: skip
+        run_id=manifest.run_id,
+        plan_digest=manifest.plan_digest,
+        round=manifest.round,
+        site=manifest.site,
+        train=manifest.train,
+        evaluate=manifest.evaluate,
+        broadcast=Packed(layout, broadcast),
+        cohort_size=manifest.cohort_size,
+        stage=manifest.stage,
+        attempt=manifest.attempt,
+    )
 
 
 def addressee(records: RecordDict) -> tuple[str, str]:
@@ -91,12 +107,20 @@ def addressee(records: RecordDict) -> tuple[str, str]:
 def encode_reply(reply: Reply) -> tuple[RecordDict, int]:
     """Records of a reply, and the bytes of their contents."""
     manifest = _ReplyManifest(
-        protocol=PROTOCOL, run_id=reply.run_id, plan_digest=reply.plan_digest, round=reply.round,
-        stage=reply.stage, attempt=reply.attempt, site=reply.site,
-        layout_digest=reply.statistics_layout_digest, status=reply.status, code=reply.code,
-        reason=reply.reason[:2000], counters_digest=reply.counters.layout.digest if reply.counters else "",
+        protocol=PROTOCOL,
+        run_id=reply.run_id,
+        plan_digest=reply.plan_digest,
+        round=reply.round,
+        stage=reply.stage,
+        attempt=reply.attempt,
+        site=reply.site,
+        layout_digest=reply.statistics_layout_digest,
+        status=reply.status,
+        code=reply.code,
+        reason=reply.reason[:2000],
+        counters_digest=reply.counters.layout.digest if reply.counters else "",
         local=reply.local,
-    )  # fmt: skip
+    )
     arrays: dict[str, Array] = {}
     if reply.statistics is not None:
         arrays["statistics"] = reply.statistics
@@ -120,12 +144,20 @@ def decode_reply(records: RecordDict, counters_layout: Layout) -> Reply:
         counters = Packed(counters_layout, vector)
     statistics = _array(records, "statistics") if manifest.layout_digest else None
     return Reply(
-        run_id=manifest.run_id, plan_digest=manifest.plan_digest, round=manifest.round, site=manifest.site,
-        stage=manifest.stage, attempt=manifest.attempt,
+        run_id=manifest.run_id,
+        plan_digest=manifest.plan_digest,
+        round=manifest.round,
+        site=manifest.site,
+        stage=manifest.stage,
+        attempt=manifest.attempt,
         status=manifest.status,  # type: ignore[arg-type]  # the pattern of the manifest allows just these
-        code=manifest.code, reason=manifest.reason, statistics=statistics,
-        statistics_layout_digest=manifest.layout_digest, counters=counters, local=manifest.local,
-    )  # fmt: skip
+        code=manifest.code,
+        reason=manifest.reason,
+        statistics=statistics,
+        statistics_layout_digest=manifest.layout_digest,
+        counters=counters,
+        local=manifest.local,
+    )
 
 
 def _records(manifest: BaseModel, arrays: dict[str, Array]) -> tuple[RecordDict, int]:
@@ -139,12 +171,21 @@ def _manifest(records: RecordDict, model: type[M]) -> M:
     config = records.config_records.get("manifest")
     text = config.get("json") if config is not None else None
     if not isinstance(text, str) or len(text) > LARGEST_MANIFEST:
-        raise PeerError("the message has no manifest, or too large a one", expected=f"JSON of at most {LARGEST_MANIFEST} bytes")
+        raise PeerError(
+            "the message has no manifest, or too large a one",
+            expected=f"JSON of at most {LARGEST_MANIFEST} bytes",
+        )
     try:
         return model.model_validate(json.loads(text))
     except (json.JSONDecodeError, ValidationError) as error:
-        fields = [str(e["loc"]) for e in error.errors(include_input=False)] if isinstance(error, ValidationError) else []
-        raise PeerError("the message's manifest is not valid", found=", ".join(fields[:5]) or "no JSON") from error
+        fields = (
+            [str(e["loc"]) for e in error.errors(include_input=False)]
+            if isinstance(error, ValidationError)
+            else []
+        )
+        raise PeerError(
+            "the message's manifest is not valid", found=", ".join(fields[:5]) or "no JSON"
+        ) from error
 
 
 def _array(records: RecordDict, name: str) -> Array:
@@ -157,5 +198,7 @@ def _array(records: RecordDict, name: str) -> Array:
         raise PeerError(f"the array {name!r} cannot be read", found=type(error).__name__) from error
     array: Array = np.asarray(value)
     if array.ndim != 1:
-        raise PeerError(f"the array {name!r} has the wrong shape", found=array.shape, expected="one dimension")
+        raise PeerError(
+            f"the array {name!r} has the wrong shape", found=array.shape, expected="one dimension"
+        )
     return array

@@ -63,7 +63,9 @@ class GridTransport:
         if request is None:
             return None
         if message.has_error():
-            return _failed(request, "crashed", f"the site's process failed: {message.error.reason or 'no reason given'}"), 0
+            return _failed(
+                request, "crashed", f"the site's process failed: {message.error.reason or 'no reason given'}"
+            ), 0
         try:
             reply = decode_reply(message.content, self.counters_layout)
         except PeerError as error:
@@ -75,9 +77,16 @@ class GridTransport:
 
 def _failed(request: Request, code: str, reason: str) -> Reply:
     return Reply(
-        run_id=request.run_id, plan_digest=request.plan_digest, round=request.round, site=request.site,
-        stage=request.stage, attempt=request.attempt, status="failed", code=code, reason=reason,
-    )  # fmt: skip
+        run_id=request.run_id,
+        plan_digest=request.plan_digest,
+        round=request.round,
+        site=request.site,
+        stage=request.stage,
+        attempt=request.attempt,
+        status="failed",
+        code=code,
+        reason=reason,
+    )
 
 
 def _size(reply: Reply) -> int:

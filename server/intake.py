@@ -76,22 +76,34 @@ class Intake:
 
     def _checked_counters(self, reply: Reply, request: Request) -> Counters:
         if reply.plan_digest != self.plan.digest:
-            raise PeerError("the reply follows another plan", found=reply.plan_digest[:12], expected=self.plan.digest[:12])
+            raise PeerError(
+                "the reply follows another plan", found=reply.plan_digest[:12], expected=self.plan.digest[:12]
+            )
         counters = reply.counters
         if counters is None or counters.layout.digest != self.counters.layout.digest:
-            raise PeerError("the reply's counters have another layout", expected=self.counters.layout.digest[:12])
+            raise PeerError(
+                "the reply's counters have another layout", expected=self.counters.layout.digest[:12]
+            )
         if counters.vector.dtype != np.int64 or int(counters.vector.min(initial=0)) < 0:
-            raise PeerError("the reply's counters are not counts", found=counters.vector.dtype, expected="int64, none negative")
+            raise PeerError(
+                "the reply's counters are not counts",
+                found=counters.vector.dtype,
+                expected="int64, none negative",
+            )
         weight = int(counters[WEIGHT])
         least = 1 if request.train else 0
         if not least <= weight <= MOST_WEIGHT:
-            raise PeerError("the reply's weight is out of bounds", found=weight, expected=f"{least} to {MOST_WEIGHT}")
+            raise PeerError(
+                "the reply's weight is out of bounds", found=weight, expected=f"{least} to {MOST_WEIGHT}"
+            )
         return counters
 
     def _checked_statistics(self, reply: Reply) -> Array:
         statistics = reply.statistics
         if statistics is None or reply.statistics_layout_digest != self.statistics_layout.digest:
-            raise PeerError("the contribution has another layout", expected=self.statistics_layout.digest[:12])
+            raise PeerError(
+                "the contribution has another layout", expected=self.statistics_layout.digest[:12]
+            )
         if statistics.shape != self.total.shape or statistics.dtype != np.int64:
             raise PeerError(
                 "the contribution has the wrong shape or type",

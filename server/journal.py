@@ -14,8 +14,7 @@ from typing import Any
 from wardround.core.errors import StorageError
 from wardround.core.packed import Adapter, Array, Layout, Packed
 from wardround.core.plan import TrainingPlan
-from wardround.runtime.files import append_line
-from wardround.runtime.files import load_tensors, save_tensors
+from wardround.runtime.files import append_line, load_tensors, save_tensors
 from wardround.server.selection import Selection
 from wardround.strategies.contract import ServerState
 
@@ -39,9 +38,10 @@ class Journal:
         if line["plan_digest"] != self.plan.digest:
             raise StorageError(
                 "the journal belongs to another plan",
-                found=str(line["plan_digest"])[:12], expected=self.plan.digest[:12],
-                remedy="resume with the configuration that the run began with, or choose another output folder",
-            )  # fmt: skip
+                found=str(line["plan_digest"])[:12],
+                expected=self.plan.digest[:12],
+                remedy="resume with the configuration that the run began with, or choose another folder",
+            )
         state = self._load(self._path(int(line["round"])))
         if state.adapter.digest != line["adapter_digest"]:
             raise StorageError(f"the state of round {line['round']} is not the one that was journalled")
@@ -104,8 +104,12 @@ class Journal:
         if metadata.get("plan_digest") != self.plan.digest:
             raise StorageError(f"{path.name} belongs to another plan")
         slots = {
-            key.removeprefix("layout/"): Packed(Layout.model_validate_json(text), tensors["slot/" + key.removeprefix("layout/")])
+            key.removeprefix("layout/"): Packed(
+                Layout.model_validate_json(text), tensors["slot/" + key.removeprefix("layout/")]
+            )
             for key, text in metadata.items()
             if key.startswith("layout/")
-        }  # fmt: skip
-        return ServerState(int(metadata["round"]), Packed(self.plan.adapter.layout, tensors["adapter"]), slots)
+        }
+        return ServerState(
+            int(metadata["round"]), Packed(self.plan.adapter.layout, tensors["adapter"]), slots
+        )

@@ -68,7 +68,7 @@ class Run:
     transport: Transport
     journal: Journal
     events: EventStream
-    on_state: Callable[[ServerState], None] = field(default=lambda state: None)
+    on_state: Callable[[ServerState], None] = field(default=lambda _: None)
     clock: Callable[[], float] = time.monotonic
 
 
@@ -93,7 +93,15 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
     started = run.clock()
     state, selection = run.journal.resume() or (run.strategy.begin(initial), Selection(run.plan.release))
     run.events.emit(
-        RunStarted(run.run_id, run.arm, run.plan.name, run.plan.digest, run.plan.rounds.rounds, run.sites, state.round)
+        RunStarted(
+            run.run_id,
+            run.arm,
+            run.plan.name,
+            run.plan.digest,
+            run.plan.rounds.rounds,
+            run.sites,
+            state.round,
+        )
     )
     run.on_state(state)
     while state.round < run.plan.rounds.rounds and not selection.exhausted:
@@ -104,11 +112,17 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
         run.journal.commit(state, selection)
         run.events.emit(
             RoundFolded(
-                run.arm, state.round, tuple(survivors), tuple(sorted(set(cohort) - set(survivors))),
-                train_loss(counters), norm_of_change(before.adapter, state.adapter), bytes_up,
-                run.clock() - round_started, state.adapter.digest,
+                run.arm,
+                state.round,
+                tuple(survivors),
+                tuple(sorted(set(cohort) - set(survivors))),
+                train_loss(counters),
+                norm_of_change(before.adapter, state.adapter),
+                bytes_up,
+                run.clock() - round_started,
+                state.adapter.digest,
             )
-        )  # fmt: skip
+        )
         run.on_state(state)
     selection = judge_last(run, state, selection)
     run.journal.commit(state, selection)
@@ -136,7 +150,7 @@ def train_round(
                 found=f"{len(intake.survivors)} of {len(asked)} sites contributed; not: "
                 + ", ".join(sorted(set(asked) - set(intake.survivors))),
                 expected=f"at least {quorum_of(run.plan, len(cohort))}",
-                remedy="look at these sites' reasons above; the run can be resumed from its last folded round",
+                remedy="look at these sites' reasons; the run can be resumed from its last folded round",
             )
         total = Packed(run.strategy.statistics_layout(stage), decode(intake.total, run.plan.encoding))
         state = run.strategy.fold(state, total, float(intake.counters[WEIGHT]), stage)
@@ -152,15 +166,24 @@ def exchange(
 ) -> tuple[Intake, int]:
     """Ask the cohort (and whoever else evaluates), collect until all have answered or the deadline passes."""
     due = evaluate and evaluation_due(run.plan, state.round, last=not cohort)
-    evaluators = set(run.sites if run.plan.release.evaluators == "all" or not cohort else cohort) if due else set()
+    evaluators = (
+        set(run.sites if run.plan.release.evaluators == "all" or not cohort else cohort) if due else set()
+    )
     broadcast = run.strategy.broadcast(state, round)
     requests = {
         site: Request(
-            run_id=run.run_id, plan_digest=run.plan.digest, round=round, site=site, stage=stage,
-            train=site in cohort, evaluate=site in evaluators, broadcast=broadcast, cohort_size=max(1, len(cohort)),
+            run_id=run.run_id,
+            plan_digest=run.plan.digest,
+            round=round,
+            site=site,
+            stage=stage,
+            train=site in cohort,
+            evaluate=site in evaluators,
+            broadcast=broadcast,
+            cohort_size=max(1, len(cohort)),
         )
         for site in sorted(evaluators | set(cohort))
-    }  # fmt: skip
+    }
     intake = Intake(run.plan, requests, run.strategy.statistics_layout(stage))
     if not requests:
         return intake, 0
@@ -172,21 +195,24 @@ def exchange(
             bytes_up += size
             take(run, intake, reply, size)
     for site in intake.waiting:
-        run.events.emit(SiteReplied(run.arm, round, site, "late", "deadline", "no answer before the deadline"))
+        run.events.emit(
+            SiteReplied(run.arm, round, site, "late", "deadline", "no answer before the deadline")
+        )
     return intake, bytes_up
 
 
 def take(run: Run, intake: Intake, reply: Reply, size: int) -> None:
     """Fold one reply, or quarantine its sender for this round by name."""
-    status, code, reason = reply.status, reply.code, reply.reason
+    outcome = SiteReplied(
+        run.arm, reply.round, reply.site, reply.status, reply.code, reply.reason, size, reply.local
+    )
     try:
-        if not intake.take(reply):
-            return
+        if intake.take(reply):
+            run.events.emit(outcome)
     except PeerError as error:
-        status, code, reason = "quarantined", "malformed_reply", error.what
-        run.events.emit(SiteReplied(run.arm, reply.round, reply.site, status, code, reason, size))
-        return
-    run.events.emit(SiteReplied(run.arm, reply.round, reply.site, status, code, reason, size, reply.local))
+        run.events.emit(
+            SiteReplied(run.arm, reply.round, reply.site, "quarantined", "malformed_reply", error.what, size)
+        )
 
 
 def judge(run: Run, selection: Selection, state: ServerState, counters: Counters) -> Selection:
@@ -222,7 +248,7 @@ def choose_cohort(plan: TrainingPlan, sites: Sequence[str], round: int) -> list[
 
 
 def evaluation_due(plan: TrainingPlan, folded: int, *, last: bool) -> bool:
-    """Whether the state after `folded` rounds is scored: every `release.every` rounds, and always the last."""
+    """Whether the state after `folded` rounds is scored: every `release.every` rounds, and the last."""
     has_validation = plan.data.validation_fraction > 0
     return has_validation and (last or folded % plan.release.every == 0)
 

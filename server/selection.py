@@ -28,7 +28,7 @@ class Selection:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """(round, value) of the best evaluation; the earliest where several tie within the least improvement."""
+        """(round, value) of the best evaluation; the earliest of those within the least improvement."""
         best: tuple[int, float] | None = None
         for candidate in self.scores:
             if best is None or self._better(candidate[1], best[1]):

@@ -1,4 +1,4 @@
-"""Commands on a finished run: merge, evaluate, predict. Each is a function that a program may call as well."""
+"""Commands on a finished run: merge, evaluate, predict. Each is a function that a program may call."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from transformers import AutoTokenizer
 from wardround.core.counting import scores
 from wardround.core.errors import ConfigError, ModelError
 from wardround.core.metrics.contract import Scores
-from wardround.core.plan import TrainingPlan, parse_options
+from wardround.core.plan import TrainingPlan
 from wardround.runtime.files import write_atomic
 from wardround.simulations.config import RunConfig
 from wardround.simulations.result_folder import scores_record
-from wardround.training.adapters import ADAPTERS
 from wardround.training.base_model import BaseModelConfig, load_base, resolve
 from wardround.training.evaluation import evaluate
 from wardround.training.examples import Example, read_examples
@@ -50,7 +49,9 @@ class FinishedRun:
             plan = TrainingPlan.parse((folder / "plan.json").read_bytes())
             config = RunConfig.parse(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         except OSError as error:
-            raise ConfigError(f"{folder} is not the folder of a run", expected="plan.json and config.json") from error
+            raise ConfigError(
+                f"{folder} is not the folder of a run", expected="plan.json and config.json"
+            ) from error
         return FinishedRun(folder, plan, config)
 
     @property
@@ -63,7 +64,9 @@ class FinishedRun:
         spec, predict = self.plan.task, not labelled
         data = self.plan.data
         if predict:
-            data = data.model_copy(update={"columns": {k: v for k, v in data.columns.items() if k != "label"}})
+            data = data.model_copy(
+                update={"columns": {k: v for k, v in data.columns.items() if k != "label"}}
+            )
         roles = self.task.required_roles(spec, predict=predict)
         found = read_examples(
             source, data, roles, fault=lambda example: self.task.fault(example, spec, predict=predict)
@@ -85,19 +88,27 @@ def merge_run(run: Path, output: Path | None, model: str | None, tolerance: floa
     data = finished.config.data
     source = data.test or data.source or next(iter(data.sites.values()))
     base = finished.model_config(model)
-    tokenizer = AutoTokenizer.from_pretrained(resolve(base)[0], revision=base.revision, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(
+        resolve(base)[0], revision=base.revision, trust_remote_code=False
+    )
     samples = finished.task.encode(
         finished.examples(source)[:MERGE_SAMPLES], tokenizer, finished.plan.data, finished.plan.task
     )
     report = merge_adapter(
-        run / "adapter", base, finished.task, finished.plan.data, output or run / "merged",
-        samples=samples, tolerance=tolerance,
-    )  # fmt: skip
+        run / "adapter",
+        base,
+        finished.task,
+        finished.plan.data,
+        output or run / "merged",
+        samples=samples,
+        tolerance=tolerance,
+    )
     if not report.passed:
         raise ModelError(
-            "the merged model is not the adapter on its base; nothing was written", found=report.reason,
+            "the merged model is not the adapter on its base; nothing was written",
+            found=report.reason,
             expected=f"logits within {report.tolerance:.3g}, relative to the largest",
-        )  # fmt: skip
+        )
     for line in parity_lines(report):
         Console().print(line)
     return report
@@ -108,11 +119,13 @@ def parity_lines(report: MergeReport) -> list[str]:
     lines = [
         f"merged into {report.base}: {report.folder}",
         f"parity on {report.samples} samples, re-read from disk: logits differ by at most "
-        f"{report.parity.largest:.2e} ({report.parity.relative:.2e} of the largest; tolerance {report.tolerance:.0e})",
+        f"{report.parity.largest:.2e}, {report.parity.relative:.2e} of the largest "
+        f"(tolerance {report.tolerance:.0e})",
     ]
     if report.against_quantised is not None:
         lines.append(
-            f"against the adapter on the quantised base it was trained on: {report.against_quantised.relative:.2e}"
+            "against the adapter on the quantised base that it was trained on: "
+            f"{report.against_quantised.relative:.2e}"
         )
     return lines
 
@@ -145,10 +158,10 @@ def open_model(folder: Path, run: Path | None = None) -> OpenModel:
     if (adapter / "adapter_config.json").exists():
         base = load_base(finished.config.model, task, data, device=device)
         model: torch.nn.Module = PeftModel.from_pretrained(base.model, str(adapter))
-        return OpenModel(finished, model.to(device).eval(), base.tokenizer, device)
+        return OpenModel(finished, model.eval(), base.tokenizer, device)
     if (adapter / "config.json").exists():
         merged = load_base(BaseModelConfig(path=str(adapter)), task, data, device=device)
-        return OpenModel(finished, merged.model.to(device).eval(), merged.tokenizer, device)
+        return OpenModel(finished, merged.model.eval(), merged.tokenizer, device)
     raise ModelError(
         f"{adapter} holds neither an adapter nor a merged model",
         expected="adapter_config.json or config.json",
@@ -160,10 +173,15 @@ def evaluate_rows(opened: OpenModel, source: SourceSpec) -> Scores:
     plan, task = opened.run.plan, opened.run.task
     encoded = task.encode(opened.run.examples(source), opened.tokenizer, plan.data, plan.task)
     counters = evaluate(
-        opened.model, task, plan.task, plan.data, encoded,
-        batch_size=opened.run.config.machine.evaluation_batch_size, device=opened.device,
+        opened.model,
+        task,
+        plan.task,
+        plan.data,
+        encoded,
+        batch_size=opened.run.config.machine.evaluation_batch_size,
+        device=opened.device,
         tokenizer=opened.tokenizer,
-    )  # fmt: skip
+    )
     return scores(plan, counters)
 
 
@@ -171,9 +189,14 @@ def predict_rows(opened: OpenModel, source: SourceSpec) -> list[dict[str, Any]]:
     """Answer the rows of a source; labels are not needed."""
     plan, task = opened.run.plan, opened.run.task
     return task.predict(
-        opened.model, opened.tokenizer, opened.run.examples(source, labelled=False), plan.data, plan.task,
-        batch_size=opened.run.config.machine.evaluation_batch_size, device=opened.device,
-    )  # fmt: skip
+        opened.model,
+        opened.tokenizer,
+        opened.run.examples(source, labelled=False),
+        plan.data,
+        plan.task,
+        batch_size=opened.run.config.machine.evaluation_batch_size,
+        device=opened.device,
+    )
 
 
 def evaluate_file(model: Path, source: str, run: Path | None, *, as_json: bool) -> Scores:

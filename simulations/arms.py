@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
+from flwr.serverapp import Grid
+
 from wardround.client.flower_app import client_app
 from wardround.client.memory import SiteStore
 from wardround.client.site import Site
@@ -21,7 +23,7 @@ from wardround.runtime.events import EventStream
 from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
 from wardround.server.rounds import Outcome, Run, run_rounds
-from wardround.simulations.flower_engine import Grid, simulate
+from wardround.simulations.flower_engine import simulate
 from wardround.strategies.contract import ServerState
 from wardround.training.planning import bind_strategy
 from wardround.training.tasks.contract import Encoded
@@ -131,17 +133,22 @@ def run_arms(
     strategies = {arm.name: bind_strategy(arm.plan, allow_dotted=True) for arm in arms}
     sites = {
         (run_of(run_id, arm), name): Site(
-            name, run_of(run_id, arm), arm.plan, strategies[arm.name], bench, rows.training, rows.validation,
+            name,
+            run_of(run_id, arm),
+            arm.plan,
+            strategies[arm.name],
+            bench,
+            rows.training,
+            rows.validation,
             SiteStore(folder_of(arm.name) / "sites" / name),
         )
         for arm in arms
         for name, rows in arm.sites.items()
-    }  # fmt: skip
+    }
     collected: list[T] = []
 
     def server(grid: Grid, nodes: list[int]) -> None:
-        for arm in arms:
-            collected.append(each(arm, trainer(arm, grid, nodes)))
+        collected.extend(each(arm, trainer(arm, grid, nodes)) for arm in arms)
 
     def trainer(arm: Arm, grid: Grid, nodes: list[int]) -> Train:
         names = tuple(sorted(arm.sites))
@@ -151,8 +158,16 @@ def run_arms(
         def train(on_state: Callable[[ServerState], None]) -> Outcome:
             journal = Journal(folder_of(arm.name) / "journal", arm.plan)
             run = Run(
-                run_of(run_id, arm), arm.name, arm.plan, strategies[arm.name], names, transport, journal, events, on_state
-            )  # fmt: skip
+                run_of(run_id, arm),
+                arm.name,
+                arm.plan,
+                strategies[arm.name],
+                names,
+                transport,
+                journal,
+                events,
+                on_state,
+            )
             return run_rounds(run, initial)
 
         return train

@@ -18,8 +18,8 @@ from wardround.core.errors import ConfigError
 from wardround.runtime.sinks import RichSink
 from wardround.simulations.config import RunConfig
 from wardround.simulations.report import print_result
-from wardround.simulations.starter import FILE
 from wardround.simulations.simulate import SimulationResult, run_simulation
+from wardround.simulations.starter import FILE
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,8 +41,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def with_config_name(arguments: Sequence[str]) -> list[str]:
     """The arguments, with the name of the file that `wardround init` writes where a folder alone is given."""
-    named = any(argument in ("--config-name", "-cn") or argument.startswith("--config-name=") for argument in arguments)
-    folder = any(argument in ("--config-dir", "-cd") or argument.startswith("--config-dir=") for argument in arguments)
+    named = any(
+        argument in ("--config-name", "-cn") or argument.startswith("--config-name=")
+        for argument in arguments
+    )
+    folder = any(
+        argument in ("--config-dir", "-cd") or argument.startswith("--config-dir=") for argument in arguments
+    )
     return ["--config-name", Path(FILE).stem, *arguments] if folder and not named else list(arguments)
 
 
@@ -82,5 +87,3 @@ def config_of(values: dict[str, Any]) -> RunConfig:
             f"there is no run to resume in {resume}", found=type(error).__name__, expected=f"{saved}"
         ) from error
     return RunConfig.parse({**began_with, "resume": str(resume)})
-
-

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -36,7 +37,7 @@ class _InProcessBackend(Backend):
     """Runs every message in this process, one at a time: the sites share one torch model."""
 
     def __init__(self) -> None:
-        super().__init__("{}")
+        super().__init__({})
         self._lock = threading.Lock()
 
     def build(self, app_fn: Callable[[], ClientApp]) -> None:
@@ -74,13 +75,13 @@ def simulate(server: Callable[[Grid, list[int]], None], client: ClientApp, *, la
     run.federation_id = NOOP_FEDERATION_ID
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run.run_id, SUPERLINK_NODE_ID
     factory = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
-    state = factory.state()
+    state: Any = factory.state()  # the in-memory one, whose tables are filled by hand
     state.run_ids[run.run_id] = RunRecord(run=run)
     state.task_store[run.primary_task_id] = Task(task_id=run.primary_task_id, run_id=run.run_id)
     grid = InMemoryGrid(factory, pull_interval=PULL_INTERVAL_S)
     grid.set_run(run)
-    nodes = vce_api._register_nodes(lanes, factory)
-    stores = vce_api._register_node_info_stores(nodes, run, None)
+    nodes = vce_api._register_nodes(lanes, factory)  # noqa: SLF001 - Flower has no public way in
+    stores = vce_api._register_node_info_stores(nodes, run, None)  # noqa: SLF001 - as above
 
     app = ServerApp()
 
@@ -93,7 +94,9 @@ def simulate(server: Callable[[Grid, list[int]], None], client: ClientApp, *, la
 
     def serve() -> None:
         try:
-            app(grid, Context(run_id=run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+            app(
+                grid, Context(run_id=run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
+            )
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread below
             raised.append(error)
         finally:

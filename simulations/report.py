@@ -11,8 +11,8 @@ from rich.table import Table
 
 from wardround.core.metrics.contract import Scores
 from wardround.core.plan import TrainingPlan
-from wardround.runtime.results import write_site_table
 from wardround.runtime.files import write_atomic
+from wardround.runtime.results import write_site_table
 from wardround.simulations.config import RunConfig
 from wardround.simulations.rows import Rows
 from wardround.training.workbench import Workbench
@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 
 
 def site_rows(rows: Rows, results: Mapping[str, ArmResult]) -> list[dict[str, Any]]:
-    """One record a site: rows, and each arm's released adapter on the site's own test rows and on everybody's."""
+    """One record a site: rows, and each arm's released adapter on its own test rows and everybody's."""
     records = []
     for site, examples in rows.sites.items():
-        record: dict[str, Any] = {"site": site, "rows": len(examples), "test_rows": len(rows.site_tests.get(site, []))}
+        record: dict[str, Any] = {
+            "site": site,
+            "rows": len(examples),
+            "test_rows": len(rows.site_tests.get(site, [])),
+        }
         for arm, result in results.items():
             if arm.startswith("local/") and arm != f"local/{site}":
                 continue
@@ -43,11 +47,18 @@ _NOTHING = Scores({}, {}, {})
 def headline(result: SimulationResult) -> list[tuple[str, dict[str, float]]]:
     """Arm → metrics on everybody's test rows; local-only as the mean over sites, said so in its name."""
     lines = [("federated", result.federated.test.get("test", _NOTHING).values)]
-    local = [bound.test.get("test", _NOTHING).values for name, bound in result.bounds.items() if name.startswith("local/")]
+    local = [
+        bound.test.get("test", _NOTHING).values
+        for name, bound in result.bounds.items()
+        if name.startswith("local/")
+    ]
     if local:
         names = [name for name in local[0] if all(name in values for values in local)]
         lines.append(
-            (f"local-only, mean of {len(local)}", {name: sum(v[name] for v in local) / len(local) for name in names})
+            (
+                f"local-only, mean of {len(local)}",
+                {name: sum(v[name] for v in local) / len(local) for name in names},
+            )
         )
     if "centralised" in result.bounds:
         lines.append(("centralised", result.bounds["centralised"].test.get("test", _NOTHING).values))
@@ -60,7 +71,9 @@ def print_result(result: SimulationResult, console: Console) -> None:
     metrics = list(lines[0][1])
     if metrics:
         support = result.federated.test["test"].support
-        table = Table(title=f"Everybody's test rows (n = {max(support.values(), default=0)})", title_justify="left")
+        table = Table(
+            title=f"Everybody's test rows (n = {max(support.values(), default=0)})", title_justify="left"
+        )
         table.add_column("trained")
         for metric in metrics:
             table.add_column(metric, justify="right")
@@ -75,9 +88,14 @@ def print_result(result: SimulationResult, console: Console) -> None:
 
 
 def write_report(
-    folder: Path, config: RunConfig, plan: TrainingPlan, rows: Rows, bench: Workbench,
-    results: Mapping[str, ArmResult], summary: Mapping[str, Any],
-) -> None:  # fmt: skip
+    folder: Path,
+    config: RunConfig,
+    plan: TrainingPlan,
+    rows: Rows,
+    bench: Workbench,
+    results: Mapping[str, ArmResult],
+    summary: Mapping[str, Any],
+) -> None:
     """Write `sites.csv`, `curves.png` and the model card `README.md`."""
     from wardround.simulations.model_card import card_of
     from wardround.simulations.plots import plot_run
@@ -97,6 +115,11 @@ def sample_answers(
         return []
     bench.load_adapter(result.outcome.released)
     return bench.task.predict(
-        bench.model, bench.tokenizer, chosen, plan.data, plan.task,
-        batch_size=bench.machine.evaluation_batch_size, device=bench.device,
-    )  # fmt: skip
+        bench.model,
+        bench.tokenizer,
+        chosen,
+        plan.data,
+        plan.task,
+        batch_size=bench.machine.evaluation_batch_size,
+        device=bench.device,
+    )

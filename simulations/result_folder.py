@@ -17,8 +17,7 @@ from wardround.core.metrics.contract import Scores
 from wardround.core.packed import Adapter
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.events import EventSink
-from wardround.runtime.files import atomic_folder, write_atomic, write_json
-from wardround.runtime.files import save_tensors
+from wardround.runtime.files import atomic_folder, save_tensors, write_atomic, write_json
 from wardround.runtime.sinks import JsonlSink, TensorBoardSink
 from wardround.simulations.config import RunConfig
 from wardround.simulations.rows import Rows
@@ -27,7 +26,17 @@ from wardround.training.workbench import Workbench
 if TYPE_CHECKING:
     from wardround.simulations.simulate import ArmResult
 
-PACKAGES = ("wardround", "flwr", "torch", "transformers", "peft", "numpy", "safetensors", "tokenizers", "datasets")
+PACKAGES = (
+    "wardround",
+    "flwr",
+    "torch",
+    "transformers",
+    "peft",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "datasets",
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,10 @@ class ResultFolder:
             )
         run_id = uuid.uuid4().hex
         write_json(path / "config.json", config.model_dump(mode="json"))
-        write_atomic(path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode())
+        write_atomic(
+            path / "config.yaml",
+            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode(),
+        )
         write_json(path / "plan.json", json.loads(plan.canonical()))
         save_tensors(path / "initial.safetensors", {"adapter": initial.vector}, {"digest": initial.digest})
         write_json(path / "environment.json", environment())
@@ -72,13 +84,21 @@ class ResultFolder:
 
     def save_adapters(self, bench: Workbench, result: ArmResult) -> None:
         """The released adapter in `adapter/`, the last one in `adapter_last/`, in PEFT's own format."""
-        for name, adapter in (("adapter", result.outcome.released), ("adapter_last", result.outcome.last.adapter)):
+        for name, adapter in (
+            ("adapter", result.outcome.released),
+            ("adapter_last", result.outcome.last.adapter),
+        ):
             with atomic_folder(self.path / name, replace=True) as folder:
                 bench.load_adapter(adapter)
                 bench.method.save(bench.model, folder, bench.base.name)
 
     def finish(
-        self, config: RunConfig, plan: TrainingPlan, rows: Rows, bench: Workbench, results: dict[str, ArmResult]
+        self,
+        config: RunConfig,
+        plan: TrainingPlan,
+        rows: Rows,
+        bench: Workbench,
+        results: dict[str, ArmResult],
     ) -> dict[str, Any]:
         """Write adapters, summary, per-site table, curves and model card; returns the summary."""
         from wardround.simulations.report import write_report
@@ -105,12 +125,16 @@ def _reopen(path: Path, plan: TrainingPlan, initial: Adapter) -> ResultFolder:
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"there is no run to resume in {path}", found=type(error).__name__, expected="run.json") from error
+        raise ConfigError(
+            f"there is no run to resume in {path}", found=type(error).__name__, expected="run.json"
+        ) from error
     if record["plan_digest"] != plan.digest:
         raise StorageError(
-            "the run to resume follows another plan", found=str(record["plan_digest"])[:12], expected=plan.digest[:12],
+            "the run to resume follows another plan",
+            found=str(record["plan_digest"])[:12],
+            expected=plan.digest[:12],
             remedy="data, model or package versions changed since it began: start a new run",
-        )  # fmt: skip
+        )
     if plan.adapter.initial_digest != initial.digest:
         raise StorageError("the initial adapter is not the plan's")
     return ResultFolder(path, str(record["run_id"]), resumed=True)

@@ -53,10 +53,7 @@ def gather(config: RunConfig, task: Task, spec: TaskSpec, *, allow_dotted: bool 
         return _told(rows, where, notices)
 
     if data.sites:
-        sites = {
-            name: read(source, f"site {name}")
-            for name, source in sorted(data.sites.items())
-        }
+        sites = {name: read(source, f"site {name}") for name, source in sorted(data.sites.items())}
     else:
         if data.source is None:
             raise DataError("no training rows are configured", expected="data.source, or data.sites")
@@ -92,7 +89,9 @@ def contract_of(data: DataConfig, roles: dict[str, bool]) -> DataContract:
     return contract
 
 
-def _partitioned(config: RunConfig, examples: Sequence[Example], *, allow_dotted: bool) -> dict[str, list[Example]]:
+def _partitioned(
+    config: RunConfig, examples: Sequence[Example], *, allow_dotted: bool
+) -> dict[str, list[Example]]:
     partition = PARTITIONS.get(config.partition.kind, allow_dotted=allow_dotted)
     options = parse_options(
         partition.Options, config.partition.options, f"options of partition {config.partition.kind!r}"
@@ -105,13 +104,19 @@ def _tests(
     data: DataConfig, read: Callable[..., list[Example]], sites: dict[str, list[Example]]
 ) -> tuple[list[Example], dict[str, list[Example]]]:
     test = read(data.test, "the test source", data.site_column) if data.test is not None else []
-    site_tests = {name: read(source, f"the test source of {name}") for name, source in sorted(data.site_tests.items())}
+    site_tests = {
+        name: read(source, f"the test source of {name}") for name, source in sorted(data.site_tests.items())
+    }
     if not site_tests:
         cut = {name: [example for example in test if example.site == name] for name in sites}
         site_tests = {name: examples for name, examples in cut.items() if examples}
     unknown = sorted(set(site_tests) - set(sites))
     if unknown:
-        raise DataError("test rows are configured for sites that do not exist", found=", ".join(unknown), expected=", ".join(sites))
+        raise DataError(
+            "test rows are configured for sites that do not exist",
+            found=", ".join(unknown),
+            expected=", ".join(sites),
+        )
     return test, site_tests
 
 

@@ -34,9 +34,15 @@ class Scorer:
     rows: TestRows
     events: EventStream
 
-    def score(self, adapter: Adapter, *, arm: str, round: int, sites: Collection[str] | None = None) -> dict[str, Scores]:
+    def score(
+        self, adapter: Adapter, *, arm: str, round: int, sites: Collection[str] | None = None
+    ) -> dict[str, Scores]:
         """Part → scores, and an event for each: `test`, and `test/SITE` for the sites asked (None: all)."""
-        wanted = self.rows.sites if sites is None else {name: self.rows.sites[name] for name in sites if name in self.rows.sites}
+        wanted = (
+            self.rows.sites
+            if sites is None
+            else {name: self.rows.sites[name] for name in sites if name in self.rows.sites}
+        )
         parts = {"test": self.rows.everybody} | {f"test/{name}": rows for name, rows in wanted.items()}
         self.bench.load_adapter(adapter)
         found: dict[str, Scores] = {}
@@ -44,10 +50,15 @@ class Scorer:
             if not rows:
                 continue
             counters = evaluate(
-                self.bench.model, self.bench.task, self.plan.task, self.plan.data, rows,
-                batch_size=self.bench.machine.evaluation_batch_size, device=self.bench.device,
+                self.bench.model,
+                self.bench.task,
+                self.plan.task,
+                self.plan.data,
+                rows,
+                batch_size=self.bench.machine.evaluation_batch_size,
+                device=self.bench.device,
                 tokenizer=self.bench.tokenizer,
-            )  # fmt: skip
+            )
             result = scores(self.plan, counters)
             found[part] = result
             self.events.emit(Evaluated(arm, round, part, result.values, result.support, result.by_class))

@@ -1,4 +1,4 @@
-"""A simulated federation from configuration to result folder: `wardround simulate`, and the same as a function.
+"""A simulated federation from configuration to result folder: `wardround simulate` as a function.
 
 rows → base model → plan and initial adapter → encode → arms (federated first) → test scores → result folder
 """
@@ -62,7 +62,9 @@ def run_simulation(config: RunConfig, *, sinks: tuple[EventSink, ...] = ()) -> S
     """
     task = TASKS.get(config.task.name, allow_dotted=True)
     task_options = parse_options(task.Options, config.task.options, f"options of task {config.task.name!r}")
-    spec = TaskSpec(name=config.task.name, options=task_options.model_dump(mode="json"), metrics=task.metric_family)
+    spec = TaskSpec(
+        name=config.task.name, options=task_options.model_dump(mode="json"), metrics=task.metric_family
+    )
     rows = gather(config, task, spec)
     adapter_method = ADAPTERS.get(config.adapter.method, allow_dotted=True)
     adapter_options = parse_options(
@@ -72,12 +74,21 @@ def run_simulation(config: RunConfig, *, sinks: tuple[EventSink, ...] = ()) -> S
         config.model, task, rows.contract, adapter_method, adapter_options, config.machine, seed=config.seed
     )
     plan, initial = make_plan(
-        bench, name=config.name, seed=config.seed, task=spec, data=rows.contract,
-        adapter_method=config.adapter.method, adapter_options=adapter_options.model_dump(mode="json"),
+        bench,
+        name=config.name,
+        seed=config.seed,
+        task=spec,
+        data=rows.contract,
+        adapter_method=config.adapter.method,
+        adapter_options=adapter_options.model_dump(mode="json"),
         start_from=locate(config.adapter.start_from) if config.adapter.start_from else None,
-        local=config.local, strategy=config.strategy, encoding=config.encoding, rounds=config.rounds,
-        release=config.release, allow_dotted=True,
-    )  # fmt: skip
+        local=config.local,
+        strategy=config.strategy,
+        encoding=config.encoding,
+        rounds=config.rounds,
+        release=config.release,
+        allow_dotted=True,
+    )
     folder = ResultFolder.open(Path(config.resume or config.output), config, plan, initial)
     events = EventStream((*folder.sinks(), *sinks))
     try:
@@ -87,23 +98,37 @@ def run_simulation(config: RunConfig, *, sinks: tuple[EventSink, ...] = ()) -> S
 
 
 def _run_arms(
-    config: RunConfig, rows: Rows, bench: Workbench, plan: TrainingPlan, initial: Adapter,
-    folder: ResultFolder, events: EventStream,
-) -> SimulationResult:  # fmt: skip
+    config: RunConfig,
+    rows: Rows,
+    bench: Workbench,
+    plan: TrainingPlan,
+    initial: Adapter,
+    folder: ResultFolder,
+    events: EventStream,
+) -> SimulationResult:
     for notice in rows.notices:
         events.emit(Notice(FEDERATED, "warning", notice))
     sites = {name: encode_site(plan, bench, name, examples, events) for name, examples in rows.sites.items()}
     test = TestRows(
         encode_rows(plan, bench, rows.test, "test", events),
-        {name: encode_rows(plan, bench, found, f"test/{name}", events) for name, found in rows.site_tests.items()},
+        {
+            name: encode_rows(plan, bench, found, f"test/{name}", events)
+            for name, found in rows.site_tests.items()
+        },
     )
     federated = Arm(FEDERATED, plan, sites)
     scorer = Scorer(bench, plan, test, events)
     arms = [federated, *_bounds(config, federated)]
     ended = run_arms(
-        arms, bench, initial, folder.arm, events, run_id=folder.run_id, lanes=config.simulation.lanes,
+        arms,
+        bench,
+        initial,
+        folder.arm,
+        events,
+        run_id=folder.run_id,
+        lanes=config.simulation.lanes,
         each=lambda arm, train: train_and_score(arm, train, scorer, config.evaluation.every),
-    )  # fmt: skip
+    )
     results = {result.arm.name: result for result in ended}
     summary = folder.finish(config, plan, rows, bench, results)
     bounds = {name: result for name, result in results.items() if name != FEDERATED}
@@ -155,8 +180,10 @@ def encode_rows(
         tokens = sum(row.cut for row in encoded)
         events.emit(
             Notice(
-                FEDERATED, "info",
-                f"{where}: {cut} of {len(encoded)} rows were longer than {plan.data.max_length} tokens; {tokens} tokens were cut",
+                FEDERATED,
+                "info",
+                f"{where}: {cut} of {len(encoded)} rows were longer than {plan.data.max_length} tokens; "
+                f"{tokens} tokens were cut",
             )
-        )  # fmt: skip
+        )
     return encoded

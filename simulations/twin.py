@@ -1,4 +1,4 @@
-"""The slow, plain twin of a simulated run: no Flower, no round loop, no handler, no strategy, no optimised path.
+"""The slow, plain twin of a simulated run: no Flower, round loop, handler, strategy or fast path.
 
 FedAvg as in McMahan et al. 2017, Algorithm 1, written out over PyTorch: the same rows in the same
 batches from the same seeds. tests/integration/test_twin.py holds that the engine ends with the very
@@ -62,15 +62,21 @@ def _train(
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": work.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ],
-        lr=work.learning_rate, betas=work.betas, eps=work.epsilon,
-    )  # fmt: skip
+        lr=work.learning_rate,
+        betas=work.betas,
+        eps=work.epsilon,
+    )
     usable = [row for row in rows.training if bench.task.targets(row) > 0]
     batches = plan_batches(len(usable), work, generator(plan.seed, Purpose.SHUFFLE, round=round, site=site))
     for step, indices in enumerate(batches):
         chosen = [usable[index] for index in indices]
         for group in optimiser.param_groups:
             group["lr"] = rate(
-                work.schedule, work.learning_rate, round=round, rounds=plan.rounds.rounds, fraction=step / len(batches)
+                work.schedule,
+                work.learning_rate,
+                round=round,
+                rounds=plan.rounds.rounds,
+                fraction=step / len(batches),
             )
         batch = {key: value.to(bench.device) for key, value in bench.task.collate(chosen, plan.data).items()}
         optimiser.zero_grad()
@@ -94,7 +100,8 @@ def _check(arm: Arm) -> None:
     found = [name for name, wrong in unsupported.items() if wrong]
     if found:
         raise ConfigError(
-            "the twin does not write this out", found=", ".join(found),
+            "the twin does not write this out",
+            found=", ".join(found),
             expected="FedAvg with AdamW, reset every round, no early stopping",
             remedy="use simulation.backend=flower",
-        )  # fmt: skip
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -34,6 +35,7 @@ __all__ = [
     "quiet",
     "require_digest",
     "tokenizer_digest",
+    "without_peft_noise",
 ]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -167,6 +169,17 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
+
+
+@contextlib.contextmanager
+def without_peft_noise() -> Iterator[None]:
+    """PEFT's own warnings that nobody can act on; every other one passes."""
+    with warnings.catch_warnings():
+        # It finds out by itself that Conv1D (GPT-2) stores its weight transposed, and says so.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        # peft 0.21.2 reads an alias that transformers 5.23 deprecates.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        yield
 
 
 def _quantised(config: BaseModelConfig, device: torch.device) -> dict[str, Any]:

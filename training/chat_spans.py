@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -87,6 +87,7 @@ def _tagged_spans(
     conversation: Conversation, tokenizer: PreTrainedTokenizerBase, template: str
 ) -> tuple[str, tuple[tuple[int, int], ...]]:
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation.messages]
+    specials: dict[str, Any] = dict(tokenizer.special_tokens_map)
     try:
         # What apply_chat_template calls. Its own token mask stops at the first span that opens with a
         # character no token covers (transformers 5.23), so the ranges are mapped to tokens by us.
@@ -94,11 +95,12 @@ def _tagged_spans(
             conversations=[messages],
             chat_template=template,
             return_assistant_tokens_mask=True,
-            **tokenizer.special_tokens_map,
+            **specials,
         )
     except (TemplateError, TypeError, ValueError) as error:
         raise _refused(conversation, error) from None
-    spans = tuple((int(start), int(end)) for start, end in ranges[0])
+    # Annotated as text; with the mask asked for it holds one list of (start, end) for each conversation.
+    spans = tuple((int(start), int(end)) for start, end in cast("Any", ranges)[0])
     if not spans and any(turn.role == ASSISTANT for turn in conversation.messages):
         raise ModelError(
             "the chat template has generation tags, but none around an assistant turn",

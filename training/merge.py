@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wardround.core.errors import ConfigError, ModelError
 from wardround.core.plan import DataContract
 from wardround.training.adapters.lora import CONFIG_FILE, WEIGHTS_FILE
-from wardround.training.base_model import DTYPES, BaseModelConfig, load_base, quiet
+from wardround.training.base_model import DTYPES, BaseModelConfig, load_base, quiet, without_peft_noise
 from wardround.training.staging import publish_folder, staging
 from wardround.training.tasks.contract import Encoded, Task
 from wardround.training.workbench import pick_device, with_tokenizer
@@ -223,7 +223,7 @@ def _check(adapter_folder: Path, out: Path, samples: Sequence[Encoded]) -> None:
 
 def _with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """PEFT's own loading, except that an adapter which does not fit is an error and not a warning."""
-    with warnings.catch_warnings():
+    with without_peft_noise():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
             adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))

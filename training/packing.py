@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wardround.core.errors import ModelError
 from wardround.training.tasks.contract import Encoded
 
 
@@ -70,6 +72,29 @@ def block_causal_mask(positions: torch.Tensor, lengths: torch.Tensor) -> torch.T
     same = segment[:, :, None] == segment[:, None, :]
     causal = place[:, None] >= place[None, :]
     return (same & causal)[:, None]
+
+
+def require_packable(config: Any, tokens: int) -> None:
+    """Refuse models in whose layers the block-causal mask does not hold, or replaces a mask of their own.
+
+    Args:
+        config: The model's, as transformers has it.
+        tokens: Length of the packed rows.
+
+    Raises:
+        ModelError: A sliding window shorter than the rows, or layers that are no full attention.
+    """
+    layers = set(getattr(config, "layer_types", None) or ())
+    slides = not layers or "sliding_attention" in layers  # a config may name a window that no layer uses
+    window = getattr(config, "sliding_window", None) if slides else None
+    kinds = layers - {"full_attention", "sliding_attention"}
+    if kinds or (window is not None and window < tokens):
+        raise ModelError(
+            "rows cannot be packed for this base model",
+            found=f"layers of kind {', '.join(sorted(kinds))}" if kinds else f"a sliding window of {window}",
+            expected=f"full attention over {tokens} tokens, so that one mask serves every layer",
+            remedy="set data.packing=false, or data.max_length to at most the window",
+        )
 
 
 def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -98,7 +98,7 @@ class Workbench:
         return self.method.parameters(self.model)
 
 
-def open_workbench(  # noqa: PLR0917 - in the order in which a bench is set up
+def open_workbench(
     config: BaseModelConfig,
     task: Task,
     data: DataContract,

@@ -1,4 +1,5 @@
-"""Global metrics from summed counters, one family a file; NumPy only, so that a server without torch has them."""
+"""Global metrics from summed counters, one family a file; NumPy only: a server has no torch."""
+
 from wardround.core.metrics.contract import MetricFamily as MetricFamily
 from wardround.core.registry import Registry
 

@@ -28,35 +28,55 @@ def run_demo(output: Path, seed: int) -> SimulationResult:
         ModelError: The base model's weights are not the ones that the demo was made with.
     """
     console = Console()
-    console.print("[bold]Four hospitals, one model.[/bold] 735 heart-disease records stay where they are; adapters travel.")
+    console.print(
+        "[bold]Four hospitals, one model.[/bold] 735 heart-disease records stay where they are: "
+        "adapters travel."
+    )
     if (output / "run.json").exists():
         shutil.rmtree(output)  # the demo's own former result, never anybody else's folder
     with initialize_config_module("wardround.conf", version_base="1.3"):
         composed = compose("config", overrides=["experiment=demo", f"seed={seed}", f"output={output}"])
     result = run_composed(composed, console=console)
     if BASE_DIGEST and result.plan.base.digest != BASE_DIGEST:
-        raise ModelError("the demo's base model is not the expected one", found=result.plan.base.digest[:16], expected=BASE_DIGEST[:16])
+        raise ModelError(
+            "the demo's base model is not the expected one",
+            found=result.plan.base.digest[:16],
+            expected=BASE_DIGEST[:16],
+        )
     console.print(hospital_table(result))
     merge_run(output, None, None, None)
     ask(output, console)
-    console.print(f"Look at [bold]{output}/curves.png[/bold], [bold]{output}/README.md[/bold] and [bold]{output}/merged[/bold].")
+    console.print(
+        f"Look at [bold]{output}/curves.png[/bold], [bold]{output}/README.md[/bold] "
+        f"and [bold]{output}/merged[/bold]."
+    )
     return result
 
 
 def hospital_table(result: SimulationResult) -> Table:
     """Accuracy a hospital: alone and together, on its own test patients and on everybody's."""
     table = Table(title="What federation buys: accuracy on test patients", title_justify="left")
-    for column, justify in (("hospital", "left"), ("patients", "right"), ("own: alone", "right"), ("own: federated", "right"), ("everybody's: alone", "right"), ("everybody's: federated", "right")):
+    for column, justify in (
+        ("hospital", "left"),
+        ("patients", "right"),
+        ("own: alone", "right"),
+        ("own: federated", "right"),
+        ("everybody's: alone", "right"),
+        ("everybody's: federated", "right"),
+    ):
         table.add_column(column, justify="right" if justify == "right" else "left")
     everybody = result.federated.test["test"].values["accuracy"]
     for site, rows in result.federated.arm.sites.items():
         alone, together = result.bounds[f"local/{site}"].test, result.federated.test
         part = f"test/{site}"
         table.add_row(
-            site, str(len(rows.training) + len(rows.validation)),
-            f"{alone[part].values['accuracy']:.3f}", f"{together[part].values['accuracy']:.3f}",
-            f"{alone['test'].values['accuracy']:.3f}", f"[bold]{everybody:.3f}[/bold]",
-        )  # fmt: skip
+            site,
+            str(len(rows.training) + len(rows.validation)),
+            f"{alone[part].values['accuracy']:.3f}",
+            f"{together[part].values['accuracy']:.3f}",
+            f"{alone['test'].values['accuracy']:.3f}",
+            f"[bold]{everybody:.3f}[/bold]",
+        )
     return table
 
 

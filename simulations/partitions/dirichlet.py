@@ -1,6 +1,6 @@
 """Label skew: each class is spread over the sites in Dirichlet(α) proportions.
 
-Yurochkin et al. 2019 (arXiv:1905.12022), section 4: for each class k draw p_k ~ Dir_J(α) and give site j the
+Yurochkin et al. 2019 (arXiv:1905.12022): for each class k draw p_k ~ Dir_J(α) and give site j the
 share p_kj of its rows; Hsu, Qi and Brown 2019 (arXiv:1909.06335) draw a mixture of classes a site instead.
 A small α puts a class at few sites, a large one approaches equal shares.
 """

@@ -21,7 +21,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 @final
 class Listed:
-    """Rows go where the file says; the seed plays no part, and units only stay whole if the file keeps them so."""
+    """Rows go where the file says; the seed plays no part, and units are whole only if they are so in it."""
 
     class Options(Frozen):
         """`path` may be a `data://` location."""

@@ -1,6 +1,6 @@
 """Size skew: labels alike everywhere, but sites of very different sizes, in Dirichlet(α) proportions.
 
-Li et al. 2022 (arXiv:2102.02079), section 3.3: q ~ Dir_N(β), and site j gets the share q_j of all rows.
+Li et al. 2022 (arXiv:2102.02079): q ~ Dir_N(β), and site j gets the share q_j of all rows.
 """
 
 from __future__ import annotations

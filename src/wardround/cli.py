@@ -29,7 +29,7 @@ HYDRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "he
 
 @app.command(context_settings=HYDRA_ARGUMENTS)
 def simulate(context: typer.Context) -> None:
-    """Simulate a federation on this machine. Takes Hydra overrides: rounds.rounds=5 seed=1, -m, --cfg job, --help."""
+    """Simulate a federation on this machine. Takes Hydra overrides: seed=1, -m, --cfg job, --help."""
     from wardround.simulations.command import main as hydra_main
 
     hydra_main(context.args)
@@ -58,19 +58,34 @@ def init(
 
 @data_app.command("check")
 def data_check(
-    source: Annotated[str, typer.Argument(help="File or folder: JSONL, JSON, CSV, Parquet (.gz), datasets folder.")],
+    source: Annotated[
+        str, typer.Argument(help="File or folder: JSONL, JSON, CSV, Parquet (.gz), datasets folder.")
+    ],
     kind: Annotated[Optional[str], typer.Option(help="Source kind, where the ending does not tell.")] = None,  # noqa: UP045 - typer reads Optional
-    text: Annotated[Optional[str], typer.Option(help="Column with the text, for lengths and duplicates.")] = None,  # noqa: UP045 - as above
+    text: Annotated[
+        str | None, typer.Option(help="Column with the text, for lengths and duplicates.")
+    ] = None,
     label: Annotated[Optional[str], typer.Option(help="Column with the label.")] = None,  # noqa: UP045 - as above
     unit: Annotated[Optional[str], typer.Option(help="Column that names the patient.")] = None,  # noqa: UP045 - as above
-    tokenizer: Annotated[Optional[str], typer.Option(help="Model folder or hub name whose tokenizer measures lengths.")] = None,  # noqa: UP045 - as above
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Model folder or hub name whose tokenizer measures lengths.")
+    ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens above which a row would be cut.")] = 512,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Read a source and say what is in it: rows, columns, labels, lengths, duplicates, broken rows."""
     from wardround.training.commands import check_data
 
-    check_data(source, kind, text=text, label=label, unit=unit, tokenizer=tokenizer, max_length=max_length, as_json=as_json)
+    check_data(
+        source,
+        kind,
+        text=text,
+        label=label,
+        unit=unit,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -78,7 +93,12 @@ def merge(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     output: Annotated[Optional[Path], typer.Option(help="Folder to make; RUN/merged by default.")] = None,  # noqa: UP045 - typer reads Optional
     model: Annotated[Optional[str], typer.Option(help="Base model, where it lies elsewhere now.")] = None,  # noqa: UP045 - as above
-    tolerance: Annotated[Optional[float], typer.Option(help="Largest difference of logits, relative to their largest; by the base's dtype without it.")] = None,  # noqa: UP045 - as above
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest difference of logits, relative to their largest; by the base's dtype without it."
+        ),
+    ] = None,
 ) -> None:
     """Merge the released adapter into its base model, and prove that both give the same logits."""
     from wardround.simulations.after_run import merge_run
@@ -90,7 +110,9 @@ def merge(
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of a run, of its adapter, or of a merged model.")],
     source: Annotated[str, typer.Argument(help="Rows to score.")],
-    run: Annotated[Optional[Path], typer.Option(help="Run whose plan maps the rows, where MODEL lies outside it.")] = None,  # noqa: UP045 - typer reads Optional
+    run: Annotated[
+        Path | None, typer.Option(help="Run whose plan maps the rows, where MODEL lies outside it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Score an adapter or a merged model on a file."""
@@ -104,7 +126,9 @@ def predict(
     model: Annotated[Path, typer.Argument(help="Folder of a run, of its adapter, or of a merged model.")],
     source: Annotated[str, typer.Argument(help="Rows to answer.")],
     output: Annotated[Optional[Path], typer.Option(help="JSONL file to write; printed without it.")] = None,  # noqa: UP045 - typer reads Optional
-    run: Annotated[Optional[Path], typer.Option(help="Run whose plan maps the rows, where MODEL lies outside it.")] = None,  # noqa: UP045 - as above
+    run: Annotated[
+        Path | None, typer.Option(help="Run whose plan maps the rows, where MODEL lies outside it.")
+    ] = None,
 ) -> None:
     """Answer rows with an adapter or a merged model."""
     from wardround.simulations.after_run import predict_file

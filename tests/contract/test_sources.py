@@ -89,7 +89,7 @@ class TestEverySource:
     """The contract."""
 
     def test_equal_tables_read_alike(self, kind: str, tmp_path: Path) -> None:
-        """The ending (or being a folder) chooses the source; values agree as text; empty is None or absent."""
+        """The ending chooses the source; values agree as text; an empty one is None or absent."""
         rows = list(open_source(SourceSpec(path=str(write(tmp_path, kind, ROWS)))))
         assert all(isinstance(row, Row) for row in rows)
         read = [

@@ -1,54 +1,20 @@
-"""Laws of counters and of packing."""
+"""Laws of packing."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wardround.core.metrics.classification import auroc, count_rows
+
 from wardround.training.packing import block_causal_mask, pack_rows, segment_bounds
 from wardround.training.tasks.contract import Encoded
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(2, 6), st.integers(1, 5))
-def test_counters_of_a_split_add_up_to_those_of_the_whole(
-    seed: int, rows: int, classes: int, parts: int
-) -> None:
-    """However rows fall on sites and batches, the sums are the same to the bit."""
-    rng = np.random.default_rng(seed)
-    probabilities = rng.dirichlet(np.full(classes, 0.3), rows)
-    labels = rng.integers(0, classes, rows)
-    losses = rng.exponential(2.0, rows)
-    whole = count_rows(probabilities, labels, losses)
-    site = rng.integers(0, parts, rows)
-    split = [count_rows(probabilities[site == p], labels[site == p], losses[site == p]) for p in range(parts)]
-    for name, array in whole.items():
-        np.testing.assert_array_equal(array, sum(part[name] for part in split))
-        assert array.dtype == np.int64
-    assert whole["confusion"].sum() == rows
-    assert whole["score_positives"].sum() == rows
-    assert whole["score_negatives"].sum() == rows * (classes - 1)
-
-
-@given(
-    st.lists(st.integers(0, 50), min_size=1, max_size=30), st.lists(st.integers(0, 50), min_size=1, max_size=30)
-)
-def test_auroc_is_the_share_of_pairs_in_order(positives: list[int], negatives: list[int]) -> None:
-    """Against the definition, pair by pair, ties counted half."""
-    table = np.zeros((2, 51), np.int64)
-    np.add.at(table[0], positives, 1)
-    np.add.at(table[1], negatives, 1)
-    wins = sum((p > n) + 0.5 * (p == n) for p in positives for n in negatives)
-    area = auroc(table[0], table[1])
-    assert area is not None
-    assert abs(area - wins / (len(positives) * len(negatives))) < 1e-12
-    reverse = auroc(table[1], table[0])
-    assert reverse is not None
-    assert abs(area + reverse - 1) < 1e-12
-
-
 def row_of(rng: np.random.Generator, length: int) -> Encoded:
+    """A row with random targets, one at its end."""
     tokens = rng.integers(0, 99, length).astype(np.int32)
     targets = np.where(rng.random(length) < 0.6, tokens, -100).astype(np.int32)
     targets[0] = -100
@@ -72,14 +38,16 @@ def test_packing_keeps_every_row_whole_and_once(seed: int, lengths: list[int], l
     assert sorted(pieces) == sorted((tuple(r.tokens.tolist()), tuple(r.targets.tolist())) for r in rows)
     sizes = [b.tokens.size for b in bins]
     assert all(size <= limit for size in sizes)
-    assert all(first + last > limit for first, last in zip(sizes, sizes[1:], strict=False))
+    assert all(first + last > limit for first, last in itertools.pairwise(sizes))
     assert sum(b.cut for b in bins) == sum(r.cut for r in rows)
     assert sum(b.text_bytes for b in bins) == sum(r.text_bytes for r in rows)
     assert pack_rows(rows, limit)[0].tokens.tolist() == bins[0].tokens.tolist()
 
 
 @settings(deadline=None)
-@given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=4), min_size=1, max_size=3), st.integers(0, 4))
+@given(
+    st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=4), min_size=1, max_size=3), st.integers(0, 4)
+)
 def test_a_query_sees_its_own_row_up_to_itself(batch: list[list[int]], padding: int) -> None:
     """The mask equals its definition, entry by entry; padding sees itself alone."""
     lengths = [sum(row) for row in batch]

@@ -28,7 +28,7 @@ FAMILY = METRICS.get("classification")
 Table = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
-# Rows, classes, sharpness of the scores, share of the rows in class 0, share of rows whose scores say nothing.
+# Rows, classes, sharpness of the scores, share of class 0, share of rows whose scores say nothing.
 CASES = [
     pytest.param(2000, 2, 1.0, 0.5, 0.3, id="binary"),
     pytest.param(2000, 2, 8.0, 0.94, 0.2, id="binary, imbalanced and confident"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from wardround.core.plan import DataContract, TaskSpec
 from wardround.training.tasks.causal_lm import TASK
 from wardround.training.tasks.contract import Encoded, Example
@@ -29,6 +30,7 @@ HOUSE_TAGGED = (
 
 
 def turns(*contents: str, system: str | None = None) -> list[dict[str, str]]:
+    """User and assistant in turn."""
     head = [] if system is None else [{"role": "system", "content": system}]
     roles = ("user", "assistant")
     return head + [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
@@ -52,6 +54,7 @@ CONVERSATIONS = {
 
 
 def tokenizer_at(folder: Path, template: str | None, specials: tuple[str, ...], eos: str | None) -> Any:
+    """The folder's tokenizer under another template."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": list(specials)})
     if eos is not None:
@@ -60,7 +63,10 @@ def tokenizer_at(folder: Path, template: str | None, specials: tuple[str, ...], 
     return tokenizer
 
 
-def ours(tokenizer: Any, rows: list[dict[str, Any]], options: dict[str, Any], max_length: int = 512) -> list[Encoded]:
+def ours(
+    tokenizer: Any, rows: list[dict[str, Any]], options: dict[str, Any], max_length: int = 512
+) -> list[Encoded]:
+    """The rows through the task."""
     data = DataContract(
         columns={}, max_length=max_length, pad_token_id=0, end_token_ids=(tokenizer.eos_token_id,)
     )
@@ -90,6 +96,7 @@ def trl_rows(
 
 
 def assert_equal_masks(mine: list[Encoded], theirs: list[dict[str, list[int]]], names: list[str]) -> None:
+    """Equal tokens, equal targets from the second on, and some loss in every row."""
     for name, row, other in zip(names, mine, theirs, strict=True):
         assert row.tokens.tolist() == other["input_ids"], name
         # TRL may put the first token under loss; the shift drops it, so we never do.
@@ -102,7 +109,7 @@ def assert_equal_masks(mine: list[Encoded], theirs: list[dict[str, list[int]]], 
 def test_every_assistant_turn_of_the_house_template(
     tiny_llama: Path, tmp_path: Path, *, tagged: bool, pad_is_end: bool
 ) -> None:
-    """Spans found by rendering turn by turn, and those that tags mark, are TRL's assistant mask, token for token."""
+    """Spans found turn by turn, and those that tags mark, are TRL's assistant mask, token for token."""
     names = list(CONVERSATIONS)
     rows = [{"messages": CONVERSATIONS[name]} for name in names]
     theirs_by = tokenizer_at(tiny_llama, HOUSE_TAGGED, (), None)
@@ -205,7 +212,7 @@ def test_plain_text(tiny_llama: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["med-llama-5m", "stories260k-llama"])
 def test_real_tokenizers(shared_data: Path, tiny_llama: Path, tmp_path: Path, model: str) -> None:
-    """The same table with the tokenizers of the real models: byte-level BPE, and SentencePiece with byte fallback."""
+    """The same with the real models' tokenizers: byte-level BPE, and SentencePiece with byte fallback."""
     names = list(CONVERSATIONS)
     rows = [{"messages": CONVERSATIONS[name]} for name in names]
     folder = shared_data / "models" / model

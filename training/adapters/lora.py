@@ -8,7 +8,6 @@ names in the layout are those of PEFT's own checkpoint, so that what federates i
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, cast, final
@@ -28,6 +27,7 @@ from transformers import PreTrainedModel
 from wardround.core.errors import InternalError, ModelError, PeerError
 from wardround.core.packed import Adapter, Layout, Role, TensorSpec, pack
 from wardround.training.adapters._targets import candidates, check_targets
+from wardround.training.base_model import without_peft_noise
 from wardround.training.staging import publish_files, staging
 from wardround.training.tasks.contract import Task
 
@@ -101,9 +101,7 @@ class Lora:
             use_rslora=options.rslora, lora_dropout=options.dropout, bias=options.bias,
             modules_to_save=sorted({*options.modules_to_save, *heads}) or None,
         )  # fmt: skip
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # PEFT finds out by itself that Conv1D (GPT-2) stores its weight transposed, and says so.
-            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        with torch.random.fork_rng(devices=[]), without_peft_noise():
             torch.default_generator.manual_seed(seed)
             for head in heads:
                 _initialise_head(base.get_submodule(head))

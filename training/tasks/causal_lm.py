@@ -26,7 +26,7 @@ from wardround.core.packed import Layout
 from wardround.core.plan import DataContract, Frozen, TaskSpec, parse_options
 from wardround.training.chat_spans import Written, render_chat, write_chat
 from wardround.training.generation import count_answers, decode, generate_greedy, sample_answers
-from wardround.training.packing import additive_mask, block_causal_mask, pack_rows
+from wardround.training.packing import additive_mask, block_causal_mask, pack_rows, require_packable
 from wardround.training.tasks.contract import Batch, Encoded, Example
 from wardround.training.text_formats import FORMATS
 from wardround.training.text_formats.contract import Completion, Conversation, Wording
@@ -295,6 +295,7 @@ def _target_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, 
         name: tensor for name, tensor in batch.items() if name != "labels"
     }
     if keywords["attention_mask"].ndim == 4:  # noqa: PLR2004 - (batch, heads, queries, keys)
+        require_packable(cast("Any", model).config, keywords["attention_mask"].shape[-1])
         mask = additive_mask(keywords["attention_mask"], _dtype(model))
         keywords = {**keywords, "attention_mask": mask}
     logits = model(**keywords, use_cache=False).logits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from wardround.training.text_formats.contract import Completion, Conversation, Wording, as_written, not_text
+from wardround.training.text_formats.contract import Completion, Conversation, Wording, as_written, text_fault
 
 PLAIN = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the "
@@ -29,9 +29,8 @@ class Alpaca:
     needs_chat_template = False
 
     def fault(self, roles: Mapping[str, Any], *, answered: bool = True) -> str | None:
-        """All three have to be text."""
-        del answered
-        return not_text(roles, ("instruction", "input", "output"))
+        """All have to be text; a prediction does without the output."""
+        return text_fault(roles, {**self.roles, "output": answered})
 
     def write(self, roles: Mapping[str, Any], wording: Wording) -> Conversation | Completion:
         """The instruction's prompt with the output as its answer."""

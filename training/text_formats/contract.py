@@ -85,9 +85,15 @@ def as_written(system: str | None, prompt: str, completion: str, *, chat: bool) 
     return Completion(f"{system}\n\n{prompt}" if system else prompt, completion)
 
 
-def not_text(roles: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    """Code naming the first of these roles whose value is there and is no text."""
-    for name in names:
-        if roles.get(name) is not None and not isinstance(roles[name], str):
+def text_fault(roles: Mapping[str, Any], needed: Mapping[str, bool]) -> str | None:
+    """Code naming the first role that is no text, or that is missing although it is needed.
+
+    An empty text is a text: a source decides by its own rules what an empty cell means.
+    """
+    for name, required in needed.items():
+        value = roles.get(name)
+        if value is None and required:
+            return f"empty:{name}"
+        if value is not None and not isinstance(value, str):
             return f"not_text:{name}"
     return None

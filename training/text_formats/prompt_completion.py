@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from wardround.training.text_formats.contract import Completion, Conversation, Wording, as_written, not_text
+from wardround.training.text_formats.contract import Completion, Conversation, Wording, as_written, text_fault
 
 
 class PromptCompletion:
@@ -16,9 +16,8 @@ class PromptCompletion:
     needs_chat_template = False
 
     def fault(self, roles: Mapping[str, Any], *, answered: bool = True) -> str | None:
-        """Both have to be text."""
-        del answered
-        return not_text(roles, ("prompt", "completion"))
+        """Both have to be text; a prediction does without the completion."""
+        return text_fault(roles, {**self.roles, "completion": answered})
 
     def write(self, roles: Mapping[str, Any], wording: Wording) -> Conversation | Completion:
         """One user turn and one assistant turn, or the two texts as they stand."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from wardround.training.text_formats.contract import Completion, Conversation, Wording, not_text
+from wardround.training.text_formats.contract import Completion, Conversation, Wording, text_fault
 
 
 class Text:
@@ -18,7 +18,7 @@ class Text:
     def fault(self, roles: Mapping[str, Any], *, answered: bool = True) -> str | None:
         """It has to be text."""
         del answered
-        return not_text(roles, ("text",))
+        return text_fault(roles, self.roles)
 
     def write(self, roles: Mapping[str, Any], wording: Wording) -> Conversation | Completion:
         """A completion without a prompt. A chat template or a system prompt plays no part."""

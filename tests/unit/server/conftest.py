@@ -85,7 +85,9 @@ class FakeTransport:
         return Reply(
             run_id=request.run_id, plan_digest=request.plan_digest, round=request.round, site=request.site,
             stage=request.stage, attempt=request.attempt,
-            statistics=encode(update, weight, self.plan.encoding, sites=request.cohort_size) if request.train else None,
+            statistics=encode(update, weight, self.plan.encoding, sites=request.cohort_size)
+            if request.train
+            else None,
             statistics_layout_digest=LAYOUT.digest if request.train else "",
             counters=counters,
         )  # fmt: skip
@@ -122,7 +124,9 @@ class Bench:
     def initial(self) -> Packed:
         return Packed(LAYOUT, np.arange(LAYOUT.size, dtype=np.float32))
 
-    def run(self, transport: FakeTransport, sites: Sequence[str] = ("a", "b", "c", "d"), **changes: Any) -> Run:
+    def run(
+        self, transport: FakeTransport, sites: Sequence[str] = ("a", "b", "c", "d"), **changes: Any
+    ) -> Run:
         plan = transport.plan
         strategy = FEDAVG(FEDAVG.Options(), LAYOUT)
         return Run(

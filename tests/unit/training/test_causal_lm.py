@@ -4,41 +4,48 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from wardround.core.errors import TrainingError
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
+
+from wardround.core.errors import ModelError, TrainingError
 from wardround.core.metrics.contract import LOSS_UNIT
 from wardround.core.plan import DataContract, TaskSpec
+from wardround.training.chat_spans import Written
 from wardround.training.generation import generate_greedy
-from wardround.training.packing import segment_bounds
+from wardround.training.packing import pack_rows, require_packable, segment_bounds
 from wardround.training.tasks.causal_lm import TASK
 from wardround.training.tasks.contract import Encoded, Example
 from wardround.training.text_tokens import prompt_tokens
-from wardround.training.chat_spans import Written
 
 CPU = torch.device("cpu")
 SPEC = TaskSpec(name="causal_lm", options={"use_chat_template": False}, metrics="language")
 PAIRS = [
-    ("What is flu?", " A viral infection."), ("Fever?", " Yes."), ("Q", "A"), ("Is it serious? ", "Sometimes it is."),
-    ("Where does it hurt, and since when?", " In the chest, for two days."), ("x", "y z"), ("", "only an answer"),
-]  # fmt: skip
+    ("What is flu?", " A viral infection."),
+    ("Fever?", " Yes."),
+    ("Q", "A"),
+    ("Is it serious? ", "Sometimes it is."),
+    ("Where does it hurt, and since when?", " In the chest, for two days."),
+    ("x", "y z"),
+    ("", "only an answer"),
+]
 
 
 def opened(folder: Path, **keywords: Any) -> tuple[Any, Any, DataContract]:
+    """Model, tokenizer, contract."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, **keywords).eval()
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    data = DataContract(
-        columns={}, max_length=64, pad_token_id=pad, end_token_ids=(tokenizer.eos_token_id,)
-    )
+    data = DataContract(columns={}, max_length=64, pad_token_id=pad, end_token_ids=(tokenizer.eos_token_id,))
     return model, tokenizer, data
 
 
 def encoded(tokenizer: Any, data: DataContract) -> list[Encoded]:
+    """The pairs as rows."""
     examples = [Example(n, {"prompt": p, "completion": c}) for n, (p, c) in enumerate(PAIRS, start=1)]
     return TASK.encode(examples, tokenizer, data, SPEC)
 
@@ -84,6 +91,7 @@ def test_rows_without_targets_have_loss_zero_and_break_nothing(tiny_llama: Path)
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of all gradients."""
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -119,6 +127,26 @@ def test_packed_rows_do_not_see_each_other(
     TASK.example_losses(model, TASK.collate(rows, data)).sum().backward()
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(of_packed[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_packing_is_refused_where_one_mask_does_not_serve_every_layer() -> None:
+    """A sliding window would be lost and recurrent layers would leak: an error, and no wrong gradient."""
+    sizes = {
+        "vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    data = DataContract(columns={}, pad_token_id=0)
+    tokens = np.arange(3, 11, dtype=np.int32)
+    (packed,) = pack_rows([Encoded(tokens, tokens)] * 2, 16)
+    batch = TASK.collate([packed], data)
+    assert torch.isfinite(
+        TASK.example_losses(MistralForCausalLM(MistralConfig(**sizes, sliding_window=16)), batch)
+    ).all()
+    with pytest.raises(ModelError, match="sliding window of 8"):
+        TASK.example_losses(MistralForCausalLM(MistralConfig(**sizes, sliding_window=8)), batch)
+    require_packable(SimpleNamespace(sliding_window=8, layer_types=["full_attention"]), 16)
+    with pytest.raises(ModelError, match="linear_attention"):
+        require_packable(SimpleNamespace(layer_types=["full_attention", "linear_attention"]), 16)
 
 
 def test_packed_rows_fit_a_bfloat16_model(tiny_llama: Path) -> None:
@@ -162,7 +190,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_no_count(tiny_llama: Path) ->
 
 
 def answers_after_training(model: Any, tokenizer: Any, data: DataContract, rows: list[Encoded]) -> list[int]:
-    """Lengths of the answers to the training questions, of at most 24 tokens, after a short full fine-tuning."""
+    """Lengths of the answers to the training questions, 24 tokens at most, after a short fine-tuning."""
     model = copy.deepcopy(model).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     batch = TASK.collate(rows, data)
@@ -188,7 +216,7 @@ QUESTIONS = [
 
 
 def test_a_model_trained_on_short_answers_stops_by_itself(shared_data: Path) -> None:
-    """Every answer ends before the limit; the same training without the end token under loss never stops."""
+    """Every answer ends before the limit; without the end token under loss the same training never stops."""
     torch.manual_seed(0)
     model, tokenizer, data = opened(shared_data / "models" / "stories260k-llama")
     rows = TASK.encode(
@@ -199,7 +227,9 @@ def test_a_model_trained_on_short_answers_stops_by_itself(shared_data: Path) -> 
     assert max(stopped) < 12
 
     endless = [
-        Encoded(row.tokens, np.where(row.targets == tokenizer.eos_token_id, -100, row.targets).astype(np.int32))
+        Encoded(
+            row.tokens, np.where(row.targets == tokenizer.eos_token_id, -100, row.targets).astype(np.int32)
+        )
         for row in rows
     ]
     assert min(answers_after_training(model, tokenizer, data, endless)) == 24

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from wardround.core.metrics.language import METRICS, ROUGE_UNIT
 from wardround.core.packed import pack
 from wardround.core.plan import DataContract, TaskSpec
@@ -22,12 +23,14 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def opened(tiny_llama: Path) -> tuple[Any, Any, DataContract]:
+    """Model, tokenizer, contract."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
     return model, tokenizer, DataContract(columns={}, max_length=96, pad_token_id=0, end_token_ids=(2,))
 
 
 def spec(**options: Any) -> TaskSpec:
+    """Task with these options."""
     return TaskSpec(name="causal_lm", options=options, metrics="language")
 
 
@@ -46,7 +49,7 @@ def slow_greedy(model: Any, prompt: np.ndarray, ends: tuple[int, ...], limit: in
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_answers_equal_the_slow_twin_in_any_batch(opened: Any, batch_size: int) -> None:
-    """Left padding, sorting and the cache change no answer, nor the order; a model's own settings do not count."""
+    """Left padding, sorting and the cache change no answer, nor the order; nor do the model's settings."""
     model, _, _ = opened
     model.generation_config.repetition_penalty = 3.0
     rng = np.random.default_rng(5)
@@ -56,7 +59,13 @@ def test_answers_equal_the_slow_twin_in_any_batch(opened: Any, batch_size: int) 
     expected = [slow_greedy(model, prompt, ends, 6) for prompt in prompts]
     assert len(expected[0]) < 6
     answers = generate_greedy(
-        model, prompts, pad_token_id=0, end_token_ids=ends, max_new_tokens=6, batch_size=batch_size, device=CPU
+        model,
+        prompts,
+        pad_token_id=0,
+        end_token_ids=ends,
+        max_new_tokens=6,
+        batch_size=batch_size,
+        device=CPU,
     )
     assert [answer.tolist() for answer in answers] == expected
 
@@ -95,7 +104,9 @@ def test_questions_are_the_last_answers_of_each_row(opened: Any) -> None:
     roles = {"messages": [{"role": role, "content": content} for role, content in turns]}
     rows = TASK.encode([Example(1, roles)], tokenizer, data, spec(format="messages"))
     (question,) = questions(rows, data, 5)
-    assert tokenizer.decode(question.prompt.tolist()) == "<s><|user|>a<|assistant|>b c</s><|user|>d<|assistant|>"
+    assert (
+        tokenizer.decode(question.prompt.tolist()) == "<s><|user|>a<|assistant|>b c</s><|user|>d<|assistant|>"
+    )
     assert tokenizer.decode(question.reference.tolist()) == "e f"
 
 
@@ -106,10 +117,10 @@ def test_packed_rows_ask_the_same_questions(opened: Any) -> None:
     plain = TASK.encode(examples, tokenizer, data, spec())
     packed = TASK.encode(examples, tokenizer, data.model_copy(update={"packing": True}), spec())
     assert len(packed) < len(plain)
-    found = {
-        (tuple(q.prompt.tolist()), tuple(q.reference.tolist())) for q in questions(packed, data, 99)
+    found = {(tuple(q.prompt.tolist()), tuple(q.reference.tolist())) for q in questions(packed, data, 99)}
+    assert found == {
+        (tuple(q.prompt.tolist()), tuple(q.reference.tolist())) for q in questions(plain, data, 99)
     }
-    assert found == {(tuple(q.prompt.tolist()), tuple(q.reference.tolist())) for q in questions(plain, data, 99)}
     assert len(found) == 8
     assert len(questions(plain, data, 3)) == 3
 

@@ -53,7 +53,9 @@ def gradient(bench: Workbench, rows: list[Encoded]) -> torch.Tensor:
     bench.model.train()
     accumulate_gradient(bench, rows, np.arange(len(rows)))
     bench.model.train(False)
-    flat = torch.cat([torch.zeros(0), *(p.grad.reshape(-1) for p in bench.parameters().values() if p.grad is not None)])
+    flat = torch.cat(
+        [torch.zeros(0), *(p.grad.reshape(-1) for p in bench.parameters().values() if p.grad is not None)]
+    )
     for parameter in bench.parameters().values():
         parameter.grad = None
     return flat
@@ -106,7 +108,10 @@ def test_checkpointing_changes_no_bit_even_under_dropout(tiny_bert: Path, toys: 
     results = [
         train(
             toys.bench(
-                tiny_bert, toys.classifier, dropout=0.3, machine=Machine(device="cpu", gradient_checkpointing=on)
+                tiny_bert,
+                toys.classifier,
+                dropout=0.3,
+                machine=Machine(device="cpu", gradient_checkpointing=on),
             ),
             rows,
             work,
@@ -114,6 +119,16 @@ def test_checkpointing_changes_no_bit_even_under_dropout(tiny_bert: Path, toys: 
         for on in (False, True)
     ]
     assert results[0].adapter.digest == results[1].adapter.digest
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_checkpointing_really_recomputes(on: bool, tiny_llama: Path, toys: Any) -> None:
+    """In one step a layer runs twice where activations are recomputed, once where they are kept."""
+    bench = toys.bench(tiny_llama, toys.causal, machine=Machine(device="cpu", gradient_checkpointing=on))
+    calls: list[int] = []
+    bench.base.model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    train(bench, toys.rows(4), LocalWork(steps=1, batch_size=4))
+    assert len(calls) == (2 if on else 1)
 
 
 def test_equal_inputs_give_equal_bits_whatever_ran_before(bert: Workbench, toys: Any) -> None:
@@ -253,7 +268,9 @@ def test_an_offset_is_added_to_every_gradient(llama: Workbench, toys: Any) -> No
     """One SGD step: θ₁ = θ₀ − η (g + c)."""
     rows, before, offset = toys.rows(8), noise(llama), noise(llama, 4)
     plain = train(llama, rows, SGD, before=before).adapter.vector
-    with_offset = train(llama, rows, SGD, before=before, rules=LocalRules(gradient_offset=offset)).adapter.vector
+    with_offset = train(
+        llama, rows, SGD, before=before, rules=LocalRules(gradient_offset=offset)
+    ).adapter.vector
     np.testing.assert_allclose(with_offset, plain - 0.5 * offset.vector, atol=1e-7)
 
 
@@ -267,7 +284,9 @@ def test_the_proximal_term_pulls_back_to_the_start(llama: Workbench, toys: Any) 
     )
     first = train(llama, rows, one, before=before).adapter.vector
     second = train(llama, rows, replace_steps(SGD, 2), before=before).adapter.vector
-    pulled = train(llama, rows, replace_steps(SGD, 2), before=before, rules=LocalRules(proximal=mu)).adapter.vector
+    pulled = train(
+        llama, rows, replace_steps(SGD, 2), before=before, rules=LocalRules(proximal=mu)
+    ).adapter.vector
     np.testing.assert_allclose(pulled, second - 0.5 * mu * (first - before.vector), atol=1e-7)
 
 
@@ -342,7 +361,9 @@ def test_a_bfloat16_base_trains_a_float32_adapter(tiny_llama: Path, toys: Any) -
 def test_a_real_model_learns_real_tokens(toys: Any, shared_data: Path) -> None:
     """stories260k-llama, eight steps on one story: the loss falls by a quarter."""
     bench = toys.bench(shared_data / "models" / "stories260k-llama", toys.causal)
-    text = "The patient came with chest pain. The doctor listened to the heart and said: rest and drink water. "
+    text = (
+        "The patient came with chest pain. The doctor listened to the heart and said: rest and drink water. "
+    )
     tokens = np.array(bench.tokenizer(text * 2)["input_ids"], dtype=np.int32)
     row = Encoded(tokens=tokens, targets=tokens)
     result = train(bench, [row] * 4, LocalWork(steps=8, batch_size=4, learning_rate=1e-2))

@@ -262,8 +262,8 @@ def test_the_registry_finds_lora_and_no_inner_module() -> None:
 
 
 def test_attaching_warns_of_nothing(tiny_gpt2: Path, toys: Any) -> None:
-    """GPT-2's transposed layers are found out silently."""
+    """Neither GPT-2's transposed layers nor an alias that PEFT reads is the user's business."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         toys.bench(tiny_gpt2, toys.causal)
-    assert not [w for w in seen if "is_gradient_checkpointing" not in str(w.message)]
+    assert not [str(warning.message) for warning in seen]

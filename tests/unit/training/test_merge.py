@@ -44,7 +44,9 @@ def saved(bench: Workbench, folder: Path, *, std: float = 0.3) -> Path:
 
 def run(bench: Workbench, adapter: Path, out: Path, toys: Any, **options: Any) -> MergeReport:
     """Merge with four samples."""
-    return merge_adapter(adapter, bench.base.config, bench.task, bench.data, out, samples=toys.rows(4), **options)
+    return merge_adapter(
+        adapter, bench.base.config, bench.task, bench.data, out, samples=toys.rows(4), **options
+    )
 
 
 @pytest.mark.parametrize("case", CASES)

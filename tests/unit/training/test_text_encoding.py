@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
+
 from wardround.core.errors import ConfigError, DataError, ModelError
 from wardround.core.plan import DataContract, TaskSpec
+from wardround.training.chat_spans import Written
 from wardround.training.tasks.causal_lm import TASK
 from wardround.training.tasks.contract import Encoded, Example
-from wardround.training.chat_spans import Written
 from wardround.training.text_formats import FORMATS
 from wardround.training.text_formats.contract import Completion, Conversation, Wording
 from wardround.training.text_tokens import prompt_tokens
@@ -21,14 +22,17 @@ from wardround.training.text_tokens import prompt_tokens
 
 @pytest.fixture
 def tokenizer(tiny_llama: Path) -> Any:
+    """The tiny model's."""
     return AutoTokenizer.from_pretrained(tiny_llama)
 
 
 def spec(**options: Any) -> TaskSpec:
+    """Task with these options."""
     return TaskSpec(name="causal_lm", options=options, metrics="language")
 
 
 def contract(tokenizer: Any, **fields: Any) -> DataContract:
+    """Of this tokenizer."""
     known = {
         "columns": {},
         "max_length": 512,
@@ -39,15 +43,18 @@ def contract(tokenizer: Any, **fields: Any) -> DataContract:
 
 
 def encode(tokenizer: Any, roles: dict[str, Any], **options: Any) -> Encoded:
+    """One row."""
     (row,) = TASK.encode([Example(1, roles)], tokenizer, contract(tokenizer), spec(**options))
     return row
 
 
 def under_loss(tokenizer: Any, row: Encoded) -> str:
+    """Text of the targets."""
     return str(tokenizer.decode(row.targets[row.targets >= 0].tolist()))
 
 
 def chat(*turns: tuple[str, str]) -> dict[str, Any]:
+    """Roles of a conversation."""
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
@@ -59,6 +66,27 @@ def test_every_registered_format_keeps_its_contract() -> None:
         assert any(text_format.roles.values())
         assert text_format.fault(dict.fromkeys(text_format.roles, 3)) is not None
         assert text_format.answer_role is None or text_format.answer_role in text_format.roles
+
+
+@pytest.mark.parametrize(
+    ("text_format", "roles", "code"),
+    [
+        ("prompt_completion", {"prompt": "a"}, "empty:completion"),
+        ("prompt_completion", {"completion": "a"}, "empty:prompt"),
+        ("alpaca", {"instruction": "a", "input": "b"}, "empty:output"),
+        ("alpaca", {"output": "a"}, "empty:instruction"),
+        ("text", {}, "empty:text"),
+    ],
+)
+def test_a_missing_role_is_a_fault_and_no_empty_answer(
+    text_format: str, roles: dict[str, Any], code: str
+) -> None:
+    """Training on it would teach silence; a prediction misses everything but the answer."""
+    asked = spec(format=text_format)
+    assert TASK.fault(Example(1, roles), asked) == code
+    answer = FORMATS.get(text_format).answer_role
+    expected = None if code == f"empty:{answer}" else code
+    assert TASK.fault(Example(1, roles), asked, predict=True) == expected
 
 
 def test_alpaca_uses_the_published_prompt_where_there_is_no_chat_template() -> None:
@@ -80,8 +108,12 @@ def test_alpaca_takes_the_plans_template() -> None:
     assert written == Completion("S\n\n[b|a]", "c")
 
 
-@pytest.mark.parametrize("template", ["{input.__class__}", "{instruction[0]}", "{other}", "{input!r}", "{}", "{input"])
-def test_an_instruction_template_reaches_no_further_than_its_two_fields(tokenizer: Any, template: str) -> None:
+@pytest.mark.parametrize(
+    "template", ["{input.__class__}", "{instruction[0]}", "{other}", "{input!r}", "{}", "{input"]
+)
+def test_an_instruction_template_reaches_no_further_than_its_two_fields(
+    tokenizer: Any, template: str
+) -> None:
     """A plan comes from elsewhere: attribute access, indexing and conversions are refused."""
     with pytest.raises(ConfigError, match="instruction_template"):
         encode(tokenizer, {"instruction": "a", "output": "b"}, format="alpaca", instruction_template=template)
@@ -141,7 +173,9 @@ def test_a_template_that_ends_no_turn_gets_the_plans_end_token(tokenizer: Any) -
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     row = encode(
-        tokenizer, chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")), format="messages"
+        tokenizer,
+        chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")),
+        format="messages",
     )
     assert under_loss(tokenizer, row) == "bd</s>"
     assert row.tokens[-1] == tokenizer.eos_token_id
@@ -204,13 +238,17 @@ def test_conversations_need_a_template(tiny_gpt2: Path) -> None:
     """A tokenizer without a chat template is a clear error."""
     with pytest.raises(ModelError, match="chat template"):
         encode(
-            AutoTokenizer.from_pretrained(tiny_gpt2), chat(("user", "a"), ("assistant", "b")), format="messages"
+            AutoTokenizer.from_pretrained(tiny_gpt2),
+            chat(("user", "a"), ("assistant", "b")),
+            format="messages",
         )
 
 
 def test_a_conversation_may_begin_with_the_assistant(tokenizer: Any) -> None:
     """A greeting is under loss like any answer."""
-    row = encode(tokenizer, chat(("assistant", "Hello"), ("user", "a"), ("assistant", "b")), format="messages")
+    row = encode(
+        tokenizer, chat(("assistant", "Hello"), ("user", "a"), ("assistant", "b")), format="messages"
+    )
     assert under_loss(tokenizer, row) == "Hello</s>b</s>"
 
 
