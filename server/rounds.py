@@ -223,6 +223,8 @@ def judge(run: Run, selection: Selection, state: ServerState, counters: Counters
     run.events.emit(
         Evaluated(run.arm, state.round, "validation", scores.values, scores.support, scores.by_class)
     )
+    if state.round == 0:
+        return selection  # shown for comparison; nothing was trained, so it is never released
     updated = selection.add(state.round, scores.values.get(run.plan.release.metric))
     if updated.best is not None and updated.best != selection.best:
         run.events.emit(Improved(run.arm, updated.best[0], run.plan.release.metric, updated.best[1]))

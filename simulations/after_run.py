@@ -158,10 +158,10 @@ def open_model(folder: Path, run: Path | None = None) -> OpenModel:
     if (adapter / "adapter_config.json").exists():
         base = load_base(finished.config.model, task, data, device=device)
         model: torch.nn.Module = PeftModel.from_pretrained(base.model, str(adapter))
-        return OpenModel(finished, model.eval(), base.tokenizer, device)
+        return OpenModel(finished, model.train(False), base.tokenizer, device)
     if (adapter / "config.json").exists():
         merged = load_base(BaseModelConfig(path=str(adapter)), task, data, device=device)
-        return OpenModel(finished, merged.model.eval(), merged.tokenizer, device)
+        return OpenModel(finished, merged.model.train(False), merged.tokenizer, device)
     raise ModelError(
         f"{adapter} holds neither an adapter nor a merged model",
         expected="adapter_config.json or config.json",

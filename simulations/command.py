@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str]) -> None:
         WardroundError: As `run_simulation`.
     """
     sys.path.insert(0, str(Path.cwd()))  # a researcher's own module:attribute lies beside them
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would swallow our error and its exit code
     program, sys.argv = sys.argv, ["wardround simulate", *with_config_name(arguments)]
     try:
         hydra.main(version_base="1.3", config_path="pkg://wardround.conf", config_name="config")(_job)()

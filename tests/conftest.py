@@ -111,7 +111,8 @@ def _byte_tokenizer(specials: dict[str, str], extra: list[str], frame: str | Non
             pair=f"{first} $A {last} $B:1 {last}:1",
             special_tokens=[(token, tokenizer.token_to_id(token)) for token in (first, last)],
         )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials, **options)
+    fast: Any = PreTrainedTokenizerFast
+    return fast(tokenizer_object=tokenizer, **specials, **options)
 
 
 def _save_tiny(folder: Path, tokenizer: Any, architecture: str, config: Any) -> Path:

@@ -54,6 +54,7 @@ class BaseModelConfig(BaseModel):
             in the backward pass (no loss scaling); prefer bfloat16.
         quantisation: 8- or 4-bit base through bitsandbytes, on a GPU that it supports.
         attention: Implementation inside transformers.
+        digest: Digest that the loaded weights must have, or None. It depends on the dtype.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +64,7 @@ class BaseModelConfig(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantisation: Literal["none", "8bit", "4bit"] = "none"
     attention: Literal["sdpa", "eager"] = "sdpa"
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,10 @@ def load_base(config: BaseModelConfig, task: Task, data: DataContract, *, device
         cast("torch.nn.Module", model).to(device)
     else:
         digest = files_digest(path, config.revision)
-    return LoadedBase(config, model, tokenizer, digest, heads, name)
+    loaded = LoadedBase(config, model, tokenizer, digest, heads, name)
+    if config.digest is not None:
+        require_digest(loaded, config.digest)
+    return loaded
 
 
 def resolve(config: BaseModelConfig) -> tuple[str, str]:
@@ -229,7 +234,8 @@ def _weights_of(model: torch.nn.Module, module: str) -> set[str]:
 
 def _is_body(model: PreTrainedModel, module: str) -> bool:
     """Whether it lies in the body (a pooler aside), or holds the embeddings in or out."""
-    embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # left unannotated there
+    embeddings = {id(model.get_input_embeddings()), id(output)}
     inside = {id(part) for part in model.get_submodule(module).modules()}
     in_body = f"{module}.".startswith(f"{model.base_model_prefix}.") and not module.endswith(".pooler")
     return in_body or bool(embeddings & inside)
@@ -273,8 +279,8 @@ def require_digest(loaded: LoadedBase, expected: str) -> None:
     """
     if loaded.digest != expected:
         raise ModelError(
-            f"the weights of {loaded.name!r} are not those of the plan",
+            f"the weights of {loaded.name!r} are not the expected ones",
             found=loaded.digest,
             expected=expected,
-            remedy="get the base model that the plan names, in its revision, dtype and quantisation",
+            remedy="get the base that the plan or model.digest names, in its revision, dtype and quantisation",
         )

@@ -80,7 +80,7 @@ def require_template(tokenizer: PreTrainedTokenizerBase) -> str:
             expected="a chat_template.jinja beside the model, for a task with conversations",
             remedy="use an instruction-tuned model, or task.options.use_chat_template=false",
         )
-    return cast("str", tokenizer.get_chat_template())
+    return tokenizer.get_chat_template()
 
 
 def _tagged_spans(
@@ -91,7 +91,7 @@ def _tagged_spans(
     try:
         # What apply_chat_template calls. Its own token mask stops at the first span that opens with a
         # character no token covers (transformers 5.23), so the ranges are mapped to tokens by us.
-        rendered, ranges = render_jinja_template(
+        result: Any = render_jinja_template(
             conversations=[messages],
             chat_template=template,
             return_assistant_tokens_mask=True,
@@ -99,14 +99,15 @@ def _tagged_spans(
         )
     except (TemplateError, TypeError, ValueError) as error:
         raise _refused(conversation, error) from None
-    # Annotated as text; with the mask asked for it holds one list of (start, end) for each conversation.
-    spans = tuple((int(start), int(end)) for start, end in cast("Any", ranges)[0])
+    # Annotated as text; with the mask asked for it is the texts and a list of (start, end) for each.
+    rendered, ranges = result
+    spans = tuple((int(start), int(end)) for start, end in ranges[0])
     if not spans and any(turn.role == ASSISTANT for turn in conversation.messages):
         raise ModelError(
             "the chat template has generation tags, but none around an assistant turn",
             remedy="put {% generation %} … {% endgeneration %} around what the assistant writes",
         )
-    return rendered[0], spans
+    return str(rendered[0]), spans
 
 
 def _prefix_spans(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wardround.core.plan import DataContract
+from wardround.training.column_mapping import PROBED_ROWS, check_mapping
 from wardround.training.data_report import (
     MOST_LABELS,
     ColumnReport,
@@ -21,7 +22,6 @@ from wardround.training.data_report import (
     UnitReport,
     spread,
 )
-from wardround.training.column_mapping import PROBED_ROWS, check_mapping
 from wardround.training.source_spec import SourceSpec, open_source, plain
 from wardround.training.sources.contract import BrokenRow, Row
 from wardround.training.template import UnknownCodeError, render

@@ -78,6 +78,7 @@ def read_examples(
     site_column: str | None = None,
     fault: Callable[[Example], str | None] | None = None,
     predict: bool = False,
+    units: bool = True,
 ) -> ExampleSet:
     """Read a source through the data contract.
 
@@ -87,7 +88,10 @@ def read_examples(
         roles: Role → whether the task needs it (True) or only takes it (False).
         site_column: Column that says where a row lies, or None.
         fault: The task's own check of a row: a code for what it cannot read, or None.
-        predict: Nothing is learnt or scored: columns of optional roles may be absent, labels are not read.
+        predict: Nothing is learnt or scored: labels are not read, and the columns of optional roles, of ids
+            and of units may be absent.
+        units: Quarantine rows that do not say whose they are. False for rows that are only scored or asked:
+            there is nobody to protect from the model, and each counts as a unit of its own.
 
     Raises:
         DataError: A column that is not there (the nearest one is named), a label outside the list (named,
@@ -95,7 +99,12 @@ def read_examples(
     """
     rows = iter(open_source(spec))
     probe = list(itertools.islice(rows, PROBED_ROWS))
-    check_mapping(probe, spec, data, roles, site_column=site_column, predict=predict)
+    units = units and not predict
+    demanded = {
+        "unit_column": data.unit_column if units else None,
+        "id_column": None if predict else data.id_column,
+    }
+    check_mapping(probe, spec, data.model_copy(update=demanded), roles, site_column, predict=predict)
     labels = _label_indices(data, roles) if LABEL in roles and LABEL in data.columns and not predict else None
     examples: list[Example] = []
     quarantined: list[BrokenRow] = []
@@ -106,7 +115,9 @@ def read_examples(
         made = (
             row
             if isinstance(row, BrokenRow)
-            else _example(row, data, roles, site_column=site_column, labels=labels, foreign=foreign)
+            else _example(
+                row, data, roles, site_column=site_column, units=units, labels=labels, foreign=foreign
+            )
         )
         if fault is not None and isinstance(made, Example) and (reason := fault(made)) is not None:
             made = BrokenRow(row.number, reason)
@@ -193,6 +204,7 @@ def _example(
     roles: Mapping[str, bool],
     *,
     site_column: str | None,
+    units: bool,
     labels: Mapping[str, int] | None,
     foreign: dict[str, list[int]],
 ) -> Example | BrokenRow:
@@ -220,11 +232,11 @@ def _example(
     row_id = (plain(row.values.get(data.id_column)) if data.id_column else "") or str(row.number)
     unit = plain(row.values.get(data.unit_column)) if data.unit_column else row_id
     site = plain(row.values.get(site_column)) if site_column else ""
-    if not unit:
+    if not unit and units:
         return BrokenRow(row.number, "empty:unit")
     if site_column and not site:
         return BrokenRow(row.number, "empty:site")
-    return Example(row.number, values, label, row_id, unit, site)
+    return Example(row.number, values, label, row_id, unit or row_id, site)
 
 
 def role_value(role: str, row: Row, data: DataContract) -> Any:

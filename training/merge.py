@@ -102,7 +102,12 @@ def merge_adapter(
         StorageError: The merged model cannot be written (a full disk); nothing is left.
     """
     _check(adapter_folder, out, samples)
-    plain = base.model_copy(update={"quantisation": "none"})
+    # A quantised base's digest is of its files, not of the weights as they are loaded here.
+    plain = (
+        base
+        if base.quantisation == "none"
+        else base.model_copy(update={"quantisation": "none", "digest": None})
+    )
     limit = TOLERANCES[base.dtype] if tolerance is None else tolerance
     cpu = torch.device("cpu")
     loaded = load_base(plain, task, data, device=cpu)

@@ -150,7 +150,7 @@ def open_workbench(
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Recompute activations in the backward pass, without the reentrant variant (a frozen base breaks that)."""
+    """Recompute activations in the backward pass; not reentrantly, which a frozen base breaks."""
     # transformers 5 renamed it; the old name is all that version 4 has.
     renamed = getattr(model, "activation_checkpointing_enable", None)
     enable = renamed or model.gradient_checkpointing_enable

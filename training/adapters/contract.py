@@ -20,7 +20,9 @@ class AdapterMethod(Protocol):
     name: ClassVar[str]
     Options: ClassVar[type[BaseModel]]
 
-    def attach(self, base: PreTrainedModel, options: BaseModel, task: Task, heads: tuple[str, ...], seed: int) -> PeftModel:
+    def attach(
+        self, base: PreTrainedModel, options: BaseModel, task: Task, heads: tuple[str, ...], seed: int
+    ) -> PeftModel:
         """Put a fresh adapter on the base; `heads` are modules that the checkpoint lacks and that federate.
 
         Raises:

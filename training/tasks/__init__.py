@@ -1,4 +1,5 @@
 """Tasks: one file each. See `contract.py` for what a file has to provide."""
+
 from wardround.core.registry import Registry
 from wardround.training.tasks.contract import Task as Task
 

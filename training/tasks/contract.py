@@ -56,7 +56,9 @@ class Task(Protocol):
     metric_family: ClassVar[str]
     """Name in `core/metrics` of the family whose counters `count` fills."""
 
-    def load_model(self, path: str, data: DataContract, **keywords: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    def load_model(
+        self, path: str, data: DataContract, **keywords: Any
+    ) -> tuple[PreTrainedModel, dict[str, Any]]:
         """The pretrained model through its Auto class, and transformers' loading info."""
 
     def required_roles(self, spec: TaskSpec, *, predict: bool = False) -> dict[str, bool]:
@@ -69,7 +71,11 @@ class Task(Protocol):
         """
 
     def encode(
-        self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, data: DataContract, spec: TaskSpec
+        self,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        data: DataContract,
+        spec: TaskSpec,
     ) -> list[Encoded]:
         """Tokens and targets, in order (fewer, longer ones under packing)."""
 
@@ -86,13 +92,25 @@ class Task(Protocol):
         """Counters that `count` fills."""
 
     def count(
-        self, model: torch.nn.Module, batch: Batch, encoded: Sequence[Encoded], data: DataContract, spec: TaskSpec
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        encoded: Sequence[Encoded],
+        data: DataContract,
+        spec: TaskSpec,
     ) -> dict[str, NDArray[np.int64]]:
         """Metric numerators of one batch, summed over its examples; exact integers."""
 
     def count_whole(
-        self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Encoded],
-        data: DataContract, spec: TaskSpec, *, batch_size: int, device: torch.device,
+        self,
+        model: torch.nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        encoded: Sequence[Encoded],
+        data: DataContract,
+        spec: TaskSpec,
+        *,
+        batch_size: int,
+        device: torch.device,
     ) -> dict[str, NDArray[np.int64]]:
         """Numerators that `count` cannot give, such as scores of generated answers; {} where there are none.
 
@@ -100,7 +118,14 @@ class Task(Protocol):
         """
 
     def predict(
-        self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example],
-        data: DataContract, spec: TaskSpec, *, batch_size: int, device: torch.device,
+        self,
+        model: torch.nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[Example],
+        data: DataContract,
+        spec: TaskSpec,
+        *,
+        batch_size: int,
+        device: torch.device,
     ) -> list[dict[str, Any]]:
         """What the model says about each example, in order, with the example's `id`; ready for JSON."""

@@ -54,7 +54,7 @@ def test_the_digest_is_of_the_weights_and_their_dtype(tiny_llama: Path, toys: An
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     changed = load(copy, toys.causal)
     assert changed.digest != digest
-    with pytest.raises(ModelError, match="not those of the plan") as caught:
+    with pytest.raises(ModelError, match="not the expected ones") as caught:
         require_digest(changed, digest)
     assert digest in str(caught.value)
     require_digest(changed, changed.digest)
@@ -88,7 +88,12 @@ def test_nested_modules_that_are_missing_are_found(tiny_bert: Path, toys: Any, t
 def test_a_head_of_several_layers_is_one_module(tiny_bert: Path, toys: Any, tmp_path: Path) -> None:
     """RoBERTa's classification head has two linear layers under one name."""
     folder = shutil.copytree(tiny_bert, tmp_path / "roberta")
-    small = {"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    small: dict[str, Any] = {
+        "vocab_size": 384,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+    }
     config = RobertaConfig(**small, num_hidden_layers=1, max_position_embeddings=130)
     RobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
     assert load(folder, toys.classifier, THREE).missing_heads == ("classifier",)

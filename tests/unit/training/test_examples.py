@@ -21,6 +21,7 @@ ANSWERS = {"prompt": True, "completion": True}
 
 
 def contract(**options: Any) -> DataContract:
+    """Two columns and two labels, changed as asked."""
     return DataContract(**({"columns": {"text": "note", "label": "grade"}, "labels": ("0", "1")} | options))
 
 
@@ -38,6 +39,7 @@ def source(tmp_path: Path) -> Any:
 
 
 def good(count: int = 3) -> list[dict[str, Any]]:
+    """Rows without a fault."""
     return [{"note": f"note {i}", "grade": i % 2, "id": f"p{i}", "clinic": "a"} for i in range(count)]
 
 
@@ -226,6 +228,20 @@ def test_a_prediction_needs_no_label_and_no_answer(source: Any) -> None:
         read_examples(spec, contract(columns={"text": "nots"}), {"text": True, "label": False}, predict=True)
 
 
+def test_rows_that_are_only_scored_need_no_unit(source: Any) -> None:
+    """To train on, a row without a unit is quarantined; to score, it is a unit of its own."""
+    spec = source({"note": "a", "grade": 0, "id": "x", "patient": "p"}, {"note": "b", "grade": 1, "id": "y"})
+    data = contract(id_column="id", unit_column="patient")
+    assert read_examples(spec, data, CLASSES).quarantined == (BrokenRow(2, "empty:unit"),)
+    assert [row.unit for row in read_examples(spec, data, CLASSES, units=False).examples] == ["p", "y"]
+    bare = source({"note": "a", "grade": 0, "id": "x"})
+    with pytest.raises(DataError, match="'patient'"):
+        read_examples(bare, data, CLASSES)
+    assert read_examples(bare, data, CLASSES, units=False).examples[0].unit == "x"
+    asked = read_examples(source({"note": "a"}), data, CLASSES | {"label": False}, predict=True)
+    assert (asked.examples[0].id, asked.examples[0].unit) == ("1", "1")
+
+
 def test_labels_are_collected_once_over_all_sources(tmp_path: Path) -> None:
     """Sorted; numbers by value; what is empty is none."""
     paths = []
@@ -258,7 +274,8 @@ def test_the_data_side_needs_no_torch() -> None:
     """A wrong mapping is an error before torch is even imported."""
     code = (
         "import sys\n"
-        "import wardround.training.examples, wardround.training.data_check, wardround.simulations.partitions\n"
+        "import wardround.training.examples, wardround.training.data_check\n"
+        "import wardround.simulations.partitions\n"
         "print([name for name in ('torch', 'transformers', 'pyarrow', 'datasets') if name in sys.modules])\n"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

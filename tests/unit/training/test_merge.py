@@ -66,7 +66,7 @@ def test_the_merged_model_answers_as_the_adapter_does(
     assert report.changed_modules == report.adapted_modules
     assert report.against_quantised is None
 
-    auto = AutoModelForCausalLM if task == "causal" else AutoModelForSequenceClassification
+    auto: Any = AutoModelForCausalLM if task == "causal" else AutoModelForSequenceClassification
     labels = {} if task == "causal" else {"num_labels": 3}
     merged, info = auto.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not info["missing_keys"]
@@ -155,7 +155,7 @@ def test_weights_that_are_nan_fail(tiny_llama: Path, toys: Any, tmp_path: Path) 
     bench = toys.bench(tiny_llama, toys.causal)
     adapter = saved(bench, tmp_path / "adapter")
     weights = load_file(adapter / "adapter_model.safetensors")
-    name = sorted(weights)[0]
+    name = min(weights)
     weights[name] = np.full_like(weights[name], np.nan)
     save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="not finite"):
@@ -217,7 +217,7 @@ def test_adapters_that_do_not_belong_are_refused(
         run(bench, saved(other, tmp_path / "gpt2"), tmp_path / "merged", toys)
     adapter = saved(bench, tmp_path / "adapter")
     weights = load_file(adapter / "adapter_model.safetensors")
-    weights.pop(sorted(weights)[0])
+    weights.pop(min(weights))
     save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="does not fit"):
         run(bench, adapter, tmp_path / "merged", toys)
@@ -231,7 +231,7 @@ def test_a_quantised_base_is_merged_unquantised_and_both_differences_told(
     """The quantised answers (here the base's, slightly off) are reported and decide nothing."""
     bench = toys.bench(tiny_llama, toys.causal)
     adapter = saved(bench, tmp_path / "adapter")
-    config = BaseModelConfig(path=str(tiny_llama), quantisation="4bit")
+    config = BaseModelConfig(path=str(tiny_llama), quantisation="4bit", digest="0" * 64)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install bitsandbytes"):
         merge_adapter(adapter, config, bench.task, bench.data, tmp_path / "merged", samples=toys.rows(2))

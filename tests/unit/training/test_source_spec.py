@@ -15,6 +15,7 @@ from wardround.training.sources.contract import BrokenRow, Row
 
 
 def written(path: Path, rows: list[Any]) -> str:
+    """Write JSON lines and give the path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 
@@ -33,7 +34,7 @@ def test_equal_values_are_equal_texts(value: Any, text: str) -> None:
 
 
 def test_a_code_written_by_a_table_with_holes_is_the_code() -> None:
-    """pandas writes 1.0 where a column of whole numbers has holes; an id stays as it stands."""
+    """Pandas writes 1.0 where a column of whole numbers has holes; an id stays as it stands."""
     assert (code("1.0"), code("-3.00"), code("1.05"), code("v1.0")) == ("1", "-3", "1.05", "v1.0")
     assert plain("1.0") == "1.0"
 

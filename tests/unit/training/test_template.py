@@ -12,6 +12,7 @@ from wardround.training.template import UnknownCodeError, check_template, render
 
 
 def template(*segments: str, **values: dict[str, str]) -> TextTemplate:
+    """Segments and value maps."""
     return TextTemplate(segments=segments, values=values)
 
 
@@ -67,7 +68,7 @@ def test_a_code_without_a_word_is_named_by_its_column_alone(odd: Any) -> None:
 @pytest.mark.parametrize("odd", ["old", "inf", "nan", "1_000", [63], {"years": 63}])
 def test_a_value_that_its_format_refuses_breaks_the_row(odd: Any) -> None:
     """Text where a number is to be formatted, and values that are no text at all."""
-    with pytest.raises(UnknownCodeError, match="^age$"):
+    with pytest.raises(UnknownCodeError, match=r"^age$"):
         render(template("{age:.0f} years"), {"age": odd})
 
 

@@ -206,6 +206,15 @@ def test_an_answer_that_opens_with_spaces_hides_no_later_turn(tokenizer: Any) ->
     assert under_loss(tokenizer, row) == "  b</s> d  </s>"
 
 
+def test_spaces_at_a_spans_edges_fall_on_the_right_side(tokenizer: Any) -> None:
+    """Where offsets leave spaces out, the answer's last space is under loss and the prompt's is not."""
+    from tokenizers import processors
+
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    row = encode(tokenizer, {"prompt": "a  ", "completion": "b  "}, use_chat_template=False)
+    assert under_loss(tokenizer, row) == "b  </s>"
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> None:
     """Without tags, spans cannot be told when the system prompt moves to the last user turn."""
     tokenizer.chat_template = (
