@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 class RunStarted:
     """A run begins, or goes on after an interruption.
 
-    `arm` is `federated`, `centralised` or `local/SITE`; `resumed_from` is the last folded round, 0 for a new run.
+    `arm` is `federated`, `centralised` or `local/SITE`; `resumed_from` is the last folded round, or 0.
     """
 
     run_id: str

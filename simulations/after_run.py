@@ -118,9 +118,11 @@ def parity_lines(report: MergeReport) -> list[str]:
     """What a merge did, for people."""
     lines = [
         f"merged into {report.base}: {report.folder}",
-        f"parity on {report.samples} samples, re-read from disk: logits differ by at most "
-        f"{report.parity.largest:.2e}, {report.parity.relative:.2e} of the largest "
-        f"(tolerance {report.tolerance:.0e})",
+        (
+            f"parity on {report.samples} samples, re-read from disk: logits differ by at most "
+            f"{report.parity.largest:.2e}, {report.parity.relative:.2e} of the largest "
+            f"(tolerance {report.tolerance:.0e})"
+        ),
     ]
     if report.against_quantised is not None:
         lines.append(

@@ -18,6 +18,7 @@ from wardround.core.seeds import Purpose, generator, seed_for
 from wardround.server.rounds import choose_cohort
 from wardround.simulations.arms import Arm, SiteRows
 from wardround.training.batches import plan_batches
+from wardround.training.local_round import rows_in
 from wardround.training.schedules import rate
 from wardround.training.workbench import Workbench
 
@@ -76,7 +77,7 @@ def _train(
                 work.learning_rate,
                 round=round,
                 rounds=plan.rounds.rounds,
-                fraction=step / len(batches),
+                fraction=(step + 0.5) / len(batches),
             )
         batch = {key: value.to(bench.device) for key, value in bench.task.collate(chosen, plan.data).items()}
         optimiser.zero_grad()
@@ -85,7 +86,7 @@ def _train(
         if work.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, work.max_grad_norm)
         optimiser.step()
-    return bench.read_adapter().vector.copy(), len(usable)
+    return bench.read_adapter().vector.copy(), sum(map(rows_in, usable))
 
 
 def _check(arm: Arm) -> None:

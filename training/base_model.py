@@ -282,5 +282,5 @@ def require_digest(loaded: LoadedBase, expected: str) -> None:
             f"the weights of {loaded.name!r} are not the expected ones",
             found=loaded.digest,
             expected=expected,
-            remedy="get the base that the plan or model.digest names, in its revision, dtype and quantisation",
+            remedy="get the base that the plan or model.digest names: revision, dtype, quantisation",
         )

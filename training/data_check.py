@@ -22,9 +22,9 @@ from wardround.training.data_report import (
     UnitReport,
     spread,
 )
-from wardround.training.source_spec import SourceSpec, open_source, plain
+from wardround.training.source_spec import SourceSpec, code, open_source, plain
 from wardround.training.sources.contract import BrokenRow, Row
-from wardround.training.template import UnknownCodeError, render
+from wardround.training.template import UnknownCodeError, render, says_something
 
 LINES_NAMED = 20
 TEXTS_AT_ONCE = 256
@@ -134,13 +134,13 @@ def _count_columns(row: Row, tally: _Tally) -> None:
 def _count_label(row: Row, data: DataContract, roles: Mapping[str, bool], tally: _Tally) -> str | None:
     if "label" not in data.columns:
         return None
-    label = plain(row.values.get(data.columns["label"]))
+    label = code(row.values.get(data.columns["label"]))
     if not label:
         if roles.get("label", False):
             tally.fault("empty:label", row.number)
         return None
     tally.labels[label] += 1
-    if data.labels and label not in data.labels:
+    if data.labels and label not in set(map(code, data.labels)):
         tally.outside += 1
         tally.fault("label_not_listed", row.number)
     return label
@@ -166,7 +166,7 @@ def _text(row: Row, data: DataContract, roles: Mapping[str, bool], tally: _Tally
             continue
         if role == "text" and data.template is not None:
             try:
-                part = render(data.template, row.values)
+                part = render(data.template, row.values) if says_something(data.template, row.values) else ""
             except UnknownCodeError as error:
                 tally.fault(f"unknown_code:{error}", row.number)
                 continue

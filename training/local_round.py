@@ -106,7 +106,7 @@ def train_locally(
         if optimiser_state is not None and work.optimiser_state == "keep":
             import_state(optimiser, parameters, optimiser_state)
         for step, batch in enumerate(batches):
-            done = step / len(batches)
+            done = (step + 0.5) / len(batches)  # its middle, so that warm-up never begins with a step of zero
             set_rate(
                 optimiser,
                 rate(work.schedule, work.learning_rate, round=round, rounds=rounds, fraction=done),

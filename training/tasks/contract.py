@@ -14,7 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wardround.core.packed import Layout
 from wardround.core.plan import DataContract, TaskSpec
-from wardround.training.examples import Example as Example
+from wardround.training.examples import Example
+
+__all__ = ["Batch", "Encoded", "Example", "Task"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Task(Protocol):
         """The pretrained model through its Auto class, and transformers' loading info."""
 
     def required_roles(self, spec: TaskSpec, *, predict: bool = False) -> dict[str, bool]:
-        """Role → whether it has to be mapped (True) or may be (False); `predict`: without what is to be predicted."""
+        """Role → whether it has to be mapped (True) or may be (False); `predict`: without the answer."""
 
     def fault(self, example: Example, spec: TaskSpec, *, predict: bool = False) -> str | None:
         """Code of what makes a row unreadable for the task, or None; holds nothing of the row.
