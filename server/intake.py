@@ -12,9 +12,10 @@ from wardround.core.errors import PeerError
 from wardround.core.messages import Reply, Request
 from wardround.core.packed import Array, Counters, Layout, zeros
 from wardround.core.plan import TrainingPlan
-from wardround.privacy.ring import add
+from wardround.privacy.ring import MOST_WEIGHT, add
 
-MOST_WEIGHT = 2**32
+MOST_COUNT = 2**48
+"""Of one counter of one site: sums of thousands of sites stay far from wrapping."""
 
 
 @dataclass
@@ -84,11 +85,12 @@ class Intake:
             raise PeerError(
                 "the reply's counters have another layout", expected=self.counters.layout.digest[:12]
             )
-        if counters.vector.dtype != np.int64 or int(counters.vector.min(initial=0)) < 0:
+        vector = counters.vector
+        if vector.dtype != np.int64 or vector.min(initial=0) < 0 or vector.max(initial=0) > MOST_COUNT:
             raise PeerError(
                 "the reply's counters are not counts",
-                found=counters.vector.dtype,
-                expected="int64, none negative",
+                found=vector.dtype,
+                expected=f"int64 from 0 to {MOST_COUNT}",
             )
         weight = int(counters[WEIGHT])
         least = 1 if request.train else 0
@@ -109,6 +111,12 @@ class Intake:
                 "the contribution has the wrong shape or type",
                 found=f"{statistics.dtype} {statistics.shape}",
                 expected=f"int64 {self.total.shape}",
+            )
+        bound = 2**63 // max(1, sum(request.train for request in self.requests.values()))
+        if statistics.max(initial=0) >= bound or statistics.min(initial=0) <= -bound:
+            raise PeerError(
+                "the contribution is out of the ring's bounds: the sum could wrap",
+                expected=f"ring integers below {bound} in size",
             )
         return statistics
 

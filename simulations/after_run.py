@@ -62,14 +62,13 @@ class FinishedRun:
     def examples(self, source: SourceSpec, *, labelled: bool = True) -> list[Example]:
         """Rows of a source through the plan's data contract."""
         spec, predict = self.plan.task, not labelled
-        data = self.plan.data
-        if predict:
-            data = data.model_copy(
-                update={"columns": {k: v for k, v in data.columns.items() if k != "label"}}
-            )
-        roles = self.task.required_roles(spec, predict=predict)
         found = read_examples(
-            source, data, roles, fault=lambda example: self.task.fault(example, spec, predict=predict)
+            source,
+            self.plan.data,
+            self.task.required_roles(spec, predict=predict),
+            fault=lambda example: self.task.fault(example, spec, predict=predict),
+            predict=predict,
+            units=False,
         )
         return list(found.examples)
 

@@ -75,7 +75,7 @@ class EvaluationConfig(Frozen):
     every: int | None = Field(default=None, gt=0)
     """Every so many rounds; None only at the end."""
     samples: int = Field(default=3, ge=0)
-    """Sample answers in the model card, where the task writes text."""
+    """Sample answers to test rows in the model card."""
 
 
 class BoundsConfig(Frozen):

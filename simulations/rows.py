@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from wardround.core.errors import DataError
@@ -13,6 +13,8 @@ from wardround.simulations.partitions import PARTITIONS
 from wardround.training.examples import Example, ExampleSet, collect_labels, read_examples
 from wardround.training.source_spec import SourceSpec
 from wardround.training.tasks import Task
+
+LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,16 @@ def gather(config: RunConfig, task: Task, spec: TaskSpec, *, allow_dotted: bool 
     contract = contract_of(data, roles)
     notices: list[str] = []
 
-    def read(source: SourceSpec, where: str, site_column: str | None = None) -> list[Example]:
+    def read(
+        source: SourceSpec, where: str, site_column: str | None = None, *, units: bool = True
+    ) -> list[Example]:
         rows = read_examples(
-            source, contract, roles, site_column=site_column, fault=lambda example: task.fault(example, spec)
+            source,
+            contract,
+            roles,
+            site_column=site_column,
+            fault=lambda example: task.fault(example, spec),
+            units=units,
         )
         return _told(rows, where, notices)
 
@@ -60,6 +69,7 @@ def gather(config: RunConfig, task: Task, spec: TaskSpec, *, allow_dotted: bool 
         rows = read(data.source, "the training source", data.site_column)
         examples = _limited(rows, data.limit, config.seed)
         sites = _partitioned(config, examples, allow_dotted=allow_dotted)
+    _check_names(sites)
     empty = [name for name, examples in sites.items() if not examples]
     sites = {name: examples for name, examples in sorted(sites.items()) if examples}
     if empty:
@@ -68,6 +78,25 @@ def gather(config: RunConfig, task: Task, spec: TaskSpec, *, allow_dotted: bool 
         raise DataError("no site has a usable row", remedy="run `wardround data check` on the source")
     test, site_tests = _tests(data, read, sites)
     return Rows(contract, sites, test, site_tests, notices)
+
+
+def _check_names(sites: Iterable[str]) -> None:
+    """A site's name becomes a folder's and part of messages: short, printable, no path."""
+    wrong = [
+        name
+        for name in sites
+        if not name.isprintable()
+        or len(name) > LONGEST_NAME
+        or name.startswith(".")
+        or set(name) & set("/\\:\0")
+    ]
+    if wrong:
+        raise DataError(
+            "some site names cannot name a folder",
+            found=f"{len(wrong)}, the first has {len(wrong[0])} characters",
+            expected=f"printable text of at most {LONGEST_NAME} characters, no / \\ : and no leading dot",
+            remedy="rename these sites in the data, or map another data.site_column",
+        )
 
 
 def contract_of(data: DataConfig, roles: dict[str, bool]) -> DataContract:
@@ -103,9 +132,10 @@ def _partitioned(
 def _tests(
     data: DataConfig, read: Callable[..., list[Example]], sites: dict[str, list[Example]]
 ) -> tuple[list[Example], dict[str, list[Example]]]:
-    test = read(data.test, "the test source", data.site_column) if data.test is not None else []
+    test = [] if data.test is None else read(data.test, "the test source", data.site_column, units=False)
     site_tests = {
-        name: read(source, f"the test source of {name}") for name, source in sorted(data.site_tests.items())
+        name: read(source, f"the test source of {name}", units=False)
+        for name, source in sorted(data.site_tests.items())
     }
     if not site_tests:
         cut = {name: [example for example in test if example.site == name] for name in sites}

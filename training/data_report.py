@@ -108,6 +108,7 @@ def spread(numbers: Sequence[int]) -> Spread | None:
 
 def print_report(report: DataReport, console: Console) -> None:
     """Print every part of the report that has something to say."""
+    console.print(report.source, markup=False, highlight=False, soft_wrap=True)
     console.print(_overview(report))
     console.print(_columns(report))
     if report.labels:
@@ -121,7 +122,7 @@ def print_report(report: DataReport, console: Console) -> None:
 
 
 def _overview(report: DataReport) -> Table:
-    table = Table("", "rows", title=escape(report.source), title_justify="left")
+    table = Table("", "rows")
     table.columns[1].justify = "right"
     table.add_row("read", str(report.rows))
     table.add_row("readable", str(report.readable))

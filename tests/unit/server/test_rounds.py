@@ -136,6 +136,10 @@ BAD = {
     "weight": lambda b, reply: b.replace(
         reply, counters=with_counters(reply, lambda v: np.where(np.arange(v.size) == 0, 10**15, v))
     ),
+    "wrapping contribution": lambda b, reply: b.replace(reply, statistics=reply.statistics + 2**62),
+    "wrapping counters": lambda b, reply: b.replace(
+        reply, counters=with_counters(reply, lambda v: np.where(np.arange(v.size) == 5, 2**60, v))
+    ),
     "negative counters": lambda b, reply: b.replace(reply, counters=with_counters(reply, lambda v: -v)),
     "zero weight": lambda b, reply: b.replace(reply, counters=with_counters(reply, lambda v: 0 * v)),
 }  # fmt: skip

@@ -1,0 +1,29 @@
+"""Every setting stands in the composed configuration, so that it can be overridden without a plus sign."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from wardround.core.plan import known_keys
+from wardround.simulations.config import RunConfig
+
+# A source, a template and a strategy's or adapter's options are values of their own.
+WHOLE = ("data.source", "data.test", "data.template", "data.sites", "data.site_tests")
+
+
+def test_every_key_of_the_run_configuration_is_in_the_composed_one() -> None:
+    """No key of RunConfig is missing, whatever its section."""
+    with initialize_config_module("wardround.conf", version_base="1.3"):
+        composed: Any = OmegaConf.to_container(compose("config"), resolve=False)
+    missing = []
+    for section, keys in known_keys(RunConfig).items():
+        if section.startswith(WHOLE):
+            continue
+        place = composed
+        for part in filter(None, section.split(".")):
+            place = (place or {}).get(part, {})
+        missing += [f"{section}.{key}" for key in keys if key not in place]
+    assert missing == []
