@@ -10,7 +10,9 @@ from typing import Any
 
 import hydra
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -54,6 +56,13 @@ def with_config_name(arguments: Sequence[str]) -> list[str]:
 
 
 def _job(composed: DictConfig) -> float | None:
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        named = any(override.startswith("output=") for override in hydra_config.overrides.task)
+        folder = (
+            Path(composed.output) / str(hydra_config.job.num) if named else hydra_config.runtime.output_dir
+        )
+        composed.output = str(folder)  # each job of a sweep has a folder of its own
     result = run_composed(composed)
     best = result.federated.outcome.selection.best
     return best[1] if best else None

@@ -43,7 +43,7 @@ def _some_ids(shared_data: Path, name: str) -> str:
     import gzip
     import json
 
-    folder = shared_data / "data" / name.split("_q")[0]
+    folder = shared_data / "data" / name.split("_q", maxsplit=1)[0]
     with gzip.open(folder / "test.jsonl.gz", "rt", encoding="utf-8") as file:
         ids = [json.loads(line)["id"] for line, _ in zip(file, range(12), strict=False)]
     return "[" + ",".join(f"'{row}'" for row in ids) + "]"

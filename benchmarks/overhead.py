@@ -1,0 +1,94 @@
+"""What the simulator costs beside a bare PyTorch loop that does the same steps on the same batches.
+
+    python benchmarks/overhead.py [ROUNDS] [REPEATS]
+
+One arm of the demo (MiniLM, four hospitals), validation off, once through Flower's engine, the round loop
+and the site's handler (A), once through `simulations/twin.py`, which is the bare loop (B). First both have
+to end with the identical adapter; then they are timed A B A B in this process. Goal: median A/B ≤ 1.10.
+
+Results stand in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from wardround.core.packed import Adapter
+from wardround.core.plan import TaskSpec
+from wardround.runtime.events import EventStream
+from wardround.simulations.arms import Arm, SiteRows, run_arms
+from wardround.simulations.config import RunConfig
+from wardround.simulations.rows import gather
+from wardround.simulations.twin import run_twin
+from wardround.training.adapters import ADAPTERS
+from wardround.training.planning import make_plan
+from wardround.training.tasks import TASKS
+from wardround.training.workbench import Workbench, open_workbench
+
+
+def prepare(rounds: int) -> tuple[Arm, Workbench, Adapter]:
+    """The demo's federation without a validation part."""
+    with initialize_config_module("wardround.conf", version_base="1.3"):
+        composed = compose(
+            "config",
+            overrides=["experiment=demo", f"rounds.rounds={rounds}", "data.validation_fraction=0"],
+        )
+    config = RunConfig.parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]  # a mapping
+    task, method = TASKS.get(config.task.name), ADAPTERS.get(config.adapter.method)
+    spec = TaskSpec(name=config.task.name, metrics=task.metric_family)
+    rows = gather(config, task, spec)
+    options = method.Options.model_validate(config.adapter.options)
+    bench = open_workbench(
+        config.model, task, rows.contract, method, options, config.machine, seed=config.seed
+    )
+    plan, initial = make_plan(
+        bench, name=config.name, seed=config.seed, task=spec, data=rows.contract,
+        adapter_options=options.model_dump(mode="json"), start_from=None, local=config.local,
+        strategy=config.strategy, encoding=config.encoding, rounds=config.rounds, release=config.release,
+    )  # fmt: skip
+    sites = {
+        name: SiteRows(task.encode(examples, bench.tokenizer, plan.data, spec), [])
+        for name, examples in rows.sites.items()
+    }
+    return Arm("federated", plan, sites), bench, initial
+
+
+def simulated(arm: Arm, bench: Workbench, initial: Adapter) -> str:
+    """Digest of the last adapter, through the engine."""
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = run_arms(
+            [arm], bench, initial, lambda name: Path(folder) / name, EventStream(),
+            run_id="benchmark", lanes=8, each=lambda _, train: train(lambda state: None),
+        )  # fmt: skip
+    return outcomes[0].last.adapter.digest
+
+
+def main(rounds: int = 3, repeats: int = 3) -> None:
+    """Assert equality, then time."""
+    arm, bench, initial = prepare(rounds)
+    times: dict[str, list[float]] = {"simulated": [], "bare": []}
+    digests = set()
+    for _ in range(repeats):
+        for name, run in (
+            ("simulated", lambda: simulated(arm, bench, initial)),
+            ("bare", lambda: run_twin(arm, bench, initial).digest),
+        ):
+            started = time.perf_counter()
+            digests.add(run())
+            times[name].append(time.perf_counter() - started)
+        assert len(digests) == 1, "the contenders do not do the same work"
+    ratios = [a / b for a, b in zip(times["simulated"], times["bare"], strict=True)]
+    for name, values in times.items():
+        print(f"{name:10} median {statistics.median(values):7.2f} s  of {[round(v, 2) for v in values]}")
+    print(f"ratio      median {statistics.median(ratios):7.3f}    of {[round(r, 3) for r in ratios]}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:3]))
