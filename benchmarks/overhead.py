@@ -65,7 +65,7 @@ def simulated(arm: Arm, bench: Workbench, initial: Adapter) -> str:
     with tempfile.TemporaryDirectory() as folder:
         outcomes = run_arms(
             [arm], bench, initial, lambda name: Path(folder) / name, EventStream(),
-            run_id="benchmark", lanes=8, each=lambda _, train: train(lambda state: None),
+            run_id="benchmark", lanes=8, each=lambda _, train: train(lambda _: None),
         )  # fmt: skip
     return outcomes[0].last.adapter.digest
 

@@ -23,8 +23,8 @@ def test_an_experiment_runs_on_the_real_set(name: str, shared_data: Path, tmp_pa
             "config",
             overrides=[
                 f"experiment={name}", f"output={tmp_path / name}", "rounds.rounds=1", "data.limit=150",
-                "local.epochs=null", "local.steps=1", "evaluation.samples=1", "local.batch_size=4", "data.max_length=32",
-                "data.validation_fraction=0", "machine.threads=1",
+                "local.epochs=null", "local.steps=1", "local.batch_size=4", "data.max_length=32",
+                "data.validation_fraction=0", "machine.threads=1", "evaluation.samples=1",
                 "+data.test.where={id: " + _some_ids(shared_data, name) + "}",
             ],
         )  # fmt: skip
