@@ -6,7 +6,6 @@ the counters. Nothing is pickled. Only Flower's public API is used here.
 
 from __future__ import annotations
 
-import json
 from typing import Any, TypeVar
 
 import numpy as np
@@ -176,15 +175,12 @@ def _manifest(records: RecordDict, model: type[M]) -> M:
             expected=f"JSON of at most {LARGEST_MANIFEST} bytes",
         )
     try:
-        return model.model_validate(json.loads(text))
-    except (json.JSONDecodeError, ValidationError) as error:
-        fields = (
-            [str(e["loc"]) for e in error.errors(include_input=False)]
-            if isinstance(error, ValidationError)
-            else []
-        )
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        fields = [".".join(map(str, fault["loc"])) for fault in error.errors(include_input=False)]
         raise PeerError(
-            "the message's manifest is not valid", found=", ".join(fields[:5]) or "no JSON"
+            "the message's manifest is not valid",
+            found=", ".join(filter(None, fields[:5])) or "no JSON object",
         ) from error
 
 

@@ -1,0 +1,98 @@
+"""Flower's internals that the simulator stands on: this fails loudly when one of them moves."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+from flwr.server.superlink.fleet.vce import vce_api
+from flwr.server.superlink.fleet.vce.backend.backend import Backend
+from flwr.server.superlink.linkstate.in_memory_linkstate import RunRecord
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from wardround.core.messages import Reply, Request
+from wardround.core.packed import Layout, Packed, TensorSpec
+from wardround.runtime.flower_codec import addressee, decode_request, encode_reply
+from wardround.server.grid_transport import GridTransport
+from wardround.simulations.flower_engine import simulate
+
+LAYOUT = Layout(tensors=(TensorSpec(name="x", shape=(4,)),))
+
+
+def requests(count: int) -> list[Request]:
+    """One a site."""
+    broadcast = Packed(LAYOUT, np.arange(4, dtype=np.float32))
+    return [
+        Request("run", "d", 1, f"site_{i}", train=True, evaluate=False, broadcast=broadcast)
+        for i in range(count)
+    ]
+
+
+def echo() -> ClientApp:
+    """Answers with the round it was asked for; the third site's handler breaks."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Any) -> Message:
+        request = decode_request(message.content, LAYOUT)
+        _, site = addressee(message.content)
+        if site == "site_3":
+            raise RuntimeError("out of order")
+        return Message(encode_reply(Reply("run", "d", request.round, site, code="echo"))[0], reply_to=message)
+
+    return app
+
+
+def test_the_internals_are_where_they_were() -> None:
+    """Version, signatures and fields that `simulations/flower_engine.py` uses."""
+    assert metadata.version("flwr").startswith("1.41.")
+    assert list(inspect.signature(vce_api._register_nodes).parameters) == ["num_nodes", "state_factory"]
+    assert list(inspect.signature(vce_api._register_node_info_stores).parameters) == [
+        "nodes_mapping",
+        "run",
+        "app_dir",
+    ]
+    assert list(inspect.signature(vce_api.run_api).parameters) == [
+        "app_fn", "backend_fn", "nodes_mapping", "state_factory", "node_info_stores", "f_stop", "metrics",
+    ]  # fmt: skip
+    assert {"build", "is_worker_idle", "terminate", "process_message"} <= Backend.__abstractmethods__
+    assert "run" in inspect.signature(RunRecord).parameters
+    run = Run.create_empty(run_id=7)
+    assert {"primary_task_id", "federation_id"} <= set(vars(run))
+
+
+def test_messages_go_out_and_come_back_over_a_few_lanes() -> None:
+    """Twenty sites over three nodes: every reply arrives once, a broken handler is a named failure."""
+    collected: dict[str, Reply] = {}
+
+    def server(grid: Grid, nodes: list[int]) -> None:
+        assert len(nodes) == 3
+        transport = GridTransport(grid, lambda site: nodes[int(site[5:]) % 3], LAYOUT, poll_s=0.01)
+        assert transport.send(requests(20)) > 20 * 16
+        for _ in range(200):
+            for reply, _size in transport.receive(0.2):
+                assert reply.site not in collected
+                collected[reply.site] = reply
+            if len(collected) == 20:
+                return
+
+    simulate(server, echo(), lanes=3)
+    assert sorted(collected) == sorted(f"site_{i}" for i in range(20))
+    assert (collected["site_3"].status, collected["site_3"].code) == ("failed", "crashed")
+    assert {reply.code for site, reply in collected.items() if site != "site_3"} == {"echo"}
+
+
+def test_what_the_server_raises_reaches_the_caller() -> None:
+    """And the engine's threads end."""
+
+    def server(grid: Grid, nodes: list[int]) -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        simulate(server, echo(), lanes=1)
