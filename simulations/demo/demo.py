@@ -53,42 +53,42 @@ def former_demo(folder: Path) -> bool:
 
 
 def hospital_table(result: SimulationResult) -> Table:
-    """Accuracy a hospital: alone and together, on its own test patients and on everybody's."""
-    table = Table(title="What federation buys: accuracy on test patients", title_justify="left")
-    for column, justify in (
-        ("hospital", "left"),
-        ("patients", "right"),
-        ("own: alone", "right"),
-        ("own: federated", "right"),
-        ("everybody's: alone", "right"),
-        ("everybody's: federated", "right"),
-    ):
-        table.add_column(column, justify="right" if justify == "right" else "left")
-    everybody = result.federated.test["test"].values["accuracy"]
+    """Accuracy a hospital, alone and together, on its own test patients and on those of all hospitals."""
+    table = Table(
+        title="What federation buys: accuracy of each hospital's model, trained alone and together",
+        title_justify="left",
+    )
+    table.add_column("hospital")
+    for column in ("patients", "own, alone", "own, federated", "all, alone", "all, federated"):
+        table.add_column(column, justify="right")
+    together = result.federated.test
     for site, rows in result.federated.arm.sites.items():
-        alone, together = result.bounds[f"local/{site}"].test, result.federated.test
-        part = f"test/{site}"
+        alone, own = result.bounds[f"local/{site}"].test, f"test/{site}"
         table.add_row(
             site,
             str(len(rows.training) + len(rows.validation)),
-            f"{alone[part].values['accuracy']:.3f}",
-            f"{together[part].values['accuracy']:.3f}",
-            f"{alone['test'].values['accuracy']:.3f}",
-            f"[bold]{everybody:.3f}[/bold]",
+            *(f"{scores.values['accuracy']:.3f}" for scores in (alone[own], together[own], alone["test"])),
+            f"[bold]{together['test'].values['accuracy']:.3f}[/bold]",
         )
     return table
 
 
 def ask(run: Path, console: Console) -> None:
-    """Ask the merged model about one test patient."""
-    table = resources.files("wardround.simulations.demo").joinpath("heart.csv")
-    with resources.as_file(table) as path, path.open(encoding="utf-8") as file:
-        patient = next(row for row in csv.DictReader(file) if row["split"] == "test")
-        merged = open_model(run / "merged")
-        source = SourceSpec(path=str(path), where={"id": patient["id"]})
-        answer = predict_rows(merged, source)[0]
+    """Ask the merged model about the first test patient of each hospital, then about all of them."""
+    package = resources.files("wardround.simulations.demo").joinpath("heart.csv")
+    merged = open_model(run / "merged")
+    with resources.as_file(package) as path:
+        with path.open(encoding="utf-8") as file:
+            tested = [row for row in csv.DictReader(file) if row["split"] == "test"]
+        patients = {row["site"]: row for row in reversed(tested)}
+        ids = [patients[site]["id"] for site in sorted(patients)]
+        answers = predict_rows(merged, SourceSpec(path=str(path), where={"id": ids}))
         scored = evaluate_rows(merged, SourceSpec(path=str(path), where={"split": "test"}))
-    truth = "disease" if patient["label"] == "1" else "no disease"
-    console.print(f"The merged model on test patient [bold]{patient['id']}[/bold] ({truth} in the record):")
-    console.print_json(data=answer)
-    console.print(f"The merged model on all test patients: accuracy {scored.values['accuracy']:.3f}.")
+    table = Table(title="The merged model, asked about a test patient of each hospital", title_justify="left")
+    for column in ("patient", "probability of disease", "in the record"):
+        table.add_column(column, justify="right" if column.startswith("prob") else "left")
+    for patient, answer in zip((patients[site] for site in sorted(patients)), answers, strict=True):
+        truth = "disease" if patient["label"] == "1" else "no disease"
+        table.add_row(patient["id"], f"{answer['probabilities']['1']:.2f}", truth)
+    console.print(table)
+    console.print(f"On all {len(tested)} test patients: accuracy {scored.values['accuracy']:.3f}.")
