@@ -85,7 +85,8 @@ def test_a_reply_comes_back_as_it_was(status: Any) -> None:
 
 BAD_FIELDS: list[dict[str, Any]] = [
     {"protocol": 2}, {"protocol": "1"}, {"round": 0}, {"round": -1}, {"round": 1.5}, {"round": "3"},
-    {"stage": 99}, {"attempt": -1}, {"site": ""}, {"site": "x" * 1000}, {"site": None}, {"layout_digest": "e" * 64},
+    {"stage": 99}, {"attempt": -1},
+    {"site": ""}, {"site": "x" * 1000}, {"site": None}, {"layout_digest": "e" * 64},
     {"layout_digest": "x" * 65}, {"train": 1}, {"train": "yes"}, {"evaluate": None}, {"cohort_size": 0},
     {"unknown": 1}, {"plan_digest": 5}, {"run_id": "x" * 300},
 ]  # fmt: skip
