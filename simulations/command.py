@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     sys.path.insert(0, str(Path.cwd()))  # a researcher's own module:attribute lies beside them
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would swallow our error and its exit code
-    program, sys.argv = sys.argv, ["wardround simulate", *with_config_name(arguments)]
+    program, sys.argv = sys.argv, ["wardround simulate", *for_hydra(arguments)]
     try:
         hydra.main(version_base="1.3", config_path="pkg://wardround.conf", config_name="config")(_job)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -43,16 +43,17 @@ def main(arguments: Sequence[str]) -> None:
         sys.argv = program
 
 
-def with_config_name(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with the name of the file that `wardround init` writes where a folder alone is given."""
-    named = any(
-        argument in ("--config-name", "-cn") or argument.startswith("--config-name=")
-        for argument in arguments
-    )
-    folder = any(
-        argument in ("--config-dir", "-cd") or argument.startswith("--config-dir=") for argument in arguments
-    )
-    return ["--config-name", Path(FILE).stem, *arguments] if folder and not named else list(arguments)
+def for_hydra(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra's parser takes them: flags first.
+
+    Where a folder alone is given, the name of the file that `wardround init` writes is added.
+    """
+    overrides = [argument for argument in arguments if argument[:1] != "-" and "=" in argument]
+    flags = [argument for argument in arguments if argument not in overrides]
+    named = any(flag.split("=")[0] in ("--config-name", "-cn") for flag in flags)
+    folder = any(flag.split("=")[0] in ("--config-dir", "-cd") for flag in flags)
+    name = ["--config-name", Path(FILE).stem] if folder and not named else []
+    return [*name, *flags, *overrides]
 
 
 def _job(composed: DictConfig) -> float | None:

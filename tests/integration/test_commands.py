@@ -61,7 +61,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Place:
                 file.write(json.dumps({"note": note, "kind": kind, "ward": f"ward_{number % 2}"}) + "\n")
     settings = (
         "data=own", "model=own", f"model.path={tiny_bert}", "data.source={path: rows.jsonl}",
-        "data.test={path: test.jsonl}", "data.columns={text: note, label: kind}", "data.site_column=ward",
+        "data.test={path: test.jsonl}", "+data.columns.text=note",
+        "+data.columns.label=kind", "data.site_column=ward",
         "partition.kind=natural", "data.max_length=32", "rounds.rounds=2", "local.batch_size=8",
         "local.learning_rate=0.01", "machine.threads=1", "machine.device=cpu", "release.metric=loss",
         "release.direction=min",
