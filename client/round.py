@@ -11,7 +11,7 @@ from wardround.client.memory import Kept
 from wardround.client.site import Site
 from wardround.core.counting import fill_counters, reply_layout, train_loss, validation_scores
 from wardround.core.errors import PeerError, TrainingError
-from wardround.core.messages import Reply, Request
+from wardround.core.messages import Reply, Request, reply_to
 from wardround.core.packed import Adapter, Array, require_finite
 from wardround.privacy.ring import encode
 from wardround.training.evaluation import evaluate
@@ -24,9 +24,9 @@ def answer(request: Request, site: Site) -> Reply:
         check_request(request, site)
         return ok_reply(request, site)
     except TrainingError as error:
-        return unsuccessful(request, "failed", error.code, error.what)
+        return reply_to(request, status="failed", code=error.code, reason=error.what)
     except PeerError as error:
-        return unsuccessful(request, "refused", "bad_request", error.what)
+        return reply_to(request, status="refused", code="bad_request", reason=error.what)
 
 
 def check_request(request: Request, site: Site) -> None:
@@ -76,13 +76,8 @@ def ok_reply(request: Request, site: Site) -> Reply:
             "train.steps": float(result.steps),
             "train.examples": float(result.examples),
         }
-    return Reply(
-        run_id=request.run_id,
-        plan_digest=request.plan_digest,
-        round=request.round,
-        site=request.site,
-        stage=request.stage,
-        attempt=request.attempt,
+    return reply_to(
+        request,
         statistics=statistics,
         statistics_layout_digest=layout_digest,
         counters=counters,
@@ -149,18 +144,3 @@ def weight_of(site: Site, result: LocalResult) -> int:
             return max(1, result.targets)
         case "uniform":
             return 1
-
-
-def unsuccessful(request: Request, status: str, code: str, reason: str) -> Reply:
-    """A reply that says why there is no contribution; holds no data."""
-    return Reply(
-        run_id=request.run_id,
-        plan_digest=request.plan_digest,
-        round=request.round,
-        site=request.site,
-        stage=request.stage,
-        attempt=request.attempt,
-        status="refused" if status == "refused" else "failed",
-        code=code,
-        reason=reason,
-    )

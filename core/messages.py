@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from wardround.core.packed import Array, Counters, Packed
 
@@ -65,3 +65,16 @@ class Reply:
     counters: Counters | None = None
     local: dict[str, float] = field(default_factory=dict)
     """Per-site figures that this site's policy lets out (a simulation: all of them)."""
+
+
+def reply_to(request: Request, **fields: Any) -> Reply:
+    """A reply that names what it answers; `fields` are the reply's own."""
+    return Reply(
+        run_id=request.run_id,
+        plan_digest=request.plan_digest,
+        round=request.round,
+        site=request.site,
+        stage=request.stage,
+        attempt=request.attempt,
+        **fields,
+    )

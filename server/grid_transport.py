@@ -10,7 +10,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from wardround.core.errors import PeerError
-from wardround.core.messages import Reply, Request
+from wardround.core.messages import Reply, Request, reply_to
 from wardround.core.packed import Layout
 from wardround.runtime.flower_codec import decode_reply, encode_request
 
@@ -76,17 +76,7 @@ class GridTransport:
 
 
 def _failed(request: Request, code: str, reason: str) -> Reply:
-    return Reply(
-        run_id=request.run_id,
-        plan_digest=request.plan_digest,
-        round=request.round,
-        site=request.site,
-        stage=request.stage,
-        attempt=request.attempt,
-        status="failed",
-        code=code,
-        reason=reason,
-    )
+    return reply_to(request, status="failed", code=code, reason=reason)
 
 
 def _size(reply: Reply) -> int:

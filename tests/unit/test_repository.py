@@ -225,7 +225,7 @@ def test_constraints_pin_every_declared_dependency() -> None:
 def make_dry(*arguments: str) -> str:
     """What make would do from nothing."""
     done = subprocess.run(
-        ["make", "--dry-run", "--always-make", *arguments],
+        ["make", "--no-print-directory", "--dry-run", "--always-make", *arguments],
         check=False,
         capture_output=True,
         text=True,
