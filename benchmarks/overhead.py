@@ -21,19 +21,15 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from wardround.core.packed import Adapter
-from wardround.core.plan import TaskSpec
 from wardround.runtime.events import EventStream
-from wardround.simulations.arms import Arm, SiteRows, run_arms
+from wardround.simulations.arms import Arm, run_arms
 from wardround.simulations.config import RunConfig
-from wardround.simulations.rows import gather
+from wardround.simulations.preparation import encode_all, prepare
 from wardround.simulations.twin import run_twin
-from wardround.training.adapters import ADAPTERS
-from wardround.training.planning import make_plan
-from wardround.training.tasks import TASKS
-from wardround.training.workbench import Workbench, open_workbench
+from wardround.training.workbench import Workbench
 
 
-def prepare(rounds: int) -> tuple[Arm, Workbench, Adapter]:
+def demo(rounds: int) -> tuple[Arm, Workbench, Adapter]:
     """The demo's federation without a validation part."""
     with initialize_config_module("wardround.conf", version_base="1.3"):
         composed = compose(
@@ -41,23 +37,8 @@ def prepare(rounds: int) -> tuple[Arm, Workbench, Adapter]:
             overrides=["experiment=demo", f"rounds.rounds={rounds}", "data.validation_fraction=0"],
         )
     config = RunConfig.parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]  # a mapping
-    task, method = TASKS.get(config.task.name), ADAPTERS.get(config.adapter.method)
-    spec = TaskSpec(name=config.task.name, metrics=task.metric_family)
-    rows = gather(config, task, spec)
-    options = method.Options.model_validate(config.adapter.options)
-    bench = open_workbench(
-        config.model, task, rows.contract, method, options, config.machine, seed=config.seed
-    )
-    plan, initial = make_plan(
-        bench, name=config.name, seed=config.seed, task=spec, data=rows.contract,
-        adapter_options=options.model_dump(mode="json"), start_from=None, local=config.local,
-        strategy=config.strategy, encoding=config.encoding, rounds=config.rounds, release=config.release,
-    )  # fmt: skip
-    sites = {
-        name: SiteRows(task.encode(examples, bench.tokenizer, plan.data, spec), [])
-        for name, examples in rows.sites.items()
-    }
-    return Arm("federated", plan, sites), bench, initial
+    prepared = prepare(config)
+    return encode_all(prepared, EventStream())[0], prepared.bench, prepared.initial
 
 
 def simulated(arm: Arm, bench: Workbench, initial: Adapter) -> str:
@@ -72,7 +53,7 @@ def simulated(arm: Arm, bench: Workbench, initial: Adapter) -> str:
 
 def main(rounds: int = 3, repeats: int = 3) -> None:
     """Assert equality, then time."""
-    arm, bench, initial = prepare(rounds)
+    arm, bench, initial = demo(rounds)
     times: dict[str, list[float]] = {"simulated": [], "bare": []}
     digests = set()
     for _ in range(repeats):

@@ -1,7 +1,7 @@
 """The slow, plain twin of a simulated run: no Flower, round loop, handler, strategy or fast path.
 
 FedAvg as in McMahan et al. 2017, Algorithm 1, written out over PyTorch: the same rows in the same
-batches from the same seeds. tests/integration/test_twin.py holds that the engine ends with the very
+batches from the same seeds. tests/integration/test_simulation.py holds that the engine ends with the very
 same adapter, bit for bit; benchmarks/overhead.py uses it as the bare loop.
 """
 
@@ -104,5 +104,5 @@ def _check(arm: Arm) -> None:
             "the twin does not write this out",
             found=", ".join(found),
             expected="FedAvg with AdamW, reset every round, no early stopping",
-            remedy="use simulation.backend=flower",
+            remedy="compare such a plan with tests of its own part instead",
         )

@@ -1,0 +1,138 @@
+"""What every arm of a simulated run stands on: rows, base model, plan, initial adapter, encoded sites.
+
+rows → base model → plan and initial adapter → encode
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wardround.core.packed import Adapter
+from wardround.core.plan import TaskSpec, TrainingPlan, parse_options
+from wardround.runtime.events import EventStream, Notice
+from wardround.runtime.locations import locate
+from wardround.simulations.arms import FEDERATED, Arm, SiteRows
+from wardround.simulations.config import RunConfig
+from wardround.simulations.rows import Rows, gather
+from wardround.simulations.scoring import TestRows
+from wardround.training.adapters import ADAPTERS
+from wardround.training.examples import Example, split_validation
+from wardround.training.planning import make_plan
+from wardround.training.tasks import TASKS
+from wardround.training.tasks.contract import Encoded, Task
+from wardround.training.workbench import Workbench, open_workbench
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A configured run before anything is trained.
+
+    Attributes:
+        config: Checked configuration.
+        rows: Rows of every site, and the test rows.
+        bench: Base model with the adapter on it; all sites share it.
+        plan: What is trained.
+        initial: The adapter that every arm starts from.
+    """
+
+    config: RunConfig
+    rows: Rows
+    bench: Workbench
+    plan: TrainingPlan
+    initial: Adapter
+
+
+def task_of(config: RunConfig) -> tuple[Task, TaskSpec]:
+    """The configured task and its checked options.
+
+    Raises:
+        ConfigError: Unknown task or option.
+    """
+    task = TASKS.get(config.task.name, allow_dotted=True)
+    options = parse_options(task.Options, config.task.options, f"options of task {config.task.name!r}")
+    return task, TaskSpec(
+        name=config.task.name, options=options.model_dump(mode="json"), metrics=task.metric_family
+    )
+
+
+def prepare(config: RunConfig, rows: Rows | None = None) -> Preparation:
+    """Read the rows, load the base model, make the plan and the initial adapter.
+
+    Args:
+        config: Checked configuration.
+        rows: Instead of those that the configuration names.
+
+    Raises:
+        WardroundError: What is wrong with configuration, data or model; rows are read before any model.
+    """
+    task, spec = task_of(config)
+    rows = rows or gather(config, task, spec)
+    method = ADAPTERS.get(config.adapter.method, allow_dotted=True)
+    options = parse_options(
+        method.Options, config.adapter.options, f"options of adapter {config.adapter.method!r}"
+    )
+    bench = open_workbench(
+        config.model, task, rows.contract, method, options, config.machine, seed=config.seed
+    )
+    plan, initial = make_plan(
+        bench,
+        name=config.name,
+        seed=config.seed,
+        task=spec,
+        data=rows.contract,
+        adapter_method=config.adapter.method,
+        adapter_options=options.model_dump(mode="json"),
+        start_from=locate(config.adapter.start_from) if config.adapter.start_from else None,
+        local=config.local,
+        strategy=config.strategy,
+        encoding=config.encoding,
+        rounds=config.rounds,
+        release=config.release,
+        allow_dotted=True,
+    )
+    return Preparation(config, rows, bench, plan, initial)
+
+
+def encode_all(prepared: Preparation, events: EventStream) -> tuple[Arm, TestRows]:
+    """The federation and the test rows, as the model reads them."""
+    plan, bench, rows = prepared.plan, prepared.bench, prepared.rows
+    sites = {name: encode_site(plan, bench, name, examples, events) for name, examples in rows.sites.items()}
+    test = TestRows(
+        encode_rows(plan, bench, rows.test, "test", events),
+        {
+            name: encode_rows(plan, bench, found, f"test/{name}", events)
+            for name, found in rows.site_tests.items()
+        },
+    )
+    return Arm(FEDERATED, plan, sites), test
+
+
+def encode_site(
+    plan: TrainingPlan, bench: Workbench, name: str, examples: Sequence[Example], events: EventStream
+) -> SiteRows:
+    """Carve the validation part by unit, then encode both parts."""
+    training, validation = split_validation(examples, plan.data.validation_fraction, plan.seed, name)
+    return SiteRows(
+        encode_rows(plan, bench, [examples[index] for index in training], name, events),
+        encode_rows(plan, bench, [examples[index] for index in validation], name, events),
+    )
+
+
+def encode_rows(
+    plan: TrainingPlan, bench: Workbench, examples: Sequence[Example], where: str, events: EventStream
+) -> list[Encoded]:
+    """Encode rows; what truncation cut is told, never silent."""
+    encoded = bench.task.encode(examples, bench.tokenizer, plan.data, plan.task)
+    cut = sum(1 for row in encoded if row.cut)
+    if cut:
+        tokens = sum(row.cut for row in encoded)
+        events.emit(
+            Notice(
+                FEDERATED,
+                "info",
+                f"{where}: {cut} of {len(encoded)} rows were longer than {plan.data.max_length} tokens; "
+                f"{tokens} tokens were cut",
+            )
+        )
+    return encoded
