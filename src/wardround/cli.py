@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from wardround.core.errors import WardroundError
+from wardround.core.errors import ConfigError, WardroundError
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -136,6 +136,16 @@ def predict(
     predict_file(model, source, output, run)
 
 
+EXTRA_OF = dict.fromkeys(
+    (
+        "datasets", "huggingface_hub", "jinja2", "matplotlib", "peft", "pyarrow", "rouge_score",
+        "tensorboardX", "tokenizers", "torch", "transformers",
+    ),
+    "simulation",
+)  # fmt: skip
+"""Module that the base install lacks → the extra that brings it."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: an error of ours is a message and an exit code, never a traceback."""
     try:
@@ -143,6 +153,17 @@ def main(arguments: list[str] | None = None) -> None:
     except WardroundError as error:
         sys.stderr.write(f"wardround: {error}\n")
         raise SystemExit(error.exit_code) from None
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        missing = ConfigError(
+            "this command needs more than the base install",
+            found=f"no {error.name}",
+            remedy=f"pip install 'wardround[{extra}]'",
+        )
+        sys.stderr.write(f"wardround: {missing}\n")
+        raise SystemExit(missing.exit_code) from None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+"""The command line's door: what is raised becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+BLOCKED = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "peft"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from wardround.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    "command", [["simulate"], ["demo"], ["merge", "run"], ["predict", "run", "rows.jsonl"]]
+)
+def test_the_base_install_says_which_extra_a_command_needs(command: list[str], tmp_path: object) -> None:
+    """Without torch: the install command and exit code 2, no traceback."""
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=str(tmp_path),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'wardround[simulation]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_module_that_no_extra_brings_is_not_explained_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing module of the user's own, or a bug of ours, keeps its traceback."""
+    from wardround import cli
+
+    def broken(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'thesis'", name="thesis")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(ModuleNotFoundError, match="thesis"):
+        cli.main([])
