@@ -7,7 +7,6 @@ safetensors only: no pickle.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import re
 import warnings
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from wardround.core.errors import ModelError
 from wardround.core.plan import DataContract
 from wardround.runtime.locations import locate
 from wardround.training.digests import chat_template_digest, files_digest, tokenizer_digest, weights_digest
+from wardround.training.quantised_base import keep_weights_as_loaded, quantised_keywords
 from wardround.training.tasks.contract import Task
 
 __all__ = [
@@ -106,7 +106,7 @@ def load_base(config: BaseModelConfig, task: Task, data: DataContract, *, device
     }
     revision = {} if config.revision is None else {"revision": config.revision}
     if config.quantisation != "none":
-        keywords |= _quantised(config, device)
+        keywords |= quantised_keywords(config.quantisation, DTYPES[config.dtype], device)
     with _loading(config), quiet(), torch.random.fork_rng(devices=[]):
         model, info = task.load_model(path, data, **keywords, **revision)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **revision)
@@ -120,6 +120,7 @@ def load_base(config: BaseModelConfig, task: Task, data: DataContract, *, device
         digest = weights_digest(model, missing)
         cast("torch.nn.Module", model).to(device)
     else:
+        keep_weights_as_loaded(model)
         digest = files_digest(path, config.revision)
     loaded = LoadedBase(config, model, tokenizer, digest, heads, name)
     if config.digest is not None:
@@ -185,25 +186,6 @@ def without_peft_noise() -> Iterator[None]:
         # peft 0.21.2 reads an alias that transformers 5.23 deprecates.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         yield
-
-
-def _quantised(config: BaseModelConfig, device: torch.device) -> dict[str, Any]:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(
-            f"model.quantisation={config.quantisation} needs bitsandbytes, which is not installed",
-            remedy="pip install bitsandbytes, or set model.quantisation=none",
-        )
-    from transformers import BitsAndBytesConfig
-
-    options: dict[str, Any] = {"load_in_8bit": True}
-    if config.quantisation == "4bit":
-        options = {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": "nf4",
-            "bnb_4bit_compute_dtype": DTYPES[config.dtype],
-        }
-    settings = BitsAndBytesConfig(**options)  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
-    return {"quantization_config": settings, "device_map": {"": device}}
 
 
 def missing_modules(model: PreTrainedModel, missing_keys: list[str]) -> tuple[str, ...]:

@@ -182,7 +182,7 @@ def declared(*extras: str) -> set[str]:
     ("rooms", "extras"),
     [
         (("core", "privacy", "strategies", "server"), ()),
-        (ROOMS, ("training", "simulation", "demo")),
+        (ROOMS, ("training", "simulation", "quantised", "demo")),
     ],
     ids=["torch-free rooms need the base install", "all rooms"],
 )

@@ -111,7 +111,7 @@ def make_bench(
     folder: Path, task: Any, *, seed: int = 7, machine: Machine | None = None, **options: Any
 ) -> Workbench:
     """A bench over a model folder; `options` are those of LoRA, besides dtype and attention of the base."""
-    base = {key: options.pop(key) for key in ("dtype", "attention") if key in options}
+    base = {key: options.pop(key) for key in ("dtype", "attention", "quantisation") if key in options}
     labels = ("a", "b", "c") if task is CLASSIFIER else ()
     return open_workbench(
         BaseModelConfig(path=str(folder), **base), task, DataContract(columns={}, labels=labels),

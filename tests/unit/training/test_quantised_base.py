@@ -1,0 +1,96 @@
+"""Bases in 8 and 4 bits, really quantised by bitsandbytes, on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from wardround.core.plan import LocalWork
+from wardround.strategies.contract import LocalRules
+from wardround.training.evaluation import evaluating
+from wardround.training.local_round import train_locally
+from wardround.training.merge import merge_adapter
+
+pytest.importorskip("bitsandbytes", reason="bitsandbytes has no wheel for this platform")
+
+# bitsandbytes 0.50.2 tells of the float16 products of LLM.int8() by a warning as well.
+pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
+
+BITS = ["8bit", "4bit"]
+
+
+def frozen_bytes(model: torch.nn.Module) -> dict[str, bytes]:
+    """Every frozen weight as it lies in memory."""
+    return {
+        name: parameter.detach().contiguous().view(torch.uint8).numpy().tobytes()
+        for name, parameter in model.named_parameters()
+        if "lora" not in name
+    }
+
+
+def answers(bench: Any, rows: list[Any]) -> torch.Tensor:
+    """Logits of all rows, one after the other, without gradients."""
+    with evaluating(bench.model), torch.inference_mode():
+        return torch.cat(
+            [bench.model(torch.from_numpy(row.tokens[None].astype("int64"))).logits[0] for row in rows]
+        )
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_quantised_base_is_smaller_and_answers_nearly_alike(bits: str, tiny_llama: Path, toys: Any) -> None:
+    """The body's linear layers hold whole bytes; answers stay close to the unquantised base's."""
+    plain, bench = toys.bench(tiny_llama, toys.causal), toys.bench(tiny_llama, toys.causal, quantisation=bits)
+    kinds = {parameter.dtype for name, parameter in bench.model.named_parameters() if "q_proj.base" in name}
+    assert kinds <= {torch.int8, torch.uint8}
+    assert kinds
+    rows = toys.rows(4)
+    expected, found = answers(plain, rows), answers(bench, rows)
+    assert not torch.equal(found, expected)
+    assert (found - expected).abs().max() < 0.5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_training_and_scoring_leave_the_quantised_base_as_it_was(
+    bits: str, tiny_llama: Path, toys: Any
+) -> None:
+    """A local round lowers the loss; asked before, between and after, the frozen bytes never change."""
+    bench = toys.bench(tiny_llama, toys.causal, quantisation=bits)
+    rows, before = toys.rows(6), frozen_bytes(bench.model)
+    first = answers(bench, rows)
+    work = LocalWork(steps=12, batch_size=6, learning_rate=1e-2)
+    result = train_locally(
+        bench, rows, bench.initial_adapter(), work, LocalRules(),
+        round=1, rounds=1, seed_root=0, site="alpha",
+    )  # fmt: skip
+    assert result.last_loss < result.first_loss
+    assert np.isfinite(result.adapter.vector).all()
+    assert not torch.equal(answers(bench, rows), first)
+    bench.load_adapter(bench.initial_adapter())
+    assert torch.equal(answers(bench, rows), first)
+    assert frozen_bytes(bench.model) == before
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_merge_goes_into_the_unquantised_base_and_tells_both_differences(
+    bits: str, tiny_llama: Path, toys: Any, tmp_path: Path
+) -> None:
+    """Parity holds on the unquantised base; the quantisation's own error stands beside it."""
+    bench = toys.bench(tiny_llama, toys.causal, quantisation=bits)
+    vector = np.random.default_rng(0).normal(0, 0.02, bench.layout.size).astype(np.float32)
+    bench.load_adapter(bench.initial_adapter().with_vector(vector))
+    bench.method.save(bench.model, tmp_path / "adapter", bench.base.name)
+    report = merge_adapter(
+        tmp_path / "adapter",
+        bench.base.config,
+        bench.task,
+        bench.data,
+        tmp_path / "merged",
+        samples=toys.rows(3),
+    )
+    assert report.passed, report.reason
+    assert report.against_quantised is not None
+    assert report.parity.relative < 1e-4 < report.against_quantised.relative < 1.0
