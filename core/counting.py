@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from wardround.core.metrics import METRICS
-from wardround.core.metrics.contract import LOSS_UNIT, Scores
+from wardround.core.metrics.contract import LARGEST_LOSS, LOSS_UNIT, Scores
 from wardround.core.packed import Array, Counters, Layout, TensorSpec, zeros
 from wardround.core.plan import TrainingPlan
 
@@ -39,10 +39,13 @@ def fill_counters(
     targets: int = 0,
     validation: Mapping[str, Array] | None = None,
 ) -> Counters:
-    """Counters of one site. `loss_sum` in nats; what is not given stays zero."""
+    """Counters of one site; what is not given stays zero.
+
+    `loss_sum` is in nats, and counted as no more than `LARGEST_LOSS` a target.
+    """
     counters = zeros(layout, np.int64)
     counters[WEIGHT][...] = weight
-    counters[TRAIN_LOSS][...] = round(loss_sum / LOSS_UNIT)
+    counters[TRAIN_LOSS][...] = round(min(loss_sum, LARGEST_LOSS * targets) / LOSS_UNIT)
     counters[TRAIN_TARGETS][...] = targets
     for name, array in (validation or {}).items():
         counters[VALIDATION + name][...] = array

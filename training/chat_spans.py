@@ -7,6 +7,7 @@ only for templates that render earlier turns the same way whatever follows, whic
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,6 +18,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from wardround.core.errors import ModelError
 from wardround.training.text_formats.contract import ASSISTANT, Conversation, Message
+
+_STAND_INS = ("\ufffc", "\ufffd")
+"""Characters with which no template begins what follows a content."""
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -137,11 +141,11 @@ def _prefix_spans(
 
 def _header_end(turns: tuple[Message, ...], index: int, text: str, tokenizer: PreTrainedTokenizerBase) -> int:
     if index == 0:
-        # Nothing can be rendered before the first turn: templates refuse an empty conversation.
-        content = turns[0].content.strip()
-        if not content or content not in text:
-            raise _no_prefix(index)
-        return text.index(content)
+        # Nothing can be rendered before the first turn: templates refuse an empty conversation. The header is
+        # what stays where the turn says something else; to look for the content would find it in the header.
+        other = next(word for word in _STAND_INS if not turns[0].content.strip().startswith(word))
+        stand_in = (dataclasses.replace(turns[0], content=other), *turns[1:])
+        return _common_length(render_chat(Conversation(stand_in), tokenizer), text)
     header = render_chat(Conversation(turns[:index]), tokenizer, ask=True)
     if not text.startswith(header):
         raise _no_prefix(index)

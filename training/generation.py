@@ -79,12 +79,15 @@ def generate_greedy(
     """Answers, in the order of the prompts, without the end token that stopped them.
 
     Batches are padded on the left and formed by length. A prompt that would not leave room in the model's
-    positions loses its beginning.
+    positions loses its beginning, and no answer is longer than they are.
 
     Args:
         model: Anything with transformers' `generate`; its training mode is put back afterwards.
         prompts: Token ids, int32, 1-D, not empty.
     """
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    max_new_tokens = max_new_tokens if longest is None else min(max_new_tokens, int(longest))
+    room = None if longest is None else max(1, int(longest) - max_new_tokens)
     settings = GenerationConfig(  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
         do_sample=False,
         num_beams=1,
@@ -96,8 +99,6 @@ def generate_greedy(
         pad_token_id=pad_token_id,
         use_cache=True,
     )
-    longest = getattr(model.config, "max_position_embeddings", None)
-    room = None if longest is None else max(1, int(longest) - max_new_tokens)
     answers: list[Ids] = [np.empty(0, np.int32)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda place: prompts[place].size)
     training = model.training

@@ -7,13 +7,16 @@ at itself and at earlier tokens of its own row. Position ids restart with each r
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 
 from wardround.core.errors import ModelError
 from wardround.training.tasks.contract import Encoded
@@ -24,7 +27,7 @@ def pack_rows(rows: Sequence[Encoded], max_length: int) -> list[Encoded]:
 
     A bin has `example` −1 and sums `cut` and `text_bytes`. The first target of every row in it is −100, so
     that no row's end predicts the next one's beginning. Rows without targets are left out, except that
-    the first is kept where there is no other.
+    the first is kept where there is no other; what truncation cut of them is counted in the first bin.
 
     Args:
         rows: Encoded rows of at most `max_length` tokens each.
@@ -44,7 +47,11 @@ def pack_rows(rows: Sequence[Encoded], max_length: int) -> list[Encoded]:
         room[place] -= length
         while open_from < len(bins) and room[open_from] == 0:
             open_from += 1
-    return [_join(members) for members in bins]
+    packed = [_join(members) for members in bins]
+    if packed:
+        left_out = sum(row.cut for row in rows) - sum(row.cut for row in packed)
+        packed[0] = replace(packed[0], cut=packed[0].cut + left_out)
+    return packed
 
 
 def segment_bounds(row: Encoded) -> list[tuple[int, int]]:
@@ -78,7 +85,7 @@ def require_packable(config: Any, tokens: int) -> None:
     """Refuse models in whose layers the block-causal mask does not hold, or replaces a mask of their own.
 
     Args:
-        config: The model's, as transformers has it.
+        config: The model's, as transformers has it; of a model for images and text, that of its text part.
         tokens: Length of the packed rows.
 
     Raises:
@@ -94,6 +101,27 @@ def require_packable(config: Any, tokens: int) -> None:
             found=f"layers of kind {', '.join(sorted(kinds))}" if kinds else f"a sliding window of {window}",
             expected=f"full attention over {tokens} tokens, so that one mask serves every layer",
             remedy="set data.packing=false, or data.max_length to at most the window",
+        )
+
+
+def require_positions(model: torch.nn.Module) -> None:
+    """Refuse models that cannot be told that positions restart within a bin.
+
+    They take `position_ids` and pass over them: BART counts on from row to row, RWKV reads on through them
+    whatever the mask says, and ALiBi (BLOOM, Falcon) is made from a two-dimensional mask.
+
+    Raises:
+        ModelError: The architecture has no position ids, or does not use them.
+    """
+    whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if "position_ids" not in inspect.signature(whole.forward).parameters or getattr(
+        whole.config.get_text_config(), "alibi", False
+    ):
+        raise ModelError(
+            "rows cannot be packed for this base model",
+            found=f"{type(whole).__name__}, which takes no position ids",
+            expected="a model whose positions can restart with each row",
+            remedy="set data.packing=false",
         )
 
 

@@ -27,7 +27,6 @@ from wardround.core.plan import (
 )
 from wardround.strategies import STRATEGIES
 from wardround.strategies.contract import SumStrategy
-from wardround.training.adapters import ADAPTERS
 from wardround.training.workbench import Workbench, with_tokenizer
 
 
@@ -61,11 +60,7 @@ def make_plan(
     """
     check_release(release, task, data)
     layout = bench.layout
-    initial = (
-        bench.initial_adapter()
-        if start_from is None
-        else ADAPTERS.get(adapter_method).read_saved(start_from, layout)
-    )
+    initial = bench.initial_adapter() if start_from is None else bench.method.read_saved(start_from, layout)
     plan = TrainingPlan(
         name=name,
         seed=seed,

@@ -4,8 +4,10 @@ AUROC is the probability that a positive outscores a negative, ties counted half
 here from histograms of the scores, so that two scores in one bin are a tie. The bins are equally wide in
 arsinh of the log-odds over chance, and not in probability: a confident model puts nearly all of its scores
 close to 0 and 1, an untrained one all of them close to chance, and bins of equal probability could tell
-neither apart. Against the area of unbinned scores that is off by 0.004 at most on synthetic scores of
-either kind, where 1024 bins of equal probability are off by 0.06 (tests/reference).
+neither apart. The area is off by half of the share of pairs that fall into one bin, at most: on synthetic
+scores of either kind by 0.004, where 1024 bins of equal probability are off by 0.06 (tests/reference). Scores
+that all lie within a hundredth of one log-odds far from chance (a rare class that the model cannot yet tell
+from the rest) share a bin, and the area goes to 1/2.
 
 Calibration: expected calibration error over 15 bins of equal width of the confidence in the predicted
 class (Guo et al. 2017, arXiv:1706.04599, equation 3).
@@ -19,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wardround.core.errors import InternalError
-from wardround.core.metrics.contract import LOSS_UNIT, Scores
+from wardround.core.metrics.contract import LARGEST_LOSS, LOSS_UNIT, Scores
 from wardround.core.packed import Array, Counters, Layout, TensorSpec
 
 SCORE_BINS = 1024
@@ -27,8 +29,6 @@ LARGEST_LOG_ODDS = 36.0
 """Over chance; scores beyond fall into the outermost bins. A double holds no probability closer to 1."""
 FINE_LOG_ODDS = 0.3
 """Up to about here the bins are equally wide in log-odds (0.003), from there in their logarithm."""
-LARGEST_LOSS = 1e6
-"""Nats; a row's loss is counted as no more, so that a model gone astray cannot overflow the sum."""
 CONFIDENCE_BINS = 15
 CONFIDENCE_UNIT = 2.0**-20
 """One step of a summed confidence."""

@@ -12,6 +12,8 @@ from wardround.core.packed import Counters, Layout
 
 LOSS_UNIT = 2.0**-20
 """One step of a fixed-point loss counter, in nats."""
+LARGEST_LOSS = 1e6
+"""Nats; a row's loss is counted as no more, so that a model gone astray cannot overflow the sum."""
 
 
 @dataclass(frozen=True)

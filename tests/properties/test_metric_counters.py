@@ -86,3 +86,24 @@ def test_auroc_of_exchanged_classes_is_the_rest_to_one(
     else:
         assert exchanged == pytest.approx(1 - area, abs=1e-12)
         assert backwards == pytest.approx(1 - area, abs=1e-12)
+
+
+@given(scores=hnp.arrays(np.float64, st.integers(2, 30), elements=st.floats(-8, 8, width=16)), data=st.data())
+def test_auroc_is_off_by_half_of_the_pairs_that_share_a_bin_at_most(
+    scores: NDArray[np.float64], data: st.DataObject
+) -> None:
+    """Against the area by comparing every pair of scores, however the scores are crowded."""
+    chosen = data.draw(st.lists(st.booleans(), min_size=scores.size, max_size=scores.size))
+    truth = np.array(chosen)
+    if truth.all() or not truth.any():
+        return
+    second = 1 / (1 + np.exp(-scores))
+    counted = count_rows(
+        np.stack([1 - second, second], axis=1), truth.astype(np.int64), np.zeros(scores.size)
+    )
+    positives, negatives = counted["score_positives"][1], counted["score_negatives"][1]
+    area = auroc(positives, negatives)
+    gaps = second[truth][:, None] - second[~truth][None, :]
+    exact = float(((gaps > 0) + 0.5 * (gaps == 0)).mean())
+    assert area is not None
+    assert abs(area - exact) <= 0.5 * float((positives * negatives).sum()) / gaps.size + 1e-12

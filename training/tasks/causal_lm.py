@@ -8,7 +8,8 @@ of `training/text_tokens.py`. A row whose targets truncation cut off altogether 
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -21,12 +22,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from wardround.core.errors import ConfigError, DataError, ModelError, TrainingError
 from wardround.core.metrics import METRICS
-from wardround.core.metrics.contract import LOSS_UNIT
+from wardround.core.metrics.contract import LARGEST_LOSS, LOSS_UNIT
 from wardround.core.packed import Layout
 from wardround.core.plan import DataContract, Frozen, TaskSpec, parse_options
 from wardround.training.chat_spans import Written, render_chat, write_chat
 from wardround.training.generation import count_answers, decode, generate_greedy, sample_answers
-from wardround.training.packing import additive_mask, block_causal_mask, pack_rows, require_packable
+from wardround.training.packing import (
+    additive_mask,
+    block_causal_mask,
+    pack_rows,
+    require_packable,
+    require_positions,
+)
+from wardround.training.tasks._longest_row import check_length
 from wardround.training.tasks.contract import Batch, Encoded, Example
 from wardround.training.text_formats import FORMATS
 from wardround.training.text_formats.contract import Completion, Conversation, Wording
@@ -72,11 +80,15 @@ class CausalLM:
     def load_model(
         self, path: str, data: DataContract, **keywords: Any
     ) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """Through `AutoModelForCausalLM`; no code from the model's folder or repository is run."""
-        del data
+        """Through `AutoModelForCausalLM`; no code from the model's folder or repository is run.
+
+        Raises:
+            ConfigError: Rows may be longer than the model reads.
+        """
         keywords["trust_remote_code"] = False
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **keywords)
         model, info = loaded
+        check_length(model, data.max_length)
         return model, info
 
     def required_roles(self, spec: TaskSpec, *, predict: bool = False) -> dict[str, bool]:
@@ -99,12 +111,12 @@ class CausalLM:
         """Tokens and targets; under `data.packing` short rows share a sequence of `max_length` tokens."""
         options = _options(spec)
         end_ids = _end_ids(tokenizer, data)
-        rows = [
-            replace(
-                encode_written(_spans(text, tokenizer), tokenizer, end_ids, data.max_length), example=index
-            )
-            for index, text in enumerate(_texts(examples, tokenizer, options, predict=False))
-        ]
+        rows = []
+        for index, text in enumerate(_texts(examples, tokenizer, options, predict=False)):
+            with _in_row(examples[index].number):
+                written = _spans(text, tokenizer)
+            row = encode_written(written, tokenizer, end_ids, data.max_length)
+            rows.append(replace(row, example=index))
         return pack_rows(rows, data.max_length) if data.packing else rows
 
     def collate(self, encoded: Sequence[Encoded], data: DataContract) -> Batch:
@@ -167,7 +179,7 @@ class CausalLM:
                 remedy="lower the learning rate, or use bfloat16 or float32 for float16",
             )
         counts = {
-            "loss": np.rint(nats / LOSS_UNIT).astype(np.int64).sum(),
+            "loss": np.rint(np.minimum(nats, LARGEST_LOSS) / LOSS_UNIT).astype(np.int64).sum(),
             "tokens": labels.numel(),
             "bytes": sum(row.text_bytes for row in encoded),
             "correct_tokens": int((logits.argmax(dim=-1) == labels).sum()),
@@ -209,10 +221,11 @@ class CausalLM:
     ) -> list[dict[str, Any]]:
         """`id` and the greedy `answer` of each example; prompts are cut from the left to `max_length`."""
         options = _options(spec)
-        prompts = [
-            prompt_tokens(_question(text, tokenizer), tokenizer)[-data.max_length :]
-            for text in _texts(examples, tokenizer, options, predict=True)
-        ]
+        prompts = []
+        for example, text in zip(examples, _texts(examples, tokenizer, options, predict=True), strict=True):
+            with _in_row(example.number):
+                written = _question(text, tokenizer)
+            prompts.append(prompt_tokens(written, tokenizer)[-data.max_length :])
         answers = generate_greedy(
             model, prompts,
             pad_token_id=max(data.pad_token_id, 0), end_token_ids=_end_ids(tokenizer, data),
@@ -226,9 +239,9 @@ class CausalLM:
 
 def _options(spec: TaskSpec) -> CausalOptions:
     options = cast("CausalOptions", parse_options(CausalOptions, spec.options, "options of task 'causal_lm'"))
-    if options.generate and options.format == "text":
+    if options.generate and not FORMATS.get(options.format).asks:
         raise ConfigError(
-            "task.options.generate scores answers, and plain text has none",
+            f"task.options.generate scores answers, and rows of the format {options.format!r} have none",
             remedy="set task.options.generate=0, or use a format with a prompt",
         )
     return options
@@ -257,6 +270,17 @@ def _texts(
             )
         texts.append(text_format.write(example.roles, wording))
     return texts
+
+
+@contextmanager
+def _in_row(number: int) -> Iterator[None]:
+    """Say in which row it is that the chat template cannot be followed: one of many may be enough."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(
+            f"row {number}: {error.what}", found=error.found, expected=error.expected, remedy=error.remedy
+        ) from error
 
 
 def _spans(text: Conversation | Completion, tokenizer: PreTrainedTokenizerBase) -> Written:
@@ -295,7 +319,8 @@ def _target_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, 
         name: tensor for name, tensor in batch.items() if name != "labels"
     }
     if keywords["attention_mask"].ndim == 4:  # noqa: PLR2004 - (batch, heads, queries, keys)
-        require_packable(cast("Any", model).config, keywords["attention_mask"].shape[-1])
+        require_positions(model)
+        require_packable(cast("Any", model).config.get_text_config(), keywords["attention_mask"].shape[-1])
         mask = additive_mask(keywords["attention_mask"], _dtype(model))
         keywords = {**keywords, "attention_mask": mask}
     logits = model(**keywords, use_cache=False).logits

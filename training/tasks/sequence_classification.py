@@ -22,6 +22,7 @@ from wardround.core.metrics import METRICS
 from wardround.core.metrics.classification import count_rows
 from wardround.core.packed import Layout
 from wardround.core.plan import DataContract, Frozen, TaskSpec, parse_options
+from wardround.training.tasks._longest_row import check_length
 from wardround.training.tasks.contract import Batch, Encoded, Example
 
 _TEXTS = ("text", "text_pair")
@@ -79,6 +80,7 @@ class SequenceClassification:
                 found=f"{len(wrong)} weights, {wrong[0]!r} among them",
                 remedy="give the folder of a checkpoint as it was saved",
             )
+        check_length(model, data.max_length)
         # A decoder's classifier reads the last token that is not padding, and finds it by this id.
         pad = data.pad_token_id if data.pad_token_id >= 0 else _tokenizer_pad(path, keywords.get("revision"))
         if pad is not None:
@@ -287,19 +289,10 @@ def _check_checkpoint(path: str, revision: str | None, data: DataContract) -> No
     """Hold the plan against what the checkpoint says of itself.
 
     Raises:
-        ConfigError: Rows may be longer than the positions that the model knows.
         ModelError: The head stands for the plan's labels, in another order.
     """
     keywords = {} if revision is None else {"revision": revision}
     config = AutoConfig.from_pretrained(path, trust_remote_code=False, **keywords)
-    longest = getattr(config, "max_position_embeddings", None)
-    if isinstance(longest, int) and 0 < longest < data.max_length:
-        raise ConfigError(
-            "data.max_length is more than the model reads",
-            found=data.max_length,
-            expected=f"at most {longest} tokens",
-            remedy=f"set data.max_length={longest}",
-        )
     own = tuple(config.id2label[index] for index in sorted(config.id2label))
     if own != data.labels and set(own) == set(data.labels):
         raise ModelError(

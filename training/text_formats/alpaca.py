@@ -27,6 +27,7 @@ class Alpaca:
     roles: dict[str, bool] = {"instruction": True, "input": False, "output": True}  # noqa: RUF012 - protocol attribute, never written
     answer_role: str | None = "output"
     needs_chat_template = False
+    asks = True
 
     def fault(self, roles: Mapping[str, Any], *, answered: bool = True) -> str | None:
         """All have to be text; a prediction does without the output."""

@@ -66,6 +66,8 @@ class TextFormat(Protocol):
     """Role that a prediction does without."""
     needs_chat_template: bool
     """Whether the format cannot be written without one."""
+    asks: bool
+    """Whether a row holds a question, so that generated answers can be scored."""
 
     def fault(self, roles: Mapping[str, Any], *, answered: bool = True) -> str | None:
         """Code of what is wrong with a row's roles, or None. The code holds nothing of the row.

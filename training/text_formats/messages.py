@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wardround.training.text_formats.contract import ASSISTANT, Completion, Conversation, Message, Wording
@@ -15,12 +15,18 @@ class Messages:
     roles: dict[str, bool] = {"messages": True}  # noqa: RUF012 - protocol attribute, never written
     answer_role: str | None = None
     needs_chat_template = True
+    asks = True
 
     def fault(self, roles: Mapping[str, Any], *, answered: bool = True) -> str | None:
-        """A list of role and content, both text, with an assistant turn in it where one is to be learnt."""
+        """A list of role and content, both text, with an assistant turn in it where one is to be learnt.
+
+        What a turn asks of tools is not part of its content: learnt without it, the turn would be silence.
+        """
         turns = _turns(roles.get("messages"))
         if not turns:
             return "not_messages"
+        if any(turn.get("tool_calls") for turn in _listed(roles.get("messages"))):
+            return "tool_calls"
         if answered and not any(turn.role == ASSISTANT for turn in turns):
             return "no_assistant_turn"
         return None
@@ -33,15 +39,20 @@ class Messages:
         return Conversation(turns)
 
 
-def _turns(value: Any) -> tuple[Message, ...] | None:
-    """The turns, or None where the value is no list of role and content."""
+def _listed(value: Any) -> Sequence[Any]:
+    """The list as it stands, or as JSON; empty where the value is none."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except ValueError:
-            return None
+            return ()
+    return value if isinstance(value, (list, tuple)) else ()
+
+
+def _turns(value: Any) -> tuple[Message, ...] | None:
+    """The turns, or None where the value is no list of role and content."""
     turns = []
-    for turn in value if isinstance(value, (list, tuple)) else ():
+    for turn in _listed(value):
         if not isinstance(turn, Mapping):
             return None
         role, content = turn.get("role"), turn.get("content")

@@ -14,6 +14,7 @@ class PromptCompletion:
     roles: dict[str, bool] = {"prompt": True, "completion": True}  # noqa: RUF012 - protocol attribute, never written
     answer_role: str | None = "completion"
     needs_chat_template = False
+    asks = True
 
     def fault(self, roles: Mapping[str, Any], *, answered: bool = True) -> str | None:
         """Both have to be text; a prediction does without the completion."""

@@ -14,6 +14,7 @@ class Text:
     roles: dict[str, bool] = {"text": True}  # noqa: RUF012 - protocol attribute, never written
     answer_role: str | None = None
     needs_chat_template = False
+    asks = False
 
     def fault(self, roles: Mapping[str, Any], *, answered: bool = True) -> str | None:
         """It has to be text."""

@@ -8,13 +8,12 @@ import pytest
 from wardround.core.errors import InternalError
 from wardround.core.metrics import METRICS
 from wardround.core.metrics.classification import (
-    LARGEST_LOSS,
     SCORE_BINS,
     auroc,
     calibration_error,
     count_rows,
 )
-from wardround.core.metrics.contract import LOSS_UNIT, Scores
+from wardround.core.metrics.contract import LARGEST_LOSS, LOSS_UNIT, Scores
 from wardround.core.packed import Counters, zeros
 
 FAMILY = METRICS.get("classification")

@@ -10,17 +10,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
+import transformers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
-from wardround.core.errors import ModelError, TrainingError
-from wardround.core.metrics.contract import LOSS_UNIT
-from wardround.core.plan import DataContract, TaskSpec
+from wardround.core.errors import ConfigError, ModelError, TrainingError
+from wardround.core.metrics.contract import LARGEST_LOSS, LOSS_UNIT
+from wardround.core.plan import DataContract, LocalWork, TaskSpec
+from wardround.strategies.contract import LocalRules
+from wardround.training.adapters.lora import ADAPTER, LoraOptions
+from wardround.training.base_model import BaseModelConfig
 from wardround.training.chat_spans import Written
 from wardround.training.generation import generate_greedy
+from wardround.training.local_round import train_locally
 from wardround.training.packing import pack_rows, require_packable, segment_bounds
 from wardround.training.tasks.causal_lm import TASK
 from wardround.training.tasks.contract import Encoded, Example
 from wardround.training.text_tokens import prompt_tokens
+from wardround.training.workbench import Machine, open_workbench
 
 CPU = torch.device("cpu")
 SPEC = TaskSpec(name="causal_lm", options={"use_chat_template": False}, metrics="language")
@@ -149,6 +162,58 @@ def test_packing_is_refused_where_one_mask_does_not_serve_every_layer() -> None:
         require_packable(SimpleNamespace(layer_types=["full_attention", "linear_attention"]), 16)
 
 
+def test_packing_looks_at_the_text_part_of_a_model_for_images_and_text(tmp_path: Path) -> None:
+    """Gemma 3 keeps its window and its positions one level down; the mask would replace the window."""
+    text = {
+        "vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 6,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 8,
+        "max_position_embeddings": 32,
+    }  # fmt: skip
+    images = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = Gemma3Config(
+        text_config=text, vision_config=images, mm_tokens_per_image=4, image_token_index=60,
+        boi_token_index=61, eoi_token_index=62,
+    )  # fmt: skip
+    model = Gemma3ForConditionalGeneration(config)
+    tokens = np.arange(3, 11, dtype=np.int32)
+    (packed,) = pack_rows([Encoded(tokens, tokens)] * 2, 16)
+    with pytest.raises(ModelError, match="sliding window of 8"):
+        TASK.example_losses(model, TASK.collate([packed], DataContract(columns={}, pad_token_id=0)))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"data\.max_length=32"):
+        TASK.load_model(str(tmp_path), DataContract(columns={}, max_length=33))
+
+
+@pytest.mark.parametrize("architecture", ["Bart", "Bloom", "Falcon", "Rwkv"])
+def test_packing_is_refused_where_positions_cannot_restart(architecture: str) -> None:
+    """BART would count on into the next row and RWKV read on; ALiBi cannot be made: an error by name."""
+    sizes: dict[str, dict[str, Any]] = {
+        "Bart": {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16},
+        "Bloom": {"hidden_size": 16, "n_layer": 1, "n_head": 2},
+        "Falcon": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "alibi": True},
+        "Rwkv": {"hidden_size": 16, "num_hidden_layers": 2, "attention_hidden_size": 16},
+    }
+    config = getattr(transformers, f"{architecture}Config")(vocab_size=64, **sizes[architecture])
+    model = getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
+    tokens = np.arange(3, 11, dtype=np.int32)
+    data = DataContract(columns={}, pad_token_id=0)
+    (packed,) = pack_rows([Encoded(tokens, tokens)] * 2, 16)
+    with pytest.raises(ModelError, match=f"{architecture}ForCausalLM"):
+        TASK.example_losses(model, TASK.collate([packed], data))
+
+
+def test_packing_reports_what_was_cut_of_rows_that_it_leaves_out() -> None:
+    """A row whose answer was cut off altogether is in no bin, and its tokens are told all the same."""
+    tokens = np.arange(3, 11, dtype=np.int32)
+    cut_off = Encoded(tokens, np.full_like(tokens, -100), cut=7)
+    for rows in ([cut_off, Encoded(tokens, tokens, cut=2), Encoded(tokens, tokens)], [cut_off, cut_off]):
+        assert sum(row.cut for row in pack_rows(rows, 8)) == sum(row.cut for row in rows)
+    assert pack_rows([], 8) == []
+
+
 def test_packed_rows_fit_a_bfloat16_model(tiny_llama: Path) -> None:
     """The mask is added in the model's own dtype; the loss comes back in float32."""
     model, tokenizer, data = opened(tiny_llama, dtype=torch.bfloat16)
@@ -187,6 +252,16 @@ def test_a_loss_that_is_not_finite_is_an_error_and_no_count(tiny_llama: Path) ->
     with pytest.raises(TrainingError) as caught:
         TASK.count(model, TASK.collate(rows, data), rows, data, SPEC)
     assert caught.value.code == "non_finite_loss"
+
+
+def test_a_loss_beyond_all_measure_does_not_wrap_around(tiny_llama: Path) -> None:
+    """A model gone astray counts as LARGEST_LOSS nats a row; an int64 of more would be negative."""
+    model, tokenizer, data = opened(tiny_llama)
+    rows = encoded(tokenizer, data)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1e20)
+    counts = TASK.count(model, TASK.collate(rows, data), rows, data, SPEC)
+    assert 0 < float(counts["loss"]) * LOSS_UNIT <= LARGEST_LOSS * len(rows)
 
 
 def answers_after_training(model: Any, tokenizer: Any, data: DataContract, rows: list[Encoded]) -> list[int]:
@@ -235,9 +310,49 @@ def test_a_model_trained_on_short_answers_stops_by_itself(shared_data: Path) -> 
     assert min(answers_after_training(model, tokenizer, data, endless)) == 24
 
 
+def test_an_adapter_trained_on_packed_chats_answers_and_stops(shared_data: Path) -> None:
+    """A local round of LoRA: each turn is answered as it was learnt, and the end token comes by itself."""
+    pairs = QUESTIONS[:4]
+    bench = open_workbench(
+        BaseModelConfig(path=str(shared_data / "models" / "med-llama-5m")), TASK,
+        DataContract(columns={}, max_length=96, packing=True), ADAPTER, LoraOptions(), Machine(device="cpu"),
+        seed=1,
+    )  # fmt: skip
+    asked = TaskSpec(name="causal_lm", options={"format": "messages", "max_new_tokens": 24})
+    turns = [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        for question, answer in pairs
+    ]
+    chats = [
+        Example(1, {"messages": turns[0] + turns[1]}),
+        Example(2, {"messages": turns[2] + turns[3]}),
+        *(Example(number, {"messages": turn}) for number, turn in enumerate(turns, start=3)),
+    ]
+    rows = TASK.encode(chats, bench.tokenizer, bench.data, asked)
+    assert len(rows) < len(chats)
+    work = LocalWork(steps=20, batch_size=8, learning_rate=5e-3)
+    train_locally(bench, rows, bench.fresh, work, LocalRules(), round=1, rounds=1, seed_root=0, site="ward")
+    told = [Example(number, {"messages": turn[:1]}) for number, turn in enumerate(turns, start=1)]
+    said = TASK.predict(
+        bench.model, bench.tokenizer, told, bench.data, asked, batch_size=4, device=bench.device
+    )
+    assert [row["answer"] for row in said] == [answer.strip() for _, answer in pairs]
+
+
 def test_loading_runs_no_code_of_the_models_and_reports_what_was_missing(tiny_llama: Path) -> None:
     """`trust_remote_code` cannot be switched on by a caller."""
     data = DataContract(columns={})
     model, info = TASK.load_model(str(tiny_llama), data, trust_remote_code=True, dtype=torch.float32)
     assert type(model).__name__ == "LlamaForCausalLM"
     assert not info["missing_keys"]
+
+
+@pytest.mark.parametrize(("folder", "longest"), [("tiny_llama", 256), ("tiny_gpt2", 128)])
+def test_rows_longer_than_the_model_reads_are_refused(
+    request: pytest.FixtureRequest, folder: str, longest: int
+) -> None:
+    """Before any row is trained on: GPT-2 has no more positions, Llama was never trained on them."""
+    path = str(request.getfixturevalue(folder))
+    TASK.load_model(path, DataContract(columns={}, max_length=longest))
+    with pytest.raises(ConfigError, match=rf"data\.max_length={longest}$"):
+        TASK.load_model(path, DataContract(columns={}, max_length=longest + 1))

@@ -97,6 +97,16 @@ def test_a_prompt_too_long_for_the_model_loses_its_beginning(opened: Any) -> Non
     assert answer.tolist() == same.tolist()
 
 
+def test_an_answer_stays_within_the_models_positions(tiny_gpt2: Path) -> None:
+    """Asked for more tokens than GPT-2 has positions, it answers with as many as there are."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_gpt2).eval()
+    (answer,) = generate_greedy(
+        model, [np.array([5, 6, 7], np.int32)], pad_token_id=0, end_token_ids=(383,), max_new_tokens=200,
+        batch_size=1, device=CPU,
+    )  # fmt: skip
+    assert 0 < answer.size <= model.config.max_position_embeddings
+
+
 def test_questions_are_the_last_answers_of_each_row(opened: Any) -> None:
     """Of a conversation the last answer, all before it being the prompt; the end token is not part of it."""
     _, tokenizer, data = opened

@@ -60,11 +60,12 @@ def chat(*turns: tuple[str, str]) -> dict[str, Any]:
 
 def test_every_registered_format_keeps_its_contract() -> None:
     """Each format refuses a row of numbers, or names no required role."""
-    assert FORMATS.names() == ["alpaca", "messages", "prompt_completion", "text"]
+    assert set(FORMATS.names()) >= {"alpaca", "messages", "prompt_completion", "text"}
     for name in FORMATS.names():
         text_format = FORMATS.get(name)
         assert any(text_format.roles.values())
         assert text_format.fault(dict.fromkeys(text_format.roles, 3)) is not None
+        assert text_format.asks == (name != "text")
         assert text_format.answer_role is None or text_format.answer_role in text_format.roles
 
 
@@ -134,6 +135,8 @@ def test_messages_may_be_json_text() -> None:
         (["a"], "not_messages"), ([{"role": "user"}], "not_messages"),
         ([{"role": "user", "content": 3}], "not_messages"),
         ([{"role": "user", "content": "a"}], "no_assistant_turn"),
+        ([{"role": "assistant", "content": "", "tool_calls": [{"type": "function"}]}], "tool_calls"),
+        ('[{"role": "assistant", "content": "a", "tool_calls": [{}]}]', "tool_calls"),
     ],
 )  # fmt: skip
 def test_broken_messages_are_named_by_a_code(tokenizer: Any, messages: Any, code: str) -> None:
@@ -243,6 +246,21 @@ def test_a_template_that_refuses_the_roles_names_them_and_nothing_else(tokenizer
     assert "secret" not in str(caught.value)
 
 
+def test_the_row_that_a_template_refuses_is_named(tokenizer: Any) -> None:
+    """One conversation of thousands stops the run: whoever has to mend it has to find it."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('alternate') }}{% endif %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    rows = [
+        Example(11, chat(("user", "a"), ("assistant", "b"))),
+        Example(12, chat(("user", "a"), ("user", "b"), ("assistant", "c"))),
+    ]
+    with pytest.raises(ModelError, match="row 12: the chat template refuses"):
+        TASK.encode(rows, tokenizer, contract(tokenizer), spec(format="messages"))
+
+
 def test_conversations_need_a_template(tiny_gpt2: Path) -> None:
     """A tokenizer without a chat template is a clear error."""
     with pytest.raises(ModelError, match="chat template"):
@@ -259,6 +277,14 @@ def test_a_conversation_may_begin_with_the_assistant(tokenizer: Any) -> None:
         tokenizer, chat(("assistant", "Hello"), ("user", "a"), ("assistant", "b")), format="messages"
     )
     assert under_loss(tokenizer, row) == "Hello</s>b</s>"
+
+
+@pytest.mark.parametrize("greeting", ["a", "sis", "|", "", " Hi ", "\ufffc"])
+def test_a_greeting_is_not_looked_for_in_the_header(tokenizer: Any, greeting: str) -> None:
+    """An opening turn may repeat letters of `<|assistant|>`, begin with a space, or be empty."""
+    turns = (("assistant", greeting), ("user", "x"), ("assistant", "y"))
+    row = encode(tokenizer, chat(*turns), format="messages")
+    assert under_loss(tokenizer, row) == f"{greeting}</s>y</s>"
 
 
 def test_bytes_are_those_of_the_answer(tokenizer: Any) -> None:
@@ -331,7 +357,7 @@ def test_unknown_options_and_formats_name_the_nearest(tokenizer: Any) -> None:
         encode(tokenizer, {}, fromat="text")
     with pytest.raises(ConfigError, match="alpaca"):
         encode(tokenizer, {}, format="alpacca")
-    with pytest.raises(ConfigError, match="plain text"):
+    with pytest.raises(ConfigError, match="format 'text' have none"):
         encode(tokenizer, {"text": "a"}, format="text", generate=3)
 
 
