@@ -80,8 +80,9 @@ class Registry(Generic[T]):
     def _dotted(self, name: str, *, allowed: bool) -> T:
         if not allowed:
             raise ConfigError(
-                f"the {self.kind} {name!r} is a path to code, which is taken only by `wardround simulate`",
+                f"the {self.kind} {name!r} is a path to code, which is not taken here",
                 expected="one of " + ", ".join(self.names()),
+                remedy=f"provide it by the entry point group {self.group!r} of an installed package",
             )
         module_name, _, attribute = name.partition(":")
         try:

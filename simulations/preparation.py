@@ -124,14 +124,15 @@ def encode_rows(
 ) -> list[Encoded]:
     """Encode rows; what truncation cut is told, never silent."""
     encoded = bench.task.encode(examples, bench.tokenizer, plan.data, plan.task)
-    cut = sum(1 for row in encoded if row.cut)
-    if cut:
-        tokens = sum(row.cut for row in encoded)
+    tokens = sum(row.cut for row in encoded)
+    if tokens:
+        # Packed rows share a sequence, which then does not say how many of them were cut.
+        cut = "some" if plan.data.packing else sum(1 for row in encoded if row.cut)
         events.emit(
             Notice(
                 FEDERATED,
                 "info",
-                f"{where}: {cut} of {len(encoded)} rows were longer than {plan.data.max_length} tokens; "
+                f"{where}: {cut} of {len(examples)} rows were longer than {plan.data.max_length} tokens; "
                 f"{tokens} tokens were cut",
             )
         )

@@ -152,6 +152,11 @@ def _loading(config: BaseModelConfig) -> Iterator[None]:
     try:
         yield
     except _LOAD_FAILURES as error:
+        if "scaled_dot_product_attention" in str(error):
+            raise ModelError(
+                f"the base model {config.path!r} has no attention of the kind {config.attention!r}",
+                remedy="set model.attention=eager",
+            ) from error
         reason = str(error).strip().splitlines() or [""]
         raise ModelError(
             f"the base model {config.path!r} cannot be loaded",

@@ -150,11 +150,22 @@ def open_workbench(
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Recompute activations in the backward pass; not reentrantly, which a frozen base breaks."""
+    """Recompute activations in the backward pass; not reentrantly, which a frozen base breaks.
+
+    Raises:
+        ConfigError: The architecture cannot.
+    """
     # transformers 5 renamed it; the old name is all that version 4 has.
     renamed = getattr(model, "activation_checkpointing_enable", None)
     enable = renamed or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ConfigError(
+            "this base model cannot recompute its activations",
+            found=type(model).__name__,
+            remedy="set machine.gradient_checkpointing=false",
+        ) from error
 
 
 def with_tokenizer(data: DataContract, base: LoadedBase) -> DataContract:

@@ -249,3 +249,28 @@ def test_the_shared_causal_models_load_with_stable_digests(name: str, toys: Any,
     assert first.digest == second.digest
     assert first.missing_heads == ()
     assert tokenizer_digest(first.tokenizer) == tokenizer_digest(second.tokenizer)
+
+
+def other_architecture(body: str, config: Any, tokenizer: Path, folder: Path) -> Path:
+    """A tiny body of another architecture beside the tokenizer of a tiny model."""
+    import transformers
+
+    getattr(transformers, body)(config).save_pretrained(folder)
+    for file in tokenizer.glob("token*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+def test_an_attention_that_the_architecture_lacks_is_named_with_the_one_to_set(
+    tiny_bert: Path, toys: Any, tmp_path: Path
+) -> None:
+    """DeBERTa has no sdpa: the remedy is the setting; with it the model loads."""
+    from transformers import DebertaV2Config
+
+    config = DebertaV2Config(
+        vocab_size=384, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    folder = other_architecture("DebertaV2Model", config, tiny_bert, tmp_path / "deberta")
+    with pytest.raises(ModelError, match=r"set model\.attention=eager"):
+        load(folder, toys.classifier, THREE)
+    assert load(folder, toys.classifier, THREE, attention="eager").missing_heads

@@ -74,3 +74,14 @@ def test_threads_are_set(tiny_llama: Path, toys: Any) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_an_architecture_that_cannot_recompute_is_refused_by_name(
+    tiny_llama: Path, toys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers' own refusal becomes a setting to change."""
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    with pytest.raises(ConfigError, match=r"machine\.gradient_checkpointing=false"):
+        toys.bench(tiny_llama, toys.causal, machine=Machine(device="cpu", gradient_checkpointing=True))
