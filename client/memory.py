@@ -13,7 +13,7 @@ from wardround.core.packed import Array, Layout, Packed
 from wardround.runtime.files import load_tensors, save_tensors
 from wardround.strategies.contract import SiteMemory
 
-KEPT_ROUNDS = 2
+KEPT_FILES = 2
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class SiteStore:
         return Kept(SiteMemory(slots), optimiser or None)
 
     def save(self, kept: Kept, *, round: int) -> None:
-        """Keep the state after a round; files of rounds long past go."""
+        """Keep the state after a round, and the one before it: this round may be asked again."""
         tensors: dict[str, Array] = {
             f"memory/{name}": slot.vector for name, slot in kept.memory.slots.items()
         }
@@ -67,9 +67,9 @@ class SiteStore:
             f"layout/{name}": slot.layout.model_dump_json() for name, slot in kept.memory.slots.items()
         }
         save_tensors(self._path(round), tensors, layouts)
-        for old in self._rounds():
-            if old <= round - KEPT_ROUNDS:
-                self._path(old).unlink(missing_ok=True)
+        # Counted in files and not in round numbers: a site does not take part in every round.
+        for old in [number for number in self._rounds() if number <= round][:-KEPT_FILES]:
+            self._path(old).unlink(missing_ok=True)
 
     def _path(self, round: int) -> Path:
         return self.folder / f"round-{round:05d}.safetensors"

@@ -217,20 +217,29 @@ def invalid(what: str, error: ValidationError, known: dict[str, list[str]] | Non
         place = ".".join(str(part) for part in fault["loc"]) or what
         faults.append(f"{place}: {fault['msg']}")
         if fault["type"] == "extra_forbidden" and known is not None:
-            parent = ".".join(str(part) for part in fault["loc"][:-1])
-            guess = nearest(str(fault["loc"][-1]), known.get(parent, []))
+            guess = nearest(str(fault["loc"][-1]), _known_in(known, fault["loc"][:-1]))
             if guess:
                 remedies.append(f"did you mean {guess!r} instead of {fault['loc'][-1]!r}?")
     return ConfigError(f"the {what} is not valid", found="; ".join(faults), remedy=" ".join(remedies) or None)
+
+
+def _known_in(known: dict[str, list[str]], section: tuple[int | str, ...]) -> list[str]:
+    """Keys of a section; `*` stands for a name that a person chose (`data.sites.*`)."""
+    path = ".".join(map(str, section))
+    chosen = ".".join([*map(str, section[:-1]), "*"])
+    return known.get(path) or known.get(chosen, [])
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> dict[str, list[str]]:
     """Dotted section → its known keys, for proposing the nearest one."""
     table = {prefix: list(model.model_fields)}
     for name, field in model.model_fields.items():
+        place = f"{prefix}.{name}" if prefix else name
+        if getattr(field.annotation, "__origin__", None) is dict:
+            place += ".*"
         for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                table.update(known_keys(candidate, f"{prefix}.{name}" if prefix else name))
+                table.update(known_keys(candidate, place))
     return table
 
 

@@ -21,6 +21,9 @@ import numpy as np
 
 from wardround.core.errors import StorageError
 
+PART = ".part"
+"""Ending of a temporary name, which a killed process may leave."""
+
 _REMEDIES = {
     errno.ENOSPC: "free space on this disk, or choose another output folder",
     errno.EDQUOT: "free space within your quota, or choose another output folder",
@@ -40,7 +43,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         StorageError: It could not be written; names the path, the bytes needed and the remedy.
     """
     path = Path(path)
-    with _storing(path, len(content)):
+    with storing(path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
         try:
@@ -74,7 +77,7 @@ def append_line(path: Path, record: Mapping[str, Any], *, durable: bool = True) 
     """
     path = Path(path)
     line = (json_text(record) + "\n").encode("utf-8", "backslashreplace")
-    with _storing(path, len(line)):
+    with storing(path, len(line)):
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
         with path.open("a+b", buffering=0) as file:
@@ -120,11 +123,11 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         )  # fmt: skip
     temporary = _temporary(path)
     try:
-        with _storing(path):
+        with storing(path):
             temporary.mkdir(parents=True)
-        with _storing(path, only_disk=True):
+        with storing(path, only_disk=True):
             yield temporary
-        with _storing(path):
+        with storing(path):
             _sync_tree(temporary)
             _put_in_place(temporary, path)
             _sync_folder(path.parent)
@@ -152,7 +155,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _storing(path: Path, needed: int | None = None, *, only_disk: bool = False) -> Iterator[None]:
+def storing(path: Path, needed: int | None = None, *, only_disk: bool = False) -> Iterator[None]:
     """Turn an OSError into a StorageError; with `only_disk`, just one that means the disk."""
     try:
         yield
@@ -187,7 +190,7 @@ def _free(path: Path) -> str:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
+    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}{PART}")
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:

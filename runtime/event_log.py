@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -29,18 +29,28 @@ class JsonlSink:
     """Appends each event to a file.
 
     When an arm starts or goes on, what the file holds of its later rounds is dropped first: those rounds
-    are run again. Round and run ends are synced; what lies between survives the process, not the machine.
+    are run again. What an earlier process has told already is replaced by the new telling. Round and run
+    ends are synced; what lies between survives the process, not the machine.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = Path(path)
+        self._told: set[tuple[Any, ...]] | None = None
 
     def emit(self, event: Event) -> None:
         """Append the event."""
+        if self._told is None:
+            before = _text(self._path) if self._path.exists() else ""
+            self._told = {_key(told) for told in _events(before)}
         if isinstance(event, RunStarted):
             truncate_after_round(self._path, event.arm, event.resumed_from)
+        if _key(event) in self._told:
+            self._told.discard(_key(event))
+            drop_told(self._path, event)
         durable = isinstance(event, RunStarted | RoundFolded | RunFinished)
         append_line(self._path, as_record(event), durable=durable)
+        if isinstance(event, Evaluated):
+            self._told.add(_key(event))  # the released round may be scored on the way and at the end
 
     def close(self) -> None:
         """Nothing is held."""
@@ -54,10 +64,29 @@ def truncate_after_round(path: Path, arm: str, round: int) -> int:
     Raises:
         StorageError: The file could not be read or written.
     """
+    whole = path.exists() and any(
+        isinstance(event, RunFinished) and event.arm == arm and event.last_round == round
+        for event in _events(_text(path))
+    )
+    # A finished arm scores its last adapter in the name of the round after it, and never does so again.
+    last = round + 1 if whole else round
+    return _keep_lines(path, lambda line: _stays(_record(line), arm, last))
+
+
+def drop_told(path: Path, event: Event) -> int:
+    """Drop what the file says of the same thing (see `without_repetitions`); returns how many lines.
+
+    Raises:
+        StorageError: The file could not be read or written.
+    """
+    return _keep_lines(path, lambda line: _key(event) not in map(_key, _events(line)))
+
+
+def _keep_lines(path: Path, stays: Callable[[str], bool]) -> int:
     if not path.exists():
         return 0
     lines = _text(path).rstrip("\n").split("\n")
-    kept = [line for line in lines if _stays(_record(line), arm, round)]
+    kept = [line for line in lines if stays(line)]
     if len(kept) < len(lines):
         write_atomic(path, "".join(line + "\n" for line in kept).encode())
     return len(lines) - len(kept)

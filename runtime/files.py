@@ -1,15 +1,25 @@
 """Durable files and checksummed tensors: the surface of `_durable.py` and `_tensor_files.py`."""
 
-from wardround.runtime._durable import append_line, atomic_folder, json_text, write_atomic, write_json
+from wardround.runtime._durable import (
+    PART,
+    append_line,
+    atomic_folder,
+    json_text,
+    storing,
+    write_atomic,
+    write_json,
+)
 from wardround.runtime._tensor_files import load_packed, load_tensors, save_tensors
 
 __all__ = [
+    "PART",
     "append_line",
     "atomic_folder",
     "json_text",
     "load_packed",
     "load_tensors",
     "save_tensors",
+    "storing",
     "write_atomic",
     "write_json",
 ]

@@ -11,6 +11,7 @@ from wardround.core.errors import ConfigError
 from wardround.runtime._terminal import RichSink
 from wardround.runtime.event_log import JsonlSink, truncate_after_round
 from wardround.runtime.events import Evaluated, Event, RoundFolded, RunStarted, SiteReplied
+from wardround.runtime.files import storing
 
 __all__ = ["JsonlSink", "RecorderSink", "RichSink", "TensorBoardSink", "truncate_after_round"]
 
@@ -42,7 +43,15 @@ class TensorBoardSink:
         self._module = _tensorboardx()
 
     def emit(self, event: Event) -> None:
-        """Write the event's figures at its round; events without figures are left out."""
+        """Write the event's figures at its round; events without figures are left out.
+
+        Raises:
+            StorageError: The disk is full, or may not be written.
+        """
+        with storing(self._folder):
+            self._write(event)
+
+    def _write(self, event: Event) -> None:
         match event:
             case RunStarted():
                 # what an interrupted run wrote of later rounds is hidden from here on
@@ -62,10 +71,14 @@ class TensorBoardSink:
                 pass
 
     def close(self) -> None:
-        """Close every file."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
+        """Close every file.
+
+        Raises:
+            StorageError: What was held back could not be written.
+        """
+        with storing(self._folder):
+            while self._writers:
+                self._writers.popitem()[1].close()
 
     def _open(self, arm: str, resumed_from: int) -> None:
         if arm in self._writers:

@@ -49,8 +49,12 @@ class Journal:
         return state, selection
 
     def commit(self, state: ServerState, selection: Selection) -> None:
-        """Make a folded round durable; states that are neither last nor best go afterwards."""
-        self.keep(state)
+        """Make a folded round durable; states that are neither last nor best go afterwards.
+
+        The state's file is written anew: one that a killed server left without its line may hold another
+        state, because other sites answered then.
+        """
+        self._write(state)
         append_line(
             self.folder / "rounds.jsonl",
             {
@@ -67,13 +71,15 @@ class Journal:
 
     def keep(self, state: ServerState) -> None:
         """Write a state's file where it is not there yet."""
-        path = self._path(state.round)
-        if path.exists():
-            return
+        if not self._path(state.round).exists():
+            self._write(state)
+
+    def _write(self, state: ServerState) -> None:
         layouts = {f"layout/{name}": slot.layout.model_dump_json() for name, slot in state.slots.items()}
         tensors: dict[str, Array] = {"adapter": state.adapter.vector}
         tensors |= {f"slot/{name}": slot.vector for name, slot in state.slots.items()}
-        save_tensors(path, tensors, {"round": str(state.round), "plan_digest": self.plan.digest, **layouts})
+        notes = {"round": str(state.round), "plan_digest": self.plan.digest, **layouts}
+        save_tensors(self._path(state.round), tensors, notes)
 
     def released(self, last: ServerState, selection: Selection) -> tuple[int, Adapter]:
         """Round and adapter of the best scored state; the last one where nothing was scored."""

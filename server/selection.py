@@ -37,12 +37,22 @@ class Selection:
 
     @property
     def exhausted(self) -> bool:
-        """Whether `patience` evaluations in a row brought no improvement."""
-        best = self.best
-        if self.rule.patience is None or best is None:
+        """Whether `patience` evaluations in a row brought no improvement, now or at any time before.
+
+        The adapter of the last round is scored after the run has stopped; should it be the best one, a
+        resumed run must not go on from it.
+        """
+        if self.rule.patience is None:
             return False
-        since = sum(1 for round, _ in self.scores if round > best[0])
-        return since >= self.rule.patience
+        best, since = None, 0
+        for _, value in self.scores:
+            if best is None or self._better(value, best):
+                best, since = value, 0
+            else:
+                since += 1
+            if since >= self.rule.patience:
+                return True
+        return False
 
     def _better(self, value: float, best: float) -> bool:
         gain = value - best if self.rule.direction == "max" else best - value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,20 +12,22 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer
 
 from wardround.core.counting import scores
-from wardround.core.errors import ConfigError, ModelError
+from wardround.core.errors import ConfigError, DataError, ModelError
 from wardround.core.metrics.contract import Scores
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.files import write_atomic
 from wardround.simulations.config import RunConfig
 from wardround.simulations.result_folder import scores_record
-from wardround.training.base_model import BaseModelConfig, load_base, resolve
+from wardround.training.adapters import ADAPTERS
+from wardround.training.adapters.contract import AdapterMethod
+from wardround.training.base_model import BaseModelConfig, load_base
+from wardround.training.commands import read_tokenizer
 from wardround.training.evaluation import evaluate
-from wardround.training.examples import Example, read_examples
-from wardround.training.merge import MergeReport, merge_adapter
-from wardround.training.source_spec import SourceSpec
+from wardround.training.examples import Example, ExampleSet, read_examples
+from wardround.training.merge import MergeReport, merge_adapter, with_adapter
+from wardround.training.source_spec import SourceSpec, named_source
 from wardround.training.tasks import TASKS, Task
 from wardround.training.workbench import pick_device
 
@@ -48,9 +52,11 @@ class FinishedRun:
         try:
             plan = TrainingPlan.parse((folder / "plan.json").read_bytes())
             config = RunConfig.parse(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(
-                f"{folder} is not the folder of a run", expected="plan.json and config.json"
+                f"{folder} is not the folder of a run",
+                found=type(error).__name__,
+                expected="plan.json and config.json, whole",
             ) from error
         return FinishedRun(folder, plan, config)
 
@@ -59,10 +65,15 @@ class FinishedRun:
         """The plan's task."""
         return TASKS.get(self.plan.task.name, allow_dotted=True)
 
-    def examples(self, source: SourceSpec, *, labelled: bool = True) -> list[Example]:
+    @property
+    def adapter_method(self) -> AdapterMethod:
+        """The plan's adapter method."""
+        return ADAPTERS.get(self.plan.adapter.method, allow_dotted=True)
+
+    def read(self, source: SourceSpec, *, labelled: bool = True) -> ExampleSet:
         """Rows of a source through the plan's data contract."""
         spec, predict = self.plan.task, not labelled
-        found = read_examples(
+        return read_examples(
             source,
             self.plan.data,
             self.task.required_roles(spec, predict=predict),
@@ -70,32 +81,41 @@ class FinishedRun:
             predict=predict,
             units=False,
         )
-        return list(found.examples)
 
-    def model_config(self, path: str | None) -> BaseModelConfig:
-        """The run's base model, or the same one where it lies now."""
-        return self.config.model if path is None else self.config.model.model_copy(update={"path": path})
+    def examples(self, source: SourceSpec, *, labelled: bool = True) -> list[Example]:
+        """The usable rows of a source."""
+        return list(self.read(source, labelled=labelled).examples)
+
+    def model_config(self, path: str | None = None) -> BaseModelConfig:
+        """The run's base model, or the same one where it lies now; other weights are refused."""
+        place = {} if path is None else {"path": path}
+        return self.config.model.model_copy(update={"digest": self.plan.base.digest, **place})
 
 
 def merge_run(run: Path, output: Path | None, model: str | None, tolerance: float | None) -> MergeReport:
     """`wardround merge`: write the merged model and print how well it kept the adapter.
 
     Raises:
-        ModelError: The logits differ by more than the tolerance, or merging changed nothing; nothing is left.
+        ConfigError: The tolerance is none, or the run is not there.
+        ModelError: The logits differ by more than the tolerance, or merging changed nothing, or the base is
+            not the one that the adapter was trained on; nothing is left.
     """
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
+        raise ConfigError(f"--tolerance is {tolerance}", expected="a number, at least 0")
     finished = FinishedRun.open(run)
     data = finished.config.data
     source = data.test or data.source or next(iter(data.sites.values()))
     base = finished.model_config(model)
-    tokenizer = AutoTokenizer.from_pretrained(
-        resolve(base)[0], revision=base.revision, trust_remote_code=False
-    )
+    tokenizer = read_tokenizer(base.path, base.revision, remedy="correct --model")
+    # Each sample alone: the two models are asked in the plain way, without the mask of packed rows.
+    alone = finished.plan.data.model_copy(update={"packing": False})
     samples = finished.task.encode(
-        finished.examples(source)[:MERGE_SAMPLES], tokenizer, finished.plan.data, finished.plan.task
+        finished.examples(source)[:MERGE_SAMPLES], tokenizer, alone, finished.plan.task
     )
     report = merge_adapter(
         run / "adapter",
         base,
+        finished.adapter_method,
         finished.task,
         finished.plan.data,
         output or run / "merged",
@@ -146,22 +166,23 @@ def open_model(folder: Path, run: Path | None = None) -> OpenModel:
 
     Raises:
         ConfigError: The folder is none of these, or the run that it belongs to cannot be found.
-        ModelError: The weights cannot be loaded.
+        ModelError: The weights cannot be loaded, are not finite, or the base is not the plan's.
     """
-    from peft import PeftModel
-
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} does not exist", expected="a run, an adapter folder or a merged model")
-    finished = FinishedRun.open(run or _run_of(folder))
+    finished = _finished(folder, run)
     task, data = finished.task, finished.plan.data
     device = pick_device(finished.config.machine.device)
     adapter = folder / "adapter" if (folder / "plan.json").exists() else folder
     if (adapter / "adapter_config.json").exists():
-        base = load_base(finished.config.model, task, data, device=device)
-        model: torch.nn.Module = PeftModel.from_pretrained(base.model, str(adapter))
-        return OpenModel(finished, model.train(False), base.tokenizer, device)
+        finished.adapter_method.changed_weights(adapter)  # whole and finite, before the base is loaded
+        base = load_base(finished.model_config(), task, data, device=device)
+        return OpenModel(finished, with_adapter(base.model, adapter), base.tokenizer, device)
     if (adapter / "config.json").exists():
         merged = load_base(BaseModelConfig(path=str(adapter)), task, data, device=device)
+        if merged.missing_heads:
+            raise ModelError(
+                f"{adapter} is not a merged model", found=f"no weights of {', '.join(merged.missing_heads)}",
+                expected="a folder that `wardround merge` wrote", remedy="give the run, or merge it first",
+            )  # fmt: skip
         return OpenModel(finished, merged.model.train(False), merged.tokenizer, device)
     raise ModelError(
         f"{adapter} holds neither an adapter nor a merged model",
@@ -171,8 +192,17 @@ def open_model(folder: Path, run: Path | None = None) -> OpenModel:
 
 def evaluate_rows(opened: OpenModel, source: SourceSpec) -> Scores:
     """Score an open model on the rows of a source."""
+    return _scored(opened, opened.run.examples(source))
+
+
+def predict_rows(opened: OpenModel, source: SourceSpec) -> list[dict[str, Any]]:
+    """Answer the rows of a source; labels are not needed."""
+    return _answered(opened, opened.run.examples(source, labelled=False))
+
+
+def _scored(opened: OpenModel, examples: list[Example]) -> Scores:
     plan, task = opened.run.plan, opened.run.task
-    encoded = task.encode(opened.run.examples(source), opened.tokenizer, plan.data, plan.task)
+    encoded = task.encode(examples, opened.tokenizer, plan.data, plan.task)
     counters = evaluate(
         opened.model,
         task,
@@ -186,13 +216,12 @@ def evaluate_rows(opened: OpenModel, source: SourceSpec) -> Scores:
     return scores(plan, counters)
 
 
-def predict_rows(opened: OpenModel, source: SourceSpec) -> list[dict[str, Any]]:
-    """Answer the rows of a source; labels are not needed."""
+def _answered(opened: OpenModel, examples: list[Example]) -> list[dict[str, Any]]:
     plan, task = opened.run.plan, opened.run.task
     return task.predict(
         opened.model,
         opened.tokenizer,
-        opened.run.examples(source, labelled=False),
+        examples,
         plan.data,
         plan.task,
         batch_size=opened.run.config.machine.evaluation_batch_size,
@@ -201,8 +230,14 @@ def predict_rows(opened: OpenModel, source: SourceSpec) -> list[dict[str, Any]]:
 
 
 def evaluate_file(model: Path, source: str, run: Path | None, *, as_json: bool) -> Scores:
-    """`wardround evaluate`: print the scores."""
-    found = evaluate_rows(open_model(model, run), SourceSpec(path=source))
+    """`wardround evaluate`: print the scores.
+
+    Raises:
+        DataError: No usable row.
+        ConfigError, ModelError: As `open_model`.
+    """
+    examples = _usable(_finished(model, run), named_source(source), labelled=True)
+    found = _scored(open_model(model, run), examples)
     console = Console()
     if as_json:
         console.print_json(data=scores_record(found))
@@ -217,13 +252,48 @@ def evaluate_file(model: Path, source: str, run: Path | None, *, as_json: bool) 
 
 
 def predict_file(model: Path, source: str, output: Path | None, run: Path | None) -> None:
-    """`wardround predict`: one JSON line a row, to a file or to the terminal."""
-    answers = predict_rows(open_model(model, run), SourceSpec(path=source))
+    """`wardround predict`: one JSON line a row, to a file or to the terminal.
+
+    Raises:
+        DataError: No usable row.
+        ConfigError: The output is there already, or as `open_model`.
+        ModelError: As `open_model`.
+    """
+    if output is not None and output.exists():
+        raise ConfigError(
+            f"{output} is there already", expected="a new file", remedy="choose another --output"
+        )
+    examples = _usable(_finished(model, run), named_source(source), labelled=False)
+    answers = _answered(open_model(model, run), examples)
     lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     if output is None:
         Console().out(lines, end="", highlight=False)
     else:
         write_atomic(output, lines.encode())
+
+
+def _usable(run: FinishedRun, source: SourceSpec, *, labelled: bool) -> list[Example]:
+    """The rows to score or answer; what is left out is told on the error stream, never silent."""
+    found = run.read(source, labelled=labelled)
+    left_out = ", ".join(f"{count} × {reason}" for reason, count in found.quarantine_counts().items())
+    if not found.examples:
+        raise DataError(
+            f"{source.path} has no usable row", found=left_out or "no row",
+            remedy="run `wardround data check` on it",
+        )  # fmt: skip
+    if left_out:
+        sys.stderr.write(
+            f"wardround: {len(found.quarantined)} of {found.rows_read} rows left out ({left_out})\n"
+        )
+    return list(found.examples)
+
+
+def _finished(folder: Path, run: Path | None) -> FinishedRun:
+    if not folder.is_dir():
+        raise ConfigError(
+            f"there is no folder {folder}", expected="a run, an adapter folder or a merged model"
+        )
+    return FinishedRun.open(run or _run_of(folder))
 
 
 def _run_of(folder: Path) -> Path:

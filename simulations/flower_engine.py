@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
@@ -58,6 +58,19 @@ class _InProcessBackend(Backend):
         """Nothing to release: the model belongs to the caller."""
 
 
+class _StoppableGrid(InMemoryGrid):
+    """Flower's grid, except that nobody waits on it for sites that are no longer served."""
+
+    def __init__(self, factory: LinkStateFactory, stop: threading.Event) -> None:
+        super().__init__(factory, pull_interval=PULL_INTERVAL_S)
+        self._stop = stop
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        if self._stop.is_set():
+            raise KeyboardInterrupt  # the engine was interrupted; the server's thread ends as well
+        return super().pull_messages(message_ids)
+
+
 def simulate(server: Callable[[Grid, list[int]], None], client: ClientApp, *, lanes: int) -> None:
     """Run a server function against a client app on Flower's engine, in this process.
 
@@ -78,7 +91,8 @@ def simulate(server: Callable[[Grid, list[int]], None], client: ClientApp, *, la
     state: Any = factory.state()  # the in-memory one, whose tables are filled by hand
     state.run_ids[run.run_id] = RunRecord(run=run)
     state.task_store[run.primary_task_id] = Task(task_id=run.primary_task_id, run_id=run.run_id)
-    grid = InMemoryGrid(factory, pull_interval=PULL_INTERVAL_S)
+    stop = threading.Event()
+    grid = _StoppableGrid(factory, stop)
     grid.set_run(run)
     nodes = vce_api._register_nodes(lanes, factory)  # noqa: SLF001 - Flower has no public way in
     stores = vce_api._register_node_info_stores(nodes, run, None)  # noqa: SLF001 - as above
@@ -89,7 +103,6 @@ def simulate(server: Callable[[Grid, list[int]], None], client: ClientApp, *, la
     def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
         server(grid, list(nodes))
 
-    stop = threading.Event()
     raised: list[BaseException] = []
 
     def serve() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import uuid
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,7 +18,7 @@ from wardround.core.metrics.contract import Scores
 from wardround.core.packed import Adapter
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.events import EventSink
-from wardround.runtime.files import atomic_folder, save_tensors, write_atomic, write_json
+from wardround.runtime.files import PART, atomic_folder, save_tensors, write_atomic, write_json
 from wardround.runtime.sinks import JsonlSink, TensorBoardSink
 from wardround.simulations.config import RunConfig
 from wardround.simulations.rows import Rows
@@ -38,6 +39,9 @@ PACKAGES = (
     "datasets",
 )
 
+OPENING = frozenset({"config.yaml", "config.json", "plan.json", "initial.safetensors", "environment.json"})
+"""What stands in the folder before `run.json`, with which a run begins."""
+
 
 @dataclass(frozen=True)
 class ResultFolder:
@@ -55,19 +59,16 @@ class ResultFolder:
             ConfigError: The folder holds another run, or the run to resume is not there.
             StorageError: It cannot be written, or the resumed run's plan is not this one.
         """
-        if config.resume:
+        if config.resume and not never_began(path):
             return _reopen(path, plan, initial)
-        if path.exists() and any(path.iterdir()):
-            raise ConfigError(
-                f"the output folder {path} is not empty",
-                remedy=f"choose another with output=…, or go on with that run: resume={path}",
-            )
+        if not config.resume:
+            _require_new(path)
+        _sweep(path)
         run_id = uuid.uuid4().hex
-        write_json(path / "config.json", config.model_dump(mode="json"))
-        write_atomic(
-            path / "config.yaml",
-            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode(),
-        )
+        values = config.model_copy(update={"resume": None}).model_dump(mode="json")
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        write_atomic(path / "config.yaml", text.encode())  # first: with it alone the run can be resumed
+        write_json(path / "config.json", values)
         write_json(path / "plan.json", json.loads(plan.canonical()))
         save_tensors(path / "initial.safetensors", {"adapter": initial.vector}, {"digest": initial.digest})
         write_json(path / "environment.json", environment())
@@ -121,23 +122,60 @@ class ResultFolder:
         return summary
 
 
+def never_began(path: Path) -> bool:
+    """Whether a run was killed while its folder was opened: `run.json`, which comes last, is missing."""
+    return (path / "config.yaml").exists() and set(_names(path)) <= OPENING
+
+
+def _names(path: Path) -> list[str]:
+    """What stands in a folder, without what a killed process left under temporary names."""
+    return [entry.name for entry in path.iterdir() if not _is_temporary(entry)] if path.is_dir() else []
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(PART)
+
+
+def _require_new(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise ConfigError(
+            f"the output folder {path} is a file", remedy="choose another with output=…, or move it away"
+        )
+    if _names(path):
+        run = (path / "run.json").exists() or never_began(path)
+        raise ConfigError(
+            f"the output folder {path} is not empty",
+            remedy="choose another with output=…"
+            + (f", or go on with that run: resume={path}" if run else ""),
+        )
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a killed process left under temporary names; nobody else writes in a run's folder."""
+    for stale in filter(_is_temporary, list(path.rglob(".*"))):
+        shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
+
+
 def _reopen(path: Path, plan: TrainingPlan, initial: Adapter) -> ResultFolder:
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        run_id, followed = str(record["run_id"]), str(record["plan_digest"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"there is no run to resume in {path}", found=type(error).__name__, expected="run.json"
-        ) from error
-    if record["plan_digest"] != plan.digest:
+            f"there is no run to resume in {path}", found=type(error).__name__, expected="run.json",
+            remedy="correct the folder, or start a new run in another one",
+        ) from error  # fmt: skip
+    if followed != plan.digest:
         raise StorageError(
             "the run to resume follows another plan",
-            found=str(record["plan_digest"])[:12],
+            found=followed[:12],
             expected=plan.digest[:12],
             remedy="data, model or package versions changed since it began: start a new run",
         )
     if plan.adapter.initial_digest != initial.digest:
         raise StorageError("the initial adapter is not the plan's")
-    return ResultFolder(path, str(record["run_id"]), resumed=True)
+    _sweep(path)
+    return ResultFolder(path, run_id, resumed=True)
 
 
 def environment() -> dict[str, str]:

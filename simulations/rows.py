@@ -44,6 +44,8 @@ def gather(config: RunConfig, task: Task, spec: TaskSpec, *, allow_dotted: bool 
         ConfigError: Unknown partition or option.
     """
     data = config.data
+    if data.source is None and not data.sites:
+        raise DataError("no training rows are configured", expected="data.source, or data.sites")
     roles = task.required_roles(spec)
     contract = contract_of(data, roles)
     notices: list[str] = []
@@ -59,13 +61,13 @@ def gather(config: RunConfig, task: Task, spec: TaskSpec, *, allow_dotted: bool 
             fault=lambda example: task.fault(example, spec),
             units=units,
         )
+        if contract.id_column is not None:
+            notices.extend(repeated_ids(rows.examples, where))
         return _told(rows, where, notices)
 
     if data.sites:
         sites = {name: read(source, f"site {name}") for name, source in sorted(data.sites.items())}
-    else:
-        if data.source is None:
-            raise DataError("no training rows are configured", expected="data.source, or data.sites")
+    elif data.source is not None:
         rows = read(data.source, "the training source", data.site_column)
         examples = _limited(rows, data.limit, config.seed)
         sites = _partitioned(config, examples, allow_dotted=allow_dotted)
@@ -156,6 +158,12 @@ def _told(rows: ExampleSet, where: str, notices: list[str]) -> list[Example]:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in sorted(counts.items()))
         notices.append(f"{where}: {sum(counts.values())} of {rows.rows_read} rows quarantined ({reasons})")
     return list(rows.examples)
+
+
+def repeated_ids(examples: Sequence[Example], where: str) -> list[str]:
+    """A notice where rows share the id that should name them; they are used all the same."""
+    again = len(examples) - len({example.id for example in examples})
+    return [f"{where}: {again} of {len(examples)} rows repeat the id of another row"] if again else []
 
 
 def _limited(examples: list[Example], limit: int | None, seed: int) -> list[Example]:

@@ -135,19 +135,32 @@ def collect_labels(specs: Iterable[SourceSpec], data: DataContract) -> tuple[str
     """Sorted labels of all rows of all sources; a plan is made with them, no site ever does this.
 
     Raises:
-        DataError: The label's column is not mapped or not there, is empty, or holds texts instead of labels.
+        DataError: No row can be read; the label's column is not mapped or not there, is empty, or holds texts
+            instead of labels.
     """
     column = data.columns.get(LABEL)
     if column is None:
         raise DataError("labels: auto needs the label's column", remedy="set data.columns.label")
     found: set[str] = set()
     columns: dict[str, None] = {}
+    broken: Counter[str] = Counter()
+    paths: list[str] = []
     for spec in specs:
+        paths.append(spec.path)
         for row in open_source(spec):
             if isinstance(row, Row):
                 columns.update(dict.fromkeys(row.values))
                 found.add(code(row.values.get(column)))
+            else:
+                broken[row.reason] += 1
     found -= {""}
+    if not columns:
+        raise DataError(
+            f"no row can be read from {', '.join(paths[:SHOWN])}",
+            found=", ".join(f"{count} × {reason}" for reason, count in broken.most_common(SHOWN)) or "no row",
+            expected="rows with a label",
+            remedy="correct the source's path or its filter `where`; `wardround data check` reads it",
+        )
     if not found:
         guess = nearest(column, columns) if column not in columns else None
         raise DataError(

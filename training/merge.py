@@ -13,13 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wardround.core.errors import ConfigError, ModelError
 from wardround.core.plan import DataContract
-from wardround.training.adapters.lora import CONFIG_FILE, WEIGHTS_FILE
+from wardround.training.adapters.contract import CONFIG_FILE, WEIGHTS_FILE, AdapterMethod
 from wardround.training.base_model import DTYPES, BaseModelConfig, load_base, quiet, without_peft_noise
 from wardround.training.staging import publish_folder, staging
 from wardround.training.tasks.contract import Encoded, Task
@@ -72,6 +70,7 @@ class MergeReport:
 def merge_adapter(
     adapter_folder: Path,
     base: BaseModelConfig,
+    method: AdapterMethod,
     task: Task,
     data: DataContract,
     out: Path,
@@ -87,6 +86,7 @@ def merge_adapter(
     Args:
         adapter_folder: PEFT's two files.
         base: The base model that the adapter was trained on.
+        method: What kind of adapter it is.
         task: Loads the model through its plain Auto class.
         data: The plan's data contract.
         out: New folder for weights (safetensors), config and tokenizer.
@@ -112,9 +112,9 @@ def merge_adapter(
     cpu = torch.device("cpu")
     loaded = load_base(plain, task, data, device=cpu)
     data = with_tokenizer(data, loaded)
-    nonzero = adapted_weights(adapter_folder)
+    nonzero = method.changed_weights(adapter_folder)
     digests = weight_digests(loaded.model, nonzero)
-    expected = logits(_with_adapter(loaded.model, adapter_folder), task, data, samples, cpu)
+    expected = logits(with_adapter(loaded.model, adapter_folder), task, data, samples, cpu)
     quantised = _quantised_logits(base, adapter_folder, task, data, samples)
     merged = _merged(plain, task, data, adapter_folder)
     with staging(out) as staged:
@@ -167,33 +167,6 @@ def difference(found: Logits, reference: Logits) -> Difference:
     return Difference(largest, largest / max(scale, float(np.finfo(np.float32).tiny)))
 
 
-def adapted_weights(adapter_folder: Path) -> list[str]:
-    """Names, in the base model, of the weights whose saved product B A is not zero.
-
-    Raises:
-        ModelError: No adapter can be read, or it holds NaN or infinity.
-    """
-    try:
-        tensors = load_file(adapter_folder / WEIGHTS_FILE)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"no adapter can be read from {adapter_folder}", found=f"{type(error).__name__}: {error}"
-        ) from error
-    broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
-    if broken:
-        raise ModelError(
-            f"the adapter in {adapter_folder} is not finite", found=", ".join(sorted(broken)[:3]),
-            remedy="take another round's adapter, and lower the learning rate",
-        )  # fmt: skip
-    factors: dict[str, list[bool]] = {}
-    for name, tensor in tensors.items():
-        module, separator, _ = name.partition(".lora_")
-        if separator:
-            factors.setdefault(module, []).append(bool(np.any(tensor)))
-    nonzero = [module.removeprefix("base_model.model.") for module, both in factors.items() if all(both)]
-    return sorted(f"{module}.weight" for module in nonzero)
-
-
 def weight_digests(model: torch.nn.Module, names: Sequence[str]) -> dict[str, str]:
     """SHA-256 of the bytes of some weights, by name."""
     state = model.state_dict()
@@ -226,13 +199,17 @@ def _check(adapter_folder: Path, out: Path, samples: Sequence[Encoded]) -> None:
         raise ConfigError("a merge is proven on samples, and there is none", remedy="give at least one row")
 
 
-def _with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """PEFT's own loading, except that an adapter which does not fit is an error and not a warning."""
+def with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """PEFT's own loading, except that an adapter which does not fit is an error and not a warning.
+
+    Raises:
+        ModelError: It does not fit, or its configuration cannot be read.
+    """
     with without_peft_noise():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
             adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
-        except (ValueError, RuntimeError, KeyError, TypeError, UserWarning) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, UserWarning) as error:
             raise ModelError(
                 f"the adapter in {folder} does not fit the base model",
                 found=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}",
@@ -245,7 +222,7 @@ def _merged(base: BaseModelConfig, task: Task, data: DataContract, folder: Path)
     """The adapter merged into a freshly loaded base, every weight in the dtype that the base has it in."""
     fresh = load_base(base, task, data, device=torch.device("cpu")).model
     dtypes = {name: parameter.dtype for name, parameter in fresh.named_parameters()}
-    merged = cast("PreTrainedModel", _with_adapter(fresh, folder).merge_and_unload(safe_merge=True))
+    merged = cast("PreTrainedModel", with_adapter(fresh, folder).merge_and_unload(safe_merge=True))
     for name, parameter in merged.named_parameters():
         parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
     return merged
@@ -264,4 +241,4 @@ def _quantised_logits(
         return None
     device = pick_device("auto")
     loaded = load_base(base, task, data, device=device)
-    return logits(_with_adapter(loaded.model, adapter_folder), task, data, samples, device)
+    return logits(with_adapter(loaded.model, adapter_folder), task, data, samples, device)

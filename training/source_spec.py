@@ -48,6 +48,17 @@ class SourceSpec(BaseModel):
         }
 
 
+def named_source(path: str, kind: str | None = None) -> SourceSpec:
+    """The source that a person names on the command line.
+
+    Raises:
+        DataError: Nothing is named.
+    """
+    if not path.strip():
+        raise DataError("no source is named", found="an empty path", expected="a file or folder")
+    return SourceSpec(path=path, kind=kind)
+
+
 def open_source(spec: SourceSpec) -> Iterator[Row | BrokenRow]:
     """Rows of a source in order, after its filter; broken rows pass it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# PEFT imports bitsandbytes where it is installed, which then tells of optional kernels that are not.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 app = typer.Typer(
     name="wardround", help="Federated LoRA fine-tuning across sites that may not share a record.",
@@ -67,6 +70,9 @@ def data_check(
     ] = None,
     label: Annotated[Optional[str], typer.Option(help="Column with the label.")] = None,  # noqa: UP045 - as above
     unit: Annotated[Optional[str], typer.Option(help="Column that names the patient.")] = None,  # noqa: UP045 - as above
+    row_id: Annotated[
+        str | None, typer.Option("--id", help="Column that names the row, for repeated ids.")
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Model folder or hub name whose tokenizer measures lengths.")
     ] = None,
@@ -82,6 +88,7 @@ def data_check(
         text=text,
         label=label,
         unit=unit,
+        row_id=row_id,
         tokenizer=tokenizer,
         max_length=max_length,
         as_json=as_json,

@@ -98,6 +98,24 @@ def test_a_killed_run_resumes_to_the_same_adapter(place: Place) -> None:
     assert place.digest("killed") == place.digest("run")
 
 
+def test_an_interrupted_run_ends_at_once_and_says_how_to_go_on(place: Place) -> None:
+    """Ctrl-C after the first round: exit code 130 within seconds, and the command that resumes."""
+    metrics = place.folder / "interrupted" / "metrics.jsonl"
+    process = subprocess.Popen(
+        place.command("simulate", *place.settings, "output=interrupted", "rounds.rounds=40"),
+        cwd=place.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    for _ in range(2400):
+        if metrics.exists() and "RoundFolded" in metrics.read_text():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "resume=interrupted" in said
+    assert "Traceback" not in said
+
+
 def test_a_sweep_gives_each_job_a_folder_of_its_own(place: Place) -> None:
     """Two seeds: two finished runs with different adapters."""
     place.wardround("simulate", *place.settings, "name=sweep", "rounds.rounds=1", "-m", "seed=0,1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 import torch
 from peft import PeftModel
@@ -12,6 +12,10 @@ from transformers import PreTrainedModel
 
 from wardround.core.packed import Adapter, Layout
 from wardround.training.tasks.contract import Task
+
+CONFIG_FILE: Final = "adapter_config.json"
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
+"""PEFT's two files of a saved adapter, whatever the method."""
 
 
 class AdapterMethod(Protocol):
@@ -53,4 +57,11 @@ class AdapterMethod(Protocol):
 
         Raises:
             ModelError: No adapter is there, or it does not fit the layout.
+        """
+
+    def changed_weights(self, folder: Path) -> list[str]:
+        """Names, in the base model, of the weights that merging the saved adapter has to change.
+
+        Raises:
+            ModelError: No whole adapter is there, or it holds NaN or infinity.
         """

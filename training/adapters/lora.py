@@ -18,22 +18,20 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from wardround.core.errors import InternalError, ModelError, PeerError
 from wardround.core.packed import Adapter, Layout, Role, TensorSpec, pack
+from wardround.training.adapters._saved import saved_tensors
 from wardround.training.adapters._targets import candidates, check_targets
+from wardround.training.adapters.contract import CONFIG_FILE, WEIGHTS_FILE
 from wardround.training.base_model import without_peft_noise
 from wardround.training.staging import publish_files, staging
 from wardround.training.tasks.contract import Task
 
 ADAPTER_NAME: Final = "default"
-WEIGHTS_FILE: Final = "adapter_model.safetensors"
-CONFIG_FILE: Final = "adapter_config.json"
 
 _HEAD_STD: Final = 0.02
 
@@ -187,21 +185,31 @@ class Lora:
         """The state of a saved adapter folder.
 
         Raises:
-            ModelError: No adapter is there, or its tensors are not those of the layout.
+            ModelError: As `saved_tensors`, or its tensors are not those of the layout.
         """
-        remedy = "train with the rank, targets and heads of the saved adapter, or start from none"
+        tensors = saved_tensors(folder)
         try:
-            return pack(layout, load_file(folder / WEIGHTS_FILE), np.float32)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"no adapter can be read from {folder}", found=f"{type(error).__name__}: {error}",
-                expected=f"{WEIGHTS_FILE} as PEFT writes it", remedy="correct adapter.start_from",
-            ) from error  # fmt: skip
+            return pack(layout, tensors, np.float32)
         except PeerError as error:
             raise ModelError(
                 f"the adapter in {folder} does not fit this one: {error.what}",
-                found=error.found, expected=error.expected, remedy=remedy,
+                found=error.found, expected=error.expected,
+                remedy="train with the rank, targets and heads of the saved adapter, or start from none",
             ) from error  # fmt: skip
+
+    def changed_weights(self, folder: Path) -> list[str]:
+        """Weights whose saved product B A is not zero.
+
+        Raises:
+            ModelError: As `saved_tensors`.
+        """
+        factors: dict[str, list[bool]] = {}
+        for name, tensor in saved_tensors(folder).items():
+            module, separator, _ = name.partition(".lora_")
+            if separator:
+                factors.setdefault(module, []).append(bool(np.any(tensor)))
+        nonzero = [module.removeprefix("base_model.model.") for module, both in factors.items() if all(both)]
+        return sorted(f"{module}.weight" for module in nonzero)
 
 
 ADAPTER = Lora()

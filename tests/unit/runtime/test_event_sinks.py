@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 from pathlib import Path
@@ -100,6 +101,41 @@ def test_a_resumed_run_tells_one_story(tmp_path: Path, killed_after: int) -> Non
     ours = [event for event in read if event.arm == "federated" and not isinstance(event, RunStarted)]
     expected = [event for event in whole if not isinstance(event, RunStarted)]
     assert sorted(map(repr, ours)) == sorted(map(repr, expected))
+
+
+@pytest.mark.parametrize("killed_after", range(1, len(run_events())))
+def test_no_line_of_a_resumed_file_is_torn_or_told_twice(tmp_path: Path, killed_after: int) -> None:
+    """Raw lines: each is JSON, and none but the start of the run says the same thing again."""
+    path = tmp_path / "m.jsonl"
+    notice = Notice("federated", "warning", "two rows quarantined")
+    told = run_events()[:killed_after]
+    emit(JsonlSink(path), [notice, *told])
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"event": "RoundFol')
+    folded = max((event.round for event in told if isinstance(event, RoundFolded)), default=0)
+    emit(JsonlSink(path), [notice, *run_events(first=folded + 1)])
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    said = [json.dumps({**record, "time_s": 0}) for record in records if record["event"] != "RunStarted"]
+    assert len(said) == len(set(said))
+
+
+def test_a_finished_arm_that_is_asked_again_keeps_its_last_evaluation(tmp_path: Path) -> None:
+    """It rides in the name of the round after the last, and a resumed run does not repeat it."""
+    path = tmp_path / "m.jsonl"
+    last = SiteReplied("federated", 4, "budapest", "ok", "", "", 9, {"validation.loss": 0.5})
+    *events, end, test = run_events()
+    emit(JsonlSink(path), [*events, last, end, test])
+    started = RunStarted("run", "federated", "heart", "p", 3, SITES, 3)
+    emit(JsonlSink(path), [started, end, test])
+    assert sorted(map(repr, read_events(path))) == sorted(map(repr, [*events, last, started, end, test]))
+
+
+def test_the_released_round_is_not_told_twice(tmp_path: Path) -> None:
+    """Scored on the way and again at the end: one line, the last telling."""
+    path = tmp_path / "m.jsonl"
+    scored = Evaluated("federated", 2, "test", {"loss": 0.5}, {"loss": 9})
+    emit(JsonlSink(path), [scored, Notice("federated", "info", "n"), scored])
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 2
 
 
 def test_truncating_counts_and_keeps(tmp_path: Path) -> None:
@@ -240,6 +276,28 @@ def test_tensorboard_reads_the_figures(tmp_path: Path) -> None:
     } <= set(arm.Tags()["scalars"])
     assert [point.step for point in arm.Scalars("round/train_loss")] == [1, 2, 3]
     assert (tmp_path / "local" / "x").is_dir()
+
+
+def test_a_full_disk_under_tensorboard_is_a_storage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On writing and on closing; both name the folder."""
+    sink = TensorBoardSink(tmp_path / "tb")
+    folded = RoundFolded("federated", 1, SITES, (), 0.25, 0.1, 3000, 1.5, "d")
+    sink.emit(folded)
+    writer = sink._writers["federated"]
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer, "flush", full)
+    with pytest.raises(StorageError, match=r"(?s)tb.*free space"):
+        sink.emit(folded)
+    close = writer.close
+    monkeypatch.setattr(writer, "close", full)
+    with pytest.raises(StorageError, match=r"(?s)tb.*free space"):
+        sink.close()
+    close()
 
 
 def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -78,6 +78,21 @@ def test_early_stopping_ends_after_patience_and_releases_the_best(bench: Any) ->
     assert (outcome.reason, outcome.released_round, outcome.last.round) == ("early_stop", 1, 4)
 
 
+def test_a_run_that_stopped_early_stays_stopped_though_its_last_round_is_the_best(bench: Any) -> None:
+    """The last adapter, scored after the stop, wins: it is released, and resuming trains nothing."""
+    plan = bench.plan_of(
+        rounds=RoundRules(rounds=20), release=ReleaseRule(metric="accuracy", direction="max", patience=2)
+    )
+    correct = {0: 3, 1: 8, 2: 5, 3: 5, 4: 9}
+    transport = bench.transport(plan, correct=lambda round, site: correct.get(round, 5))
+    first = run_rounds(bench.run(transport), bench.initial)
+    assert (first.reason, first.released_round, first.last.round) == ("early_stop", 4, 4)
+    again = bench.transport(plan, correct=lambda round, site: correct.get(round, 5))
+    resumed = run_rounds(bench.run(again), bench.initial)
+    assert again.asked == []
+    assert (resumed.reason, resumed.released_round) == ("early_stop", 4)
+
+
 @pytest.mark.parametrize("killed_in", [1, 3, 5])
 def test_a_killed_run_resumes_to_the_identical_adapter(bench: Any, tmp_path: Any, killed_in: int) -> None:
     """A server that dies while round k trains goes on with round k and ends with the same bits."""

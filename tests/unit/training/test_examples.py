@@ -262,6 +262,13 @@ def test_labels_that_are_none_are_an_error(source: Any) -> None:
         collect_labels([source(*good(1001))], contract(columns={"label": "note"}))
 
 
+@pytest.mark.parametrize(("lines", "found"), [([], "no row"), (["no json", "[1]"], "1 × not_json")])
+def test_a_source_without_a_readable_row_is_named(source: Any, lines: list[str], found: str) -> None:
+    """The label's column is not to blame."""
+    with pytest.raises(DataError, match=rf"(?s)no row can be read from .*rows\.jsonl.*{found}"):
+        collect_labels([source(*lines)], contract())
+
+
 def test_validation_parts_differ_by_site_and_seed() -> None:
     """Two sites with the same units do not hold back the same ones, and neither do two seeds."""
     examples = [Example(i, {}, unit=f"p{i}") for i in range(100)]

@@ -45,7 +45,7 @@ def saved(bench: Workbench, folder: Path, *, std: float = 0.3) -> Path:
 def run(bench: Workbench, adapter: Path, out: Path, toys: Any, **options: Any) -> MergeReport:
     """Merge with four samples."""
     return merge_adapter(
-        adapter, bench.base.config, bench.task, bench.data, out, samples=toys.rows(4), **options
+        adapter, bench.base.config, bench.method, bench.task, bench.data, out, samples=toys.rows(4), **options
     )
 
 
@@ -222,7 +222,9 @@ def test_adapters_that_do_not_belong_are_refused(
     with pytest.raises(ModelError, match="does not fit"):
         run(bench, adapter, tmp_path / "merged", toys)
     with pytest.raises(ConfigError, match="sample"):
-        merge_adapter(adapter, bench.base.config, bench.task, bench.data, tmp_path / "merged", samples=[])
+        merge_adapter(
+            adapter, bench.base.config, bench.method, bench.task, bench.data, tmp_path / "merged", samples=[]
+        )
 
 
 def test_a_quantised_base_is_merged_unquantised_and_both_differences_told(
@@ -234,11 +236,15 @@ def test_a_quantised_base_is_merged_unquantised_and_both_differences_told(
     config = BaseModelConfig(path=str(tiny_llama), quantisation="4bit", digest="0" * 64)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install bitsandbytes"):
-        merge_adapter(adapter, config, bench.task, bench.data, tmp_path / "merged", samples=toys.rows(2))
+        merge_adapter(
+            adapter, config, bench.method, bench.task, bench.data, tmp_path / "merged", samples=toys.rows(2)
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     noisy = [np.full((1, len(row.tokens), 384), 9.0, np.float32) for row in toys.rows(2)]
     monkeypatch.setattr(merge, "_quantised_logits", lambda *_: noisy)
-    report = merge_adapter(adapter, config, bench.task, bench.data, tmp_path / "merged", samples=toys.rows(2))
+    report = merge_adapter(
+        adapter, config, bench.method, bench.task, bench.data, tmp_path / "merged", samples=toys.rows(2)
+    )
     assert report.passed
     assert report.against_quantised is not None
     assert report.against_quantised.relative > 0.5

@@ -86,6 +86,7 @@ def test_the_merge_goes_into_the_unquantised_base_and_tells_both_differences(
     report = merge_adapter(
         tmp_path / "adapter",
         bench.base.config,
+        bench.method,
         bench.task,
         bench.data,
         tmp_path / "merged",

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from wardround.core.errors import ConfigError, DataError
-from wardround.training.source_spec import SourceSpec, code, open_source, plain, source_of
+from wardround.training.source_spec import SourceSpec, code, named_source, open_source, plain, source_of
 from wardround.training.sources.contract import BrokenRow, Row
 
 
@@ -98,3 +98,10 @@ def test_a_spec_is_frozen_and_knows_its_keys() -> None:
     spec = SourceSpec(path="x")
     with pytest.raises(ValidationError):
         spec.path = "y"  # type: ignore[misc] # what is tested
+
+
+def test_an_empty_path_on_the_command_line_is_an_error_of_ours() -> None:
+    """Not one of the validation library, which would show a traceback."""
+    with pytest.raises(DataError, match="no source is named"):
+        named_source(" ")
+    assert named_source("a.csv", "csv") == SourceSpec(path="a.csv", kind="csv")

@@ -1,0 +1,176 @@
+"""Runs that are stopped where it hurts: while the folder is opened, with rare participation, after an end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wardround.core.errors import ConfigError, StorageError
+from wardround.runtime.events import Event, RoundFolded, SiteReplied
+from wardround.simulations import result_folder
+from wardround.simulations.config import RunConfig
+from wardround.simulations.simulate import SimulationResult, run_simulation
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_bert: Path) -> Callable[..., RunConfig]:
+    """Four wards, two rounds; keyword arguments replace keys of sections."""
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for number in range(48):
+            note = f"{'slow' if number % 2 else 'sharp'} {number}"
+            file.write(
+                json.dumps({"note": note, "kind": str(number % 2), "ward": f"w{number % 8 // 2}"}) + "\n"
+            )
+
+    def make(name: str, **sections: Any) -> RunConfig:
+        base: dict[str, Any] = {
+            "name": "notes", "output": str(tmp_path / name), "model": {"path": str(tiny_bert)},
+            "task": {"name": "sequence_classification"},
+            "data": {
+                "source": {"path": str(tmp_path / "rows.jsonl")},
+                "test": {"path": str(tmp_path / "rows.jsonl")},
+                "columns": {"text": "note", "label": "kind"}, "site_column": "ward", "max_length": 32,
+                "validation_fraction": 0.3,
+            },
+            "adapter": {"options": {"r": 2, "alpha": 4}},
+            "local": {"steps": 2, "batch_size": 4, "learning_rate": 1e-2}, "rounds": {"rounds": 2},
+            "machine": {"device": "cpu", "threads": 1},
+        }  # fmt: skip
+        for key, value in sections.items():
+            base[key] = {**base.get(key, {}), **value}
+        return RunConfig.parse(base)
+
+    return make
+
+
+class Stop:
+    """Ends the run at an event, as a kill does."""
+
+    def __init__(self, at: Callable[[Event], bool]) -> None:
+        self.at = at
+
+    def emit(self, event: Event) -> None:
+        if self.at(event):
+            raise KeyboardInterrupt
+
+    def close(self) -> None:
+        """Nothing to flush."""
+
+
+def resumed(config: RunConfig) -> SimulationResult:
+    """Go on with a run."""
+    return run_simulation(config.model_copy(update={"resume": config.output}))
+
+
+def digests(result: SimulationResult) -> dict[str, str]:
+    """Last adapter of each arm."""
+    arms = {"federated": result.federated, **result.bounds}
+    return {name: arm.outcome.last.adapter.digest for name, arm in arms.items()}
+
+
+@pytest.mark.parametrize("lost", ["config.json", "run.json"])
+def test_a_run_that_was_killed_while_its_folder_was_opened_can_be_resumed(
+    settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Whatever file came last; the message of a new run in that folder says how."""
+    config, whole = settings("cut"), run_simulation(settings("whole"))
+
+    def dying(write: Callable[..., None]) -> Callable[..., None]:
+        def until(path: Path, *rest: Any) -> None:
+            if path.name == lost:
+                path.with_name(f".{path.name}.0123456789ab.part").write_bytes(b"half")
+                raise KeyboardInterrupt
+            write(path, *rest)
+
+        return until
+
+    with monkeypatch.context() as patch:
+        for name in ("write_json", "write_atomic", "save_tensors"):
+            patch.setattr(result_folder, name, dying(getattr(result_folder, name)))
+        with pytest.raises(KeyboardInterrupt):
+            run_simulation(config)
+    with pytest.raises(ConfigError, match=f"resume={config.output}"):
+        run_simulation(config)
+    assert digests(resumed(config)) == digests(whole)
+    assert not list(Path(config.output).rglob(".*"))
+
+
+def test_what_a_kill_left_under_temporary_names_is_gone_after_a_resume(
+    settings: Callable[..., RunConfig],
+) -> None:
+    """Half files and half folders, in every folder of the run."""
+    config = settings("cut")
+    with pytest.raises(KeyboardInterrupt):
+        run_simulation(config, sinks=(Stop(lambda event: isinstance(event, RoundFolded)),))
+    folder = Path(config.output)
+    (folder / ".adapter.0123456789ab.part").mkdir()
+    (folder / ".adapter.0123456789ab.part" / "x").write_bytes(b"half")
+    (folder / "arms/federated/journal/.state-00002.safetensors.0123456789ab.part").write_bytes(b"half")
+    resumed(config)
+    assert not list(folder.rglob(".*"))
+
+
+def test_the_optimisers_state_survives_a_kill_with_rare_participation(
+    settings: Callable[..., RunConfig],
+) -> None:
+    """A site that last trained rounds ago, and that was asked again, starts from what it kept then."""
+    rare = {"rounds": {"rounds": 6, "participation": 0.5}, "local": {"optimiser_state": "keep"}}
+    whole = digests(run_simulation(settings("whole", **rare)))
+    for round in (3, 5):
+        config = settings(f"cut{round}", **rare)
+        answered = []
+
+        def last_answer(event: Event, round: int = round, answered: list[str] = answered) -> bool:
+            trained = isinstance(event, SiteReplied) and event.round == round and "train.loss" in event.local
+            answered.extend([event.site] if trained and isinstance(event, SiteReplied) else [])
+            return len(answered) == 2  # both of the cohort have trained, nothing is folded yet
+
+        with pytest.raises(KeyboardInterrupt):
+            run_simulation(config, sinks=(Stop(last_answer),))
+        assert digests(resumed(config)) == whole
+
+
+def test_a_finished_run_can_be_resumed_and_says_nothing_twice(settings: Callable[..., RunConfig]) -> None:
+    """The kill came while the report was written: all arms end as they did, each line stands once."""
+    config = settings("run", bounds={"local_only": True}, evaluation={"every": 1})
+    whole = run_simulation(config)
+    path = whole.folder / "metrics.jsonl"
+    before = said(path)
+    assert len(before) == len(set(before))
+    assert digests(resumed(config)) == digests(whole)
+    assert sorted(said(path)) == sorted(before)
+
+
+def said(path: Path) -> list[str]:
+    """Lines without times; the starts aside."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        record.get("local", {}).pop("seconds", None)
+    volatile = {"time_s", "wall_s"}
+    return [
+        json.dumps({key: value for key, value in record.items() if key not in volatile})
+        for record in records
+        if record["event"] != "RunStarted"
+    ]
+
+
+def test_an_output_that_is_a_file_is_refused(settings: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """By name; it stays as it was."""
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(ConfigError, match="is a file"):
+        run_simulation(settings("taken"))
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"run_id": "x", "plan_digest": "y"}'])
+def test_a_run_record_that_is_none_is_an_error(settings: Callable[..., RunConfig], content: str) -> None:
+    """Torn, a list, without its keys, or another plan's."""
+    config = settings("run", rounds={"rounds": 1})
+    run_simulation(config)
+    (Path(config.output) / "run.json").write_text(content)
+    with pytest.raises((ConfigError, StorageError), match="resume"):
+        resumed(config)
