@@ -215,12 +215,12 @@ def invalid(what: str, error: ValidationError, known: dict[str, list[str]] | Non
     remedies = []
     for fault in error.errors(include_url=False, include_input=False):
         place = ".".join(str(part) for part in fault["loc"]) or what
-        faults.append(f"{place}: {fault['msg']}")
+        faults.append(f"{place}: {fault['msg'].removeprefix('Value error, ')}")
         if fault["type"] == "extra_forbidden" and known is not None:
             guess = nearest(str(fault["loc"][-1]), _known_in(known, fault["loc"][:-1]))
             if guess:
                 remedies.append(f"did you mean {guess!r} instead of {fault['loc'][-1]!r}?")
-    return ConfigError(f"the {what} is not valid", found="; ".join(faults), remedy=" ".join(remedies) or None)
+    return ConfigError(f"faults in the {what}", found="; ".join(faults), remedy=" ".join(remedies) or None)
 
 
 def _known_in(known: dict[str, list[str]], section: tuple[int | str, ...]) -> list[str]:

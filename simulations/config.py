@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from wardround.core.plan import (
     Encoding,
@@ -52,6 +52,16 @@ class DataConfig(Frozen):
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     limit: int | None = Field(default=None, gt=0)
     """Use only so many training rows, chosen by unit from the seed tree."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_source(self) -> DataConfig:
+        if self.sites and self.source is not None:
+            raise ValueError(
+                "give data.source, or data.sites with one source a site, and set the other to null"
+            )
+        if self.sites and self.limit is not None:
+            raise ValueError("data.limit cuts data.source; with data.sites give each source a filter (where)")
+        return self
 
 
 class AdapterConfig(Frozen):

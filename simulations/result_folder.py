@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +22,7 @@ from wardround.core.metrics.contract import Scores
 from wardround.core.packed import Adapter
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.events import EventSink
-from wardround.runtime.files import PART, atomic_folder, save_tensors, write_atomic, write_json
+from wardround.runtime.files import PART, atomic_folder, save_tensors, storing, write_atomic, write_json
 from wardround.runtime.sinks import JsonlSink, TensorBoardSink
 from wardround.simulations.config import RunConfig
 from wardround.simulations.rows import Rows
@@ -50,6 +54,18 @@ class ResultFolder:
     path: Path
     run_id: str
     resumed: bool
+
+    @staticmethod
+    def check(config: RunConfig) -> None:
+        """Refuse a folder that can hold no new run, or none to resume, before anything is loaded.
+
+        Raises:
+            ConfigError: It holds something, or is a file; or the run to resume is not there.
+        """
+        if not config.resume:
+            _require_new(Path(config.output))
+        elif not Path(config.resume).is_dir():
+            raise ConfigError(f"there is no run to resume in {config.resume}", remedy="correct the folder")
 
     @staticmethod
     def open(path: Path, config: RunConfig, plan: TrainingPlan, initial: Adapter) -> ResultFolder:
@@ -122,6 +138,30 @@ class ResultFolder:
         return summary
 
 
+@contextmanager
+def alone_in(path: Path) -> Iterator[None]:
+    """Hold a run's folder for this process; the lock goes with the process, however that ends.
+
+    Raises:
+        ConfigError: Another process works in it.
+        StorageError: It cannot be written.
+    """
+    with storing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        folder = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another process is working in {path}",
+                remedy="wait until it has ended, or choose another folder",
+            ) from None
+        yield
+    finally:
+        os.close(folder)
+
+
 def never_began(path: Path) -> bool:
     """Whether a run was killed while its folder was opened: `run.json`, which comes last, is missing."""
     return (path / "config.yaml").exists() and set(_names(path)) <= OPENING
@@ -129,7 +169,9 @@ def never_began(path: Path) -> bool:
 
 def _names(path: Path) -> list[str]:
     """What stands in a folder, without what a killed process left under temporary names."""
-    return [entry.name for entry in path.iterdir() if not _is_temporary(entry)] if path.is_dir() else []
+    if not path.is_dir():
+        return []
+    return [entry.name for entry in path.iterdir() if not _is_temporary(entry)]
 
 
 def _is_temporary(path: Path) -> bool:

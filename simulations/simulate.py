@@ -16,7 +16,7 @@ from wardround.server.rounds import Outcome
 from wardround.simulations.arms import FEDERATED, Arm, Train, centralised_arm, local_arm, run_arms
 from wardround.simulations.config import RunConfig
 from wardround.simulations.preparation import Preparation, encode_all, prepare
-from wardround.simulations.result_folder import ResultFolder
+from wardround.simulations.result_folder import ResultFolder, alone_in
 from wardround.simulations.scoring import Scorer
 from wardround.strategies.contract import ServerState
 
@@ -52,14 +52,16 @@ def run_simulation(config: RunConfig, *, sinks: tuple[EventSink, ...] = ()) -> S
     Raises:
         WardroundError: What is wrong with configuration, data, model or disk, before anything is lost.
     """
+    ResultFolder.check(config)
     prepared = prepare(config)
-    plan, initial = prepared.plan, prepared.initial
-    folder = ResultFolder.open(Path(config.resume or config.output), config, plan, initial)
-    events = EventStream((*folder.sinks(), *sinks))
-    try:
-        return _run_arms(prepared, folder, events)
-    finally:
-        events.close()
+    path = Path(config.resume or config.output)
+    with alone_in(path):
+        folder = ResultFolder.open(path, config, prepared.plan, prepared.initial)
+        events = EventStream((*folder.sinks(), *sinks))
+        try:
+            return _run_arms(prepared, folder, events)
+        finally:
+            events.close()
 
 
 def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) -> SimulationResult:

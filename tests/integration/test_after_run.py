@@ -89,7 +89,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda run: change(run / WEIGHTS, lambda t: t.update({first(t): t[first(t)] * np.nan})), "not finite",
     ),
     "torn configuration": (lambda run: cut(run / "config.json"), "not the folder of a run"),
-    "torn plan": (lambda run: cut(run / "plan.json"), "plan is not valid"),
+    "torn plan": (lambda run: cut(run / "plan.json"), "faults in the training plan"),
 }  # fmt: skip
 
 

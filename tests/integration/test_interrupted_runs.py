@@ -174,3 +174,43 @@ def test_a_run_record_that_is_none_is_an_error(settings: Callable[..., RunConfig
     (Path(config.output) / "run.json").write_text(content)
     with pytest.raises((ConfigError, StorageError), match="resume"):
         resumed(config)
+
+
+def test_a_folder_that_another_process_works_in_is_refused(settings: Callable[..., RunConfig]) -> None:
+    """Two resumes of one run at once would mix their rounds; once the other has ended, it goes on."""
+    config = settings("busy")
+    first = run_simulation(config)
+    resumed = config.model_copy(update={"resume": config.output})
+    with result_folder.alone_in(Path(config.output)), pytest.raises(ConfigError, match="another process"):
+        run_simulation(resumed)
+    assert (
+        run_simulation(resumed).federated.outcome.released.digest == first.federated.outcome.released.digest
+    )
+
+
+def test_an_unusable_output_is_refused_before_the_model_is_loaded(
+    settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in the way, or no run to resume: said at once, and nothing is made."""
+    from wardround.simulations import simulate
+
+    def never(*_: object) -> None:
+        pytest.fail("the run was prepared")
+
+    monkeypatch.setattr(simulate, "prepare", never)
+    config = settings("taken")
+    Path(config.output).write_text("mine")
+    with pytest.raises(ConfigError, match="is a file"):
+        run_simulation(config)
+    nowhere = Path(config.output).parent / "nowhere"
+    with pytest.raises(ConfigError, match="no run to resume"):
+        run_simulation(config.model_copy(update={"resume": str(nowhere)}))
+    assert not nowhere.exists()
+
+
+def test_contradicting_sources_are_refused(settings: Callable[..., RunConfig]) -> None:
+    """What would be passed over in silence is a fault."""
+    with pytest.raises(ConfigError, match=r"data\.source, or data\.sites"):
+        settings("both", data={"sites": {"ward": {"path": "rows.jsonl"}}})
+    with pytest.raises(ConfigError, match=r"data\.limit"):
+        settings("limit", data={"source": None, "sites": {"ward": {"path": "rows.jsonl"}}, "limit": 5})

@@ -47,7 +47,7 @@ def test_every_partition_is_found_by_its_name() -> None:
 )
 def test_wrong_options_are_refused(name: str, options: dict[str, Any]) -> None:
     """Unknown keys and impossible values, before any row is moved."""
-    with pytest.raises(ConfigError, match="options is not valid"):
+    with pytest.raises(ConfigError, match="faults in the"):
         split(name, rows("a"), **options)
 
 
