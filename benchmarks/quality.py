@@ -34,7 +34,6 @@ from hydra import compose, initialize_config_module
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from rich.console import Console
-from sklearn.metrics import f1_score
 
 from wardround.core.counting import scores
 from wardround.core.metrics.contract import LOSS_UNIT
@@ -210,30 +209,45 @@ def append(
         lines.write(json.dumps(head | record) + "\n")
 
 
-def figure_of(record: dict[str, Any], truth: NDArray[Any], rows: NDArray[Any] | None = None) -> float:
-    """The figure of one arm over these test rows (None: all)."""
-    rows = np.arange(len(record.get("guesses") or record["nats"])) if rows is None else rows
+def numerators(record: dict[str, Any], truth: NDArray[Any]) -> NDArray[np.float64]:
+    """(rows, k): what each test row adds to the sums that a figure is made of.
+
+    For a classifier, of each counted class the hits, the guesses and the true rows; else nats and bytes.
+    """
     if "nats" in record:
-        nats, size = np.array(record["nats"])[rows].sum(), np.array(record["bytes"])[rows].sum()
-        return float(nats / size / math.log(2))
-    counts = np.bincount(truth)
-    counted = np.flatnonzero(counts >= LEAST_SUPPORT)
-    guesses = np.array(record["guesses"])
-    return float(f1_score(truth[rows], guesses[rows], labels=counted, average="macro", zero_division=0))
+        return np.array([record["nats"], record["bytes"]], dtype=np.float64).T
+    counted = np.flatnonzero(np.bincount(truth) >= LEAST_SUPPORT)
+    guessed = np.array(record["guesses"])[:, None] == counted
+    true = truth[:, None] == counted
+    return np.concatenate([guessed & true, guessed, true], axis=1).astype(np.float64)
+
+
+def figure(sums: NDArray[np.float64], *, language: bool) -> NDArray[np.float64]:
+    """(..., k) sums → bits per byte, or macro-F1: F1 = 2 hits / (guesses + true rows), 0 without either."""
+    if language:
+        return np.asarray(sums[..., 0] / sums[..., 1] / math.log(2))
+    hits, guesses, true = np.split(sums, 3, axis=-1)
+    return np.asarray((2 * hits / np.maximum(guesses + true, 1)).mean(axis=-1))
+
+
+def figure_of(record: dict[str, Any], truth: NDArray[Any]) -> float:
+    """The figure of one arm over all test rows."""
+    return float(figure(numerators(record, truth).sum(axis=0), language="nats" in record))
 
 
 def ratio(federated: dict[str, Any], other: dict[str, Any], truth: NDArray[Any]) -> list[float]:
-    """The ratio (above 1: federated is better) and its 95 % paired-bootstrap interval."""
-    better_low = "nats" in federated
-    size = len(federated.get("guesses") or federated["nats"])
+    """The ratio (above 1: federated is better) and its 95 % paired-bootstrap interval over the test rows."""
+    language = "nats" in federated
+    ours, theirs = numerators(federated, truth), numerators(other, truth)
+    size = len(ours)
+    drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=DRAWS)
 
-    def of(rows: NDArray[Any] | None) -> float:
-        ours, theirs = (figure_of(record, truth, rows) for record in (federated, other))
-        return theirs / ours if better_low else ours / theirs
+    def of(weights: NDArray[Any]) -> NDArray[np.float64]:
+        pair = [figure(weights @ rows, language=language) for rows in (ours, theirs)]
+        return pair[1] / pair[0] if language else pair[0] / pair[1]
 
-    draws = np.random.default_rng(0).integers(0, size, size=(DRAWS, size))
-    low, high = np.quantile([of(rows) for rows in draws], [0.025, 0.975])
-    return [of(None), float(low), float(high)]
+    low, high = np.quantile(of(drawn), [0.025, 0.975])
+    return [float(of(np.ones((1, size)))[0]), float(low), float(high)]
 
 
 def truth_of(name: str, seed: int) -> NDArray[Any]:

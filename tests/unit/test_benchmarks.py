@@ -1,0 +1,79 @@
+"""The figures that the quality benchmark reports, on made-up answers."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from wardround.core.plan import DataContract
+from wardround.simulations.rows import Rows
+from wardround.training.examples import Example
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "quality.py"
+
+
+@pytest.fixture(scope="module")
+def quality() -> ModuleType:
+    """The script as a module; it runs nothing by being imported."""
+    spec = importlib.util.spec_from_file_location("quality_benchmark", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_classes_with_few_test_rows_do_not_count(quality: ModuleType) -> None:
+    """Thirty rows of a class count, twenty-nine do not: a wrong rare class costs nothing."""
+    truth = np.array([0] * 40 + [1] * 30 + [2] * 29)
+    right_but_rare = {"guesses": [0] * 40 + [1] * 30 + [2] * 20 + [3] * 9}
+    assert quality.figure_of(right_but_rare, truth) == 1.0
+
+
+def test_the_figure_is_that_of_scikit_learn(quality: ModuleType) -> None:
+    """Macro-F1 of random guesses over four classes, one of which is never guessed."""
+    rng = np.random.default_rng(0)
+    truth, guesses = rng.integers(0, 4, 400), rng.integers(0, 3, 400)
+    expected = f1_score(truth, guesses, average="macro", zero_division=0)
+    assert quality.figure_of({"guesses": guesses.tolist()}, truth) == pytest.approx(expected, abs=1e-12)
+
+
+def test_equal_answers_have_the_ratio_one_and_no_spread(quality: ModuleType) -> None:
+    """A paired bootstrap of a record against itself."""
+    truth = np.array([0, 1] * 50)
+    record = {"guesses": [0, 1, 1, 0] * 25}
+    assert quality.ratio(record, record, truth) == [1.0, 1.0, 1.0]
+
+
+def test_a_better_federation_is_above_one_in_both_kinds_of_figure(quality: ModuleType) -> None:
+    """Higher F1, or fewer bits a byte; the interval holds the ratio."""
+    truth = np.array([0, 1] * 50)
+    better, worse = {"guesses": [0, 1] * 50}, {"guesses": [0, 1] * 30 + [1, 0] * 20}
+    value, low, high = quality.ratio(better, worse, truth)
+    assert 1.0 < low < value < high
+    few, many = ({"nats": [nats] * 10, "bytes": [8] * 10} for nats in (math.log(2) * 4, math.log(2) * 8))
+    assert quality.figure_of(few, truth) == pytest.approx(0.5)
+    assert quality.ratio(few, many, truth)[0] == pytest.approx(2.0)
+
+
+def test_tuning_holds_out_whole_units_of_every_site_and_no_test_row(quality: ModuleType) -> None:
+    """A tenth of the units leave the sites and take the place of the test rows."""
+    sites = {
+        site: [Example(n, {}, id=f"{site}{n}", unit=f"u{n % 40}") for n in range(80)] for site in ("a", "b")
+    }
+    rows = Rows(DataContract(columns={}), sites, [Example(0, {}, id="test", unit="t")], {"a": []})
+    tuned = quality.without_a_tenth(rows)
+    held = {example.unit for example in tuned.test}
+    assert len(held) == 4
+    assert not held & {example.unit for site in tuned.sites.values() for example in site}
+    assert sum(map(len, tuned.sites.values())) + len(tuned.test) == 160
+    assert "test" not in {example.id for example in tuned.test}
+    assert tuned.site_tests == {}
