@@ -15,7 +15,6 @@ from wardround.core.plan import TrainingPlan
 
 FEDERATED, CENTRALISED, LOCAL = "federated", "centralised", "local/"
 LONGEST_ANSWER = 600
-CLASSIFIER, WRITER = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
 
 Figures = Mapping[str, float]
 
@@ -37,6 +36,7 @@ class CardFacts:
 
     Attributes:
         plan: What was trained.
+        task: What the task says of itself: `auto_class`, `pipeline_tag`, `caution`.
         site_rows: Site → its training rows, validation part included; a simulation knows them.
         released_round: Round whose adapter lies in `adapter/`.
         last_round: Rounds that were folded.
@@ -52,6 +52,7 @@ class CardFacts:
     """
 
     plan: TrainingPlan
+    task: Mapping[str, str]
     site_rows: Mapping[str, int]
     released_round: int
     last_round: int
@@ -82,6 +83,7 @@ def card_of(plan: TrainingPlan, summary: Mapping[str, Any], samples: Sequence[Ma
     return model_card(
         CardFacts(
             plan=plan,
+            task=summary["task"],
             site_rows=summary["sites"],
             released_round=federated["released_round"],
             last_round=federated["last_round"],
@@ -113,7 +115,7 @@ def _front_matter(facts: CardFacts) -> str:
     values: dict[str, Any] = {
         "base_model": plan.base.name,
         "library_name": "peft",
-        "pipeline_tag": "text-classification" if plan.data.labels else "text-generation",
+        "pipeline_tag": facts.task["pipeline_tag"],
         "tags": [plan.adapter.method, "federated-learning", "medical", "wardround"],
     }
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -264,15 +266,10 @@ def _privacy(facts: CardFacts) -> str:
 
 
 def _limits(facts: CardFacts) -> str:
-    kind = (
-        "A text outside the labels above still gets one of them."
-        if facts.plan.data.labels
-        else "What it writes can be wrong and sound right."
-    )
     sentences = (
         "Not a medical device, and not validated clinically.",
         "No diagnosis, triage or treatment may rest on it.",
-        kind,
+        facts.task["caution"],
         "Scores hold for rows like the test rows.",
         "Another hospital, time or way of writing can differ, as the sites above differ from each other.",
         "Groups of patients were not looked at separately.",
@@ -283,7 +280,7 @@ def _limits(facts: CardFacts) -> str:
 def _loading(facts: CardFacts) -> str:
     plan = facts.plan
     labels = plan.data.labels
-    kind = CLASSIFIER if labels else WRITER
+    kind = facts.task["auto_class"]
     extra = f", num_labels={len(labels)}" if labels else ""
     order = f"\nlabels = {list(labels)!r}  # in the order of the logits" if labels else ""
     base = f"{plan.base.name!r}  # or the folder where your copy lies"

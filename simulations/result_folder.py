@@ -126,6 +126,11 @@ class ResultFolder:
             "run_id": self.run_id,
             "plan_digest": plan.digest,
             "base": plan.base.model_dump(mode="json"),
+            "task": {
+                "auto_class": bench.task.auto_class,
+                "pipeline_tag": bench.task.pipeline_tag,
+                "caution": bench.task.caution,
+            },
             "strategy": plan.strategy.name,
             "privacy": {"differential_privacy": "none", "secure_aggregation": "off"},
             "sites": {name: len(examples) for name, examples in rows.sites.items()},

@@ -86,15 +86,14 @@ def source_of(path: Path) -> Source:
             expected="a source of rows",
             remedy=f"did you mean {guess!r} in the same folder?" if guess else "correct the source's path",
         )
-    if path.is_dir():
-        return SOURCES.get("datasets")
     by_suffix = {suffix: name for name in SOURCES.names() for suffix in SOURCES.get(name).suffixes}
+    ending = path.name.lower() + ("/" if path.is_dir() else "")
     for suffix in sorted(by_suffix, key=len, reverse=True):
-        if path.name.lower().endswith(suffix):
+        if ending.endswith(suffix):
             return SOURCES.get(by_suffix[suffix])
     raise DataError(
         f"no data source reads {path.name!r}",
-        expected="a folder of `datasets`, or an ending of " + ", ".join(sorted(by_suffix)),
+        expected="an ending of " + ", ".join(sorted(by_suffix)),
         remedy="name it with `kind`",
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import AutoTokenizer
 
 from wardround.core.metrics import METRICS
@@ -70,7 +71,15 @@ def test_a_task_is_named_as_its_file_and_names_a_metric_family(opened: Opened) -
     """PEFT knows its type, and the family gives every figure a direction."""
     assert opened.task.name == opened.spec.name
     assert opened.task.peft_task_type in {"CAUSAL_LM", "SEQ_CLS"}
+    assert opened.task.caution.endswith(".")
     assert set(METRICS.get(opened.task.metric_family).directions.values()) <= {"min", "max"}
+
+
+def test_the_class_that_the_model_card_names_loads_the_same_model(opened: Opened, tiny_llama: Path) -> None:
+    """Plain transformers, as the card's code has it."""
+    loader = getattr(transformers, opened.task.auto_class)
+    assert type(loader.from_pretrained(tiny_llama)) is type(opened.model)
+    assert "-" in opened.task.pipeline_tag
 
 
 def test_rows_fit_and_have_targets(opened: Opened) -> None:

@@ -33,7 +33,7 @@ class Source(Protocol):
     """Reads one kind of file or folder."""
 
     suffixes: tuple[str, ...]
-    """Endings that choose this source where the config names none, such as `.jsonl.gz`."""
+    """Endings that choose this source where the config names none, such as `.jsonl.gz`; `/` is a folder's."""
 
     def read(self, path: Path, options: dict[str, Any]) -> Iterator[Row | BrokenRow]:
         """Yield rows in order, in bounded memory.

@@ -26,7 +26,7 @@ class Options(BaseModel):
 class SavedDataset:
     """Streams batches of the memory-mapped folder; images and audio stay bytes, labels stay numbers."""
 
-    suffixes = ()
+    suffixes = ("/",)
 
     def read(self, path: Path, options: dict[str, Any]) -> Iterator[Row | BrokenRow]:
         """Yield rows in order, numbered from 1; one batch is in memory. Broken rows: `not_utf8`.

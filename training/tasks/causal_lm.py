@@ -76,6 +76,9 @@ class CausalLM:
     Options: ClassVar[type[CausalOptions]] = CausalOptions
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
     metric_family: ClassVar[str] = "language"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    pipeline_tag: ClassVar[str] = "text-generation"
+    caution: ClassVar[str] = "What it writes can be wrong and sound right."
 
     def load_model(
         self, path: str, data: DataContract, **keywords: Any

@@ -57,6 +57,12 @@ class Task(Protocol):
     """`CAUSAL_LM` or `SEQ_CLS`: what PEFT calls it."""
     metric_family: ClassVar[str]
     """Name in `core/metrics` of the family whose counters `count` fills."""
+    auto_class: ClassVar[str]
+    """Class of transformers that loads the model in plain code, for the model card."""
+    pipeline_tag: ClassVar[str]
+    """What Hugging Face calls the task."""
+    caution: ClassVar[str]
+    """A sentence for the model card: how its answers go wrong."""
 
     def load_model(
         self, path: str, data: DataContract, **keywords: Any

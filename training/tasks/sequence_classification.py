@@ -39,6 +39,9 @@ class SequenceClassification:
     Options: ClassVar[type[ClassificationOptions]] = ClassificationOptions
     peft_task_type: ClassVar[str] = "SEQ_CLS"
     metric_family: ClassVar[str] = "classification"
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    pipeline_tag: ClassVar[str] = "text-classification"
+    caution: ClassVar[str] = "A text outside the labels above still gets one of them."
 
     def load_model(
         self, path: str, data: DataContract, **keywords: Any

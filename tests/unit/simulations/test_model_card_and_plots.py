@@ -33,6 +33,7 @@ from wardround.runtime.events import (
 from wardround.runtime.sinks import JsonlSink
 from wardround.simulations.model_card import card_of
 from wardround.simulations.plots import curves_of, draw, plot_run
+from wardround.training.tasks import TASKS
 
 SITES = {"budapest": 200, "zürich | basel": 90}
 
@@ -73,7 +74,9 @@ def arm(test: dict[str, Any], released: int = 7) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def summary(*, tested: bool = True, bounds: bool = True) -> dict[str, Any]:
+def summary(
+    task: str = "sequence_classification", *, tested: bool = True, bounds: bool = True
+) -> dict[str, Any]:
     """What a finished run writes into `summary.json`."""
     own = {f"test/{site}": scores(0.75) for site in SITES}
     arms = {"federated": arm({"test": scores(0.8), **own} if tested else {})}
@@ -81,6 +84,10 @@ def summary(*, tested: bool = True, bounds: bool = True) -> dict[str, Any]:
         arms |= {f"local/{site}": arm({"test": scores(0.6), f"test/{site}": scores(0.55)}) for site in SITES}
         arms["centralised"] = arm({"test": scores(0.82)})
     return {
+        "task": {
+            name: getattr(TASKS.get(task), name)
+            for name in ("auto_class", "pipeline_tag", "caution")
+        },
         "sites": SITES, "arms": arms, "notices": ["cleveland: 2 rows were\nquarantined"],
         "privacy": {"differential_privacy": "none", "secure_aggregation": "off"},
         "environment": {"torch": "2.13"},
@@ -103,7 +110,9 @@ def test_front_matter_is_hugging_face_s() -> None:
         "pipeline_tag": "text-classification",
         "tags": ["lora", "federated-learning", "medical", "wardround"],
     }
-    assert front_matter(card_of(plan_of(labels=()), summary()))["pipeline_tag"] == "text-generation"
+    assert (
+        front_matter(card_of(plan_of(labels=()), summary("causal_lm")))["pipeline_tag"] == "text-generation"
+    )
 
 
 def test_the_card_says_what_was_trained_on_what() -> None:
@@ -171,7 +180,7 @@ def test_a_run_that_did_not_help_says_so() -> None:
 
 def test_answers_are_quoted_as_code() -> None:
     """What a model writes cannot become the card's own Markdown."""
-    card = card_of(plan_of(()), summary(), [{"prompt": "Hi", "answer": "# Buy\n\n| this |"}])
+    card = card_of(plan_of(()), summary("causal_lm"), [{"prompt": "Hi", "answer": "# Buy\n\n| this |"}])
     assert "    answer: # Buy | this |" in card.splitlines()
     assert "AutoModelForCausalLM" in card
 
