@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,8 @@ def test_an_interrupted_run_ends_at_once_and_says_how_to_go_on(place: Place) -> 
     process = subprocess.Popen(
         place.command("simulate", *place.settings, "output=interrupted", "rounds.rounds=40"),
         cwd=place.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # A shell that starts the tests in the background lets them, and their children, ignore SIGINT.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - one thread here
     )  # fmt: skip
     for _ in range(2400):
         if metrics.exists() and "RoundFolded" in metrics.read_text():
