@@ -92,26 +92,37 @@ class FinishedRun:
         return self.config.model.model_copy(update={"digest": self.plan.base.digest, **place})
 
 
-def merge_run(run: Path, output: Path | None, model: str | None, tolerance: float | None) -> MergeReport:
+def merge_run(
+    run: Path,
+    output: Path | None = None,
+    model: str | None = None,
+    tolerance: float | None = None,
+    rows: str | None = None,
+) -> MergeReport:
     """`wardround merge`: write the merged model and print how well it kept the adapter.
+
+    Args:
+        run: Folder of a finished run.
+        output: Folder to make; `merged` in the run's own without it.
+        model: The base model, where it lies elsewhere now.
+        tolerance: On the relative difference of logits; by the base's dtype without it.
+        rows: What both models are asked, where the run's own rows lie elsewhere now.
 
     Raises:
         ConfigError: The tolerance is none, or the run is not there.
+        DataError: There is no row to ask.
         ModelError: The logits differ by more than the tolerance, or merging changed nothing, or the base is
             not the one that the adapter was trained on; nothing is left.
     """
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
         raise ConfigError(f"--tolerance is {tolerance}", expected="a number, at least 0")
     finished = FinishedRun.open(run)
-    data = finished.config.data
-    source = data.test or data.source or next(iter(data.sites.values()))
+    asked = _rows_to_ask(finished, rows)
     base = finished.model_config(model)
     tokenizer = read_tokenizer(base.path, base.revision, remedy="correct --model")
     # Each sample alone: the two models are asked in the plain way, without the mask of packed rows.
     alone = finished.plan.data.model_copy(update={"packing": False})
-    samples = finished.task.encode(
-        finished.examples(source)[:MERGE_SAMPLES], tokenizer, alone, finished.plan.task
-    )
+    samples = finished.task.encode(asked[:MERGE_SAMPLES], tokenizer, alone, finished.plan.task)
     report = merge_adapter(
         run / "adapter",
         base,
@@ -131,6 +142,21 @@ def merge_run(run: Path, output: Path | None, model: str | None, tolerance: floa
     for line in parity_lines(report):
         Console().print(line)
     return report
+
+
+def _rows_to_ask(finished: FinishedRun, rows: str | None) -> list[Example]:
+    """Rows of the run, or those that a person names instead."""
+    if rows is not None:
+        return _usable(finished, named_source(rows), labelled=False)
+    data = finished.config.data
+    source = data.test or data.source or next(iter(data.sites.values()))
+    try:
+        return finished.examples(source)
+    except DataError as error:
+        raise DataError(
+            f"the run's own rows cannot be read: {error.what}", found=error.found, expected=error.expected,
+            remedy="name rows of the same columns with --rows: both models are asked about them",
+        ) from error  # fmt: skip
 
 
 def parity_lines(report: MergeReport) -> list[str]:

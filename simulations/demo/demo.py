@@ -35,7 +35,7 @@ def run_demo(output: Path, seed: int) -> SimulationResult:
         composed = compose("config", overrides=["experiment=demo", f"seed={seed}", f"output={output}"])
     result = run_composed(composed, console=console)
     console.print(hospital_table(result))
-    merge_run(output, None, None, None)
+    merge_run(output)
     ask(output, console)
     console.print(
         f"Look at [bold]{output}/curves.png[/bold], [bold]{output}/README.md[/bold] "

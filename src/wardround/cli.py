@@ -106,11 +106,14 @@ def merge(
             help="Largest difference of logits, relative to their largest; by the base's dtype without it."
         ),
     ] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Rows to ask both about, where the run's own have moved.")
+    ] = None,
 ) -> None:
     """Merge the released adapter into its base model, and prove that both give the same logits."""
     from wardround.simulations.after_run import merge_run
 
-    merge_run(run, output, model, tolerance)
+    merge_run(run, output, model, tolerance, rows)
 
 
 @app.command()

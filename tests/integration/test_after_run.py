@@ -196,3 +196,17 @@ def test_a_run_on_packed_rows_is_merged_on_samples_that_stand_alone(tmp_path: Pa
     report = merge_run(tmp_path / "run", None, None, None)
     assert report.samples == 16
     assert report.parity.relative < 1e-4
+
+
+def test_a_run_whose_rows_have_moved_is_merged_on_others(place: Path) -> None:
+    """The message says how; the rows need no labels."""
+    moved = place / "moved.jsonl"
+    for name in ("config.json", "plan.json"):
+        text = (place / "run" / name).read_text()
+        (place / "run" / name).write_text(text.replace("rows.jsonl", "gone.jsonl"))
+    with pytest.raises(DataError, match="--rows"):
+        merge_run(place / "run")
+    moved.write_text("".join(json.dumps({"note": f"slow {n}"}) + "\n" for n in range(3)))
+    report = merge_run(place / "run", rows=str(moved))
+    assert report.passed
+    assert report.samples == 3
