@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 BLOCKED = """
 import sys
@@ -48,3 +50,16 @@ def test_a_module_that_no_extra_brings_is_not_explained_away(monkeypatch: pytest
     monkeypatch.setattr(cli, "app", broken)
     with pytest.raises(ModuleNotFoundError, match="thesis"):
         cli.main([])
+
+
+@pytest.mark.parametrize("command", [["init"], ["data", "check"], ["merge"], ["evaluate"], ["predict"]])
+def test_help_explains_every_argument_and_option(command: list[str]) -> None:
+    """No line of `--help` is a bare name."""
+    from wardround import cli
+
+    result = CliRunner().invoke(cli.app, [*command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exit_code == 0
+    lines = [line.strip("│ ") for line in result.output.splitlines() if line.startswith("│")]
+    assert lines
+    bare = [line for line in lines if re.fullmatch(r"(\* +)?[-\w]+( +[A-Z]+)?( +\[required\])?", line)]
+    assert not bare
