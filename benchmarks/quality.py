@@ -7,7 +7,8 @@
 SET is one of SETS. `run` trains what is missing and adds one line a trained arm and seed to
 benchmarks/results/quality.jsonl, so that it can be stopped anywhere and started again, also twice beside
 itself for different arms. The settings are those of conf/experiment; `tune` found them: it takes a tenth of
-the units out of the training rows, trains on the rest and scores that tenth, never a test row.
+the units out of the training rows, trains on the rest and scores that tenth, never a test row (a centralised
+rate is set by bounds.centralised_learning_rate).
 
 The figure is macro-F1 over the classes with at least 30 test rows (for the causal LM bits per byte), its
 ratio federated over centralised (centralised over federated), with a paired bootstrap over the test rows.
@@ -156,25 +157,21 @@ def without_a_tenth(rows: Rows) -> Rows:
 
 
 def run(name: str, seeds: list[int], words: list[str]) -> None:
-    """Train and score what is missing."""
-    known = {(record["set"], record["seed"], record["arm"]) for record in read("quality")}
+    """Train and score what is missing; a changed setting makes another plan, and so another line."""
+    known = {(record["set"], record["seed"], record["arm"], record["plan"]) for record in read("quality")}
+    events = EventStream((RichSink(Console()),))
     for seed in seeds:
-        bench = None
-        events = EventStream((RichSink(Console()),))
-        for word in words:
-            if (name, seed, word) in known:
-                continue
-            bench = bench or Bench.open(config_of(name, seed, []), None, EventStream())
-            if word == "base":
-                append("quality", name, seed, "base", 0, bench.answers(bench.prepared.initial), 0.0)
-            for arm in bench.arms(word):
-                if (name, seed, arm.name) in known:
-                    continue
+        bench = Bench.open(config_of(name, seed, []), None, EventStream())
+        base = bench.prepared.plan.digest
+        if "base" in words and (name, seed, "base", base) not in known:
+            append("quality", name, seed, "base", {"plan": base, **bench.answers(bench.prepared.initial)})
+        for arm in (arm for word in words for arm in bench.arms(word)):
+            if (name, seed, arm.name, arm.plan.digest) not in known:
                 started = time.monotonic()
                 released, adapter = bench.train(arm, events)
-                record = bench.answers(adapter)
-                append("quality", name, seed, arm.name, released, record, time.monotonic() - started)
-        events.close()
+                head = {"plan": arm.plan.digest, "released": released, "wall_s": _seconds(started)}
+                append("quality", name, seed, arm.name, {**head, **bench.answers(adapter)})
+    events.close()
 
 
 def tune(name: str, word: str, extra: list[str]) -> None:
@@ -186,8 +183,9 @@ def tune(name: str, word: str, extra: list[str]) -> None:
     for arm in bench.arms(word):
         started = time.monotonic()
         released, adapter = bench.train(arm, events)
-        record = {"overrides": extra, "values": bench.answers(adapter)["values"]}
-        append("tuning", name, 0, arm.name, released, record, time.monotonic() - started)
+        record = {"released": released, "wall_s": _seconds(started), "overrides": extra}
+        record["values"] = bench.answers(adapter)["values"]
+        append("tuning", name, 0, arm.name, record)
         print(name, arm.name, extra, record["values"])
     events.close()
 
@@ -198,15 +196,16 @@ def read(file: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
-def append(
-    file: str, name: str, seed: int, arm: str, released: int, record: dict[str, Any], wall_s: float
-) -> None:
+def append(file: str, name: str, seed: int, arm: str, record: dict[str, Any]) -> None:
     """One line, whole, though another process may write as well."""
     FOLDER.mkdir(exist_ok=True)
-    head = {"set": name, "seed": seed, "arm": arm, "released": released, "wall_s": round(wall_s)}
     with (FOLDER / f"{file}.jsonl").open("a", encoding="utf-8") as lines:
         fcntl.flock(lines, fcntl.LOCK_EX)
-        lines.write(json.dumps(head | record) + "\n")
+        lines.write(json.dumps({"set": name, "seed": seed, "arm": arm, **record}) + "\n")
+
+
+def _seconds(started: float) -> int:
+    return round(time.monotonic() - started)
 
 
 def numerators(record: dict[str, Any], truth: NDArray[Any]) -> NDArray[np.float64]:

@@ -77,3 +77,33 @@ def test_tuning_holds_out_whole_units_of_every_site_and_no_test_row(quality: Mod
     assert sum(map(len, tuned.sites.values())) + len(tuned.test) == 160
     assert "test" not in {example.id for example in tuned.test}
     assert tuned.site_tests == {}
+
+
+def test_a_set_is_run_once_and_its_table_is_printed(
+    quality: ModuleType,
+    tiny_bert: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every arm of one seed on a tiny model: a line each, none twice; another setting is another line."""
+    settings = [
+        "experiment=demo", f"model.path={tiny_bert}", "model.digest=null", "rounds.rounds=1",
+        "local.epochs=null", "local.steps=1", "data.limit=60", "machine.threads=1",
+    ]  # fmt: skip
+    monkeypatch.setattr(quality, "FOLDER", tmp_path)
+    monkeypatch.setattr(quality, "SETS", {"tiny": settings})
+    monkeypatch.setattr(quality, "PLAIN", {"tiny": []})
+    words = ["federated", "centralised", "local", "base"]
+    quality.run("tiny", [0], words)
+    first = quality.read("quality")
+    assert [record["arm"] for record in first][:3] == ["base", "federated", "centralised"]
+    assert len(first) == 7
+    quality.run("tiny", [0], words)
+    assert quality.read("quality") == first
+    settings.append("local.batch_size=4")
+    quality.run("tiny", [0], ["federated"])
+    assert [record["arm"] for record in quality.read("quality")[7:]] == ["federated"]
+    capsys.readouterr()
+    quality.table()
+    assert "| tiny | 0 | 0." in capsys.readouterr().out
