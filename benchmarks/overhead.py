@@ -34,7 +34,12 @@ def demo(rounds: int) -> tuple[Arm, Workbench, Adapter]:
     with initialize_config_module("wardround.conf", version_base="1.3"):
         composed = compose(
             "config",
-            overrides=["experiment=demo", f"rounds.rounds={rounds}", "data.validation_fraction=0"],
+            overrides=[
+                "experiment=demo",
+                f"rounds.rounds={rounds}",
+                "data.validation_fraction=0",
+                "machine.microbatch_size=null",  # the bare loop cuts no batch
+            ],
         )
     config = RunConfig.parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]  # a mapping
     prepared = prepare(config)
