@@ -15,8 +15,6 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     PreTrainedTokenizerBase,
-    RobertaConfig,
-    RobertaModel,
 )
 
 from wardround.core.errors import ConfigError, DataError, ModelError, TrainingError
@@ -127,28 +125,6 @@ def test_fewer_than_two_different_labels_are_refused(tiny_bert: Path, labels: tu
     """A choice needs two."""
     with pytest.raises(ConfigError, match="two labels"):
         TASK.load_model(str(tiny_bert), DataContract(columns={}, labels=labels))
-
-
-def test_rows_longer_than_the_model_reads_are_refused(tiny_bert: Path) -> None:
-    """The error comes before any row, and says what would do."""
-    with pytest.raises(ConfigError, match=r"data\.max_length=128"):
-        TASK.load_model(str(tiny_bert), DataContract(columns={}, labels=LABELS, max_length=129))
-
-
-def test_positions_behind_the_padding_index_are_not_promised(tiny_bert: Path, tmp_path: Path) -> None:
-    """RoBERTa's table of 34 positions serves 32 tokens; a row of 33 would leave it in mid-round."""
-    config = RobertaConfig(
-        vocab_size=384, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=34, pad_token_id=1, bos_token_id=2, eos_token_id=3,
-    )  # fmt: skip
-    RobertaModel(config).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path)
-    fields: dict[str, Any] = {"columns": {}, "labels": LABELS, "pad_token_id": 1}
-    model, _ = TASK.load_model(str(tmp_path), DataContract(**fields, max_length=32))
-    ids = torch.full((1, 32), 5)
-    assert model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.shape == (1, len(LABELS))
-    with pytest.raises(ConfigError, match=r"data\.max_length=32"):
-        TASK.load_model(str(tmp_path), DataContract(**fields, max_length=33))
 
 
 @pytest.fixture
