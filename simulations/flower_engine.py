@@ -10,11 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import Queue
 from typing import Any
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import RUN_ID_NUM_BYTES, SUPERLINK_NODE_ID, TASK_ID_NUM_BYTES
+from flwr.common.constant import RUN_ID_NUM_BYTES, SUPERLINK_NODE_ID, TASK_ID_NUM_BYTES, ErrorCode
 from flwr.proto.task_pb2 import Task
 from flwr.server.superlink.fleet.vce import vce_api
 from flwr.server.superlink.fleet.vce.backend.backend import Backend
@@ -33,12 +36,28 @@ from flwr.superlink.grid import InMemoryGrid
 PULL_INTERVAL_S = 0.01
 
 
-class _InProcessBackend(Backend):
-    """Runs every message in this process, one at a time: the sites share one torch model."""
+@dataclass(frozen=True)
+class _Work:
+    """One message for the client app, and where its answer goes."""
+
+    message: Message
+    context: Context
+    answer: Future[Message] = field(default_factory=Future)
+
+
+class _CallersThread(Backend):
+    """Hands every message to the thread that called `simulate`, one at a time (sites share one model).
+
+    To that thread and no other, since each thread that computes with torch gets a set of OpenMP threads of
+    its own, and two sets on the same cores get in each other's way.
+    """
 
     def __init__(self) -> None:
         super().__init__({})
+        self._works: Queue[_Work | None] = Queue()
         self._lock = threading.Lock()
+        self._unanswered: _Work | None = None
+        self._closed = False
 
     def build(self, app_fn: Callable[[], ClientApp]) -> None:
         self._app = app_fn()
@@ -48,14 +67,42 @@ class _InProcessBackend(Backend):
         return 1
 
     def is_worker_idle(self) -> bool:
-        return not self._lock.locked()
+        return self._works.empty()
 
     def process_message(self, message: Message, context: Context) -> tuple[Message, Context]:
+        work = _Work(message, context)
         with self._lock:
-            return self._app(message=message, context=context), context
+            if self._closed:
+                return _interrupted(message), context
+            self._unanswered = work
+            self._works.put(work)
+        return work.answer.result(), context
+
+    def serve(self) -> None:
+        """Answer what comes until `finish`; whoever still waits when this thread is interrupted is let go."""
+        try:
+            while (work := self._works.get()) is not None:
+                try:
+                    work.answer.set_result(self._app(message=work.message, context=work.context))
+                except Exception as error:  # noqa: BLE001 - the engine makes it the site's named failure
+                    work.answer.set_exception(error)
+        finally:
+            with self._lock:
+                self._closed = True
+                if self._unanswered is not None and not self._unanswered.answer.done():
+                    self._unanswered.answer.set_result(_interrupted(self._unanswered.message))
+
+    def finish(self) -> None:
+        """No more work comes."""
+        self._works.put(None)
 
     def terminate(self) -> None:
-        """Nothing to release: the model belongs to the caller."""
+        """The engine has ended, in whatever way."""
+        self.finish()
+
+
+def _interrupted(message: Message) -> Message:
+    return Message(Error(ErrorCode.UNKNOWN, "the simulation was interrupted"), reply_to=message)
 
 
 class _StoppableGrid(InMemoryGrid):
@@ -103,24 +150,38 @@ def simulate(server: Callable[[Grid, list[int]], None], client: ClientApp, *, la
     def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
         server(grid, list(nodes))
 
+    backend = _CallersThread()
     raised: list[BaseException] = []
 
-    def serve() -> None:
-        try:
-            app(
-                grid, Context(run_id=run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
-            )
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread below
-            raised.append(error)
-        finally:
-            stop.set()
+    def in_thread(name: str, work: Callable[[], Any]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - handed to the caller's thread below
+                raised.append(error)
+            finally:
+                stop.set()
+                backend.finish()
 
-    thread = threading.Thread(target=serve, name="wardround-server")
-    thread.start()
+        thread = threading.Thread(target=guarded, name=name)
+        thread.start()
+        return thread
+
+    context = Context(run_id=run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    threads = [
+        in_thread(
+            "flower-engine",
+            lambda: vce_api.run_api(
+                lambda: client, lambda: backend, nodes, factory, stores, stop, VceMetrics()
+            ),
+        ),
+        in_thread("wardround-server", lambda: app(grid, context)),
+    ]
     try:
-        vce_api.run_api(lambda: client, _InProcessBackend, nodes, factory, stores, stop, VceMetrics())
+        backend.serve()
     finally:
         stop.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
     if raised:
         raise raised[0]
