@@ -1,0 +1,109 @@
+"""Ring integers as bytes, at their own width: 2, 2.5, 3, 4 or 8 bytes a value, little-endian.
+
+A vector of the ring of 2^bits is held in the next wider machine word; only the low bits count, and only they
+travel. Reducing modulo 2^bits is therefore what packing does, and nothing else has to.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from wardround.core.errors import InternalError, PeerError
+from wardround.core.packed import Array
+
+Bits: TypeAlias = Literal[16, 20, 24, 32, 64]
+_WORDS: Final = {16: np.uint16, 20: np.uint32, 24: np.uint32, 32: np.uint32, 64: np.uint64}
+
+
+def word_of(bits: int) -> np.dtype[Any]:
+    """The unsigned word that holds a ring of 2^bits.
+
+    Raises:
+        InternalError: No such ring.
+    """
+    if bits not in get_args(Bits):
+        raise InternalError("there is no ring of this width", found=bits, expected=f"one of {get_args(Bits)}")
+    return np.dtype(_WORDS[bits]).newbyteorder("<")
+
+
+def packed_size(count: int, bits: int) -> int:
+    """Bytes of `count` packed values."""
+    return -(-count * bits // 8)
+
+
+def pack(vector: Array, bits: Bits) -> bytes:
+    """The low `bits` of every value.
+
+    Args:
+        vector: (n,), of the ring's word.
+        bits: Width of the ring.
+
+    Raises:
+        InternalError: The vector is of another type.
+    """
+    word = word_of(bits)
+    if vector.ndim != 1 or vector.dtype != word:
+        raise InternalError("a vector of another ring was packed", found=vector.dtype, expected=word)
+    octets = np.ascontiguousarray(vector, dtype=word).view(np.uint8).reshape(vector.size, word.itemsize)
+    match bits:
+        case 24:
+            return octets[:, :3].tobytes()
+        case 20:
+            return _pack_20(octets)
+        case _:
+            return octets.tobytes()
+
+
+def unpack(data: bytes | memoryview, count: int, bits: Bits) -> Array:
+    """The values again, (count,), in a fresh array of the ring's word.
+
+    Raises:
+        PeerError: The bytes are not of `count` values, or bits that belong to none are set.
+    """
+    if len(data) != packed_size(count, bits):
+        raise PeerError(
+            "packed values have another length", found=f"{len(data)} bytes",
+            expected=f"{packed_size(count, bits)} bytes for {count} values of {bits} bits",
+        )  # fmt: skip
+    word = word_of(bits)
+    octets = np.frombuffer(data, dtype=np.uint8)
+    match bits:
+        case 24:
+            wide = np.zeros((count, 4), dtype=np.uint8)
+            wide[:, :3] = octets.reshape(count, 3)
+        case 20:
+            wide = _unpack_20(octets, count)
+        case _:
+            wide = octets.copy()
+    return wide.reshape(-1).view(word)
+
+
+def _pack_20(octets: Array) -> bytes:
+    """Two values in five bytes: a₀ a₁ (a₂ low | b₀ low) (b₀ high | b₁ low) (b₁ high | b₂ low)."""
+    count = len(octets)
+    pairs = np.zeros((-(-count // 2) * 2, 4), dtype=np.uint8)
+    pairs[:count] = octets
+    a, b = pairs[0::2], pairs[1::2]
+    out = np.empty((len(a), 5), dtype=np.uint8)
+    out[:, 0], out[:, 1] = a[:, 0], a[:, 1]
+    out[:, 2] = (a[:, 2] & 15) | (b[:, 0] << 4)
+    out[:, 3] = (b[:, 0] >> 4) | (b[:, 1] << 4)
+    out[:, 4] = (b[:, 1] >> 4) | (b[:, 2] << 4)
+    return out.tobytes()[: packed_size(count, 20)]
+
+
+def _unpack_20(octets: Array, count: int) -> Array:
+    padded = np.zeros(-(-count // 2) * 5, dtype=np.uint8)
+    padded[: octets.size] = octets
+    if count % 2 and padded[-3] >> 4:
+        raise PeerError("packed values end in bits that belong to none")
+    fives = padded.reshape(-1, 5)
+    wide = np.zeros((len(fives) * 2, 4), dtype=np.uint8)
+    a, b = wide[0::2], wide[1::2]
+    a[:, 0], a[:, 1], a[:, 2] = fives[:, 0], fives[:, 1], fives[:, 2] & 15
+    b[:, 0] = (fives[:, 2] >> 4) | (fives[:, 3] << 4)
+    b[:, 1] = (fives[:, 3] >> 4) | (fives[:, 4] << 4)
+    b[:, 2] = fives[:, 4] >> 4
+    return wide[:count].copy()

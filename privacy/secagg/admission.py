@@ -1,0 +1,138 @@
+"""Whether a site takes part in an attempt: what it must not forget, what it refuses before it makes a key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from pydantic import Field
+
+from wardround.core.errors import PeerError
+from wardround.privacy.secagg.identity import Roster, Signer
+from wardround.privacy.secagg.messages import Unmasking
+from wardround.privacy.secagg.offer import Offer, Wire
+from wardround.privacy.secagg.policy import SecurePolicy
+
+
+class SiteState(Wire):
+    """What a site must not forget, whatever is restarted; saved before the answer that it belongs to."""
+
+    place: tuple[int, int, int] = (0, 0, 0)
+    """Round, stage and attempt of the last offer that was accepted."""
+    members: bytes = b""
+    """Digest of cohort and threshold of the round's first offer."""
+    terms: dict[str, bytes] = Field(default_factory=dict)
+    """Stage → digest of its first offer in that round."""
+    survivors: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Stage → the survivors whose sum this site helped to open in that round."""
+    answer: Unmasking | None = None
+    """The last unmask answer, to be repeated word for word."""
+
+    def after(self, offer: Offer) -> SiteState:
+        """The state once the offer is accepted."""
+        stage = str(offer.stage)
+        if offer.round > self.place[0]:
+            return SiteState(
+                place=offer.place, members=offer.members, terms={stage: offer.terms}, answer=self.answer
+            )
+        return self.model_copy(update={"place": offer.place, "terms": {**self.terms, stage: offer.terms}})
+
+
+class Record(Protocol):
+    """Keeps a `SiteState`; `save` has to be durable when it returns."""
+
+    def load(self) -> SiteState:
+        """The last state that was saved."""
+
+    def save(self, state: SiteState) -> None:
+        """Keep it."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """Who takes part, under which rules.
+
+    Attributes:
+        name: Of the site.
+        signer: Signs with its identity key.
+        roster: The members that its own people confirmed.
+        policy: Its own rules.
+        run_id: The run whose plan it accepted.
+        plan: Digest of that plan.
+        record: What survives a crash.
+    """
+
+    name: str
+    signer: Signer
+    roster: Roster
+    policy: SecurePolicy
+    run_id: str
+    plan: bytes
+    record: Record
+
+
+def check_offer(member: Member, state: SiteState, offer: Offer, broadcast: bytes) -> None:
+    """Refuse an offer that does not protect this site, or does not follow from what it was offered before.
+
+    Args:
+        member: This site.
+        state: What it remembers.
+        offer: What the relay proposes.
+        broadcast: Digest of the state that the site was really sent.
+
+    Raises:
+        PolicyError: The site's own rules refuse.
+        PeerError: The offer contradicts itself, the plan, the roster, or an earlier offer.
+    """
+    offer.check()
+    _same("run", offer.run_id, member.run_id)
+    _same("plan", offer.plan.hex(), member.plan.hex())
+    _same("roster", offer.roster.hex(), member.roster.digest.hex())
+    _same("broadcast", offer.broadcast.hex(), broadcast.hex())
+    strangers = sorted(set(offer.cohort) - set(member.roster.keys))
+    if strangers or member.name not in offer.cohort:
+        raise PeerError(
+            "the cohort holds a site that is no confirmed member, or misses this one",
+            found=", ".join(strangers[:5]) or "a cohort without this site",
+            remedy="confirm the new roster first, if it is right",
+        )
+    member.policy.check_cohort(len(offer.cohort), offer.threshold)
+    member.policy.check_attempt(offer.attempt)
+    if offer.degree:
+        member.policy.check_graph(offer.degree, offer.share_threshold)
+    _check_order(state, offer)
+
+
+def _check_order(state: SiteState, offer: Offer) -> None:
+    if offer.place <= state.place:
+        raise PeerError(
+            "the offer is not newer than the last one", found=offer.place, expected=f"after {state.place}"
+        )
+    if offer.round > state.place[0]:
+        if offer.stage:
+            raise PeerError("the offer begins a round in its middle", found=f"stage {offer.stage}")
+        return
+    if str(offer.stage) in state.survivors:
+        raise PeerError(
+            "this sum was opened already: a second one would show the difference of the two",
+            found=f"round {offer.round}, stage {offer.stage}", remedy="go on with the next round",
+        )  # fmt: skip
+    if offer.stage and str(offer.stage - 1) not in state.survivors:
+        raise PeerError("the offer skips a stage", found=f"stage {offer.stage}")
+    if state.members != offer.members:
+        raise PeerError(
+            "the offer changes the cohort or the threshold of the round",
+            found=f"{len(offer.cohort)} sites, threshold {offer.threshold}",
+            expected="those of the round's first offer",
+            remedy="whoever is missing counts as dropped out",
+        )
+    if state.terms.get(str(offer.stage), offer.terms) != offer.terms:
+        raise PeerError(
+            "a later attempt changes what the first one fixed", found=f"attempt {offer.attempt}",
+            expected="the same broadcast, layout, ring, scale and bounds",
+        )  # fmt: skip
+
+
+def _same(what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise PeerError(f"the offer names another {what}", found=found[:12], expected=expected[:12])

@@ -1,0 +1,273 @@
+"""The messages of one attempt: typed values, what is signed of them, and how they become bytes.
+
+On the wire: four bytes that name protocol and version, the length of a JSON head, the head, and for a masked
+vector its packed integers. Sizes are checked before anything is read; a head is validated strictly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from typing import Annotated, ClassVar, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from wardround.core.errors import PeerError
+from wardround.privacy.packing import packed_size
+from wardround.privacy.secagg.hashing import digest
+from wardround.privacy.secagg.identity import SIGNATURE_BYTES, statement
+from wardround.privacy.secagg.offer import Digest, Offer, SiteName, Wire
+from wardround.privacy.secagg.secret import SECRET_BYTES
+from wardround.privacy.secagg.shamir import SHARE_BYTES
+
+MAGIC = b"WSA1"
+_HEAD = struct.Struct("<4sI")
+LARGEST_HEAD = 1 << 26
+SEALED_BYTES = 2 * SHARE_BYTES + 16
+
+PublicKey = Annotated[bytes, Field(min_length=32, max_length=32)]
+Signature = Annotated[bytes, Field(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
+Share = Annotated[bytes, Field(min_length=SHARE_BYTES, max_length=SHARE_BYTES)]
+Sealed = Annotated[bytes, Field(min_length=SEALED_BYTES, max_length=SEALED_BYTES)]
+
+
+class Message(Wire):
+    """What all messages of a site have: who, and a signature over kind, context, site and content."""
+
+    KIND: ClassVar[str]
+    site: SiteName
+    signature: Signature = bytes(SIGNATURE_BYTES)
+
+    def content(self) -> tuple[bytes | str | int, ...]:
+        """What is signed beside kind, context and site."""
+        raise NotImplementedError
+
+    def statement(self, context: bytes) -> bytes:
+        """The signed bytes."""
+        return statement(self.KIND, context, self.site, *self.content())
+
+
+class Advertisement(Message):
+    """Phase 1: fresh public keys for this attempt, and commitments."""
+
+    KIND: ClassVar[str] = "advertise"
+    kind: Literal["advertise"] = "advertise"
+    channel_key: PublicKey
+    """X25519; shares to this site are sealed to it."""
+    mask_key: PublicKey
+    """X25519; pairwise masks come from it."""
+    commitment: Digest
+    """To the seed of the self-mask."""
+    graph_commitment: Digest
+    """To what this site adds to the draw of the graph."""
+    ledger_head: Annotated[bytes, Field(max_length=64)] = b""
+    """Head of the site's privacy ledger, so that peers would see it turned back."""
+
+    def content(self) -> tuple[bytes | str | int, ...]:
+        """Everything."""
+        return self.channel_key, self.mask_key, self.commitment, self.graph_commitment, self.ledger_head
+
+
+class Opening(Message):
+    """Phase 1b, in regular graphs only: what the site had committed to for the draw of the graph."""
+
+    KIND: ClassVar[str] = "opening"
+    kind: Literal["opening"] = "opening"
+    advertised: Digest
+    """Transcript of all advertisements."""
+    value: Digest
+
+    def content(self) -> tuple[bytes | str | int, ...]:
+        """Transcript and value."""
+        return self.advertised, self.value
+
+
+class Box(Wire):
+    """Two shares for one recipient, sealed, and signed by the dealer so that a bad one is its own."""
+
+    recipient: SiteName
+    sealed: Sealed
+    signature: Signature = bytes(SIGNATURE_BYTES)
+
+    def statement(self, context: bytes, dealer: str, agreed: bytes) -> bytes:
+        """The signed bytes."""
+        return statement("box", context, dealer, agreed, self.recipient, self.sealed)
+
+
+class Dealing(Message):
+    """Phase 2: a box for every neighbour."""
+
+    KIND: ClassVar[str] = "deal"
+    kind: Literal["deal"] = "deal"
+    agreed: Digest
+    """Transcript of the keys, and of the graph."""
+    boxes: tuple[Box, ...]
+
+    def content(self) -> tuple[bytes | str | int, ...]:
+        """Everything, the boxes' own signatures included."""
+        parts = (part for box in self.boxes for part in (box.recipient, box.sealed, box.signature))
+        return self.agreed, digest("boxes", *parts)
+
+
+class Complaint(Message):
+    """Instead of phase 3: a box that its dealer signed does not open. The channel key shows who lied."""
+
+    KIND: ClassVar[str] = "complain"
+    kind: Literal["complain"] = "complain"
+    dealer: SiteName
+    box: Box
+    channel_secret: Annotated[bytes, Field(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
+
+    def content(self) -> tuple[bytes | str | int, ...]:
+        """Everything."""
+        return self.dealer, self.box.recipient, self.box.sealed, self.box.signature, self.channel_secret
+
+
+class MaskedInput(Message):
+    """Phase 3: both lanes under masks."""
+
+    KIND: ClassVar[str] = "masked"
+    kind: Literal["masked"] = "masked"
+    dealt: Digest
+    """Transcript of the dealings."""
+    coordinates: bytes = Field(repr=False, exclude=True)
+    """Packed ring integers."""
+    counters: bytes = Field(repr=False, exclude=True)
+    """Packed, 64 bits each."""
+
+    def content(self) -> tuple[bytes | str | int, ...]:
+        """Transcript and hashes of both lanes."""
+        lanes = (self.coordinates, self.counters)
+        return self.dealt, *(hashlib.sha256(lane).digest() for lane in lanes)
+
+
+class Confirmation(Message):
+    """Phase 4: the one set of survivors that this site helps to open, ever."""
+
+    KIND: ClassVar[str] = "confirm"
+    kind: Literal["confirm"] = "confirm"
+    survived: Digest
+    """Transcript up to the set of survivors."""
+
+    def content(self) -> tuple[bytes | str | int, ...]:
+        """The transcript."""
+        return (self.survived,)
+
+
+class Unmasking(Message):
+    """Phase 5: of every neighbour one kind of share, never both."""
+
+    KIND: ClassVar[str] = "unmask"
+    kind: Literal["unmask"] = "unmask"
+    survived: Digest
+    self_shares: dict[SiteName, Share] = Field(repr=False)
+    """Of the self-mask seeds of survivors."""
+    key_shares: dict[SiteName, Share] = Field(repr=False)
+    """Of the mask keys of those that dropped out."""
+
+    def content(self) -> tuple[bytes | str | int, ...]:
+        """Everything."""
+        return (
+            self.survived,
+            digest(
+                "self shares",
+                *(p for site in sorted(self.self_shares) for p in (site, self.self_shares[site])),
+            ),
+            digest(
+                "key shares", *(p for site in sorted(self.key_shares) for p in (site, self.key_shares[site]))
+            ),
+        )
+
+
+class Advertised(Wire):
+    """To all after phase 1: every advertisement."""
+
+    kind: Literal["advertised"] = "advertised"
+    advertisements: tuple[Advertisement, ...]
+
+
+class Opened(Wire):
+    """To all after phase 1b: every opening."""
+
+    kind: Literal["opened"] = "opened"
+    openings: tuple[Opening, ...]
+
+
+class Delivery(Wire):
+    """To one site after phase 2: who dealt, and the boxes for this site."""
+
+    kind: Literal["delivery"] = "delivery"
+    dealers: tuple[SiteName, ...]
+    boxes: dict[SiteName, Box]
+
+
+class Survivors(Wire):
+    """To all after phase 3: whose masked vectors are in the sum."""
+
+    kind: Literal["survivors"] = "survivors"
+    sites: tuple[SiteName, ...]
+
+
+class Confirmed(Wire):
+    """To all after phase 4: everybody's confirmation of one and the same set."""
+
+    kind: Literal["confirmed"] = "confirmed"
+    confirmations: tuple[Confirmation, ...]
+
+
+W = TypeVar("W", bound=Wire)
+
+
+def encode(message: Wire) -> bytes:
+    """Bytes of a message."""
+    head = message.model_dump_json().encode()
+    payload = message.coordinates + message.counters if isinstance(message, MaskedInput) else b""
+    return _HEAD.pack(MAGIC, len(head)) + head + payload
+
+
+def decode(data: bytes, model: type[W], offer: Offer | None = None) -> W:
+    """Read one message.
+
+    Args:
+        data: What arrived.
+        model: What is expected in this phase; another kind is refused.
+        offer: Needed for a masked vector, whose lengths follow from it.
+
+    Raises:
+        PeerError: Another protocol, length, kind or type.
+    """
+    if len(data) < _HEAD.size:
+        raise PeerError("a message is too short", found=f"{len(data)} bytes")
+    magic, size = _HEAD.unpack_from(data)
+    lanes = (
+        (packed_size(offer.coordinates, offer.bits), packed_size(offer.counters, 64))
+        if model is MaskedInput and offer is not None
+        else (0, 0)
+    )
+    if magic != MAGIC:
+        raise PeerError("a message is of another protocol or version", expected=MAGIC.decode())
+    if size > LARGEST_HEAD or len(data) != _HEAD.size + size + sum(lanes):
+        raise PeerError(
+            "a message has the wrong length", found=f"{len(data)} bytes",
+            expected=f"a head of at most {LARGEST_HEAD} bytes and a payload of {sum(lanes)}",
+        )  # fmt: skip
+    head, payload = data[_HEAD.size : _HEAD.size + size], memoryview(data)[_HEAD.size + size :]
+    try:
+        if model is not MaskedInput:
+            return model.model_validate_json(head)
+        fields = _MaskedHead.model_validate_json(head).model_dump()
+        fields |= {"coordinates": bytes(payload[: lanes[0]]), "counters": bytes(payload[lanes[0] :])}
+        return model.model_validate(fields)
+    except ValidationError as error:
+        places = [".".join(map(str, fault["loc"])) for fault in error.errors(include_input=False)]
+        raise PeerError(
+            f"a message is not a valid {model.__name__}",
+            found=", ".join(filter(None, places[:5])) or "no JSON",
+        ) from error
+
+
+class _MaskedHead(Wire):
+    kind: Literal["masked"] = "masked"
+    site: SiteName
+    signature: Signature
+    dealt: Digest
