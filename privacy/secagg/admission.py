@@ -10,7 +10,7 @@ from pydantic import Field
 from wardround.core.errors import PeerError
 from wardround.privacy.secagg.identity import Roster, Signer
 from wardround.privacy.secagg.messages import Unmasking
-from wardround.privacy.secagg.offer import Offer, Wire
+from wardround.privacy.secagg.offer import Offer, SignedOffer, Wire
 from wardround.privacy.secagg.policy import SecurePolicy
 
 
@@ -56,6 +56,7 @@ class Member:
         name: Of the site.
         signer: Signs with its identity key.
         roster: The members that its own people confirmed.
+        server: Public key that the consortium gave its server; it signs offers.
         policy: Its own rules.
         run_id: The run whose plan it accepted.
         plan: Digest of that plan.
@@ -65,25 +66,27 @@ class Member:
     name: str
     signer: Signer
     roster: Roster
+    server: bytes
     policy: SecurePolicy
     run_id: str
     plan: bytes
     record: Record
 
 
-def check_offer(member: Member, state: SiteState, offer: Offer, broadcast: bytes) -> None:
-    """Refuse an offer that does not protect this site, or does not follow from what it was offered before.
+def accept(member: Member, state: SiteState, signed: SignedOffer, broadcast: bytes) -> Offer:
+    """The offer; refuses one that does not protect this site, or does not follow from what it was offered before.
 
     Args:
         member: This site.
         state: What it remembers.
-        offer: What the relay proposes.
+        signed: What the relay proposes.
         broadcast: Digest of the state that the site was really sent.
 
     Raises:
         PolicyError: The site's own rules refuse.
-        PeerError: The offer contradicts itself, the plan, the roster, or an earlier offer.
+        PeerError: The offer is not the server's, or contradicts itself, the plan, the roster, an earlier one.
     """
+    offer = signed.check(member.server)
     offer.check()
     _same("run", offer.run_id, member.run_id)
     _same("plan", offer.plan.hex(), member.plan.hex())
@@ -101,6 +104,7 @@ def check_offer(member: Member, state: SiteState, offer: Offer, broadcast: bytes
     if offer.degree:
         member.policy.check_graph(offer.degree, offer.share_threshold)
     _check_order(state, offer)
+    return offer
 
 
 def _check_order(state: SiteState, offer: Offer) -> None:

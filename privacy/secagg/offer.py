@@ -14,6 +14,7 @@ from wardround.core.errors import PeerError
 from wardround.core.plan import Frozen
 from wardround.privacy.packing import Bits
 from wardround.privacy.secagg.hashing import DIGEST_BYTES, digest
+from wardround.privacy.secagg.identity import SIGNATURE_BYTES, Signer, check, statement
 
 SiteName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\- ]{0,99}$", strict=True)]
 Digest = Annotated[bytes, Field(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
@@ -126,3 +127,28 @@ class Offer(Wire):
             raise PeerError(
                 "the counters could overflow", found=f"{members} sites", expected="sums below 2^63"
             )
+
+
+class SignedOffer(Wire):
+    """An offer under the key that the consortium gave its server."""
+
+    offer: Offer
+    signature: Annotated[bytes, Field(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
+
+    @staticmethod
+    def by(signer: Signer, offer: Offer) -> SignedOffer:
+        """Sign an offer."""
+        return SignedOffer(offer=offer, signature=signer.sign(_signed_bytes(offer)))
+
+    def check(self, key: bytes) -> Offer:
+        """The offer, if the holder of `key` signed it.
+
+        Raises:
+            PeerError: It did not.
+        """
+        check(key, self.signature, _signed_bytes(self.offer), "the server")
+        return self.offer
+
+
+def _signed_bytes(offer: Offer) -> bytes:
+    return statement("offer", offer.context, "server")

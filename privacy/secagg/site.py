@@ -20,7 +20,7 @@ from wardround.core.errors import InternalError, PeerError
 from wardround.core.packed import Array
 from wardround.privacy.packing import pack, word_of
 from wardround.privacy.secagg import transcript
-from wardround.privacy.secagg.admission import Member, check_offer
+from wardround.privacy.secagg.admission import Member, accept
 from wardround.privacy.secagg.graph import Graph
 from wardround.privacy.secagg.masks import apply_masks
 from wardround.privacy.secagg.messages import (
@@ -39,7 +39,7 @@ from wardround.privacy.secagg.messages import (
     Survivors,
     Unmasking,
 )
-from wardround.privacy.secagg.offer import Offer
+from wardround.privacy.secagg.offer import Offer, SignedOffer
 from wardround.privacy.secagg.secret import Secret
 from wardround.privacy.secagg.shamir import SHARE_BYTES, number, split
 
@@ -98,20 +98,20 @@ class SecureSite:
         self.member = member
         self._phase: object = None
 
-    def advertise(self, offer: Offer, broadcast: bytes, *, ledger_head: bytes = b"") -> Advertisement:
+    def advertise(self, signed: SignedOffer, broadcast: bytes, *, ledger_head: bytes = b"") -> Advertisement:
         """Accept an offer: fresh keys for this attempt, and commitments.
 
         Args:
-            offer: What the relay proposes.
+            signed: What the relay proposes.
             broadcast: Digest of the state that this site was really sent.
             ledger_head: Head of its privacy ledger.
 
         Raises:
             PolicyError: The site's own rules refuse.
-            PeerError: The offer contradicts itself, the plan, the roster, or what was offered before.
+            PeerError: The offer is not the server's, or contradicts itself, plan, roster, an earlier one.
         """
         state = self.member.record.load()
-        check_offer(self.member, state, offer, broadcast)
+        offer = accept(self.member, state, signed, broadcast)
         self._phase = None  # whatever was under way has ended: its keys die here
         self.member.record.save(state.after(offer))
         channel, mask = X25519PrivateKey.generate(), X25519PrivateKey.generate()

@@ -15,7 +15,7 @@ from wardround.privacy.secagg.admission import Member, SiteState
 from wardround.privacy.secagg.hashing import digest
 from wardround.privacy.secagg.identity import KeySigner, Roster
 from wardround.privacy.secagg.messages import Complaint, Delivery, MaskedInput
-from wardround.privacy.secagg.offer import Offer
+from wardround.privacy.secagg.offer import Offer, SignedOffer
 from wardround.privacy.secagg.policy import SecurePolicy, default_threshold
 from wardround.privacy.secagg.relay import Relay, Sum
 from wardround.privacy.secagg.site import SecureSite
@@ -44,6 +44,7 @@ class Consortium:
 
     size: int = 6
     policy: SecurePolicy = field(default_factory=SecurePolicy)
+    server: KeySigner = field(default_factory=KeySigner.fresh)
     signers: dict[str, KeySigner] = field(init=False)
     records: dict[str, InMemory] = field(init=False)
     sites: dict[str, SecureSite] = field(init=False)
@@ -69,7 +70,8 @@ class Consortium:
 
     def member(self, name: str, **changes: Any) -> Member:
         fields: dict[str, Any] = {
-            "name": name, "signer": self.signers[name], "roster": self.roster, "policy": self.policy,
+            "name": name, "signer": self.signers[name], "roster": self.roster,
+            "server": self.server.public, "policy": self.policy,
             "run_id": "run", "plan": PLAN, "record": self.records[name],
         }  # fmt: skip
         return Member(**(fields | changes))
@@ -82,6 +84,10 @@ class Consortium:
             "scale": 8.0, "largest": 10.0, "most_weight": 1, "most_count": 2**40,
         }  # fmt: skip
         return Offer(**(fields | changes))
+
+    def advertise(self, name: str, offer: Offer, broadcast: bytes = BROADCAST) -> Any:
+        """The site's answer to an offer that the server signed."""
+        return self.sites[name].advertise(SignedOffer.by(self.server, offer), broadcast)
 
     def inputs(self, offer: Offer, name: str) -> tuple[Array, Array]:
         """Ring integers from −80 to 80, and counters from 0 on, of one site."""
@@ -104,7 +110,7 @@ class Consortium:
         relay = Relay(offer, self.roster)
         for name in offer.cohort:
             if name not in lost:
-                relay.take_advertisement(self.sites[name].advertise(offer, BROADCAST))
+                relay.take_advertisement(self.advertise(name, offer))
         message: Any = relay.advertised()
         if offer.degree:
             for name in (a.site for a in message.advertisements):

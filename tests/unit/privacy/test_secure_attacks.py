@@ -32,6 +32,7 @@ from wardround.privacy.secagg.messages import (
     decode,
     encode,
 )
+from wardround.privacy.secagg.offer import SignedOffer
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.privacy.secagg.relay import Relay
 from wardround.privacy.secagg.secret import Secret
@@ -83,7 +84,7 @@ def test_one_site_twice_is_refused(consortium: Any) -> None:
     """In the cohort, among the advertisements, at the relay, among dealers, survivors, confirmations."""
     group = consortium()
     with pytest.raises(PeerError, match="names a site twice"):
-        group.sites[A].advertise(group.offer(cohort=(A, *group.names)), BROADCAST)
+        group.advertise(A, group.offer(cohort=(A, *group.names)))
     offer = group.offer()
     relay, advertised = group.to_advertised(offer)
     with pytest.raises(PeerError, match="sent its message twice"):
@@ -185,7 +186,7 @@ def test_a_lowered_threshold_is_refused(consortium: Any, threshold: int) -> None
     """With n = 7 it is 5."""
     group = consortium(7)
     with pytest.raises(PolicyError, match="threshold"):
-        group.sites[A].advertise(group.offer(threshold=threshold), BROADCAST)
+        group.advertise(A, group.offer(threshold=threshold))
 
 
 @pytest.mark.parametrize(
@@ -202,10 +203,10 @@ def test_the_threshold_has_to_hold_against_the_assumed_colluders(
         holds = colluders <= 2 * threshold - size - 1 and size >= 2 + colluders
         fresh = consortium(size, policy)
         if holds:
-            fresh.sites[A].advertise(fresh.offer(threshold=threshold), BROADCAST)
+            fresh.advertise(A, fresh.offer(threshold=threshold))
         else:
             with pytest.raises(PolicyError):
-                fresh.sites[A].advertise(fresh.offer(threshold=threshold), BROADCAST)
+                fresh.advertise(A, fresh.offer(threshold=threshold))
     default = colluders <= 2 * group.offer().threshold - size - 1
     assert default is (fits and default)
 
@@ -215,10 +216,10 @@ def test_a_cohort_below_the_policy_is_refused(consortium: Any) -> None:
     group = consortium(8)
     for cohort in (group.names[:4], group.names[:3]):
         with pytest.raises(PolicyError, match="cohort is smaller"):
-            group.sites[A].advertise(group.offer(cohort=cohort, threshold=3), BROADCAST)
+            group.advertise(A, group.offer(cohort=cohort, threshold=3))
     strict = consortium(6, SecurePolicy(assumed_colluders=1, least_honest=6))
     with pytest.raises(PolicyError, match="at least 7"):
-        strict.sites[A].advertise(strict.offer(), BROADCAST)
+        strict.advertise(A, strict.offer())
 
 
 def test_seven_of_ten_and_then_the_other_three(consortium: Any) -> None:
@@ -230,12 +231,12 @@ def test_seven_of_ten_and_then_the_other_three(consortium: Any) -> None:
     assert total.survivors == group.names[:7]
     for cohort, threshold in ((left_out, 3), (group.names[5:], 4)):
         with pytest.raises(PeerError, match="changes the cohort or the threshold"):
-            group.sites[left_out[0]].advertise(
-                group.offer(attempt=1, cohort=cohort, threshold=threshold), BROADCAST
+            group.advertise(
+                left_out[0], group.offer(attempt=1, cohort=cohort, threshold=threshold), BROADCAST
             )
     # Even with the same cohort the seven that opened the sum do not help to open another of this round.
     with pytest.raises(PeerError, match="opened already"):
-        group.sites[A].advertise(group.offer(attempt=1), BROADCAST)
+        group.advertise(A, group.offer(attempt=1))
 
 
 def test_what_the_first_offer_fixed_stays(consortium: Any) -> None:
@@ -248,8 +249,8 @@ def test_what_the_first_offer_fixed_stays(consortium: Any) -> None:
         {"coordinates": 19}, {"layout": digest("other")}, {"most_count": 5}, {"largest": 9.0},
     ):  # fmt: skip
         with pytest.raises(PeerError, match="changes"):
-            group.sites[A].advertise(group.offer(attempt=1, **change), BROADCAST)
-    group.sites[A].advertise(group.offer(attempt=1), BROADCAST)
+            group.advertise(A, group.offer(attempt=1, **change))
+    group.advertise(A, group.offer(attempt=1))
 
 
 def test_a_replayed_offer_is_refused(consortium: Any) -> None:
@@ -260,13 +261,13 @@ def test_a_replayed_offer_is_refused(consortium: Any) -> None:
     group.restart()
     for place in ({"round": 4}, {"round": 3, "attempt": 5}, {"round": 1}, {"round": 4, "attempt": 0}):
         with pytest.raises(PeerError, match="not newer"):
-            group.sites[A].advertise(group.offer(**place), BROADCAST)
+            group.advertise(A, group.offer(**place))
     with pytest.raises(PeerError, match="opened already"):
-        group.sites[A].advertise(group.offer(round=4, attempt=1), BROADCAST)
+        group.advertise(A, group.offer(round=4, attempt=1))
     with pytest.raises(PeerError, match="in its middle"):
-        group.sites[A].advertise(group.offer(round=5, stage=1), BROADCAST)
+        group.advertise(A, group.offer(round=5, stage=1))
     with pytest.raises(PolicyError, match="more often"):
-        group.sites[A].advertise(group.offer(round=5, attempt=10), BROADCAST)
+        group.advertise(A, group.offer(round=5, attempt=10))
     group.run(group.offer(round=5))
 
 
@@ -275,7 +276,7 @@ def test_a_second_stage_has_the_survivors_of_the_first(consortium: Any) -> None:
     group = consortium(7)
     group.run(group.offer(), {C: "mask"})
     with pytest.raises(PeerError, match="skips a stage"):
-        group.sites[A].advertise(group.offer(stage=2), BROADCAST)
+        group.advertise(A, group.offer(stage=2))
     with pytest.raises(PeerError, match="survivors of a later stage"):
         group.run(group.offer(stage=1), {C: "advertise", B: "mask"})
     with pytest.raises(PeerError, match="skips a stage"):  # the site that was lost, asked again
@@ -289,11 +290,11 @@ def test_an_invented_member_does_not_count(consortium: Any) -> None:
     group = consortium()
     invented = Roster({**group.roster.keys, "site_99": KeySigner.fresh().public})
     with pytest.raises(PeerError, match="another roster"):
-        group.sites[A].advertise(group.offer(roster=invented.digest), BROADCAST)
+        group.advertise(A, group.offer(roster=invented.digest))
     with pytest.raises(PeerError, match="no confirmed member"):
-        group.sites[A].advertise(group.offer(cohort=(*group.names, "site_99")), BROADCAST)
+        group.advertise(A, group.offer(cohort=(*group.names, "site_99")))
     with pytest.raises(PeerError, match="misses this one"):
-        group.sites[A].advertise(group.offer(cohort=group.names[1:], threshold=4), BROADCAST)
+        group.advertise(A, group.offer(cohort=group.names[1:], threshold=4))
 
 
 def test_another_plan_run_or_broadcast_is_refused(consortium: Any) -> None:
@@ -301,17 +302,17 @@ def test_another_plan_run_or_broadcast_is_refused(consortium: Any) -> None:
     group = consortium()
     for change in ({"plan": digest("x")}, {"run_id": "other"}, {"broadcast": digest("x")}):
         with pytest.raises(PeerError, match="names another"):
-            group.sites[A].advertise(group.offer(**change), BROADCAST)
+            group.advertise(A, group.offer(**change))
     with pytest.raises(PeerError, match="another broadcast"):
-        group.sites[A].advertise(group.offer(), digest("a known update"))
+        group.advertise(A, group.offer(), digest("a known update"))
 
 
 def test_different_broadcasts_to_different_sites_never_meet_in_a_sum(consortium: Any) -> None:
     """The real adapter to one, a known one to the others, each with an offer that fits: contexts differ."""
     group = consortium()
     true, false = group.offer(), group.offer(broadcast=digest("a known update"))
-    own = group.sites[A].advertise(true, BROADCAST)
-    others = [group.sites[name].advertise(false, digest("a known update")) for name in group.names[1:]]
+    own = group.advertise(A, true)
+    others = [group.advertise(name, false, digest("a known update")) for name in group.names[1:]]
     with pytest.raises(PeerError, match="signature"):
         group.sites[A].deal(Advertised(advertisements=(own, *others)))
     with pytest.raises(PeerError, match="signature"):
@@ -332,7 +333,7 @@ def test_a_ring_that_could_overflow_is_refused(consortium: Any, change: dict[str
     """By whoever reads the offer, the relay included."""
     group = consortium()
     with pytest.raises(PeerError, match="overflow"):
-        group.sites[A].advertise(group.offer(**change), BROADCAST)
+        group.advertise(A, group.offer(**change))
     with pytest.raises(PeerError, match="overflow"):
         Relay(group.offer(**change), group.roster)
 
@@ -528,7 +529,7 @@ def test_the_graph_cannot_be_chosen_by_leaving_openings_out(consortium: Any) -> 
     offer = group.offer(degree=4, share_threshold=4)
     relay = Relay(offer, group.roster)
     for name in group.names:
-        relay.take_advertisement(group.sites[name].advertise(offer, BROADCAST))
+        relay.take_advertisement(group.advertise(name, offer))
     advertised = relay.advertised()
     openings = [group.sites[name].open_graph(advertised) for name in group.names]
     with pytest.raises(PeerError, match="opening of every site"):
@@ -553,8 +554,8 @@ def test_a_weak_graph_is_refused(consortium: Any, degree: int, share_threshold: 
     group = consortium(120)
     name = group.names[0]
     with pytest.raises(PolicyError, match="graph of the cohort is weaker"):
-        group.sites[name].advertise(
-            group.offer(degree=degree, share_threshold=share_threshold, scale=2.0), BROADCAST
+        group.advertise(
+            name, group.offer(degree=degree, share_threshold=share_threshold, scale=2.0), BROADCAST
         )
 
 
@@ -680,3 +681,17 @@ def test_secrets_do_not_show(consortium: Any) -> None:
     phase = group.sites[A]._phase
     assert phase.keyed.seed.reveal().hex() not in repr(phase)
     assert repr(phase.keyed.seed.reveal()) not in repr(phase)
+
+
+def test_an_offer_that_the_server_did_not_sign_is_refused(consortium: Any) -> None:
+    """Nor one that was altered after it was signed."""
+    group = consortium()
+    offer = group.offer()
+    stranger = SignedOffer.by(KeySigner.fresh(), offer)
+    with pytest.raises(PeerError, match="signature of 'the server'"):
+        group.sites[A].advertise(stranger, BROADCAST)
+    signed = SignedOffer.by(group.server, offer)
+    with pytest.raises(PeerError, match="signature of 'the server'"):
+        group.sites[A].advertise(altered(signed, offer=group.offer(round=2)), BROADCAST)
+    assert group.records[A].state.place == (0, 0, 0)
+    group.sites[A].advertise(signed, BROADCAST)
