@@ -9,9 +9,9 @@ One attempt, as each file sees it:
     messages.py   the messages between them, and how they become bytes
     policy.py     what a site demands of a cohort and of a set of survivors
 
-They stand on `shamir.py` (shares), `masks.py` (keystreams), `graph.py` (who masks with whom), `transcript.py`
-and `hashing.py` (what binds the phases together), `identity.py` (signatures), `secret.py` (bytes that do not
-show).
+They stand on `shamir.py` (shares), `masks.py` (keystreams), `graph.py` (who masks with whom), `odds.py` (what
+that risks), `transcript.py` and `hashing.py` (what binds the phases together), `identity.py` (signatures) and
+`secret.py` (bytes that do not show).
 
 After Bonawitz et al. 2017 (doi:10.1145/3133956.3133982: double masking, recovery by shares, consistency)
 and Bell et al. 2020 (doi:10.1145/3372297.3417885: k-regular graphs), for members that know each other's

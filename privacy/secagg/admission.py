@@ -74,7 +74,7 @@ class Member:
 
 
 def accept(member: Member, state: SiteState, signed: SignedOffer, broadcast: bytes) -> Offer:
-    """The offer; refuses one that does not protect this site, or does not follow from what it was offered before.
+    """The offer; refuses one that does not protect this site, or does not follow from earlier ones.
 
     Args:
         member: This site.
@@ -84,7 +84,7 @@ def accept(member: Member, state: SiteState, signed: SignedOffer, broadcast: byt
 
     Raises:
         PolicyError: The site's own rules refuse.
-        PeerError: The offer is not the server's, or contradicts itself, the plan, the roster, an earlier one.
+        PeerError: The offer is not the server's, or contradicts itself, plan, roster, an earlier one.
     """
     offer = signed.check(member.server)
     offer.check()
@@ -102,7 +102,7 @@ def accept(member: Member, state: SiteState, signed: SignedOffer, broadcast: byt
     member.policy.check_cohort(len(offer.cohort), offer.threshold)
     member.policy.check_attempt(offer.attempt)
     if offer.degree:
-        member.policy.check_graph(offer.degree, offer.share_threshold)
+        member.policy.check_graph(len(offer.cohort), offer.degree, offer.share_threshold)
     _check_order(state, offer)
     return offer
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from wardround.core.errors import PolicyError
 from wardround.core.plan import Frozen
+from wardround.privacy.secagg.odds import exposure
 
 
 def default_threshold(members: int) -> int:
@@ -33,10 +34,10 @@ class SecurePolicy(Frozen):
 
     most_attempts: int = Field(default=10, ge=1)
     """Of one sum. Each draws a new graph in large cohorts, and a relay could try until it likes one."""
-    least_degree: int = Field(default=100, ge=2)
-    """Of the regular graph of a large cohort."""
-    least_share_threshold: float = Field(default=0.6, gt=0.5, le=1)
-    """Share of a site's neighbours (itself included) that has to agree to give its secrets back."""
+    colluding_share: float = Field(default=1 / 3, ge=0, lt=1)
+    """Of a large cohort, whose sites mask with a part of the others only: so many may work with the relay."""
+    most_exposure: float = Field(default=1e-5, ge=0, le=1)
+    """Probability, over all sites, that the draw of that graph exposes one to them."""
 
     def check_attempt(self, attempt: int) -> None:
         """Refuse endless attempts.
@@ -50,19 +51,21 @@ class SecurePolicy(Frozen):
                 expected=f"below {self.most_attempts}", remedy="go on with the next round",
             )  # fmt: skip
 
-    def check_graph(self, degree: int, share_threshold: int) -> None:
+    def check_graph(self, members: int, degree: int, share_threshold: int) -> None:
         """Refuse a graph in which too few, or too weakly bound, neighbours hide a site.
 
         Raises:
-            PolicyError: Names the rule.
+            PolicyError: Its exposure is above the policy's.
         """
-        least = math.ceil(self.least_share_threshold * (degree + 1))
-        if degree < self.least_degree or share_threshold < least:
+        colluding = max(self.assumed_colluders, math.floor(self.colluding_share * members))
+        risk = exposure(members, degree, share_threshold, colluding)
+        if risk > self.most_exposure:
             raise PolicyError(
                 "the graph of the cohort is weaker than this site's policy allows",
-                found=f"degree {degree}, {share_threshold} shares",
-                expected=f"at least {self.least_degree}, {least} shares",
-            )  # fmt: skip
+                found=f"degree {degree}, {share_threshold} shares: exposure {risk:.2g} to {colluding}",
+                expected=f"at most {self.most_exposure:.2g}",
+                remedy="a higher degree or share threshold in the plan",
+            )
 
     def check_cohort(self, members: int, threshold: int) -> None:
         """Refuse a cohort that does not protect.

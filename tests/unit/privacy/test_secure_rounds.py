@@ -123,7 +123,7 @@ def test_the_input_of_a_site_is_left_as_it_is(consortium: Any) -> None:
 def test_a_regular_graph_gives_the_same_sum(consortium: Any, lost: int) -> None:
     """Twenty-four sites, each with eight others, drawn from everybody's openings."""
     group = consortium(24)
-    group.policy = group.policy.model_copy(update={"least_degree": 8})
+    group.policy = group.policy.model_copy(update={"most_exposure": 1.0})
     group.restart()
     offer = group.offer(degree=8, share_threshold=6)
     total = group.run(offer, dict.fromkeys(group.names[::5][:lost], "mask"))
