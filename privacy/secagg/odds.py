@@ -1,6 +1,6 @@
 """What a regular graph risks: that a site is exposed to colluders, or that a sum cannot be opened.
 
-A site's k neighbours are a uniform draw from the other n − 1 sites (the order of the graph is nobody's choice),
+A site's k neighbours are a uniform draw from the other n − 1 (nobody chooses the order of the graph),
 so that the number of marked ones among them is hypergeometric; every figure here is a union bound over all
 sites. After Bell et al. 2020, section 3, for a share threshold t that is local to a neighbourhood.
 """
