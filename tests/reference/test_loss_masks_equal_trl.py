@@ -11,8 +11,9 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wardround.core.plan import DataContract, TaskSpec
+from wardround.training.encoded_text import EncodedText
 from wardround.training.tasks.causal_lm import TASK
-from wardround.training.tasks.contract import Encoded, Example
+from wardround.training.tasks.contract import Example
 
 HOUSE = (
     "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
@@ -65,7 +66,7 @@ def tokenizer_at(folder: Path, template: str | None, specials: tuple[str, ...], 
 
 def ours(
     tokenizer: Any, rows: list[dict[str, Any]], options: dict[str, Any], max_length: int = 512
-) -> list[Encoded]:
+) -> list[EncodedText]:
     """The rows through the task."""
     data = DataContract(
         columns={}, max_length=max_length, pad_token_id=0, end_token_ids=(tokenizer.eos_token_id,)
@@ -95,7 +96,7 @@ def trl_rows(
     return list(trainer.train_dataset)
 
 
-def assert_equal_masks(mine: list[Encoded], theirs: list[dict[str, list[int]]], names: list[str]) -> None:
+def assert_equal_masks(mine: list[EncodedText], theirs: list[dict[str, list[int]]], names: list[str]) -> None:
     """Equal tokens, equal targets from the second on, and some loss in every row."""
     for name, row, other in zip(names, mine, theirs, strict=True):
         assert row.tokens.tolist() == other["input_ids"], name

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from wardround.core.plan import DataContract, TaskSpec
+from wardround.training.encoded_text import EncodedText
 from wardround.training.tasks.causal_lm import TASK
-from wardround.training.tasks.contract import Encoded, Example
+from wardround.training.tasks.contract import Example
 
 PLAIN = (
     "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
@@ -63,7 +64,7 @@ def trl_rows(
 
 def our_rows(
     rows: Iterable[dict[str, Any]], tokenizer: Any, text_format: str, max_length: int = 4096
-) -> list[Encoded]:
+) -> list[EncodedText]:
     """The same rows through the task."""
     data = DataContract(
         columns={}, max_length=max_length,
