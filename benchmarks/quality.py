@@ -12,6 +12,7 @@ rate is set by bounds.centralised_learning_rate).
 
 The figure is macro-F1 over the classes with at least 30 test rows (for the causal LM bits per byte), its
 ratio federated over centralised (centralised over federated), with a paired bootstrap over the test rows.
+`table` marks what was trained under other settings than today's, and compares nothing across that line.
 
 Results stand in docs/benchmarks.md.
 """
@@ -41,7 +42,8 @@ from wardround.core.metrics.contract import LOSS_UNIT
 from wardround.core.packed import Adapter
 from wardround.runtime.events import EventStream
 from wardround.runtime.sinks import RichSink
-from wardround.simulations.arms import Arm, centralised_arm, local_arm, run_arms
+from wardround.simulations.arms import CENTRALISED, FEDERATED, Arm, centralised_arm, local_arm, run_arms
+from wardround.simulations.comparison import LOCAL
 from wardround.simulations.config import RunConfig
 from wardround.simulations.preparation import Preparation, encode_all, prepare, task_of
 from wardround.simulations.rows import Rows, gather
@@ -65,6 +67,11 @@ LEAST_SUPPORT = 30
 DRAWS = 2000
 TUNING_SHARE = 0.1
 TUNING_SEED = 1000
+OLDER, BORROWED = "†", "*"
+FOOT_LINES = {
+    OLDER: "of another plan than conf/experiment makes today: settings, or the plan itself, changed since.",
+    BORROWED: "centralised on the same rows and seed under the other split; its steps may differ by a few.",
+}
 
 
 @dataclass(frozen=True)
@@ -249,38 +256,106 @@ def ratio(federated: dict[str, Any], other: dict[str, Any], truth: NDArray[Any])
     return [float(of(np.ones((1, size)))[0]), float(low), float(high)]
 
 
-def truth_of(name: str, seed: int) -> NDArray[Any]:
-    """Labels of the test rows."""
-    config = config_of(name, seed, [])
-    task, spec = task_of(config)
-    return np.array([-1 if row.label is None else row.label for row in gather(config, task, spec).test])
+@dataclass(frozen=True)
+class Present:
+    """What the settings of conf/experiment make of a set and seed today.
+
+    Attributes:
+        plans: Arm → digest of its plan; `base` has the federation's.
+        truth: Labels of the test rows, −1 where there are none.
+    """
+
+    plans: dict[str, str]
+    truth: NDArray[Any]
+
+    @staticmethod
+    def of(name: str, seed: int) -> Present:
+        """Load and encode, as `run` does, and train nothing."""
+        bench = Bench.open(config_of(name, seed, []), None, EventStream())
+        arms = [arm for word in ("federated", "centralised", "local") for arm in bench.arms(word)]
+        labels = [-1 if row.label is None else row.label for row in bench.prepared.rows.test]
+        plans = {"base": bench.prepared.plan.digest} | {arm.name: arm.plan.digest for arm in arms}
+        return Present(plans, np.array(labels))
+
+
+@dataclass(frozen=True)
+class Line:
+    """The line of an arm that the table shows, and whether its plan is the one of the present settings."""
+
+    record: dict[str, Any]
+    present: bool
+    borrowed: bool = False
+
+    @property
+    def mark(self) -> str:
+        """Signs of the table's foot lines."""
+        return ("" if self.present else OLDER) + (BORROWED if self.borrowed else "")
+
+
+def lines_of(records: list[dict[str, Any]], name: str, seed: int, plans: dict[str, str]) -> dict[str, Line]:
+    """Arm → its last line of the present plan, or else its last line of any."""
+    found: dict[str, Line] = {}
+    for record in records:
+        if (record["set"], record["seed"]) != (name, seed):
+            continue
+        arm = record["arm"]
+        present = bool(record["plan"]) and record["plan"] == plans.get(arm)
+        if present or arm not in found or not found[arm].present:
+            found[arm] = Line(record, present)
+    return found
+
+
+def row_of(name: str, seed: int, lines: dict[str, Line], truth: NDArray[Any]) -> str:
+    """One row of the table; a ratio stands only where both lines are of the present settings, or neither."""
+    figures = {arm: figure_of(line.record, truth) for arm, line in lines.items()}
+    local = [arm for arm in figures if arm.startswith(LOCAL)]
+    best = min if "nats" in next(iter(lines.values())).record else max
+    cells = [
+        f"{figures[arm]:.3f}{lines[arm].mark}" if arm in figures else "" for arm in ("federated", CENTRALISED)
+    ]
+    values = [figures[arm] for arm in local]
+    mark = "" if all(lines[arm].present for arm in local) else OLDER
+    cells.append(f"{statistics.mean(values):.3f} ({best(values):.3f}){mark}" if local else "")
+    cells.append(f"{figures['base']:.3f}{lines['base'].mark}" if "base" in figures else "")
+    ours, other = lines.get(FEDERATED), lines.get(CENTRALISED)
+    if ours and other and ours.present == other.present:
+        value, low, high = ratio(ours.record, other.record, truth)
+        cells.append(f"{value:.3f} [{low:.3f}, {high:.3f}]{other.mark}")
+    else:
+        cells.append("")
+    return f"| {name} | {seed} | " + " | ".join(cells) + " |"
 
 
 def table() -> None:
-    """Everything that has been run, as the table of docs/benchmarks.md."""
+    """Everything that has been run, as the table of docs/benchmarks.md.
+
+    A centralised line that is missing is borrowed from the same rows under another split.
+    """
     records = read("quality")
+    ran = sorted({(record["set"], record["seed"]) for record in records if record["set"] in SETS})
+    present = {key: Present.of(*key) for key in ran}
+    lines = {key: lines_of(records, *key, present[key].plans) for key in ran}
+    rows = []
+    for name, seed in sorted(ran, key=lambda key: (list(SETS).index(key[0]), key[1])):
+        shown = dict(lines[name, seed])
+        for other, same_seed in ran:
+            same_rows = other != name and _rows_of(other) == _rows_of(name) and same_seed == seed
+            if same_rows and CENTRALISED not in shown and CENTRALISED in lines[other, seed]:
+                shown[CENTRALISED] = replace(lines[other, seed][CENTRALISED], borrowed=True)
+        rows.append(row_of(name, seed, shown, present[name, seed].truth))
     print(
         "| set | seed | federated | centralised | mean local (best) | base | federated / centralised [95 %] |"
     )
     print("|---|---|---|---|---|---|---|")
-    for name in SETS:
-        for seed in sorted({record["seed"] for record in records if record["set"] == name}):
-            arms = {r["arm"]: r for r in records if (r["set"], r["seed"]) == (name, seed)}
-            truth = truth_of(name, seed)
-            figures = {arm: figure_of(record, truth) for arm, record in arms.items()}
-            local = [value for arm, value in figures.items() if arm.startswith("local/")]
-            best = min if "nats" in next(iter(arms.values())) else max
-            cells = [f"{figures[arm]:.3f}" if arm in figures else "" for arm in ("federated", "centralised")]
-            cells.append(f"{statistics.mean(local):.3f} ({best(local):.3f})" if local else "")
-            cells.append(f"{figures['base']:.3f}" if "base" in figures else "")
-            other = arms.get("centralised") or next(
-                (r for r in records if r["arm"] == "centralised" and r["seed"] == seed
-                 and r["set"].split("_0.")[0] == name.split("_0.")[0]), None,
-            )  # fmt: skip
-            if "federated" in arms and other:
-                value, low, high = ratio(arms["federated"], other, truth)
-                cells.append(f"{value:.3f} [{low:.3f}, {high:.3f}]")
-            print(f"| {name} | {seed} | " + " | ".join(cells) + " |")
+    print("\n".join(rows))
+    for mark, text in FOOT_LINES.items():
+        if any(mark in row for row in rows):
+            print(f"\n{mark} {text}")
+
+
+def _rows_of(name: str) -> str:
+    """A set's name without the alpha of its split."""
+    return name.split("_0.", maxsplit=1)[0]
 
 
 def main() -> None:

@@ -1,16 +1,25 @@
-"""The site's handler as a Flower ClientApp: decode, answer, encode; nothing else."""
+"""The site's handler as a Flower ClientApp: decode, answer, encode; nothing else.
+
+Flower sends the text of an exception to the server. So none is let out: what this file cannot answer with
+a reply it answers with Flower's own error, whose reason is ours.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from wardround.client.round import answer
 from wardround.client.site import Site
 from wardround.core.errors import PeerError
 from wardround.runtime.flower_codec import addressee, decode_request, encode_reply
+
+LOG = logging.getLogger(__name__)
+UNKNOWN_ERROR = 0
+"""Flower's code for an error of no kind of its own."""
 
 
 def client_app(sites: Mapping[tuple[str, str], Site]) -> ClientApp:
@@ -19,11 +28,30 @@ def client_app(sites: Mapping[tuple[str, str], Site]) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
-        site = sites.get(addressee(message.content))
-        if site is None:
-            raise PeerError("the request is for a run or a site that is not served here")
-        request = decode_request(message.content, site.strategy.broadcast_layout())
-        records, _ = encode_reply(answer(request, site))
-        return Message(records, reply_to=message)
+        try:
+            return answered(message, sites)
+        except PeerError as error:
+            LOG.warning("a message cannot be answered: %s", error)
+            return Message(Error(UNKNOWN_ERROR, error.what), reply_to=message)
+        except Exception as error:
+            LOG.exception("a message cannot be answered")
+            return Message(Error(UNKNOWN_ERROR, type(error).__name__), reply_to=message)
 
     return app
+
+
+def answered(message: Message, sites: Mapping[tuple[str, str], Site]) -> Message:
+    """The site's reply as a Flower message.
+
+    Raises:
+        PeerError: The message is malformed, or for a run, a site or a stage that is not served here.
+    """
+    run_id, name, stage = addressee(message.content)
+    site = sites.get((run_id, name))
+    if site is None:
+        raise PeerError("the request is for a run or a site that is not served here")
+    if not 0 <= stage < site.strategy.stages:
+        raise PeerError("the request is for a stage that the strategy does not have")
+    request = decode_request(message.content, site.strategy.broadcast_layout(stage))
+    records, _ = encode_reply(answer(request, site))
+    return Message(records, reply_to=message)

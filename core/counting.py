@@ -15,6 +15,11 @@ WEIGHT = "weight"
 TRAIN_LOSS = "train.loss"
 TRAIN_TARGETS = "train.targets"
 VALIDATION = "validation."
+MOST_COUNT = 2**51
+"""Of one counter of one site: the sums of `MOST_SITES` sites stay within 64 bits. In a loss counter it is
+2^31 nats."""
+MOST_SITES = 2**12 - 1
+"""Sites whose counters may each be `MOST_COUNT`; of more sites each has to send less (`most_count`)."""
 
 
 def metric_layout(plan: TrainingPlan) -> Layout:
@@ -39,17 +44,23 @@ def fill_counters(
     targets: int = 0,
     validation: Mapping[str, Array] | None = None,
 ) -> Counters:
-    """Counters of one site; what is not given stays zero.
+    """Counters of one site; what is not given stays zero, and what exceeds `MOST_COUNT` counts as that.
 
+    Only the loss of a model gone astray does: it stays a bad figure, and the site stays in the round.
     `loss_sum` is in nats, and counted as no more than `LARGEST_LOSS` a target.
     """
     counters = zeros(layout, np.int64)
     counters[WEIGHT][...] = weight
-    counters[TRAIN_LOSS][...] = round(min(loss_sum, LARGEST_LOSS * targets) / LOSS_UNIT)
+    counters[TRAIN_LOSS][...] = min(MOST_COUNT, round(min(loss_sum, LARGEST_LOSS * targets) / LOSS_UNIT))
     counters[TRAIN_TARGETS][...] = targets
     for name, array in (validation or {}).items():
-        counters[VALIDATION + name][...] = array
+        counters[VALIDATION + name][...] = np.minimum(array, MOST_COUNT)
     return counters
+
+
+def most_count(sites: int) -> int:
+    """Largest counter that one of so many sites may send, so that no sum leaves int64."""
+    return min(MOST_COUNT, (2**63 - 1) // max(1, sites))
 
 
 def train_loss(counters: Counters) -> float | None:

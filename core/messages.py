@@ -17,12 +17,13 @@ class Request:
         plan_digest: The plan that both sides follow.
         round: Counts from 1. The broadcast is the state after round − 1. The exchange after the last
             fold is numbered rounds + 1 and only evaluates.
-        stage: Counts from 0; methods with a second pass have stages 0 and 1.
+        stage: Counts from 0; methods with a second pass have stages 0 and 1. A site trains and evaluates
+            in stage 0; in a later one it contributes from what it trained then.
         attempt: Counts from 0; a later attempt sends the stored contribution again.
         site: Name of the site.
-        train: Whether to train and contribute.
-        evaluate: Whether to score the broadcast adapter on the validation part.
-        broadcast: What the strategy sends to everybody.
+        train: Whether to train (in stage 0) and contribute.
+        evaluate: Whether to score the broadcast adapter on the validation part; in stage 0 only.
+        broadcast: What the strategy sends to everybody in this stage.
         cohort_size: Sites asked to train, at most so many contributions are summed.
     """
 
@@ -45,10 +46,11 @@ class Reply:
     Attributes:
         status: `ok`; `refused` where policy or plan forbid; `failed` where training went wrong.
         code: Short stable identifier of the reason where status is not `ok`.
-        reason: One sentence without data.
+        reason: One sentence without data, and without the text of an exception that is not ours.
         statistics: Ring integers of the weighted statistics (int64, the statistics layout), or None.
         statistics_layout_digest: Layout that the integers follow.
-        counters: Weights, loss sums and metric numerators, or None.
+        counters: Weights, loss sums and metric numerators, or None. A site whose training failed after it
+            had scored the broadcast still sends the metric numerators, with weight and loss sums zero.
     """
 
     run_id: str

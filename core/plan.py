@@ -20,9 +20,9 @@ PLAN_VERSION: Final = 1
 
 
 class Frozen(BaseModel):
-    """Immutable, and strict about unknown keys."""
+    """Immutable, and strict about unknown keys; NaN and infinity are no settings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BaseModelSpec(Frozen):
@@ -35,6 +35,8 @@ class BaseModelSpec(Frozen):
     """SHA-256 over names, dtypes, shapes and bytes of the weights that were loaded."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantisation: Literal["none", "8bit", "4bit"] = "none"
+    dropout: Literal["base", "off"] = "base"
+    """Whether the frozen base's own dropout works while training; the adapter's is its method's option."""
 
 
 class TaskSpec(Frozen):
@@ -150,6 +152,7 @@ class RoundRules(Frozen):
     quorum: float = Field(default=0.5, gt=0, le=1)
     """Share of the cohort that has to answer for the round to count."""
     deadline_s: float = Field(default=3600.0, gt=0)
+    """Of one exchange; a site that has not answered by then is late. A simulation has none (`arms.py`)."""
 
 
 class ReleaseRule(Frozen):
@@ -183,10 +186,24 @@ class TrainingPlan(Frozen):
     release: ReleaseRule = ReleaseRule()
 
     def canonical(self) -> bytes:
-        """Sorted, compact JSON: what is digested, and later signed."""
-        return json.dumps(
-            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False
-        ).encode()
+        """Sorted, compact JSON: what is digested, and later signed.
+
+        Raises:
+            ConfigError: An option, whose type only its own file knows, has no value in JSON.
+        """
+        options = {f"{name}.options": getattr(self, name).options for name in ("task", "adapter", "strategy")}
+        try:
+            json.dumps(options, allow_nan=False)  # pydantic would write NaN and infinity there as null
+            return json.dumps(
+                self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False
+            ).encode()
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                "an option of the training plan cannot be written as JSON",
+                found=type(error).__name__,
+                expected="finite numbers, text, lists and mappings",
+                remedy="look at " + ", ".join(options),
+            ) from error
 
     @cached_property
     def digest(self) -> str:

@@ -63,7 +63,8 @@ def scale_for(*, bits: Bits, largest: float, norm: float = math.inf, most_weight
     Raises:
         ConfigError: The ring is too narrow for so many sites.
     """
-    room = 2.0 ** (bits - 1) / sites - 2.0  # one for rounding, one so that the bound is kept in float64
+    # Two integers for rounding; the factor, since float64 would round 2^62 − 2 up again.
+    room = 2.0 ** (bits - 1) / sites * (1 - 2.0**-40) - 2.0
     if not (room > 1 and math.isfinite(largest) and largest > 0 and most_weight >= 1 and norm > 0):
         raise ConfigError(
             "no scale lets this sum fit its ring",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import json
 import math
 import os
@@ -23,6 +25,8 @@ from wardround.core.errors import StorageError
 
 PART = ".part"
 """Ending of a temporary name, which a killed process may leave."""
+_ASIDE = ".old"
+"""Stands before PART in the temporary name of a folder that is being replaced."""
 
 _REMEDIES = {
     errno.ENOSPC: "free space on this disk, or choose another output folder",
@@ -103,6 +107,10 @@ def append_line(path: Path, record: Mapping[str, Any], *, durable: bool = True) 
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Build a folder under a temporary name beside `path`; it gets its name when the block ends well.
 
+    What a killed process left of an earlier attempt at the same folder is removed first; where the kill came
+    between the two renames of a replacement, the old folder gets its name back. A temporary folder is
+    locked while somebody works in it, so that nobody else takes it for left over.
+
     Args:
         path: The folder's final name.
         replace: Take the place of a folder that is there; it stays until the new one is complete.
@@ -115,16 +123,16 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             raises goes on as it is. In each case nothing is left behind.
     """
     path = Path(path)
+    _sweep(path)
     occupied = path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir())))
     if occupied and not (replace and path.is_dir() and not path.is_symlink()):
         raise StorageError(
             f"{path} is there already", expected="no such folder, or an empty one",
             remedy="choose another name, or move it away",
         )  # fmt: skip
-    temporary = _temporary(path)
+    with storing(path):
+        temporary, lock = _claimed(path)
     try:
-        with storing(path):
-            temporary.mkdir(parents=True)
         with storing(path, only_disk=True):
             yield temporary
         with storing(path):
@@ -134,6 +142,8 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
@@ -189,8 +199,59 @@ def _free(path: Path) -> str:
     return ""
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}{PART}")
+def _temporary(path: Path, mark: str = "") -> Path:
+    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}{mark}{PART}")
+
+
+def _claimed(path: Path) -> tuple[Path, int]:
+    """A new temporary folder and the descriptor that holds its lock; the lock goes with the process."""
+    while True:
+        temporary = _temporary(path)
+        temporary.mkdir(parents=True)
+        try:
+            lock = os.open(temporary, os.O_RDONLY)
+        except FileNotFoundError:  # swept in the moment before it was locked
+            continue
+        with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept either
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if temporary.exists():
+            return temporary, lock
+        os.close(lock)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left of a folder, and bring back what they had moved aside."""
+    stem = f".{glob.escape(path.name[:100])}.{'?' * 12}"
+    for stale in path.parent.glob(f"{stem}{_ASIDE}{PART}"):
+        with _if_nobody_works_in(stale) as free, contextlib.suppress(OSError):
+            if free and not path.exists():
+                stale.replace(path)
+            elif free:
+                shutil.rmtree(stale, ignore_errors=True)
+    for stale in path.parent.glob(f"{stem}{PART}"):
+        with _if_nobody_works_in(stale) as free:
+            if free and stale.is_dir():
+                shutil.rmtree(stale, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _if_nobody_works_in(folder: Path) -> Iterator[bool]:
+    """Lock a folder as its builder does; False where that cannot be had."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        free = False
+    else:
+        free = True
+    try:
+        yield free
+    finally:
+        os.close(descriptor)
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
@@ -198,13 +259,14 @@ def _put_in_place(temporary: Path, path: Path) -> None:
     if not (path.exists() and any(path.iterdir())):
         temporary.replace(path)
         return
-    aside = _temporary(path)
-    path.replace(aside)
-    try:
-        temporary.replace(path)
-    except BaseException:
-        aside.replace(path)
-        raise
+    aside = _temporary(path, _ASIDE)
+    with _if_nobody_works_in(path):  # locked, so that nobody takes it for left over and brings it back
+        path.replace(aside)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            aside.replace(path)
+            raise
     shutil.rmtree(aside, ignore_errors=True)
 
 

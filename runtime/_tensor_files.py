@@ -9,32 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from wardround.core.errors import PeerError, StorageError
-from wardround.core.packed import Array, Layout, Packed
+from wardround.core.errors import StorageError
+from wardround.core.packed import Array
 from wardround.runtime._durable import write_atomic
 
 DIGEST = "wardround.digest"
-LAYOUT = "wardround.layout"
-VECTOR = "vector"
 
 
-def save_tensors(
-    path: Path, tensors: Mapping[str, Array] | Packed, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write named arrays (or one packed vector with its layout) and metadata, atomically.
+def save_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named arrays and metadata, atomically.
 
     Raises:
         StorageError: The file could not be written, or a metadata key is reserved.
     """
     notes = dict(metadata or {})
-    if reserved := sorted({DIGEST, LAYOUT} & set(notes)):
-        raise StorageError(f"the metadata key {reserved[0]!r} is reserved", remedy="choose another key")
-    if isinstance(tensors, Packed):
-        notes[LAYOUT] = tensors.layout.model_dump_json()
-        tensors = {VECTOR: tensors.vector}
+    if DIGEST in notes:
+        raise StorageError(f"the metadata key {DIGEST!r} is reserved", remedy="choose another key")
     arrays = {name: _little(array) for name, array in tensors.items()}
     notes[DIGEST] = _digest(arrays, notes)
     write_atomic(Path(path), safetensors.numpy.save(arrays, notes))
@@ -47,25 +39,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
         StorageError: The file is missing or not readable, was not written by `save_tensors`, or does not
             hold what was written.
     """
-    arrays, notes = _load(Path(path))
-    return arrays, {key: text for key, text in notes.items() if key != LAYOUT}
-
-
-def load_packed(path: Path) -> tuple[Packed, dict[str, str]]:
-    """A packed vector and the metadata, as they were saved.
-
-    Raises:
-        StorageError: As `load_tensors`, or the file holds no packed vector.
-    """
-    arrays, notes = _load(Path(path))
-    try:
-        layout = Layout.model_validate_json(notes.pop(LAYOUT))
-        return Packed(layout, arrays[VECTOR]), notes
-    except (KeyError, ValidationError, PeerError) as error:
-        raise StorageError(
-            f"{path} holds no packed vector", found=", ".join(sorted(arrays)[:5]) or "nothing",
-            expected=f"{VECTOR!r} and its layout",
-        ) from error  # fmt: skip
+    return _load(Path(path))
 
 
 def _load(path: Path) -> tuple[dict[str, Array], dict[str, str]]:

@@ -23,6 +23,10 @@ from wardround.runtime.events import (
 
 PREFERRED = ("macro_f1", "accuracy", "auroc", "bits_per_byte", "loss", "perplexity")
 """Metrics shown where the caller names none, as far as the run has them."""
+_LANGUAGE_UNITS = {
+    "bits_per_byte": "bytes", "token_accuracy": "tokens", "exact_match": "answers", "rouge_l": "answers",
+}  # fmt: skip
+"""What the support of a language model's metrics counts; its others count tokens, a classifier's rows."""
 MOST_METRICS = 3
 MOST_SITES = 8
 KILO = 1000
@@ -140,10 +144,8 @@ class RichSink:
             return
         names = self._metrics or _columns(event.values, arm.metric)
         figures = "  ".join(f"{name} {_figure(event.values.get(name))}" for name in names)
-        support = max(event.support.values(), default=0)
-        self._print(
-            Text(f"  {event.arm}, {event.part} after round {event.round}: {figures}  (n = {support})")
-        )
+        behind = support_text(names, event.support)
+        self._print(Text(f"  {event.arm}, {event.part} after round {event.round}: {figures}{behind}"))
 
     def _finish(self, arm: _Arm, event: RunFinished) -> None:
         self._row(arm)
@@ -188,6 +190,17 @@ class RichSink:
 
     def _print(self, text: Text) -> None:
         self._console.print(text, soft_wrap=True, highlight=False)
+
+
+def support_text(names: Sequence[str], support: Mapping[str, int]) -> str:
+    """What stands behind the metrics shown, such as `  (40 rows)` or `  (812 bytes, 190 tokens)`."""
+    language = any(name in support for name in _LANGUAGE_UNITS)
+
+    def unit(name: str) -> str:
+        return _LANGUAGE_UNITS.get(name, "tokens") if language else "rows"
+
+    amounts = dict.fromkeys(f"{support[name]:,} {unit(name)}" for name in names if name in support)
+    return f"  ({', '.join(amounts)})" if amounts else ""
 
 
 def _line(arm: _Arm, round: int, folded: RoundFolded | None, metrics: Sequence[str]) -> Text:

@@ -14,6 +14,7 @@ from wardround.runtime.events import (
     Event,
     Notice,
     RoundFolded,
+    RoundStarted,
     RunFinished,
     RunStarted,
     SiteReplied,
@@ -23,6 +24,15 @@ from wardround.runtime.files import append_line, write_atomic
 
 _TYPES: dict[str, Any] = {kind.__name__: kind for kind in get_args(Event)}
 _HINTS = {kind: get_type_hints(kind) for kind in _TYPES.values()}
+_REQUIRED = {
+    kind: {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    for kind in _TYPES.values()
+}
+"""Fields without a default, by type."""
 
 
 class JsonlSink:
@@ -116,8 +126,10 @@ def _key(event: Event) -> tuple[Any, ...]:
     match event:
         case RunStarted():
             return kind, arm, event.resumed_from
+        case RoundStarted():
+            return kind, arm, event.round, event.stage
         case SiteReplied():
-            return kind, arm, event.round, event.site
+            return kind, arm, event.round, event.site, event.stage
         case Evaluated():
             return kind, arm, event.round, event.part
         case Notice():
@@ -149,9 +161,9 @@ def _events(text: str) -> Iterator[Event]:
         kind = _TYPES.get(str((record or {}).get("event")))
         if record is None or kind is None:
             continue
-        names = [field.name for field in dataclasses.fields(kind)]
-        if set(names) <= set(record):
-            yield kind(**{name: _restored(record[name], _HINTS[kind][name]) for name in names})
+        if _REQUIRED[kind] <= set(record):  # a file of an earlier version lacks what came later
+            known = [name for name in _HINTS[kind] if name in record]
+            yield kind(**{name: _restored(record[name], _HINTS[kind][name]) for name in known})
 
 
 def _restored(value: Any, hint: Any) -> Any:

@@ -30,17 +30,18 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class RoundStarted:
-    """The cohort has been asked."""
+    """The cohort has been asked; once for each stage of a round."""
 
     arm: str
     round: int
     cohort: tuple[str, ...]
     bytes_down: int
+    stage: int = 0
 
 
 @dataclass(frozen=True)
 class SiteReplied:
-    """One site answered. `local` holds per-site figures where policy lets them out."""
+    """One site answered in one stage. `local` holds per-site figures where policy lets them out."""
 
     arm: str
     round: int
@@ -50,6 +51,7 @@ class SiteReplied:
     reason: str = ""
     bytes_up: int = 0
     local: Mapping[str, float] = field(default_factory=dict)
+    stage: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Evaluated:
     """The global adapter after `round` folds was scored on one part.
 
     `part` is `validation`, `test` or `test/SITE`; `values`, `support` and `by_class` are a `Scores`.
+    `missing` are the sites that were asked and whose rows are not in it.
     """
 
     arm: str
@@ -65,6 +68,7 @@ class Evaluated:
     values: Mapping[str, float]
     support: Mapping[str, int]
     by_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,11 @@ class Notice:
 
 @dataclass(frozen=True)
 class RunFinished:
-    """The run has ended. `reason` is `completed` or `early_stop`."""
+    """The run has ended. `reason` is `completed` or `early_stop`.
+
+    `wall_s` are the seconds of the whole run, over all its processes; what a killed one did after its last
+    journalled round is not in it.
+    """
 
     arm: str
     reason: str

@@ -9,14 +9,13 @@ from wardround.runtime._durable import (
     write_atomic,
     write_json,
 )
-from wardround.runtime._tensor_files import load_packed, load_tensors, save_tensors
+from wardround.runtime._tensor_files import load_tensors, save_tensors
 
 __all__ = [
     "PART",
     "append_line",
     "atomic_folder",
     "json_text",
-    "load_packed",
     "load_tensors",
     "save_tensors",
     "storing",

@@ -6,7 +6,7 @@ the counters. Nothing is pickled. Only Flower's public API is used here.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from flwr.app import Array as FlowerArray
@@ -97,10 +97,22 @@ def decode_request(records: RecordDict, layout: Layout) -> Request:
     )
 
 
-def addressee(records: RecordDict) -> tuple[str, str]:
-    """The run and the site that a request is for; one Flower node may serve several."""
+class Addressee(NamedTuple):
+    """Whom a request is for, and in which stage: what has to be known before the rest can be read."""
+
+    run_id: str
+    site: str
+    stage: int
+
+
+def addressee(records: RecordDict) -> Addressee:
+    """The run and the site that a request is for (one Flower node may serve several), and the stage.
+
+    Raises:
+        PeerError: There is no valid manifest.
+    """
     manifest = _manifest(records, _RequestManifest)
-    return manifest.run_id, manifest.site
+    return Addressee(manifest.run_id, manifest.site, manifest.stage)
 
 
 def encode_reply(reply: Reply) -> tuple[RecordDict, int]:

@@ -25,7 +25,7 @@ def locate(text: str) -> Path:
         return Path(text).expanduser()
     if scheme == "package":
         name, _, inner = rest.partition("/")
-        spec = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(name) if name else None
         if spec is None or not spec.submodule_search_locations:
             raise ConfigError(
                 f"the package {name!r} is not installed",
@@ -42,4 +42,8 @@ def locate(text: str) -> Path:
                 remedy=f"set {DATA_VARIABLE} to a folder laid out as docs/data.md says",
             )
         return Path(root).expanduser() / rest
-    raise ConfigError(f"unknown location scheme {scheme!r}", expected="package://, data:// or a path")
+    raise ConfigError(
+        f"unknown location scheme {scheme!r}",
+        expected="package://, data:// or a path",
+        remedy="a source of rows that is no file is named by its `kind`",
+    )

@@ -59,7 +59,8 @@ class TensorBoardSink:
             case Evaluated():
                 self._scalars(event.arm, event.round, event.part, event.values)
             case SiteReplied():
-                self._scalars(event.arm, event.round, f"site/{event.site}", event.local)
+                later = f"/stage_{event.stage}" if event.stage else ""
+                self._scalars(event.arm, event.round, f"site/{event.site}{later}", event.local)
             case RoundFolded():
                 figures = {
                     "train_loss": event.train_loss, "update_norm": event.update_norm,

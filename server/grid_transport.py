@@ -26,6 +26,7 @@ class GridTransport:
         node_of: Site → Flower node that serves it.
         counters_layout: Layout of the replies' counters.
         poll_s: Pause between two looks for replies.
+        life_s: Seconds for which Flower keeps a request and its reply; None leaves Flower's own 12 hours.
         waiting: Message id → its request.
     """
 
@@ -33,6 +34,7 @@ class GridTransport:
     node_of: Callable[[str], int]
     counters_layout: Layout
     poll_s: float = 0.2
+    life_s: float | None = None
     waiting: dict[str, Request] = field(default_factory=dict)
 
     def send(self, requests: Sequence[Request]) -> int:
@@ -40,9 +42,8 @@ class GridTransport:
         messages, total = [], 0
         for request in requests:
             content, size = encode_request(request)
-            messages.append(
-                Message(content, self.node_of(request.site), MESSAGE_TYPE, group_id=str(request.round))
-            )
+            node, group = self.node_of(request.site), str(request.round)
+            messages.append(Message(content, node, MESSAGE_TYPE, ttl=self.life_s, group_id=group))
             total += size
         self.waiting.clear()
         for message_id, request in zip(self.grid.push_messages(messages), requests, strict=True):
@@ -70,9 +71,18 @@ class GridTransport:
             reply = decode_reply(message.content, self.counters_layout)
         except PeerError as error:
             return _failed(request, "malformed_reply", error.what), 0
-        if reply.site != request.site:
-            return _failed(request, "malformed_reply", "the reply is signed with another site's name"), 0
+        if not _answers(reply, request):  # else nobody would ever settle this request
+            return _failed(request, "malformed_reply", "the reply names another request"), 0
         return reply, _size(reply)
+
+
+def _answers(reply: Reply, request: Request) -> bool:
+    """Whether a reply names the run, round, stage, attempt and site that it was asked for."""
+    expected = reply_to(request)
+    return all(
+        getattr(reply, name) == getattr(expected, name)
+        for name in ("run_id", "round", "stage", "attempt", "site")
+    )
 
 
 def _failed(request: Request, code: str, reason: str) -> Reply:

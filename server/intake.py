@@ -7,15 +7,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from wardround.core.counting import WEIGHT, reply_layout
+from wardround.core.counting import (
+    TRAIN_LOSS,
+    TRAIN_TARGETS,
+    VALIDATION,
+    WEIGHT,
+    most_count,
+    reply_layout,
+)
 from wardround.core.errors import PeerError
 from wardround.core.messages import Reply, Request
 from wardround.core.packed import Array, Counters, Layout, zeros
 from wardround.core.plan import TrainingPlan
 from wardround.privacy.ring import MOST_WEIGHT, add
-
-MOST_COUNT = 2**48
-"""Of one counter of one site: sums of thousands of sites stay far from wrapping."""
 
 
 @dataclass
@@ -29,6 +33,7 @@ class Intake:
         total: Σ of the contributions' ring integers.
         counters: Σ of the counters.
         survivors: Sites whose contribution is in the sum.
+        scored: Sites whose validation counters are in the sum.
         settled: Every site that has answered, in whatever way.
     """
 
@@ -38,6 +43,7 @@ class Intake:
     total: Array = field(init=False)
     counters: Counters = field(init=False)
     survivors: list[str] = field(default_factory=list)
+    scored: set[str] = field(default_factory=set)
     settled: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -49,8 +55,16 @@ class Intake:
         """Sites that have not answered yet."""
         return sorted(set(self.requests) - self.settled)
 
+    @property
+    def unscored(self) -> tuple[str, ...]:
+        """Sites that were asked to score the broadcast and whose counters are not in the sum, sorted."""
+        asked = {site for site, request in self.requests.items() if request.evaluate}
+        return tuple(sorted(asked - self.scored))
+
     def take(self, reply: Reply) -> bool:
         """Check and fold one reply; False where it belongs to another exchange or came twice.
+
+        A site that has failed contributes nothing, but what it measured before it failed counts.
 
         Raises:
             PeerError: The reply is malformed or out of bounds; the site is settled without being folded.
@@ -66,16 +80,22 @@ class Intake:
         ):
             return False
         self.settled.add(reply.site)
-        if reply.status != "ok":
+        if reply.status != "ok" and reply.counters is None and reply.statistics is None:
             return True
-        counters = self._checked_counters(reply, request)
-        if request.train:
+        contributes = request.train and reply.status == "ok"
+        counters = self._checked_counters(reply, request, contributes=contributes)
+        if contributes:
             add(self.total, self._checked_statistics(reply))
             self.survivors.append(reply.site)
+        elif reply.statistics is not None:
+            raise PeerError("a reply without training carries a contribution", expected="no statistics")
         add(self.counters.vector, counters.vector)
+        if request.evaluate:
+            self.scored.add(reply.site)
         return True
 
-    def _checked_counters(self, reply: Reply, request: Request) -> Counters:
+    def _checked_counters(self, reply: Reply, request: Request, *, contributes: bool) -> Counters:
+        """Counts within bounds, and none that was not asked for: every one of them is added to the sum."""
         if reply.plan_digest != self.plan.digest:
             raise PeerError(
                 "the reply follows another plan", found=reply.plan_digest[:12], expected=self.plan.digest[:12]
@@ -85,19 +105,28 @@ class Intake:
             raise PeerError(
                 "the reply's counters have another layout", expected=self.counters.layout.digest[:12]
             )
-        vector = counters.vector
-        if vector.dtype != np.int64 or vector.min(initial=0) < 0 or vector.max(initial=0) > MOST_COUNT:
+        vector, most = counters.vector, most_count(len(self.requests))
+        if vector.dtype != np.int64 or vector.min(initial=0) < 0 or vector.max(initial=0) > most:
             raise PeerError(
                 "the reply's counters are not counts",
                 found=vector.dtype,
-                expected=f"int64 from 0 to {MOST_COUNT}",
+                expected=f"int64 from 0 to {most}",
             )
         weight = int(counters[WEIGHT])
-        least = 1 if request.train else 0
-        if not least <= weight <= MOST_WEIGHT:
+        if contributes and not 1 <= weight <= MOST_WEIGHT:
             raise PeerError(
-                "the reply's weight is out of bounds", found=weight, expected=f"{least} to {MOST_WEIGHT}"
+                "the reply's weight is out of bounds", found=weight, expected=f"1 to {MOST_WEIGHT}"
             )
+        if not contributes and weight:
+            # it would be in the sum that the update is divided by
+            raise PeerError("a reply without training carries a weight", expected="weight 0")
+        trained = contributes and request.stage == 0
+        if not trained and (counters[TRAIN_LOSS] or counters[TRAIN_TARGETS]):
+            raise PeerError("a reply without training carries training sums", expected="zeros")
+        if not request.evaluate and any(
+            array.any() for name, array in counters.tensors().items() if name.startswith(VALIDATION)
+        ):
+            raise PeerError("a reply without evaluation carries validation counters", expected="zeros")
         return counters
 
     def _checked_statistics(self, reply: Reply) -> Array:

@@ -20,14 +20,30 @@ from wardround.strategies.contract import ServerState
 
 
 @dataclass(frozen=True)
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        state: After the last folded round.
+        selection: Scores so far.
+        wall_s: Seconds that the run took to get here, over all its processes. What a killed process did after
+            its last journalled round is lost, and not in it.
+    """
+
+    state: ServerState
+    selection: Selection
+    wall_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class Journal:
     """Journal of one arm of a run, in one folder."""
 
     folder: Path
     plan: TrainingPlan
 
-    def resume(self) -> tuple[ServerState, Selection] | None:
-        """The state and the scores after the last journalled round, or None for a new run.
+    def resume(self) -> Position | None:
+        """Where the run stands after the last journalled round, or None for a new run.
 
         Raises:
             StorageError: The journal belongs to another plan, or a file does not hold what it should.
@@ -45,11 +61,15 @@ class Journal:
         state = self._load(self._path(int(line["round"])))
         if state.adapter.digest != line["adapter_digest"]:
             raise StorageError(f"the state of round {line['round']} is not the one that was journalled")
-        selection = Selection(self.plan.release, tuple((int(r), float(v)) for r, v in line["scores"]))
-        return state, selection
+        selection = Selection(
+            self.plan.release,
+            tuple((int(r), float(v)) for r, v in line["scores"]),
+            tuple(tuple(map(str, sites)) for sites in line.get("missing", [])),
+        )
+        return Position(state, selection, float(line.get("wall_s", 0.0)))
 
-    def commit(self, state: ServerState, selection: Selection) -> None:
-        """Make a folded round durable; states that are neither last nor best go afterwards.
+    def commit(self, state: ServerState, selection: Selection, *, wall_s: float = 0.0) -> None:
+        """Make a folded round durable; states that can no longer be released go afterwards.
 
         The state's file is written anew: one that a killed server left without its line may hold another
         state, because other sites answered then.
@@ -62,17 +82,14 @@ class Journal:
                 "plan_digest": self.plan.digest,
                 "adapter_digest": state.adapter.digest,
                 "scores": [list(score) for score in selection.scores],
+                "missing": [list(sites) for sites in selection.missing],
+                "wall_s": round(wall_s, 3),
             },
         )
-        wanted = {state.round, selection.best[0] if selection.best else state.round}
+        wanted = {state.round, *selection.contenders}
         for path in self.folder.glob("state-*.safetensors"):
             if int(path.stem.removeprefix("state-")) not in wanted:
                 path.unlink(missing_ok=True)
-
-    def keep(self, state: ServerState) -> None:
-        """Write a state's file where it is not there yet."""
-        if not self._path(state.round).exists():
-            self._write(state)
 
     def _write(self, state: ServerState) -> None:
         layouts = {f"layout/{name}": slot.layout.model_dump_json() for name, slot in state.slots.items()}

@@ -18,12 +18,13 @@ from wardround.core.errors import ConfigError, DataError, ModelError
 from wardround.core.metrics.contract import Scores
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.files import write_atomic
+from wardround.simulations.comparison import support_unit
 from wardround.simulations.config import RunConfig
 from wardround.simulations.result_folder import scores_record
 from wardround.training.adapters import ADAPTERS
 from wardround.training.adapters.contract import AdapterMethod
 from wardround.training.base_model import BaseModelConfig, load_base
-from wardround.training.commands import read_tokenizer
+from wardround.training.commands import read_processor
 from wardround.training.evaluation import evaluate
 from wardround.training.examples import Example, ExampleSet, read_examples
 from wardround.training.merge import MergeReport, merge_adapter, with_adapter
@@ -80,6 +81,7 @@ class FinishedRun:
             fault=lambda example: self.task.fault(example, spec, predict=predict),
             predict=predict,
             units=False,
+            allow_dotted=True,
         )
 
     def examples(self, source: SourceSpec, *, labelled: bool = True) -> list[Example]:
@@ -119,10 +121,10 @@ def merge_run(
     finished = FinishedRun.open(run)
     asked = _rows_to_ask(finished, rows)
     base = finished.model_config(model)
-    tokenizer = read_tokenizer(base.path, base.revision, remedy="correct --model")
+    processor = read_processor(finished.task.processor, base.path, base.revision, remedy="correct --model")
     # Each sample alone: the two models are asked in the plain way, without the mask of packed rows.
     alone = finished.plan.data.model_copy(update={"packing": False})
-    samples = finished.task.encode(asked[:MERGE_SAMPLES], tokenizer, alone, finished.plan.task)
+    samples = finished.task.encode(asked[:MERGE_SAMPLES], processor, alone, finished.plan.task)
     report = merge_adapter(
         run / "adapter",
         base,
@@ -169,10 +171,16 @@ def parity_lines(report: MergeReport) -> list[str]:
             f"(tolerance {report.tolerance:.0e})"
         ),
     ]
-    if report.against_quantised is not None:
+    if report.quantisation != "none":
+        lines.insert(
+            1,
+            f"the adapter was trained on this base quantised to {report.quantisation}; merged was the "
+            "unquantised checkpoint, since a quantised one would round the adapter away",
+        )
+    if (quantised := report.against_quantised) is not None:
         lines.append(
-            "against the adapter on the quantised base that it was trained on: "
-            f"{report.against_quantised.relative:.2e}"
+            "merged against the adapter on the quantised base that it was trained on: logits differ by at "
+            f"most {quantised.largest:.2e}, {quantised.relative:.2e} of the largest"
         )
     return lines
 
@@ -187,8 +195,13 @@ class OpenModel:
     device: torch.device
 
 
-def open_model(folder: Path, run: Path | None = None) -> OpenModel:
+def open_model(folder: Path, run: Path | None = None, base: str | None = None) -> OpenModel:
     """Open a run's folder, its adapter folder, or a merged model.
+
+    Args:
+        folder: What to open.
+        run: The run that it belongs to, where it lies outside.
+        base: The base model of an adapter, where it lies elsewhere now; other weights are refused.
 
     Raises:
         ConfigError: The folder is none of these, or the run that it belongs to cannot be found.
@@ -200,9 +213,16 @@ def open_model(folder: Path, run: Path | None = None) -> OpenModel:
     adapter = folder / "adapter" if (folder / "plan.json").exists() else folder
     if (adapter / "adapter_config.json").exists():
         finished.adapter_method.changed_weights(adapter)  # whole and finite, before the base is loaded
-        base = load_base(finished.model_config(), task, data, device=device)
-        return OpenModel(finished, with_adapter(base.model, adapter), base.tokenizer, device)
+        place = finished.model_config(base)
+        if base is not None and not base.strip():
+            raise ModelError("no model is named", found="an empty path", remedy="correct --model")
+        loaded = load_base(place, task, data, device=device)
+        return OpenModel(finished, with_adapter(loaded.model, adapter), loaded.tokenizer, device)
     if (adapter / "config.json").exists():
+        if base is not None:
+            raise ConfigError(
+                f"{adapter} is a merged model and needs no base", found="--model", remedy="leave --model out"
+            )
         merged = load_base(BaseModelConfig(path=str(adapter)), task, data, device=device)
         if merged.missing_heads:
             raise ModelError(
@@ -255,15 +275,18 @@ def _answered(opened: OpenModel, examples: list[Example]) -> list[dict[str, Any]
     )
 
 
-def evaluate_file(model: Path, source: str, run: Path | None, *, as_json: bool) -> Scores:
-    """`wardround evaluate`: print the scores.
+def evaluate_file(
+    model: Path, source: str, run: Path | None, *, as_json: bool, base: str | None = None
+) -> Scores:
+    """`wardround evaluate`: print the scores. `base` as in `open_model`.
 
     Raises:
         DataError: No usable row.
         ConfigError, ModelError: As `open_model`.
     """
     examples = _usable(_finished(model, run), named_source(source), labelled=True)
-    found = _scored(open_model(model, run), examples)
+    opened = open_model(model, run, base)
+    found = _scored(opened, examples)
     console = Console()
     if as_json:
         console.print_json(data=scores_record(found))
@@ -272,13 +295,16 @@ def evaluate_file(model: Path, source: str, run: Path | None, *, as_json: bool) 
     for column in ("metric", "value", "support"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for metric, value in found.values.items():
-        table.add_row(metric, f"{value:.4f}", str(found.support.get(metric, "")))
+        unit = support_unit(opened.run.plan.task.metrics, metric)
+        table.add_row(metric, f"{value:.4f}", f"{found.support.get(metric, 0):,} {unit}".rstrip())
     console.print(table)
     return found
 
 
-def predict_file(model: Path, source: str, output: Path | None, run: Path | None) -> None:
-    """`wardround predict`: one JSON line a row, to a file or to the terminal.
+def predict_file(
+    model: Path, source: str, output: Path | None, run: Path | None, base: str | None = None
+) -> None:
+    """`wardround predict`: one JSON line a row, to a file or to the terminal. `base` as in `open_model`.
 
     Raises:
         DataError: No usable row.
@@ -290,7 +316,7 @@ def predict_file(model: Path, source: str, output: Path | None, run: Path | None
             f"{output} is there already", expected="a new file", remedy="choose another --output"
         )
     examples = _usable(_finished(model, run), named_source(source), labelled=False)
-    answers = _answered(open_model(model, run), examples)
+    answers = _answered(open_model(model, run, base), examples)
     lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     if output is None:
         Console().out(lines, end="", highlight=False)

@@ -1,12 +1,17 @@
 """The arms of a simulated run: the federation, each site alone, and all rows in one place.
 
 An arm is a plan and the rows of its sites; every arm goes through the same round loop and handler.
+
+A simulation has no deadline. Its sites work one after another, so that an exchange takes the sum over the
+sites, on whatever machine; the clock by which the loop keeps the deadline therefore stands still, every site
+is waited for, and nothing of the result depends on the machine's speed. What a site that does not answer does
+to a run is simulated by one that fails.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -17,15 +22,19 @@ from wardround.client.flower_app import client_app
 from wardround.client.memory import SiteStore
 from wardround.client.site import Site
 from wardround.core.counting import reply_layout
+from wardround.core.errors import ConfigError
 from wardround.core.packed import Adapter
 from wardround.core.plan import StrategySpec, TrainingPlan
+from wardround.core.seeds import Purpose, generator
 from wardround.runtime.events import EventStream
 from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
-from wardround.server.rounds import Outcome, Run, run_rounds
+from wardround.server.rounds import Outcome, Run, choose_cohort, round_half_up, run_rounds
 from wardround.simulations.flower_engine import simulate
 from wardround.strategies.contract import ServerState
+from wardround.training.batches import plan_batches
 from wardround.training.planning import bind_strategy
+from wardround.training.tasks import TASKS
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
 
@@ -33,6 +42,8 @@ FEDERATED = "federated"
 CENTRALISED = "centralised"
 POOL = "everybody"
 SIMULATOR_POLL_S = 0.01
+SIMULATOR_LIFE_S = 365 * 24 * 3600.0
+"""Flower drops messages that are older; its own 12 hours would be a deadline."""
 
 T = TypeVar("T")
 Train: TypeAlias = Callable[[Callable[[ServerState], None]], Outcome]
@@ -62,13 +73,25 @@ class Arm:
     sites: dict[str, SiteRows]
 
 
+def standing_still() -> float:
+    """The clock of a simulation: no time passes while sites work in turn, so that none is ever late."""
+    return 0.0
+
+
 def local_arm(federated: Arm, site: str) -> Arm:
-    """One site alone, as many rounds and steps as it has in the federation, its optimiser kept."""
-    return Arm(f"local/{site}", _alone(federated.plan), {site: federated.sites[site]})
+    """One site alone, as many rounds as it trains in the federation on average, its optimiser kept.
+
+    A round has the same steps in both, so that the site takes as many in all: with every site in every round
+    exactly, with a share of them to the nearest round, at least one.
+    """
+    plan = _alone(federated.plan)
+    rounds = max(1, round_half_up(plan.rounds.rounds * cohort_share(federated)))
+    plan = plan.model_copy(update={"rounds": plan.rounds.model_copy(update={"rounds": rounds})})
+    return Arm(f"local/{site}", plan, {site: federated.sites[site]})
 
 
 def centralised_arm(federated: Arm, learning_rate: float | None) -> Arm:
-    """All rows in one place, as many steps a round as the cohort has together, the optimiser kept."""
+    """All rows in one place, as many steps a round as an average cohort takes, the optimiser kept."""
     pooled = SiteRows(
         [row for rows in federated.sites.values() for row in rows.training],
         [row for rows in federated.sites.values() for row in rows.validation],
@@ -85,16 +108,21 @@ def centralised_arm(federated: Arm, learning_rate: float | None) -> Arm:
 
 
 def steps_a_round(arm: Arm) -> int:
-    """Optimiser steps that all sites of an average cohort take together in one round."""
-    work = arm.plan.local
-    if work.steps is not None:
-        total = work.steps * len(arm.sites)
-    else:
-        total = sum(
-            math.ceil((work.epochs or 1) * len(rows.training) / work.batch_size)
-            for rows in arm.sites.values()
-        )
-    return max(1, round(total * arm.plan.rounds.participation))
+    """Optimiser steps that all sites of an average cohort take together in one round, to the nearest step."""
+    total = sum(site_steps(arm.plan, rows.training) for rows in arm.sites.values())
+    return max(1, round_half_up(total * cohort_share(arm)))
+
+
+def site_steps(plan: TrainingPlan, rows: Sequence[Encoded]) -> int:
+    """Optimiser steps that a site with these rows takes in one round: the batches that its training plans."""
+    task = TASKS.get(plan.task.name, allow_dotted=True)
+    usable = sum(1 for row in rows if task.targets(row) > 0)
+    return len(plan_batches(usable, plan.local, generator(plan.seed, Purpose.SHUFFLE)))
+
+
+def cohort_share(arm: Arm) -> float:
+    """Share of the sites that are asked in a round: `participation`, rounded to whole sites."""
+    return len(choose_cohort(arm.plan, tuple(arm.sites), 1)) / len(arm.sites)
 
 
 def _alone(plan: TrainingPlan) -> TrainingPlan:
@@ -129,7 +157,13 @@ def run_arms(
         run_id: Of the simulation; an arm's own is derived from it.
         lanes: Flower nodes over which messages are delivered.
         each: Called with an arm and the function that trains it; what it returns is collected.
+
+    Raises:
+        ConfigError: Two arms, or two sites of one, have the same name: they would share folder and run id.
     """
+    require_distinct("arms", [arm.name for arm in arms])
+    for arm in arms:
+        require_distinct(f"sites of {arm.name}", arm.sites)
     strategies = {arm.name: bind_strategy(arm.plan, allow_dotted=True) for arm in arms}
     sites = {
         (run_of(run_id, arm), name): Site(
@@ -153,7 +187,9 @@ def run_arms(
     def trainer(arm: Arm, grid: Grid, nodes: list[int]) -> Train:
         names = tuple(sorted(arm.sites))
         lane = {name: nodes[index % len(nodes)] for index, name in enumerate(names)}
-        transport = GridTransport(grid, lane.__getitem__, reply_layout(arm.plan), SIMULATOR_POLL_S)
+        transport = GridTransport(
+            grid, lane.__getitem__, reply_layout(arm.plan), SIMULATOR_POLL_S, SIMULATOR_LIFE_S
+        )
 
         def train(on_state: Callable[[ServerState], None]) -> Outcome:
             journal = Journal(folder_of(arm.name) / "journal", arm.plan)
@@ -167,6 +203,7 @@ def run_arms(
                 journal,
                 events,
                 on_state,
+                standing_still,
             )
             return run_rounds(run, initial)
 
@@ -174,6 +211,24 @@ def run_arms(
 
     simulate(server, client_app(sites), lanes=min(lanes, max(len(arm.sites) for arm in arms)))
     return collected
+
+
+def require_distinct(what: str, names: Iterable[str]) -> None:
+    """Refuse names that are one on a file system which knows no case or writes accents in another way.
+
+    Raises:
+        ConfigError: Names the first two.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        folded = unicodedata.normalize("NFC", name).casefold()
+        if folded in seen:
+            raise ConfigError(
+                f"two {what} have names that name one folder",
+                found=f"{seen[folded]!r} and {name!r}",
+                remedy="rename one of them",
+            )
+        seen[folded] = name
 
 
 def run_of(run_id: str, arm: Arm) -> str:

@@ -19,8 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from wardround.core.errors import ConfigError, WardroundError, nearest, unknown_name
+from wardround.runtime.events import EventSink
 from wardround.runtime.sinks import RichSink
 from wardround.simulations.config import RunConfig
+from wardround.simulations.own_modules import own_modules
 from wardround.simulations.report import print_result
 from wardround.simulations.simulate import SimulationResult, run_simulation
 from wardround.simulations.starter import FILE
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
         ConfigError: Hydra cannot compose the configuration.
         WardroundError: As `run_simulation`.
     """
-    sys.path.insert(0, str(Path.cwd()))  # a researcher's own module:attribute lies beside them
+    own_modules()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would swallow our error and its exit code
     taken = for_hydra(arguments)
     failed: list[Exception] = []
@@ -160,8 +162,15 @@ def refuse_changes(overrides: Sequence[str]) -> None:
         )
 
 
-def run_composed(composed: DictConfig, *, console: Console | None = None) -> SimulationResult:
+def run_composed(
+    composed: DictConfig, *, console: Console | None = None, sinks: tuple[EventSink, ...] = ()
+) -> SimulationResult:
     """Run what Hydra composed, with progress on the terminal; `resume` takes the run's own configuration.
+
+    Args:
+        composed: What Hydra composed.
+        console: Where to show progress and result.
+        sinks: More readers of the event stream.
 
     Raises:
         ConfigError: A setting is still to be filled in, or as `config_of`.
@@ -180,7 +189,7 @@ def run_composed(composed: DictConfig, *, console: Console | None = None) -> Sim
     console = console or Console()
     sink = RichSink(console)
     try:
-        result = run_simulation(config, sinks=(sink,))
+        result = run_simulation(config, sinks=(sink, *sinks))
     except KeyboardInterrupt:
         folder = Path(config.resume or config.output)
         if (folder / "run.json").exists():

@@ -52,6 +52,12 @@ class DataConfig(Frozen):
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     limit: int | None = Field(default=None, gt=0)
     """Use only so many training rows, chosen by unit from the seed tree."""
+    description: str | None = None
+    """What the rows are, in a sentence or two, for the model card."""
+    licence: str | None = None
+    """Of the rows, with what it asks for (a citation), for the model card."""
+    label_meanings: dict[str, str] = Field(default_factory=dict)
+    """Label → what it means, for the model card."""
 
     @model_validator(mode="after")
     def _one_kind_of_source(self) -> DataConfig:
@@ -61,6 +67,11 @@ class DataConfig(Frozen):
             )
         if self.sites and self.limit is not None:
             raise ValueError("data.limit cuts data.source; with data.sites give each source a filter (where)")
+        unknown = [] if self.labels == "auto" else sorted(set(self.label_meanings) - set(self.labels))
+        if unknown:
+            raise ValueError(
+                f"data.label_meanings explains labels that data.labels does not list: {', '.join(unknown)}"
+            )
         return self
 
 
@@ -85,7 +96,9 @@ class EvaluationConfig(Frozen):
     every: int | None = Field(default=None, gt=0)
     """Every so many rounds; None only at the end."""
     samples: int = Field(default=3, ge=0)
-    """Sample answers to test rows in the model card."""
+    """Sample answers to test rows, in `samples.md` and in the model card."""
+    sample_texts: bool = False
+    """Whether `samples.md` shows those rows' texts beside the answers; the model card never does."""
 
 
 class BoundsConfig(Frozen):

@@ -1,6 +1,7 @@
 """The model card: `README.md` of a result folder, in Hugging Face's form.
 
 It says what was trained on what and what that is not good for; every figure comes from the run's summary.
+It is made to be published: no row's text or id and no folder of this machine stands in it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from typing import Any
 
 import yaml
 
-from wardround.core.plan import TrainingPlan
+from wardround.core.plan import BaseModelSpec, Schedule, TrainingPlan
+from wardround.simulations.arms import CENTRALISED, FEDERATED
+from wardround.simulations.comparison import BEFORE, EVERYBODY, local_site, site_of, support_unit
 
-FEDERATED, CENTRALISED, LOCAL = "federated", "centralised", "local/"
 LONGEST_ANSWER = 600
+MOST_SOURCES = 10
 
 Figures = Mapping[str, float]
 
@@ -36,7 +39,7 @@ class CardFacts:
 
     Attributes:
         plan: What was trained.
-        task: What the task says of itself: `auto_class`, `pipeline_tag`, `caution`.
+        task: What the task says of itself: `auto_class`, `reads_tokens`, `pipeline_tag`, `caution`.
         site_rows: Site → its training rows, validation part included; a simulation knows them.
         released_round: Round whose adapter lies in `adapter/`.
         last_round: Rounds that were folded.
@@ -44,10 +47,13 @@ class CardFacts:
         validation: Round → validation score in the metric that chose the released round.
         adapter_digest: SHA-256 of the released adapter.
         test: Arm → scores on everybody's test rows.
-        site_tests: Arm → site → scores on that site's own test rows.
+        site_tests: Arm (`before training` as well) → site → scores on that site's own test rows.
+        comparison: How it was trained → metrics on everybody's test rows, in the order to show.
+        test_rows: Site → its own test rows.
+        data: What `data_record` says of the rows: description, licence, sources, meanings of the labels.
         privacy: What protected the sites: `differential_privacy` and `secure_aggregation`.
         notices: What happened to the data, a line each.
-        samples: A few answers to test rows, where the model writes text.
+        samples: A few answers to test rows, without ids.
         environment: Package → version.
     """
 
@@ -61,6 +67,9 @@ class CardFacts:
     adapter_digest: str = ""
     test: Mapping[str, Test] = field(default_factory=dict)
     site_tests: Mapping[str, Mapping[str, Test]] = field(default_factory=dict)
+    comparison: Mapping[str, Figures] = field(default_factory=dict)
+    test_rows: Mapping[str, int] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
     privacy: Mapping[str, str] = field(default_factory=dict)
     notices: Sequence[str] = ()
     samples: Sequence[Mapping[str, Any]] = ()
@@ -73,13 +82,14 @@ def card_of(plan: TrainingPlan, summary: Mapping[str, Any], samples: Sequence[Ma
     federated = arms[FEDERATED]
     test: dict[str, Test] = {}
     site_tests: dict[str, dict[str, Test]] = {}
-    for arm, record in arms.items():
-        for part, scores in record["test"].items():
-            found = Test(scores["values"], scores["support"], scores["by_class"])
-            if part == "test":
+    scored = {BEFORE: summary["before_training"]} | {arm: record["test"] for arm, record in arms.items()}
+    for arm, parts in scored.items():
+        for part, scores in parts.items():
+            found, site = Test(scores["values"], scores["support"], scores["by_class"]), site_of(part)
+            if part == EVERYBODY:
                 test[arm] = found
-            else:
-                site_tests.setdefault(arm, {})[part.removeprefix("test/")] = found
+            elif site is not None:
+                site_tests.setdefault(arm, {})[site] = found
     return model_card(
         CardFacts(
             plan=plan,
@@ -92,6 +102,9 @@ def card_of(plan: TrainingPlan, summary: Mapping[str, Any], samples: Sequence[Ma
             adapter_digest=federated["released_adapter"],
             test=test,
             site_tests=site_tests,
+            comparison=summary["comparison"],
+            test_rows=summary["test_rows"]["sites"],
+            data=summary["data"],
             privacy=summary["privacy"],
             notices=summary["notices"],
             samples=samples,
@@ -103,7 +116,7 @@ def card_of(plan: TrainingPlan, summary: Mapping[str, Any], samples: Sequence[Ma
 def model_card(facts: CardFacts) -> str:
     """Render the card: Markdown with YAML front matter, ending in a newline."""
     sections = [
-        _front_matter(facts), _opening(facts), _training(facts), _sites(facts), _results(facts),
+        _front_matter(facts), _opening(facts), _data(facts), _training(facts), _sites(facts), _results(facts),
         _released(facts), _answers(facts), _privacy(facts), _limits(facts), _loading(facts),
         _provenance(facts),
     ]  # fmt: skip
@@ -133,6 +146,27 @@ def _opening(facts: CardFacts) -> str:
     )
 
 
+def _data(facts: CardFacts) -> str:
+    data, labels, meanings = facts.data, facts.plan.data.labels, facts.data.get("label_meanings", {})
+    named = [f"{label}: {meanings[label]}" if label in meanings else label for label in labels]
+    training, test = (_sources(data.get(key, ())) for key in ("training_sources", "test_sources"))
+    lines = [
+        str(data.get("description") or ""),
+        f"Licence of the rows: {data['licence']}" if data.get("licence") else "",
+        f"Trained on: {training}." if training else "",
+        f"Tested on: {test}." if test else "",
+        f"Labels: {'; '.join(named)}." if labels else "",
+    ]
+    unsaid = "" if data.get("licence") else "The licence of the rows was not given."
+    return "## The rows\n\n" + "\n\n".join(_line(line) for line in [*lines, unsaid] if line)
+
+
+def _sources(names: Sequence[str]) -> str:
+    shown = list(dict.fromkeys(names))
+    more = f" and {len(shown) - MOST_SOURCES} more" if len(shown) > MOST_SOURCES else ""
+    return ", ".join(f"`{name}`" for name in shown[:MOST_SOURCES]) + more
+
+
 def _training(facts: CardFacts) -> str:
     plan = facts.plan
     local = plan.local
@@ -148,10 +182,12 @@ def _training(facts: CardFacts) -> str:
         "columns": ", ".join(f"{role}: {column}" for role, column in data.columns.items()),
         "template": " / ".join(data.template.segments) if data.template else "",
         "longest text": f"{data.max_length} tokens",
+        "base model": _weights(plan.base),
         "adapter": f"{plan.adapter.method}, {_options(plan.adapter.options)}",
         "trained parameters": f"{plan.adapter.layout.size:,}",
         "local work a round": f"{amount}, batches of {local.batch_size}",
         "local optimiser": f"{local.optimiser}, rate {local.learning_rate:g}",
+        "learning rate": _schedule(local.schedule),
         "strategy": f"{plan.strategy.name}, {_options(plan.strategy.options)}",
         "weight of a site": plan.strategy.weighting,
         "rounds": f"{facts.last_round} of {plan.rounds.rounds}",
@@ -162,13 +198,28 @@ def _training(facts: CardFacts) -> str:
     )
 
 
+def _weights(base: BaseModelSpec) -> str:
+    kept = "not quantised" if base.quantisation == "none" else f"quantised to {base.quantisation}"
+    return f"{base.dtype}, {kept}" + (", its own dropout off" if base.dropout == "off" else "")
+
+
+def _schedule(schedule: Schedule) -> str:
+    parts = [schedule.shape, f"over the {schedule.scope}"]
+    if schedule.warmup:
+        parts.append(f"the first {schedule.warmup:.0%} rising from zero")
+    if schedule.floor:
+        parts.append(f"down to {schedule.floor:.0%} of the peak")
+    return ", ".join(parts)
+
+
 def _sites(facts: CardFacts) -> str:
     metric = facts.plan.release.metric
     local: dict[str, Test] = {}
     for arm, tests in facts.site_tests.items():
-        if arm.startswith(LOCAL):
+        if local_site(arm) is not None:
             local |= tests
     columns = {
+        BEFORE: facts.site_tests.get(BEFORE, {}),
         "federated": facts.site_tests.get(FEDERATED, {}),
         "local-only": local,
         "centralised": facts.site_tests.get(CENTRALISED, {}),
@@ -179,7 +230,7 @@ def _sites(facts: CardFacts) -> str:
         (
             site, f"{rows:,}",
             *(_value(tests.get(site, Test()), metric) for tests in shown.values()),
-            *((_support(next(iter(shown.values())).get(site, Test()), metric),) if shown else ()),
+            *((f"{facts.test_rows.get(site, 0):,}",) if shown else ()),
         )
         for site, rows in facts.site_rows.items()
     ]  # fmt: skip
@@ -193,7 +244,7 @@ def _sites(facts: CardFacts) -> str:
     notices = "".join(f"\n- {_line(notice)}" for notice in facts.notices)
     return (
         f"## Sites\n\nTraining rows{held}.{scored}\n\n{_table(head, lines)}"
-        + (f"\n\nOf the data:\n{notices}" if notices else "")
+        + (f"\n\nTo know:\n{notices}" if notices else "")
     )  # fmt: skip
 
 
@@ -201,18 +252,18 @@ def _results(facts: CardFacts) -> str:
     federated = facts.test.get(FEDERATED)
     if federated is None:
         return "## Results\n\nNo test rows were given: nothing here says how good the model is."
-    local = [scores for arm, scores in facts.test.items() if arm.startswith(LOCAL)]
-    arms = {"federated (this adapter)": federated.values}
-    if CENTRALISED in facts.test:
-        arms["centralised, as many steps"] = facts.test[CENTRALISED].values
-    if local:
-        shared = [name for name in federated.values if all(name in scores.values for scores in local)]
-        arms[f"local-only, mean of {len(local)} sites"] = {
-            name: sum(scores.values[name] for scores in local) / len(local) for name in shared
-        }
-    names = list(federated.values)
-    rows = [(arm, *(_number(values.get(name)) for name in names)) for arm, values in arms.items()]
-    rows.append(("support", *(f"{federated.support.get(name, 0):,}" for name in names)))
+    names, family = list(federated.values), facts.plan.task.metrics
+    shown = {
+        BEFORE: "before training (initial adapter)",
+        FEDERATED: "federated (this adapter)",
+        CENTRALISED: "centralised, as many steps",
+    }
+    rows = [
+        (shown.get(arm, arm), *(_number(values.get(name)) for name in names))
+        for arm, values in facts.comparison.items()
+    ]
+    support = (f"{federated.support.get(name, 0):,} {support_unit(family, name)}".rstrip() for name in names)
+    rows.append(("support", *support))
     text = "## Results on everybody's test rows\n\n" + _table(("", *names), rows)
     if federated.by_class:
         figures = list(dict.fromkeys(name for values in federated.by_class.values() for name in values))
@@ -278,8 +329,7 @@ def _limits(facts: CardFacts) -> str:
 
 
 def _loading(facts: CardFacts) -> str:
-    plan = facts.plan
-    labels = plan.data.labels
+    plan, labels = facts.plan, facts.plan.data.labels
     kind = facts.task["auto_class"]
     extra = f", num_labels={len(labels)}" if labels else ""
     order = f"\nlabels = {list(labels)!r}  # in the order of the logits" if labels else ""
@@ -287,6 +337,9 @@ def _loading(facts: CardFacts) -> str:
     if "://" in plan.base.name:  # a location that Wardround alone can read
         base = f'"path/to/your/copy"  # of {plan.base.name}'
     revision = f", revision={plan.base.revision!r}" if plan.base.revision else ""
+    tokens = facts.task["reads_tokens"]
+    names = f"{kind}, AutoTokenizer" if tokens else kind
+    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained(base{revision})\n" if tokens else ""
     return f"""## Loading it
 
 With plain `peft` and `transformers`, in this folder; Wardround is not needed. The base model has to be the
@@ -294,11 +347,10 @@ one that was trained on (SHA-256 of its weights: `{plan.base.digest[:16]}…`).
 
 ```python
 from peft import PeftModel
-from transformers import {kind}, AutoTokenizer
+from transformers import {names}
 
 base = {base}
-tokenizer = AutoTokenizer.from_pretrained(base{revision})
-model = {kind}.from_pretrained(base{revision}{extra})
+{tokenizer}model = {kind}.from_pretrained(base{revision}{extra})
 model = PeftModel.from_pretrained(model, "adapter").eval(){order}
 ```
 
@@ -325,10 +377,6 @@ def _options(options: Mapping[str, Any]) -> str:
 
 def _value(test: Test, metric: str) -> str:
     return _number(test.values.get(metric))
-
-
-def _support(test: Test, metric: str) -> str:
-    return f"{test.support[metric]:,}" if metric in test.support else "–"
 
 
 def _number(value: float | None, *, whole: bool = False) -> str:

@@ -1,13 +1,13 @@
 """Curves of a run as one picture: the score by round of every arm, and the sites' own test scores.
 
-Reads events and computes nothing but the mean over the local-only runs, which it names. Colours are
-Okabe and Ito's, which colour-blind readers tell apart; marks and line styles differ as well.
+Reads events and computes nothing but the mean over the local-only runs, which it names (`comparison.py`).
+Colours are Okabe and Ito's, which colour-blind readers tell apart; marks and line styles differ as well.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from matplotlib.ticker import MaxNLocator
 from wardround.runtime.event_log import read_events, without_repetitions
 from wardround.runtime.events import Evaluated, Event, Improved, RoundFolded, RunFinished, RunStarted
 from wardround.runtime.files import write_atomic
+from wardround.simulations.arms import CENTRALISED, FEDERATED
+from wardround.simulations.comparison import EVERYBODY, LOCAL, local_site, mean_where_all, site_of
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8c8c8c"
 LABELS = {
@@ -28,7 +30,6 @@ LABELS = {
 }  # fmt: skip
 PREFERRED = ("macro_f1", "accuracy", "bits_per_byte", "loss")
 TRAIN_LOSS = "train_loss"
-FEDERATED, CENTRALISED, LOCAL = "federated", "centralised", "local/"
 LONGEST_TEXT = 70
 
 
@@ -83,16 +84,15 @@ def curves_of(events: Sequence[Event], metric: str | None = None) -> Curves:
         elif isinstance(event, RunFinished):
             curves.best[event.arm] = event.best_round
     for event in scored:
-        value = event.values.get(curves.metric)
-        site = event.part.removeprefix("test/")
-        if value is None or site == event.part:
+        value, site = event.values.get(curves.metric), site_of(event.part)
+        if value is None or site is None:
             continue
-        if event.arm.startswith(LOCAL):
-            if event.arm == LOCAL + site:
+        if (alone := local_site(event.arm)) is not None:
+            if alone == site:
                 curves.by_site.setdefault(LOCAL, {})[site] = value
         else:
             curves.by_site.setdefault(event.arm, {})[site] = value  # the last one is of the released round
-    for part in ("validation", "test", TRAIN_LOSS):
+    for part in ("validation", EVERYBODY, TRAIN_LOSS):
         curves.part, curves.by_round = part, _by_round(events, part, curves.metric)
         if curves.by_round:
             break
@@ -116,12 +116,12 @@ def draw(curves: Curves) -> Figure:
 
 
 def _draw_rounds(axes: Axes, curves: Curves) -> None:
-    local = {arm: points for arm, points in curves.by_round.items() if arm.startswith(LOCAL)}
+    local = {arm: points for arm, points in curves.by_round.items() if local_site(arm) is not None}
     for index, points in enumerate(local.values()):
         label = "local-only, each site" if index == 0 else None
         axes.plot(list(points), list(points.values()), color=GREY, linewidth=0.8, alpha=0.55, label=label)
     if len(local) > 1:
-        mean = _mean(local.values())
+        mean = mean_where_all(local.values())
         axes.plot(
             list(mean), list(mean.values()), color=GREEN, linestyle=":", linewidth=2, label="local-only, mean"
         )
@@ -174,7 +174,7 @@ def _draw_sites(axes: Axes, curves: Curves, sites: Sequence[str]) -> None:
     axes.tick_params(axis="x", length=0)
 
 
-_PARTS = {"validation": "the sites' validation rows", "test": "everybody's test rows"}
+_PARTS = {"validation": "the sites' validation rows", EVERYBODY: "everybody's test rows"}
 
 
 def _finish(panel: SubFigure) -> None:
@@ -223,13 +223,6 @@ def _by_round(events: Sequence[Event], part: str, metric: str) -> dict[str, dict
         if value is not None and isinstance(event, Evaluated | RoundFolded):
             found.setdefault(event.arm, {})[event.round] = value
     return {arm: dict(sorted(points.items())) for arm, points in found.items()}
-
-
-def _mean(runs: Iterable[Mapping[int, float]]) -> dict[int, float]:
-    """Mean over the runs that have a value, at rounds that all of them have."""
-    points = list(runs)
-    shared = set.intersection(*(set(run) for run in points))
-    return {round: sum(run[round] for run in points) / len(points) for round in sorted(shared)}
 
 
 def _plain(text: str) -> str:

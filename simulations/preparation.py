@@ -14,11 +14,12 @@ from wardround.runtime.events import EventStream, Notice
 from wardround.runtime.locations import locate
 from wardround.simulations.arms import FEDERATED, Arm, SiteRows
 from wardround.simulations.config import RunConfig
+from wardround.simulations.partitions import PARTITIONS
 from wardround.simulations.rows import Rows, gather
 from wardround.simulations.scoring import TestRows
 from wardround.training.adapters import ADAPTERS
 from wardround.training.examples import Example, split_validation
-from wardround.training.planning import make_plan
+from wardround.training.planning import check_choices, make_plan
 from wardround.training.tasks import TASKS
 from wardround.training.tasks.contract import Encoded, Task
 from wardround.training.workbench import Workbench, open_workbench
@@ -57,21 +58,33 @@ def task_of(config: RunConfig) -> tuple[Task, TaskSpec]:
 
 
 def prepare(config: RunConfig, rows: Rows | None = None) -> Preparation:
-    """Read the rows, load the base model, make the plan and the initial adapter.
+    """Check the whole configuration, read the rows, load the base model, make plan and initial adapter.
 
     Args:
         config: Checked configuration.
         rows: Instead of those that the configuration names.
 
     Raises:
-        WardroundError: What is wrong with configuration, data or model; rows are read before any model.
+        WardroundError: What is wrong with configuration, data or model, in this order.
     """
     task, spec = task_of(config)
-    rows = rows or gather(config, task, spec)
+    check_choices(
+        task=spec,
+        validation_fraction=config.data.validation_fraction,
+        local=config.local,
+        strategy=config.strategy,
+        release=config.release,
+        allow_dotted=True,
+    )
     method = ADAPTERS.get(config.adapter.method, allow_dotted=True)
     options = parse_options(
         method.Options, config.adapter.options, f"options of adapter {config.adapter.method!r}"
     )
+    if rows is None and not config.data.sites:
+        partition = PARTITIONS.get(config.partition.kind, allow_dotted=True)
+        kind = config.partition.kind
+        parse_options(partition.Options, config.partition.options, f"options of partition {kind!r}")
+    rows = rows or gather(config, task, spec)
     bench = open_workbench(
         config.model, task, rows.contract, method, options, config.machine, seed=config.seed
     )

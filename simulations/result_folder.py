@@ -10,22 +10,25 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from wardround.core.errors import ConfigError, StorageError
+from wardround.core.errors import ConfigError, DataError, StorageError
 from wardround.core.metrics.contract import Scores
-from wardround.core.packed import Adapter
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.events import EventSink
-from wardround.runtime.files import PART, atomic_folder, save_tensors, storing, write_atomic, write_json
+from wardround.runtime.files import PART, atomic_folder, storing, write_atomic, write_json
 from wardround.runtime.sinks import JsonlSink, TensorBoardSink
-from wardround.simulations.config import RunConfig
+from wardround.simulations.arms import FEDERATED
+from wardround.simulations.comparison import compare
+from wardround.simulations.config import DataConfig, RunConfig
 from wardround.simulations.rows import Rows
+from wardround.training.processors import TOKENIZER
+from wardround.training.source_spec import SourceSpec
 from wardround.training.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -43,17 +46,25 @@ PACKAGES = (
     "datasets",
 )
 
-OPENING = frozenset({"config.yaml", "config.json", "plan.json", "initial.safetensors", "environment.json"})
+OPENING = frozenset({"config.yaml", "config.json", "plan.json", "environment.json"})
 """What stands in the folder before `run.json`, with which a run begins."""
 
 
 @dataclass(frozen=True)
 class ResultFolder:
-    """One run's folder."""
+    """One run's folder.
+
+    Attributes:
+        path: Where it is.
+        run_id: The run's; a resumed run keeps it.
+        resumed: Whether the run goes on.
+        notices: What a person should know of a resumed run: versions that have changed since it began.
+    """
 
     path: Path
     run_id: str
     resumed: bool
+    notices: list[str] = field(default_factory=list)
 
     @staticmethod
     def check(config: RunConfig) -> None:
@@ -68,15 +79,16 @@ class ResultFolder:
             raise ConfigError(f"there is no run to resume in {config.resume}", remedy="correct the folder")
 
     @staticmethod
-    def open(path: Path, config: RunConfig, plan: TrainingPlan, initial: Adapter) -> ResultFolder:
+    def open(path: Path, config: RunConfig, plan: TrainingPlan, rows: Rows) -> ResultFolder:
         """A new folder, or the folder of the run that is resumed.
 
         Raises:
             ConfigError: The folder holds another run, or the run to resume is not there.
+            DataError: The rows of the resumed run are not those that it began with.
             StorageError: It cannot be written, or the resumed run's plan is not this one.
         """
         if config.resume and not never_began(path):
-            return _reopen(path, plan, initial)
+            return _reopen(path, plan, rows)
         if not config.resume:
             _require_new(path)
         _sweep(path)
@@ -86,9 +98,9 @@ class ResultFolder:
         write_atomic(path / "config.yaml", text.encode())  # first: with it alone the run can be resumed
         write_json(path / "config.json", values)
         write_json(path / "plan.json", json.loads(plan.canonical()))
-        save_tensors(path / "initial.safetensors", {"adapter": initial.vector}, {"digest": initial.digest})
         write_json(path / "environment.json", environment())
-        write_json(path / "run.json", {"run_id": run_id, "plan_digest": plan.digest})
+        record = {"run_id": run_id, "plan_digest": plan.digest, "rows_digest": rows.digest()}
+        write_json(path / "run.json", record)
         return ResultFolder(path, run_id, resumed=False)
 
     def arm(self, name: str) -> Path:
@@ -107,7 +119,7 @@ class ResultFolder:
         ):
             with atomic_folder(self.path / name, replace=True) as folder:
                 bench.load_adapter(adapter)
-                bench.method.save(bench.model, folder, bench.base.name)
+                bench.method.save(bench.model, folder, bench.base.name, result.arm.plan.base)
 
     def finish(
         self,
@@ -116,11 +128,15 @@ class ResultFolder:
         rows: Rows,
         bench: Workbench,
         results: dict[str, ArmResult],
+        before: dict[str, Scores],
     ) -> dict[str, Any]:
-        """Write adapters, summary, per-site table, curves and model card; returns the summary."""
+        """Write adapters, summary, per-site table, curves, samples and model card; returns the summary.
+
+        `before` holds the initial adapter's scores by part.
+        """
         from wardround.simulations.report import write_report
 
-        self.save_adapters(bench, results["federated"])
+        self.save_adapters(bench, results[FEDERATED])
         summary = {
             "name": plan.name,
             "run_id": self.run_id,
@@ -128,14 +144,22 @@ class ResultFolder:
             "base": plan.base.model_dump(mode="json"),
             "task": {
                 "auto_class": bench.task.auto_class,
+                "reads_tokens": bench.task.processor is TOKENIZER,
                 "pipeline_tag": bench.task.pipeline_tag,
                 "caution": bench.task.caution,
             },
             "strategy": plan.strategy.name,
             "privacy": {"differential_privacy": "none", "secure_aggregation": "off"},
+            "data": data_record(config.data),
             "sites": {name: len(examples) for name, examples in rows.sites.items()},
-            "notices": rows.notices,
+            "test_rows": {
+                "everybody": len(rows.test),
+                "sites": {name: len(examples) for name, examples in rows.site_tests.items()},
+            },
+            "notices": [*rows.notices, *self.notices],
             "environment": environment(),
+            "before_training": {part: scores_record(scores) for part, scores in before.items()},
+            "comparison": compare({name: result.test for name, result in results.items()}, before),
             "arms": {name: arm_record(result) for name, result in results.items()},
         }
         write_json(self.path / "summary.json", summary)
@@ -203,13 +227,13 @@ def _sweep(path: Path) -> None:
         shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
 
 
-def _reopen(path: Path, plan: TrainingPlan, initial: Adapter) -> ResultFolder:
+def _reopen(path: Path, plan: TrainingPlan, rows: Rows) -> ResultFolder:
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        run_id, followed = str(record["run_id"]), str(record["plan_digest"])
+        run_id, followed, read = (str(record[key]) for key in ("run_id", "plan_digest", "rows_digest"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"there is no run to resume in {path}", found=type(error).__name__, expected="run.json",
+            f"there is no run to resume in {path}", found=type(error).__name__, expected="run.json, whole",
             remedy="correct the folder, or start a new run in another one",
         ) from error  # fmt: skip
     if followed != plan.digest:
@@ -219,16 +243,60 @@ def _reopen(path: Path, plan: TrainingPlan, initial: Adapter) -> ResultFolder:
             expected=plan.digest[:12],
             remedy="data, model or package versions changed since it began: start a new run",
         )
-    if plan.adapter.initial_digest != initial.digest:
-        raise StorageError("the initial adapter is not the plan's")
+    if read != (now := rows.digest()):
+        raise DataError(
+            "the rows are not those that the run to resume began with",
+            found=f"rows of digest {now[:12]}",
+            expected=f"rows of digest {read[:12]}: the same contents in the same order",
+            remedy="bring the former rows back, or start a new run with these",
+        )
     _sweep(path)
-    return ResultFolder(path, run_id, resumed=True)
+    return ResultFolder(path, run_id, resumed=True, notices=changed_versions(path / "environment.json"))
+
+
+def changed_versions(noted: Path) -> list[str]:
+    """Notices where this environment is not the noted one: the adapter may then differ in its bits."""
+    try:
+        began = dict(json.loads(noted.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        return [f"{noted.name} cannot be read ({type(error).__name__}): versions were not compared"]
+    now = environment()
+    changed = [
+        f"{name} {began.get(name, 'absent')} → {now.get(name, 'absent')}"
+        for name in sorted({*began, *now})
+        if began.get(name) != now.get(name)
+    ]
+    if not changed:
+        return []
+    return [
+        "versions have changed since the run began, so that its adapter may differ from that of an "
+        "undisturbed run: " + ", ".join(changed)
+    ]
 
 
 def environment() -> dict[str, str]:
     """Versions that a result depends on."""
     versions = {name: metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "machine": platform.machine(), **versions}
+
+
+def data_record(data: DataConfig) -> dict[str, Any]:
+    """What was trained and tested on, without the folders of this machine: a summary may be published."""
+    training = [data.source] if data.source else list(data.sites.values())
+    tests = [source for source in (data.test, *data.site_tests.values()) if source]
+    return {
+        "description": data.description,
+        "licence": data.licence,
+        "label_meanings": data.label_meanings,
+        "training_sources": [public_name(source) for source in training],
+        "test_sources": [public_name(source) for source in tests],
+    }
+
+
+def public_name(source: SourceSpec) -> str:
+    """A location that means the same on every machine as it stands; of a path the last name alone."""
+    name = source.path if "://" in source.path else Path(source.path).name
+    return f"{name} (filtered by {', '.join(source.where)})" if source.where else name
 
 
 def scores_record(scores: Scores) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+import json
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wardround.core.errors import DataError
@@ -15,6 +18,7 @@ from wardround.training.source_spec import SourceSpec
 from wardround.training.tasks import Task
 
 LONGEST_NAME = 100
+SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,21 @@ class Rows:
     test: list[Example]
     site_tests: dict[str, list[Example]]
     notices: list[str] = field(default_factory=list)
+
+    def digest(self) -> str:
+        """SHA-256 over every row that is trained or tested on, its site and their order.
+
+        It tells two data sets apart and gives nothing of their rows away.
+        """
+        state = hashlib.sha256()
+        parts = {"sites": self.sites, "test": {"": self.test}, "site_tests": self.site_tests}
+        for part, tables in parts.items():
+            for name, examples in sorted(tables.items()):
+                state.update(f"{part} {json.dumps(name)} {len(examples)}\n".encode())
+                for row in examples:
+                    content = [row.id, row.unit, row.site, row.label, row.roles]
+                    state.update(json.dumps(content, sort_keys=True, default=repr).encode() + b"\n")
+        return state.hexdigest()
 
 
 def gather(config: RunConfig, task: Task, spec: TaskSpec, *, allow_dotted: bool = True) -> Rows:
@@ -60,6 +79,7 @@ def gather(config: RunConfig, task: Task, spec: TaskSpec, *, allow_dotted: bool 
             site_column=site_column,
             fault=lambda example: task.fault(example, spec),
             units=units,
+            allow_dotted=allow_dotted,
         )
         if contract.id_column is not None:
             notices.extend(repeated_ids(rows.examples, where))
@@ -71,6 +91,8 @@ def gather(config: RunConfig, task: Task, spec: TaskSpec, *, allow_dotted: bool 
         rows = read(data.source, "the training source", data.site_column)
         examples = _limited(rows, data.limit, config.seed)
         sites = _partitioned(config, examples, allow_dotted=allow_dotted)
+        if contract.unit_column is not None:
+            notices.extend(scattered_units(sites))
     _check_names(sites)
     empty = [name for name, examples in sites.items() if not examples]
     sites = {name: examples for name, examples in sorted(sites.items()) if examples}
@@ -99,6 +121,18 @@ def _check_names(sites: Iterable[str]) -> None:
             expected=f"printable text of at most {LONGEST_NAME} characters, no / \\ : and no leading dot",
             remedy="rename these sites in the data, or map another data.site_column",
         )
+    spellings: dict[str, list[str]] = {}
+    for name in sorted(sites):
+        spellings.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
+    alike = [names for names in spellings.values() if len(names) > 1]
+    if alike:
+        raise DataError(
+            "some site names differ by case alone, and would share a folder where the disk knows no case",
+            found="; ".join(" and ".join(map(repr, names)) for names in alike[:SHOWN])
+            + ("; …" if len(alike) > SHOWN else ""),
+            expected="names that also differ in lower case",
+            remedy="rename them, or give rows of one site one spelling",
+        )
 
 
 def contract_of(data: DataConfig, roles: dict[str, bool]) -> DataContract:
@@ -115,7 +149,7 @@ def contract_of(data: DataConfig, roles: dict[str, bool]) -> DataContract:
     )
     if data.labels == "auto" and "label" in roles:
         sources = list(data.sites.values()) or ([data.source] if data.source else [])
-        labels = collect_labels(sources, contract)
+        labels = collect_labels(sources, contract, allow_dotted=True)
         contract = contract.model_copy(update={"labels": labels})
     return contract
 
@@ -166,14 +200,30 @@ def repeated_ids(examples: Sequence[Example], where: str) -> list[str]:
     return [f"{where}: {again} of {len(examples)} rows repeat the id of another row"] if again else []
 
 
+def scattered_units(sites: Mapping[str, Sequence[Example]]) -> list[str]:
+    """A notice where rows of one unit (a patient) lie at several sites: nothing then keeps them together."""
+    places: dict[str, set[str]] = {}
+    for site, examples in sites.items():
+        for example in examples:
+            places.setdefault(example.unit, set()).add(site)
+    several = sum(len(found) > 1 for found in places.values())
+    if not several:
+        return []
+    split = f"{several} of {len(places)} units have rows at more than one site"
+    return [f"{split}: what a site holds back for validation, another may train on"]
+
+
 def _limited(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
-    """At most `limit` rows, whole units, chosen by the seed and not by the order of the source."""
+    """At most `limit` rows, whole units, chosen by the seed and not by the order of the source.
+
+    The last unit goes where the limit would cut it; a first one that is larger than the limit is cut.
+    """
     if limit is None or len(examples) <= limit:
         return examples
     units = sorted({example.unit for example in examples})
     generator(seed, Purpose.SAMPLES).shuffle(units)
     rank = {unit: position for position, unit in enumerate(units)}
-    chosen = sorted(range(len(examples)), key=lambda index: (rank[examples[index].unit], index))[:limit]
-    last = rank[examples[chosen[-1]].unit] if len(examples) > limit else len(units)
-    whole = [index for index in chosen if rank[examples[index].unit] < last]
+    drawn = sorted(range(len(examples)), key=lambda index: (rank[examples[index].unit], index))
+    chosen, beyond = drawn[:limit], examples[drawn[limit]].unit
+    whole = [index for index in chosen if examples[index].unit != beyond]
     return [examples[index] for index in sorted(whole or chosen)]

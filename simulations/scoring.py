@@ -10,6 +10,7 @@ from wardround.core.metrics.contract import Scores
 from wardround.core.packed import Adapter
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.events import Evaluated, EventStream
+from wardround.simulations.comparison import EVERYBODY, part_of
 from wardround.training.evaluation import evaluate
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
@@ -43,7 +44,7 @@ class Scorer:
             if sites is None
             else {name: self.rows.sites[name] for name in sites if name in self.rows.sites}
         )
-        parts = {"test": self.rows.everybody} | {f"test/{name}": rows for name, rows in wanted.items()}
+        parts = {EVERYBODY: self.rows.everybody} | {part_of(name): rows for name, rows in wanted.items()}
         self.bench.load_adapter(adapter)
         found: dict[str, Scores] = {}
         for part, rows in parts.items():

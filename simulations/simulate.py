@@ -1,19 +1,21 @@
 """A simulated federation from configuration to result folder: `wardround simulate` as a function.
 
-prepare (rows, base model, plan) → encode → arms (federated first) → test scores → result folder
+prepare (rows, base model, plan) → encode → score the initial adapter → arms (federated first) → test scores
+→ result folder
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wardround.core.metrics.contract import Scores
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.events import EventSink, EventStream, Notice
 from wardround.server.rounds import Outcome
 from wardround.simulations.arms import FEDERATED, Arm, Train, centralised_arm, local_arm, run_arms
+from wardround.simulations.comparison import local_site
 from wardround.simulations.config import RunConfig
 from wardround.simulations.preparation import Preparation, encode_all, prepare
 from wardround.simulations.result_folder import ResultFolder, alone_in
@@ -33,13 +35,23 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """What `run_simulation` gives back; everything stands in the folder as well."""
+    """What `run_simulation` gives back; everything stands in the folder as well.
+
+    Attributes:
+        folder: The result folder.
+        plan: What was trained.
+        federated: The federation's arm.
+        bounds: The other arms that were asked for: `centralised`, `local/SITE`.
+        before: Part → scores of the initial adapter, with which every arm begins; empty without test rows.
+        summary: What stands in `summary.json`.
+    """
 
     folder: Path
     plan: TrainingPlan
     federated: ArmResult
     bounds: dict[str, ArmResult]
-    summary: dict[str, object]
+    before: dict[str, Scores]
+    summary: dict[str, Any]
 
 
 def run_simulation(config: RunConfig, *, sinks: tuple[EventSink, ...] = ()) -> SimulationResult:
@@ -56,7 +68,7 @@ def run_simulation(config: RunConfig, *, sinks: tuple[EventSink, ...] = ()) -> S
     prepared = prepare(config)
     path = Path(config.resume or config.output)
     with alone_in(path):
-        folder = ResultFolder.open(path, config, prepared.plan, prepared.initial)
+        folder = ResultFolder.open(path, config, prepared.plan, prepared.rows)
         events = EventStream((*folder.sinks(), *sinks))
         try:
             return _run_arms(prepared, folder, events)
@@ -66,10 +78,11 @@ def run_simulation(config: RunConfig, *, sinks: tuple[EventSink, ...] = ()) -> S
 
 def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) -> SimulationResult:
     config, plan, bench = prepared.config, prepared.plan, prepared.bench
-    for notice in prepared.rows.notices:
+    for notice in [*prepared.rows.notices, *folder.notices]:
         events.emit(Notice(FEDERATED, "warning", notice))
     federated, test = encode_all(prepared, events)
     scorer = Scorer(bench, plan, test, events)
+    before = scorer.score(prepared.initial, arm=FEDERATED, round=0)
     arms = [federated, *bounds_of(config, federated)]
     ended = run_arms(
         arms,
@@ -82,14 +95,13 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
         each=lambda arm, train: train_and_score(arm, train, scorer, config.evaluation.every),
     )
     results = {result.arm.name: result for result in ended}
-    summary = folder.finish(config, plan, prepared.rows, bench, results)
+    summary = folder.finish(config, plan, prepared.rows, bench, results, before)
     bounds = {name: result for name, result in results.items() if name != FEDERATED}
-    return SimulationResult(folder.path, plan, results[FEDERATED], bounds, summary)
+    return SimulationResult(folder.path, plan, results[FEDERATED], bounds, before, summary)
 
 
 def train_and_score(arm: Arm, train: Train, scorer: Scorer, every: int | None) -> ArmResult:
     """Train one arm and score its released adapter; the federation also every so many rounds."""
-    started = time.monotonic()
 
     def on_state(state: ServerState) -> None:
         due = every is not None and state.round % every == 0 and state.round < arm.plan.rounds.rounds
@@ -97,9 +109,10 @@ def train_and_score(arm: Arm, train: Train, scorer: Scorer, every: int | None) -
             scorer.score(state.adapter, arm=arm.name, round=state.round)
 
     outcome = train(on_state)
-    own = [arm.name.removeprefix("local/")] if arm.name.startswith("local/") else None
+    alone = local_site(arm.name)
+    own = None if alone is None else [alone]
     test = scorer.score(outcome.released, arm=arm.name, round=outcome.released_round, sites=own)
-    return ArmResult(arm, outcome, test, time.monotonic() - started)
+    return ArmResult(arm, outcome, test, outcome.wall_s)
 
 
 def bounds_of(config: RunConfig, federated: Arm) -> list[Arm]:

@@ -1,8 +1,13 @@
-"""The slow, plain twin of a simulated run: no Flower, round loop, handler, strategy or fast path.
+"""The slow, plain twin of a simulated run: no Flower, round loop, handler, strategy, ring or codec.
 
 FedAvg as in McMahan et al. 2017, Algorithm 1, written out over PyTorch: the same rows in the same
 batches from the same seeds. tests/integration/test_simulation.py holds that the engine ends with the very
 same adapter, bit for bit; benchmarks/overhead.py uses it as the bare loop.
+
+It takes what decides *which* work is done from the code that it is compared with: `choose_cohort`,
+`plan_batches`, `rate`, the seed tree, the task's `collate` and `example_losses`. A fault in one of these
+would be in both; they have tests of their own. Written out a second time here are the training step,
+the optimiser's groups, the weighting, the rounding and the fold.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Adapter
@@ -18,7 +24,6 @@ from wardround.core.seeds import Purpose, generator, seed_for
 from wardround.server.rounds import choose_cohort
 from wardround.simulations.arms import Arm, SiteRows
 from wardround.training.batches import plan_batches
-from wardround.training.local_round import rows_in
 from wardround.training.schedules import rate
 from wardround.training.workbench import Workbench
 
@@ -29,9 +34,10 @@ def run_twin(
     """The adapter after the plan's last round.
 
     Raises:
-        ConfigError: The plan asks for more than the twin writes out (FedAvg, AdamW, a reset optimiser).
+        ConfigError: The plan asks for more than the twin writes out (FedAvg, AdamW, a reset optimiser, whole
+            batches where there is dropout).
     """
-    _check(arm)
+    _check(arm, bench)
     plan, state = arm.plan, initial.vector.copy()
     quantum = 2.0**plan.encoding.fraction_bits
     for round in range(1, plan.rounds.rounds + 1):
@@ -86,23 +92,35 @@ def _train(
         if work.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, work.max_grad_norm)
         optimiser.step()
-    return bench.read_adapter().vector.copy(), sum(map(rows_in, usable))
+    return bench.read_adapter().vector.copy(), sum(row.rows for row in usable)
 
 
-def _check(arm: Arm) -> None:
-    plan = arm.plan
+def _check(arm: Arm, bench: Workbench) -> None:
+    plan, microbatch = arm.plan, bench.machine.microbatch_size
     unsupported = {
         "strategy.name": plan.strategy.name != "fedavg",
         "strategy.weighting": plan.strategy.weighting == "targets",
         "local.optimiser": plan.local.optimiser != "adamw",
         "local.optimiser_state": plan.local.optimiser_state != "reset",
         "release.patience": plan.release.patience is not None,
+        # Dropout draws one mask a microbatch; the twin draws one a batch.
+        "machine.microbatch_size": microbatch is not None
+        and microbatch < plan.local.batch_size
+        and drops(bench.base.model),
     }
     found = [name for name, wrong in unsupported.items() if wrong]
     if found:
         raise ConfigError(
             "the twin does not write this out",
             found=", ".join(found),
-            expected="FedAvg with AdamW, reset every round, no early stopping",
+            expected="FedAvg with AdamW, reset every round, no early stopping, no batch cut under dropout",
             remedy="compare such a plan with tests of its own part instead",
         )
+
+
+def drops(model: PreTrainedModel) -> bool:
+    """Whether training may draw dropout masks: by a module, or by a probability in the configuration."""
+    if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules()):
+        return True
+    settings = model.config.to_dict()
+    return any("drop" in name and isinstance(p, int | float) and p > 0 for name, p in settings.items())

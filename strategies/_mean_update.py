@@ -119,12 +119,14 @@ class MeanUpdate(ABC, Generic[O]):
         require_finite(adapter, "the initial adapter")
         return ServerState(round=0, adapter=adapter)
 
-    def broadcast_layout(self) -> Layout:
+    def broadcast_layout(self, stage: int) -> Layout:
         """The adapter's."""
+        _require_first(stage)
         return self.layout
 
-    def broadcast(self, state: ServerState, round: int) -> Broadcast:  # noqa: ARG002 - the same in every round
+    def broadcast(self, state: ServerState, round: int, stage: int) -> Broadcast:  # noqa: ARG002 - the same in every round
         """The global adapter itself."""
+        _require_first(stage)
         return state.adapter
 
     def adapter_of(self, broadcast: Broadcast) -> Adapter:

@@ -4,6 +4,10 @@ A strategy never sees an individual contribution: `fold` gets the weighted sum o
 
 Law (tests/contract): with d_i = contribute(broadcast, before, after_i) and weights w_i,
 fold(state, Σ w_i d_i, Σ w_i) equals the method's definition on the individuals.
+
+A method with a second pass has two stages. In stage 0 a site trains and contributes; in stage 1 the server
+broadcasts what it made of the first sum, and a site contributes again from the same training. `fold` advances
+the round in the last stage only; between the stages what it has found waits in the state's slots.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ class ServerState:
     """The global state between rounds.
 
     Attributes:
-        round: Rounds folded so far; 0 is the plan's initial state.
+        round: Rounds folded so far; 0 is the plan's initial state. It grows with the last stage of a round.
         adapter: Global adapter, float32.
         slots: What the algorithm keeps at the server, by name (moments, control variates).
     """
@@ -32,7 +36,7 @@ class ServerState:
 
 
 Broadcast = Packed
-"""What the server sends to everybody; for most methods the adapter itself."""
+"""What the server sends to everybody; in stage 0 of most methods the adapter itself."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class LocalRules:
 
 @dataclass(frozen=True)
 class SiteMemory:
-    """What a strategy keeps at one site between rounds; it never leaves."""
+    """What a strategy keeps at one site between rounds, and between the stages of one; it never leaves."""
 
     slots: dict[str, Packed] = field(default_factory=dict)
 
@@ -74,17 +78,20 @@ class SumStrategy(Protocol):
     def begin(self, adapter: Adapter) -> ServerState:
         """State before round 1."""
 
-    def broadcast_layout(self) -> Layout:
-        """Layout of what everybody gets."""
+    def broadcast_layout(self, stage: int) -> Layout:
+        """Layout of what everybody gets in a stage."""
 
-    def broadcast(self, state: ServerState, round: int) -> Broadcast:
-        """What everybody gets."""
+    def broadcast(self, state: ServerState, round: int, stage: int) -> Broadcast:
+        """What everybody gets in a stage of the round that comes next."""
 
     def adapter_of(self, broadcast: Broadcast) -> Adapter:
-        """The adapter that a site loads before it trains or evaluates."""
+        """The adapter that a site loads before it trains or evaluates, from the broadcast of stage 0.
+
+        Where that broadcast has the adapter's layout, it is the adapter.
+        """
 
     def local_rules(self, broadcast: Broadcast, memory: SiteMemory, stage: int) -> LocalRules:
-        """What local training must obey."""
+        """What local training must obey; sites train in stage 0."""
 
     def statistics_layout(self, stage: int) -> Layout:
         """Layout of what a site contributes."""
@@ -92,7 +99,14 @@ class SumStrategy(Protocol):
     def contribute(
         self, broadcast: Broadcast, before: Adapter, after: Adapter, memory: SiteMemory, stage: int
     ) -> tuple[Statistics, SiteMemory]:
-        """Linear statistics of one site (not yet weighted), and its next memory."""
+        """Linear statistics of one site (not yet weighted), and its next memory.
+
+        `before` and `after` are what the site loaded and trained in stage 0, also in a later stage;
+        `memory` is what the stage before (or the last round) left.
+        """
 
     def fold(self, state: ServerState, total: Statistics, weight: float, stage: int) -> ServerState:
-        """Next state from Σ w_i · statistics_i (float64) and Σ w_i > 0."""
+        """Next state from Σ w_i · statistics_i (float64) and Σ w_i > 0.
+
+        The sites of a later stage are those of the first, with the same weights.
+        """

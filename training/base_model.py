@@ -16,13 +16,14 @@ from typing import Any, Literal, cast
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from wardround.core.errors import ModelError
 from wardround.core.plan import DataContract
 from wardround.runtime.locations import locate
 from wardround.training.digests import chat_template_digest, files_digest, tokenizer_digest, weights_digest
+from wardround.training.processors import end_tokens
 from wardround.training.quantised_base import keep_weights_as_loaded, quantised_keywords
 from wardround.training.tasks.contract import Task
 
@@ -52,8 +53,10 @@ class BaseModelConfig(BaseModel):
         revision: Commit, tag or branch of a hub name.
         dtype: Of the frozen weights and of the arithmetic outside the adapter. float16 can underflow
             in the backward pass (no loss scaling); prefer bfloat16.
-        quantisation: 8- or 4-bit base through bitsandbytes, on a GPU that it supports.
+        quantisation: 8- or 4-bit base through bitsandbytes (the extra `quantised`); tested on the CPU.
         attention: Implementation inside transformers.
+        dropout: `base` leaves the checkpoint's own while training, `off` switches it off; the adapter's own
+            is another matter.
         digest: Digest that the loaded weights must have, or None. It depends on the dtype.
     """
 
@@ -64,6 +67,7 @@ class BaseModelConfig(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantisation: Literal["none", "8bit", "4bit"] = "none"
     attention: Literal["sdpa", "eager"] = "sdpa"
+    dropout: Literal["base", "off"] = "base"
     digest: str | None = None
 
 
@@ -74,7 +78,8 @@ class LoadedBase:
     Attributes:
         config: What was asked for.
         model: In evaluation mode, every parameter frozen, on its device.
-        tokenizer: With a pad token (the end token where the model has none of its own).
+        tokenizer: What the task's processor loaded. A tokenizer as a rule, with a pad token (the end token
+            where the model has none of its own); None or something else where the task reads no texts.
         digest: See `weights_digest` and, for a quantised base, `files_digest`.
         missing_heads: Modules that the checkpoint lacks entirely and that therefore federate.
         name: Folder or hub name, for people.
@@ -82,20 +87,21 @@ class LoadedBase:
 
     config: BaseModelConfig
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
     digest: str
     missing_heads: tuple[str, ...]
     name: str
 
 
 def load_base(config: BaseModelConfig, task: Task, data: DataContract, *, device: torch.device) -> LoadedBase:
-    """Load model and tokenizer, digest what was loaded, find the heads that the checkpoint lacks.
+    """Load model and processor, digest what was loaded, find the heads that the checkpoint lacks.
 
     The process's random state is left as it was; heads are initialised by the adapter method.
 
     Raises:
-        ModelError: Nothing there, not a model of this task, no safetensors, no tokenizer, a checkpoint
-            that holds only part of a module, or no bitsandbytes for a quantised base.
+        ModelError: Nothing there, not a model of this task, no safetensors, no tokenizer (or what else
+            the task reads rows through), a checkpoint that holds only part of a module, or no bitsandbytes
+            for a quantised base.
     """
     path, name = resolve(config)
     keywords: dict[str, Any] = {
@@ -109,11 +115,13 @@ def load_base(config: BaseModelConfig, task: Task, data: DataContract, *, device
         keywords |= quantised_keywords(config.quantisation, DTYPES[config.dtype], device)
     with _loading(config), quiet(), torch.random.fork_rng(devices=[]):
         model, info = task.load_model(path, data, **keywords, **revision)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **revision)
+        processor = task.processor.load(path, **revision)
     # A task may let a head of another size be replaced; it is as fresh as one that is missing.
     missing = sorted({*info["missing_keys"], *(key for key, *_ in info.get("mismatched_keys", ()))})
     heads = missing_modules(model, missing)
-    _settle_pad_token(model, tokenizer, name)
+    task.processor.settle(processor, model, name)
+    if config.dropout == "off":
+        switch_dropout_off(model)
     model.requires_grad_(False)
     model.train(False)
     if config.quantisation == "none":
@@ -122,10 +130,24 @@ def load_base(config: BaseModelConfig, task: Task, data: DataContract, *, device
     else:
         keep_weights_as_loaded(model)
         digest = files_digest(path, config.revision)
-    loaded = LoadedBase(config, model, tokenizer, digest, heads, name)
+    loaded = LoadedBase(config, model, processor, digest, heads, name)
     if config.digest is not None:
         require_digest(loaded, config.digest)
     return loaded
+
+
+def switch_dropout_off(model: torch.nn.Module) -> None:
+    """Set every dropout probability in the model to 0, in place; an adapter put on later keeps its own.
+
+    Layers such as `torch.nn.Dropout` hold it as `p`; modules that drop by a function hold a float that says
+    so in its name (`attention_dropout`, `layerdrop`, `drop_prob`).
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):  # noqa: SLF001 - torch names no public base
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and "drop" in name.lower():
+                setattr(module, name, 0.0)
 
 
 def resolve(config: BaseModelConfig) -> tuple[str, str]:
@@ -221,41 +243,18 @@ def _weights_of(model: torch.nn.Module, module: str) -> set[str]:
 
 def _is_body(model: PreTrainedModel, module: str) -> bool:
     """Whether it lies in the body (a pooler aside), or holds the embeddings in or out."""
-    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # left unannotated there
-    embeddings = {id(model.get_input_embeddings()), id(output)}
+    embeddings = set(map(id, _embeddings(model)))
     inside = {id(part) for part in model.get_submodule(module).modules()}
     in_body = f"{module}.".startswith(f"{model.base_model_prefix}.") and not module.endswith(".pooler")
     return in_body or bool(embeddings & inside)
 
 
-def _settle_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ModelError(
-                f"the tokenizer of {name!r} has neither a pad nor an end token",
-                remedy="set pad_token in its tokenizer_config.json",
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    rows = len(cast("torch.Tensor", model.get_input_embeddings().weight))
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= rows:
-        raise ModelError(
-            f"the tokenizer of {name!r} has tokens that the model does not know",
-            found=f"token id {largest}",
-            expected=f"ids below {rows}",
-            remedy="use the tokenizer that belongs to the model",
-        )
-
-
-def end_tokens(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids that end an answer: the generation config's and the tokenizer's end token, sorted."""
-    settings = getattr(model, "generation_config", None)
-    ids: Any = getattr(settings, "eos_token_id", None)
-    found = set(ids) if isinstance(ids, list) else {ids}
-    found.add(tokenizer.eos_token_id)
-    return tuple(sorted(int(token) for token in found if token is not None))
+def _embeddings(model: PreTrainedModel) -> tuple[object, ...]:
+    """Modules that turn ids into vectors and back, or what stands for them; a model on sound has none."""
+    try:
+        return model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]  # left unannotated there
+    except NotImplementedError:
+        return ()
 
 
 def require_digest(loaded: LoadedBase, expected: str) -> None:

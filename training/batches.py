@@ -13,12 +13,12 @@ from wardround.core.plan import LocalWork
 Indices = NDArray[np.int64]
 
 
-class Tokenised(Protocol):
-    """What has tokens, and so a length."""
+class Long(Protocol):
+    """What has a length."""
 
     @property
-    def tokens(self) -> NDArray[np.int32]:
-        """Input ids, 1-D."""
+    def length(self) -> int:
+        """Tokens, or whatever its memory grows with."""
 
 
 def plan_batches(n: int, work: LocalWork, rng: np.random.Generator) -> list[Indices]:
@@ -49,7 +49,7 @@ def plan_batches(n: int, work: LocalWork, rng: np.random.Generator) -> list[Indi
     return [indices[start : start + size] for indices in passes for start in range(0, len(indices), size)]
 
 
-def microbatches(batch: Indices, encoded: Sequence[Tokenised], microbatch_size: int | None) -> list[Indices]:
+def microbatches(batch: Indices, encoded: Sequence[Long], microbatch_size: int | None) -> list[Indices]:
     """Cut a logical batch into pieces that go through the model one after the other.
 
     Where it is cut at all, it is sorted by length first, longest rows in front: little padding, and a
@@ -65,7 +65,7 @@ def microbatches(batch: Indices, encoded: Sequence[Tokenised], microbatch_size: 
     """
     if microbatch_size is None or len(batch) <= microbatch_size:
         return [batch]
-    order = sorted(batch.tolist(), key=lambda index: -len(encoded[index].tokens))
+    order = sorted(batch.tolist(), key=lambda index: -encoded[index].length)
     return [
         np.array(order[start : start + microbatch_size], dtype=np.int64)
         for start in range(0, len(order), microbatch_size)

@@ -22,6 +22,8 @@ from wardround.training.text_formats.contract import ASSISTANT, Conversation, Me
 _STAND_INS = ("\ufffc", "\ufffd")
 """Characters with which no template begins what follows a content."""
 
+_USUAL_ROLES = ("system", "user", ASSISTANT, "tool")
+
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -176,9 +178,13 @@ def _no_prefix(index: int) -> ModelError:
 
 
 def _refused(conversation: Conversation, error: Exception) -> ModelError:
-    roles = ", ".join(turn.role[:20] for turn in conversation.messages[:8])
+    # A role is a cell of the data: only the usual ones are named.
+    roles = [turn.role for turn in conversation.messages if turn.role in _USUAL_ROLES]
+    unknown = len(conversation.messages) - len(roles)
     return ModelError(
         "the chat template refuses a conversation",
-        found=f"{type(error).__name__} on the roles {roles}",
+        found=f"{type(error).__name__} on {len(conversation.messages)} turns: {len(roles)} of the roles "
+        f"{', '.join(sorted(set(roles))) or 'below'}, {unknown} of others",
+        expected=f"roles among {', '.join(_USUAL_ROLES)}, as far as the template knows them",
         remedy="many templates want user and assistant to alternate, and some take no system turn",
     )

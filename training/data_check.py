@@ -22,6 +22,7 @@ from wardround.training.data_report import (
     UnitReport,
     spread,
 )
+from wardround.training.examples import role_value
 from wardround.training.source_spec import SourceSpec, code, open_source, plain
 from wardround.training.sources.contract import BrokenRow, Row
 from wardround.training.template import UnknownCodeError, render, says_something
@@ -31,6 +32,18 @@ TEXTS_AT_ONCE = 256
 
 EncodeLengths = Callable[[Sequence[str]], Sequence[int]]
 """Texts → their lengths in tokens, special tokens counted and nothing cut."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a task makes of a row: a code for what it cannot read, or its length in tokens if it is known."""
+
+    fault: str | None = None
+    tokens: int | None = None
+
+
+ReadRow = Callable[[Mapping[str, Any]], Reading]
+"""Role → value of one row → how the task reads it, nothing cut."""
 
 _KINDS = (
     (bool, "truth"),
@@ -47,6 +60,7 @@ def check_source(
     data: DataContract | None = None,
     roles: Mapping[str, bool] | None = None,
     encode_lengths: EncodeLengths | None = None,
+    read_row: ReadRow | None = None,
 ) -> DataReport:
     """Read a source once, in order, and count. Rows are not kept: only counts, lengths and digests.
 
@@ -55,6 +69,8 @@ def check_source(
         data: Mapping, template, label list and longest text; None looks at the columns alone.
         roles: Role → whether the task needs it; None takes the mapped ones as needed.
         encode_lengths: Measures texts in tokens.
+        read_row: Measures whole rows instead, as a task reads them: a conversation through its chat template,
+            a prompt with its completion. It is asked about rows that fill every role that is needed.
 
     Raises:
         DataError: Nothing readable there, or a mapping that names a column which is not there.
@@ -66,8 +82,9 @@ def check_source(
         roles = dict.fromkeys(data.columns, True) | ({"text": True} if data.template else {})
     check_mapping(first, spec, data, roles, None)
     tally = _Tally()
-    lengths = _token_lengths(_texts(itertools.chain(first, rows), data, roles, tally), encode_lengths)
-    return _report(spec, data, tally, lengths)
+    texts = _texts(itertools.chain(first, rows), data, roles, tally, read_row)
+    lengths = _token_lengths(texts, encode_lengths)
+    return _report(spec, data, tally, lengths if read_row is None else tally.tokens)
 
 
 @dataclass
@@ -81,6 +98,7 @@ class _Tally:
     labels: Counter[str] = field(default_factory=Counter)
     outside: int = 0
     characters: array[int] = field(default_factory=lambda: array("q"))
+    tokens: array[int] = field(default_factory=lambda: array("q"))
     seen_rows: set[bytes] = field(default_factory=set)
     seen_texts: dict[bytes, str | None] = field(default_factory=dict)
     conflicting: set[bytes] = field(default_factory=set)
@@ -100,7 +118,11 @@ class _Tally:
 
 
 def _texts(
-    rows: Iterable[Row | BrokenRow], data: DataContract, roles: Mapping[str, bool], tally: _Tally
+    rows: Iterable[Row | BrokenRow],
+    data: DataContract,
+    roles: Mapping[str, bool],
+    tally: _Tally,
+    read_row: ReadRow | None,
 ) -> Iterator[str]:
     """Count every row, and yield the text of those that have one."""
     for row in rows:
@@ -120,7 +142,26 @@ def _texts(
         if text:
             tally.characters.append(len(text))
             _count_text(text, label, tally)
+            if read_row is not None:
+                _count_reading(row, data, roles, tally, read_row)
             yield text
+
+
+def _count_reading(
+    row: Row, data: DataContract, roles: Mapping[str, bool], tally: _Tally, read_row: ReadRow
+) -> None:
+    try:
+        found = {role: role_value(role, row, data) for role in roles if role != "label"}
+    except UnknownCodeError:
+        return  # counted with the text
+    values = {role: value for role, value in found.items() if value is not None}
+    if any(needed and role != "label" and role not in values for role, needed in roles.items()):
+        return  # counted as empty
+    reading = read_row(values)
+    if reading.fault is not None:
+        tally.fault(reading.fault, row.number)
+    if reading.tokens is not None:
+        tally.tokens.append(reading.tokens)
 
 
 def _count_columns(row: Row, tally: _Tally) -> None:

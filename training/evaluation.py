@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from wardround.core.errors import InternalError
 from wardround.core.packed import Counters, zeros
@@ -26,7 +25,7 @@ def evaluate(
     *,
     batch_size: int,
     device: torch.device,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: Any = None,
 ) -> Counters:
     """Metric numerators of the rows that have a target; no rows give zeros.
 
@@ -38,7 +37,8 @@ def evaluate(
         model: In any mode, which is put back afterwards.
         encoded: From `task.encode`.
         batch_size: Rows at once.
-        tokenizer: For counters that need text, such as ROUGE-L of generated answers.
+        tokenizer: What the task's processor loaded (`Workbench.tokenizer`), for counters that need it, such
+            as ROUGE-L of generated answers.
 
     Raises:
         TrainingError: A loss is not finite.
@@ -47,7 +47,7 @@ def evaluate(
     layout = task.counter_layout(data, spec)
     totals = zeros(layout, np.int64)
     usable = [row for row in encoded if task.targets(row) > 0]
-    order = sorted(usable, key=lambda row: -row.tokens.size)
+    order = sorted(usable, key=lambda row: -row.length)
     filled: set[str] = set()
     with evaluating(model):
         for start in range(0, len(order), batch_size):
@@ -56,7 +56,7 @@ def evaluate(
             for name, array in task.count(model, batch, rows, data, spec).items():
                 totals[name][...] += array
                 filled.add(name)
-        if tokenizer is not None and usable:
+        if usable:
             whole = task.count_whole(
                 model, tokenizer, usable, data, spec, batch_size=batch_size, device=device
             )
@@ -79,7 +79,7 @@ def predict_rows(
     data: DataContract,
     examples: Sequence[Example],
     *,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     batch_size: int,
     device: torch.device,
 ) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ class Example:
 
     Attributes:
         number: Row number in its source.
-        roles: Role → value: strings, or whatever the format needs (a list of messages).
+        roles: Role → value: strings, or whatever the task needs (a list of messages, the bytes of an image).
         label: Index into the contract's label list, or None where the task has no labels.
         id: Row id as text, or the row number where the contract names no id column.
         unit: Unit to protect; the row's id where the contract names no unit column.
@@ -79,6 +79,7 @@ def read_examples(
     fault: Callable[[Example], str | None] | None = None,
     predict: bool = False,
     units: bool = True,
+    allow_dotted: bool = False,
 ) -> ExampleSet:
     """Read a source through the data contract.
 
@@ -97,7 +98,7 @@ def read_examples(
         DataError: A column that is not there (the nearest one is named), a label outside the list (named,
             with how many rows hold it), or more than half of the rows unusable.
     """
-    rows = iter(open_source(spec))
+    rows = iter(open_source(spec, allow_dotted=allow_dotted))
     probe = list(itertools.islice(rows, PROBED_ROWS))
     units = units and not predict
     demanded = {
@@ -131,7 +132,9 @@ def read_examples(
     return ExampleSet(tuple(examples), tuple(quarantined), read)
 
 
-def collect_labels(specs: Iterable[SourceSpec], data: DataContract) -> tuple[str, ...]:
+def collect_labels(
+    specs: Iterable[SourceSpec], data: DataContract, *, allow_dotted: bool = False
+) -> tuple[str, ...]:
     """Sorted labels of all rows of all sources; a plan is made with them, no site ever does this.
 
     Raises:
@@ -147,7 +150,7 @@ def collect_labels(specs: Iterable[SourceSpec], data: DataContract) -> tuple[str
     paths: list[str] = []
     for spec in specs:
         paths.append(spec.path)
-        for row in open_source(spec):
+        for row in open_source(spec, allow_dotted=allow_dotted):
             if isinstance(row, Row):
                 columns.update(dict.fromkeys(row.values))
                 found.add(code(row.values.get(column)))
@@ -253,7 +256,7 @@ def _example(
 
 
 def role_value(role: str, row: Row, data: DataContract) -> Any:
-    """What a row gives for a role: its text as it stands, a list or object, or None where it is empty.
+    """What a row gives for a role: its text as it stands, a list, object or bytes, or None where it is empty.
 
     Raises:
         UnknownCodeError: A code for which the template has no word, or a value that its format refuses.
@@ -261,7 +264,7 @@ def role_value(role: str, row: Row, data: DataContract) -> Any:
     if role == TEXT and data.template is not None:
         return (says_something(data.template, row.values) and render(data.template, row.values)) or None
     value = row.values.get(data.columns.get(role, ""))
-    if isinstance(value, list | dict):
+    if isinstance(value, list | dict | bytes):
         return value or None
     text = value if isinstance(value, str) else plain(value)
     return text if text.strip() else None

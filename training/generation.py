@@ -16,8 +16,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from wardround.core.metrics.language import ROUGE_UNIT
 from wardround.core.plan import DataContract
+from wardround.training.encoded_text import EncodedText
 from wardround.training.packing import segment_bounds
-from wardround.training.tasks.contract import Encoded
 
 Ids = NDArray[np.int32]
 
@@ -39,7 +39,7 @@ class SampleAnswer:
     answer: str
 
 
-def questions(encoded: Sequence[Encoded], data: DataContract, count: int) -> list[Question]:
+def questions(encoded: Sequence[EncodedText], data: DataContract, count: int) -> list[Question]:
     """The first `count` questions: of each row its last answer, with all before it as the prompt.
 
     Packed rows are taken apart. Rows without a prompt or without an answer left after truncation are passed
@@ -163,7 +163,7 @@ def count_answers(references: Sequence[str], answers: Sequence[str]) -> dict[str
 def sample_answers(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    encoded: Sequence[Encoded],
+    encoded: Sequence[EncodedText],
     data: DataContract,
     *,
     count: int,

@@ -42,8 +42,6 @@ class LocalResult:
         examples: Distinct rows that this site trains on, n_k of FedAvg; rows without a target do not count.
         targets: Loss terms processed, over all passes: target tokens, or rows of a classifier.
         loss_sum: Their summed loss in nats, each at the time of its step.
-        first_loss: Mean loss of the first step, in nats a target.
-        last_loss: Mean loss of the last step.
     """
 
     adapter: Adapter
@@ -52,8 +50,6 @@ class LocalResult:
     examples: int
     targets: int
     loss_sum: float
-    first_loss: float
-    last_loss: float
 
 
 def train_locally(
@@ -72,7 +68,8 @@ def train_locally(
     """Train one local round from `before`; equal inputs give equal bits at equal thread counts on a CPU.
 
     Microbatches of any size give the gradient of the one big batch: sums over targets, divided once.
-    Only with dropout does their size matter, since it decides which numbers the masks draw.
+    Only under dropout (the adapter's, or the base's unless `model.dropout=off`) does their size matter: it
+    decides which masks are drawn.
 
     Args:
         bench: Model, task and device. It holds the trained adapter afterwards.
@@ -128,8 +125,6 @@ def train_locally(
         examples=sum(map(rows_in, usable)),
         targets=sum(targets),
         loss_sum=sum(losses),
-        first_loss=losses[0] / targets[0],
-        last_loss=losses[-1] / targets[-1],
     )
 
 
@@ -153,8 +148,8 @@ def accumulate_gradient(
 
 
 def rows_in(encoded: Encoded) -> int:
-    """Rows of the source in one encoded sequence: more than one where rows were packed."""
-    return max(1, int((encoded.positions == 0).sum()))
+    """Rows of the source in one encoded example: more than one where rows were packed."""
+    return encoded.rows
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -13,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from wardround.core.errors import ConfigError, ModelError
 from wardround.core.plan import DataContract
+from wardround.runtime.files import atomic_folder
 from wardround.training.adapters.contract import CONFIG_FILE, WEIGHTS_FILE, AdapterMethod
 from wardround.training.base_model import DTYPES, BaseModelConfig, load_base, quiet, without_peft_noise
-from wardround.training.staging import publish_folder, staging
 from wardround.training.tasks.contract import Encoded, Task
 from wardround.training.workbench import pick_device, with_tokenizer
 
@@ -53,6 +54,7 @@ class MergeReport:
         samples: Samples compared.
         adapted_modules: Modules whose adapter is not zero.
         changed_modules: Those of them whose merged weight differs from the base's, on disk.
+        quantisation: Of the base that the adapter was trained on; the merge took the same checkpoint without.
     """
 
     folder: Path
@@ -65,6 +67,7 @@ class MergeReport:
     samples: int
     adapted_modules: int
     changed_modules: int
+    quantisation: str = "none"
 
 
 def merge_adapter(
@@ -111,31 +114,49 @@ def merge_adapter(
     limit = TOLERANCES[base.dtype] if tolerance is None else tolerance
     cpu = torch.device("cpu")
     loaded = load_base(plain, task, data, device=cpu)
-    data = with_tokenizer(data, loaded)
+    data = with_tokenizer(data, loaded, task)
     nonzero = method.changed_weights(adapter_folder)
     digests = weight_digests(loaded.model, nonzero)
     expected = logits(with_adapter(loaded.model, adapter_folder), task, data, samples, cpu)
     quantised = _quantised_logits(base, adapter_folder, task, data, samples)
     merged = _merged(plain, task, data, adapter_folder)
-    with staging(out) as staged:
-        _write(merged, loaded.tokenizer, staged)
-        del merged
-        with quiet():
-            reread, info = task.load_model(
-                str(staged), data, dtype=DTYPES[base.dtype], attn_implementation=base.attention,
-                use_safetensors=True, trust_remote_code=False,
+    try:
+        with atomic_folder(out) as staged:
+            _write(merged, partial(task.processor.save, loaded.tokenizer), staged)
+            del merged
+            with quiet():
+                reread, info = task.load_model(
+                    str(staged), data, dtype=DTYPES[base.dtype], attn_implementation=base.attention,
+                    use_safetensors=True, trust_remote_code=False,
+                )  # fmt: skip
+            found = logits(reread.train(False), task, data, samples, cpu)
+            changed = sum(digest != digests[name] for name, digest in weight_digests(reread, nonzero).items())
+            parity = difference(found, expected)
+            reason = _fault(parity, limit, sorted(info["missing_keys"]), len(nonzero), changed)
+            report = MergeReport(
+                folder=out, passed=not reason, reason=reason, base=loaded.name,
+                parity=parity, tolerance=limit,
+                against_quantised=None if quantised is None else difference(found, quantised),
+                samples=len(samples), adapted_modules=len(nonzero), changed_modules=changed,
+                quantisation=base.quantisation,
             )  # fmt: skip
-        found = logits(reread.train(False), task, data, samples, cpu)
-        changed = sum(digest != digests[name] for name, digest in weight_digests(reread, nonzero).items())
-        parity = difference(found, expected)
-        reason = _fault(parity, limit, sorted(info["missing_keys"]), len(nonzero), changed)
-        if not reason:
-            publish_folder(staged, out)
-    return MergeReport(
-        folder=out, passed=not reason, reason=reason, base=loaded.name, parity=parity, tolerance=limit,
-        against_quantised=None if quantised is None else difference(found, quantised),
-        samples=len(samples), adapted_modules=len(nonzero), changed_modules=changed,
-    )  # fmt: skip
+            _put_in_place_only_if_passed(report)
+    except _UnprovenError as unproven:
+        return unproven.report
+    return report
+
+
+class _UnprovenError(Exception):
+    """Takes the report out of the folder that is not to be kept."""
+
+    def __init__(self, report: MergeReport) -> None:
+        self.report = report
+        super().__init__(report.reason)
+
+
+def _put_in_place_only_if_passed(report: MergeReport) -> None:
+    if not report.passed:
+        raise _UnprovenError(report)
 
 
 def _fault(parity: Difference, limit: float, missing: list[str], adapted: int, changed: int) -> str:
@@ -228,10 +249,10 @@ def _merged(base: BaseModelConfig, task: Task, data: DataContract, folder: Path)
     return merged
 
 
-def _write(merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _write(merged: PreTrainedModel, save_processor: Callable[[Path], None], folder: Path) -> None:
     with quiet():
         merged.save_pretrained(folder, safe_serialization=True)
-        tokenizer.save_pretrained(folder)
+        save_processor(folder)
 
 
 def _quantised_logits(

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from peft import PeftModel
 
 from wardround.core.errors import ModelError
-from wardround.training.tasks.contract import Encoded
+from wardround.training.encoded_text import EncodedText
 
 
-def pack_rows(rows: Sequence[Encoded], max_length: int) -> list[Encoded]:
+def pack_rows(rows: Sequence[EncodedText], max_length: int) -> list[EncodedText]:
     """First fit: each row goes into the first bin that has room, in order; the same rows give the same bins.
 
     A bin has `example` −1 and sums `cut` and `text_bytes`. The first target of every row in it is −100, so
@@ -30,23 +30,14 @@ def pack_rows(rows: Sequence[Encoded], max_length: int) -> list[Encoded]:
     the first is kept where there is no other; what truncation cut of them is counted in the first bin.
 
     Args:
-        rows: Encoded rows of at most `max_length` tokens each.
+        rows: EncodedText rows of at most `max_length` tokens each.
     """
     useful = [row for row in rows if (row.targets[1:] >= 0).any()] or list(rows[:1])
-    bins: list[list[Encoded]] = []
-    room: list[int] = []
-    open_from = 0  # bins before it are full
-    for row in useful:
-        length = row.tokens.size
-        place = next((b for b in range(open_from, len(bins)) if room[b] >= length), None)
-        if place is None:
-            place = len(bins)
+    bins: list[list[EncodedText]] = []
+    for row, place in zip(useful, first_fit([row.tokens.size for row in useful], max_length), strict=True):
+        if place == len(bins):
             bins.append([])
-            room.append(max_length)
         bins[place].append(row)
-        room[place] -= length
-        while open_from < len(bins) and room[open_from] == 0:
-            open_from += 1
     packed = [_join(members) for members in bins]
     if packed:
         left_out = sum(row.cut for row in rows) - sum(row.cut for row in packed)
@@ -54,7 +45,33 @@ def pack_rows(rows: Sequence[Encoded], max_length: int) -> list[Encoded]:
     return packed
 
 
-def segment_bounds(row: Encoded) -> list[tuple[int, int]]:
+def first_fit(lengths: Sequence[int], capacity: int) -> list[int]:
+    """Bin of each length, in order: the first one with room for it, or the next new one.
+
+    O(n log n) by a tree over the bins whose nodes hold the most room below them (Johnson 1974, First Fit).
+
+    Args:
+        lengths: None above `capacity`.
+        capacity: Room of an empty bin.
+    """
+    leaves = 1 << max(0, len(lengths) - 1).bit_length()
+    most = [capacity] * (2 * leaves)  # node n has children 2n and 2n + 1; bins not yet begun are empty ones
+    places = []
+    for length in lengths:
+        node = 1
+        while node < leaves:
+            node *= 2
+            if most[node] < length:
+                node += 1
+        places.append(node - leaves)
+        most[node] -= length
+        while node > 1:
+            node //= 2
+            most[node] = max(most[2 * node], most[2 * node + 1])
+    return places
+
+
+def segment_bounds(row: EncodedText) -> list[tuple[int, int]]:
     """Half-open token ranges of the rows that were packed into this one."""
     if row.positions.size == 0:
         return [(0, row.tokens.size)]
@@ -132,13 +149,13 @@ def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     )
 
 
-def _join(rows: Sequence[Encoded]) -> Encoded:
+def _join(rows: Sequence[EncodedText]) -> EncodedText:
     targets: list[NDArray[np.int32]] = []
     for row in rows:
         first = row.targets.copy()
         first[:1] = -100
         targets.append(first)
-    return Encoded(
+    return EncodedText(
         tokens=np.concatenate([row.tokens for row in rows]),
         targets=np.concatenate(targets),
         positions=np.concatenate([np.arange(row.tokens.size, dtype=np.int32) for row in rows]),

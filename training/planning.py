@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from wardround.core.errors import ConfigError, unknown_name
 from wardround.core.metrics import METRICS
 from wardround.core.packed import Adapter
@@ -27,6 +29,8 @@ from wardround.core.plan import (
 )
 from wardround.strategies import STRATEGIES
 from wardround.strategies.contract import SumStrategy
+from wardround.training.base_model import LoadedBase
+from wardround.training.optimisers import check_settings
 from wardround.training.workbench import Workbench, with_tokenizer
 
 
@@ -55,24 +59,28 @@ def make_plan(
         allow_dotted: Whether strategies may be given as module:attribute (a simulation's own code).
 
     Raises:
-        ConfigError: The release metric, the strategy or one of its options is unknown; a saved adapter
-            does not fit the configured one.
+        ConfigError: As `check_choices`; a saved adapter is scaled in another way than the configured one.
+        ModelError: The saved adapter is not there, does not fit, or belongs to another base.
     """
-    check_release(release, task, data)
+    check_choices(
+        task=task,
+        validation_fraction=data.validation_fraction,
+        local=local,
+        strategy=strategy,
+        release=release,
+        allow_dotted=allow_dotted,
+    )
     layout = bench.layout
-    initial = bench.initial_adapter() if start_from is None else bench.method.read_saved(start_from, layout)
+    base = base_spec(bench.base)
+    initial = (
+        bench.initial_adapter() if start_from is None else bench.method.read_saved(start_from, layout, base)
+    )
     plan = TrainingPlan(
         name=name,
         seed=seed,
-        base=BaseModelSpec(
-            name=bench.base.name,
-            revision=bench.base.config.revision,
-            digest=bench.base.digest,
-            dtype=bench.base.config.dtype,
-            quantisation=bench.base.config.quantisation,
-        ),
+        base=base,
         task=task,
-        data=with_tokenizer(data, bench.base),
+        data=with_tokenizer(data, bench.base, bench.task),
         adapter=AdapterSpec(
             method=adapter_method, options=adapter_options, layout=layout, initial_digest=initial.digest
         ),
@@ -86,26 +94,76 @@ def make_plan(
     return plan, initial
 
 
+def base_spec(base: LoadedBase) -> BaseModelSpec:
+    """What the plan says of the base model that was loaded."""
+    config = base.config
+    return BaseModelSpec(
+        name=base.name,
+        revision=config.revision,
+        digest=base.digest,
+        dtype=config.dtype,
+        quantisation=config.quantisation,
+        dropout=config.dropout,
+    )
+
+
 def bind_strategy(plan: TrainingPlan, *, allow_dotted: bool = False) -> SumStrategy:
     """The plan's strategy, its options checked, bound to the adapter's layout.
 
     Raises:
         ConfigError: Unknown strategy or option.
     """
-    strategy = STRATEGIES.get(plan.strategy.name, allow_dotted=allow_dotted)
-    options = parse_options(
-        strategy.Options, plan.strategy.options, f"options of strategy {plan.strategy.name!r}"
-    )
+    strategy, options = _strategy(plan.strategy, allow_dotted=allow_dotted)
     return strategy(options, plan.adapter.layout)
 
 
-def check_release(release: ReleaseRule, task: TaskSpec, data: DataContract) -> None:
-    """Refuse a release metric that the task does not give, or a direction that would choose the worst.
+def _strategy(spec: StrategySpec, *, allow_dotted: bool) -> tuple[type[SumStrategy], BaseModel]:
+    """The strategy and its checked options."""
+    strategy = STRATEGIES.get(spec.name, allow_dotted=allow_dotted)
+    return strategy, parse_options(strategy.Options, spec.options, f"options of strategy {spec.name!r}")
+
+
+def check_choices(
+    *,
+    task: TaskSpec,
+    validation_fraction: float,
+    local: LocalWork,
+    strategy: StrategySpec,
+    release: ReleaseRule,
+    allow_dotted: bool = False,
+) -> None:
+    """Everything in a plan that can be refused before a row is read or a model is loaded.
 
     Raises:
-        ConfigError: Names the metrics that there are, or the right direction.
+        ConfigError: The strategy or one of its options is unknown; the release metric is unknown, never
+            computed, or its direction chooses the worst round; a setting has no effect under the optimiser.
     """
-    directions = METRICS.get(task.metrics).directions
+    _strategy(strategy, allow_dotted=allow_dotted)
+    check_release(release, task, validation_fraction)
+    check_settings(local)
+
+
+def check_release(release: ReleaseRule, task: TaskSpec, validation_fraction: float) -> None:
+    """Refuse a release metric that is never computed, or a direction that would choose the worst.
+
+    Args:
+        release: The rule.
+        task: Its metric family, and its options, on which it depends what is computed.
+        validation_fraction: Share of its rows that a site holds back.
+
+    Raises:
+        ConfigError: Names the nearest metric that there is, the option that would have it computed, or the
+            right direction.
+    """
+    family = METRICS.get(task.metrics)
+    absent = family.left_out(task.options)
+    directions = {name: way for name, way in family.directions.items() if name not in absent}
+    if release.metric in absent:
+        raise ConfigError(
+            f"release.metric={release.metric} is never computed under these task options",
+            expected="one of " + ", ".join(sorted(directions)),
+            remedy=f"{absent[release.metric]}, or choose another metric",
+        )
     if release.metric not in directions:
         raise unknown_name("release metric", release.metric, directions)
     if directions[release.metric] != release.direction:
@@ -114,7 +172,7 @@ def check_release(release: ReleaseRule, task: TaskSpec, data: DataContract) -> N
             found=release.direction,
             expected=directions[release.metric],
         )
-    if data.validation_fraction == 0 and release.patience is not None:
+    if validation_fraction == 0 and release.patience is not None:
         raise ConfigError(
             "early stopping needs a validation part",
             found="data.validation_fraction=0",

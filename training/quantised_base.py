@@ -27,12 +27,11 @@ def quantised_keywords(
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
             f"model.quantisation={quantisation} needs bitsandbytes, which is not installed",
-            remedy="pip install bitsandbytes, or set model.quantisation=none",
+            remedy="pip install 'wardround[quantised]', or set model.quantisation=none",
         )
     from transformers import BitsAndBytesConfig
 
-    # It says at every layer that 8-bit products are made in float16, which is what LLM.int8() is, and
-    # that an optional kernel is not installed.
+    # It says at every layer that 8-bit products are made in float16, which is what LLM.int8() is.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     options: dict[str, Any] = {"load_in_8bit": True}
     if quantisation == "4bit":

@@ -23,7 +23,8 @@ class SourceSpec(BaseModel):
     """One source of rows.
 
     Attributes:
-        path: File or folder; `package://` and `data://` locations as well.
+        path: File or folder; `package://` and `data://` locations as well. Where `kind` names a source that
+            reads no files, whatever that one takes: a connection, an address.
         kind: Source kind; None chooses it by the ending of the path.
         options: Passed to the source.
         where: Column → value (or values); only rows that equal it, compared as `code` writes it, are read.
@@ -59,16 +60,20 @@ def named_source(path: str, kind: str | None = None) -> SourceSpec:
     return SourceSpec(path=path, kind=kind)
 
 
-def open_source(spec: SourceSpec) -> Iterator[Row | BrokenRow]:
+def open_source(spec: SourceSpec, *, allow_dotted: bool = False) -> Iterator[Row | BrokenRow]:
     """Rows of a source in order, after its filter; broken rows pass it.
+
+    Args:
+        spec: Which source.
+        allow_dotted: Whether `kind` may be module:attribute: a simulation's own code, never a site's.
 
     Raises:
         DataError: Nothing there, no source of that ending, not a file of its kind at all, or the filter
             names a column that no row has.
     """
-    path = locate(spec.path)
-    source = SOURCES.get(spec.kind) if spec.kind else source_of(path)
-    rows = source.read(path, spec.options)
+    source = SOURCES.get(spec.kind, allow_dotted=allow_dotted) if spec.kind else source_of(locate(spec.path))
+    # A source without endings reads no files: what its place means is its own affair.
+    rows = source.read(locate(spec.path) if source.suffixes else spec.path, spec.options)
     return _filtered(spec, rows) if spec.where else rows
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from wardround.core.errors import ModelError
 from wardround.training.chat_spans import Written
-from wardround.training.tasks.contract import Encoded
+from wardround.training.encoded_text import EncodedText
 
 NO_LOSS = -100
 """Target of a token that is not under loss: what torch's cross-entropy ignores."""
@@ -28,7 +28,7 @@ class _Tokens:
 
 def encode_written(
     written: Written, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int], max_length: int
-) -> Encoded:
+) -> EncodedText:
     """Tokens and targets of one text, cut from the right.
 
     Every assistant turn carries its end token under loss: one that the template writes after the span
@@ -58,7 +58,7 @@ def encode_written(
     ids = np.asarray(tokens.ids[kept], np.int32)
     under = np.asarray(loss[kept], bool)
     under[:1] = False
-    return Encoded(
+    return EncodedText(
         tokens=ids,
         targets=np.where(under, ids, NO_LOSS).astype(np.int32),
         cut=max(0, len(tokens.ids) - max_length),

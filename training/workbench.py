@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from wardround.core.errors import ConfigError, ModelError
 from wardround.core.packed import Adapter, Layout
 from wardround.core.plan import DataContract
 from wardround.core.seeds import Purpose, seed_for
 from wardround.training.adapters.contract import AdapterMethod
-from wardround.training.base_model import (
-    BaseModelConfig,
-    LoadedBase,
-    chat_template_digest,
-    end_tokens,
-    load_base,
-    tokenizer_digest,
-)
+from wardround.training.base_model import BaseModelConfig, LoadedBase, load_base
 from wardround.training.tasks.contract import Task
 
 
 class Machine(BaseModel):
-    """What a machine decides for itself; none of it is part of the plan, or changes what is trained.
+    """What a machine decides for itself; none of it is part of the plan.
+
+    It changes what is trained by floating-point noise alone, with one exception: under dropout (the base's
+    own, which `model.dropout=off` switches off, or the adapter's) `microbatch_size` decides which masks are
+    drawn.
 
     Attributes:
         device: `auto` takes CUDA, then MPS, then the CPU.
@@ -73,8 +70,8 @@ class Workbench:
     device: torch.device
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base model's tokenizer."""
+    def tokenizer(self) -> Any:
+        """What the task's processor loaded: the base model's tokenizer, as a rule."""
         return self.base.tokenizer
 
     def initial_adapter(self) -> Adapter:
@@ -140,7 +137,7 @@ def open_workbench(
         base,
         model,
         task,
-        with_tokenizer(data, base),
+        with_tokenizer(data, base, task),
         method,
         layout,
         method.read(model, layout),
@@ -168,18 +165,13 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
         ) from error
 
 
-def with_tokenizer(data: DataContract, base: LoadedBase) -> DataContract:
-    """The data contract completed by the tokenizer; what the plan has fixed already has to agree.
+def with_tokenizer(data: DataContract, base: LoadedBase, task: Task) -> DataContract:
+    """The data contract completed by what the task reads rows through; what the plan has fixed has to agree.
 
     Raises:
-        ModelError: The tokenizer is not the plan's; names what differs.
+        ModelError: The tokenizer (or the task's other processor) is not the plan's; names what differs.
     """
-    found = {
-        "tokenizer_digest": tokenizer_digest(base.tokenizer),
-        "chat_template_digest": chat_template_digest(base.tokenizer),
-        "pad_token_id": int(base.tokenizer.pad_token_id),
-        "end_token_ids": end_tokens(base.model, base.tokenizer),
-    }
+    found = task.processor.contract(base.tokenizer, base.model)
     wrong = [name for name, value in found.items() if data.tokenizer_digest and getattr(data, name) != value]
     if wrong:
         raise ModelError(

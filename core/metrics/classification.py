@@ -141,6 +141,11 @@ class Classification:
         "ece": "min",
     }
 
+    def left_out(self, options: dict[str, Any]) -> dict[str, str]:
+        """None: every figure comes from the same counters."""
+        del options
+        return {}
+
     def layout(self, labels: tuple[str, ...], options: dict[str, Any]) -> Layout:
         """K×K confusion (rows are true), K×1024 score histograms, 3×15 calibration, two scalars."""
         del options

@@ -39,6 +39,9 @@ class MetricFamily(Protocol):
     directions: dict[str, str]
     """Every metric that `compute` may give → "min" or "max"."""
 
+    def left_out(self, options: dict[str, Any]) -> dict[str, str]:
+        """Metric of `directions` that is never computed under these task options → what would make it so."""
+
     def layout(self, labels: tuple[str, ...], options: dict[str, Any]) -> Layout:
         """Counters, role `counter`, int64; sums over examples, so that sites add up."""
 

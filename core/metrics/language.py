@@ -35,6 +35,12 @@ class Language:
         "rouge_l": "max",
     }
 
+    def left_out(self, options: dict[str, Any]) -> dict[str, str]:
+        """The scores of generated answers, where option `generate` is 0."""
+        if options.get("generate", 0):
+            return {}
+        return dict.fromkeys(("exact_match", "rouge_l"), "set task.options.generate above 0")
+
     def layout(self, labels: tuple[str, ...], options: dict[str, Any]) -> Layout:
         """Scalars only. The answer counters are there where option `generate` is above zero."""
         del labels

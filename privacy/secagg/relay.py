@@ -22,6 +22,7 @@ from wardround.core.errors import PeerError, QuorumError
 from wardround.core.packed import Array
 from wardround.privacy.packing import unpack, word_of
 from wardround.privacy.secagg import transcript
+from wardround.privacy.secagg.boxes import open_box
 from wardround.privacy.secagg.graph import Graph
 from wardround.privacy.secagg.identity import Roster
 from wardround.privacy.secagg.masks import Mask, apply_masks
@@ -44,7 +45,6 @@ from wardround.privacy.secagg.messages import (
 from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.secagg.secret import Secret
 from wardround.privacy.secagg.shamir import combine, repair, weights_at_zero
-from wardround.privacy.secagg.site import open_box
 
 M = TypeVar("M", bound=Message)
 

@@ -12,15 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from wardround.core.errors import InternalError, PeerError
 from wardround.core.packed import Array
 from wardround.privacy.packing import pack, word_of
 from wardround.privacy.secagg import transcript
 from wardround.privacy.secagg.admission import Member, accept
+from wardround.privacy.secagg.boxes import open_box, seal
 from wardround.privacy.secagg.graph import Graph
 from wardround.privacy.secagg.masks import apply_masks
 from wardround.privacy.secagg.messages import (
@@ -41,9 +40,7 @@ from wardround.privacy.secagg.messages import (
 )
 from wardround.privacy.secagg.offer import Offer, SignedOffer
 from wardround.privacy.secagg.secret import Secret
-from wardround.privacy.secagg.shamir import SHARE_BYTES, number, split
-
-_NONCE = bytes(12)  # each key seals one box
+from wardround.privacy.secagg.shamir import split
 
 
 @dataclass(frozen=True, repr=False)
@@ -323,8 +320,7 @@ class SecureSite:
         name = self.member.name
         channel = transcript.shared_secret(keyed.channel, peer.channel_key)
         key = transcript.box_key(channel, agreed, name, peer.site)
-        plain = seed_share.reveal() + key_share.reveal()
-        box = Box(recipient=peer.site, sealed=ChaCha20Poly1305(key.reveal()).encrypt(_NONCE, plain, agreed))
+        box = Box(recipient=peer.site, sealed=seal(key, seed_share, key_share, agreed))
         signature = self.member.signer.sign(box.statement(keyed.offer.context, name, agreed))
         return box.model_copy(update={"signature": signature})
 
@@ -382,21 +378,6 @@ class SecureSite:
                 remedy="a new attempt",
             )  # fmt: skip
         return phase
-
-
-def open_box(key: Secret, box: Box, agreed: bytes) -> tuple[Secret, Secret] | None:
-    """The two shares of a box, or None where it does not open to two shares."""
-    try:
-        plain = ChaCha20Poly1305(key.reveal()).decrypt(_NONCE, box.sealed, agreed)
-    except InvalidTag:
-        return None
-    pair = Secret(plain[:SHARE_BYTES]), Secret(plain[SHARE_BYTES:])
-    try:
-        for share in pair:
-            number(share)
-    except PeerError:
-        return None
-    return pair
 
 
 def _name(kind: type) -> str:

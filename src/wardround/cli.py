@@ -27,6 +27,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data before anything is trained.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+MOVED_BASE = "Base model, where it lies elsewhere now."
 HYDRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -73,6 +74,20 @@ def data_check(
     row_id: Annotated[
         str | None, typer.Option("--id", help="Column that names the row, for repeated ids.")
     ] = None,
+    text_format: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads Optional
+        typer.Option(
+            "--format", help="As a language model reads: alpaca, messages, prompt_completion, text."
+        ),
+    ] = None,
+    column: Annotated[
+        Optional[list[str]],  # noqa: UP045 - as above
+        typer.Option(help="ROLE=COLUMN for the format, as data.columns; once for each role."),
+    ] = None,
+    template: Annotated[
+        Optional[list[str]],  # noqa: UP045 - as above
+        typer.Option(help="Segment of a template that builds the text, such as '{age} years'; in order."),
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Model folder or hub name whose tokenizer measures lengths.")
     ] = None,
@@ -92,14 +107,32 @@ def data_check(
         tokenizer=tokenizer,
         max_length=max_length,
         as_json=as_json,
+        columns=_pairs(column or []),
+        text_format=text_format,
+        template=template or [],
     )
+
+
+def _pairs(settings: list[str]) -> dict[str, str]:
+    """ROLE=COLUMN settings as a mapping."""
+    from wardround.core.errors import ConfigError
+
+    pairs = [setting.partition("=") for setting in settings]
+    bad = [
+        setting for setting, (role, _, column) in zip(settings, pairs, strict=True) if not (role and column)
+    ]
+    if bad:
+        raise ConfigError(
+            "--column does not name a role and a column", found=bad[0], expected="such as prompt=question"
+        )
+    return {role: column for role, _, column in pairs}
 
 
 @app.command()
 def merge(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     output: Annotated[Optional[Path], typer.Option(help="Folder to make; RUN/merged by default.")] = None,  # noqa: UP045 - typer reads Optional
-    model: Annotated[Optional[str], typer.Option(help="Base model, where it lies elsewhere now.")] = None,  # noqa: UP045 - as above
+    model: Annotated[Optional[str], typer.Option(help=MOVED_BASE)] = None,  # noqa: UP045 - as above
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -112,7 +145,9 @@ def merge(
 ) -> None:
     """Merge the released adapter into its base model, and prove that both give the same logits."""
     from wardround.simulations.after_run import merge_run
+    from wardround.simulations.own_modules import own_modules
 
+    own_modules()
     merge_run(run, output, model, tolerance, rows)
 
 
@@ -123,12 +158,15 @@ def evaluate(
     run: Annotated[
         Path | None, typer.Option(help="Run whose plan maps the rows, where MODEL lies outside it.")
     ] = None,
+    base: Annotated[Optional[str], typer.Option("--model", help=MOVED_BASE)] = None,  # noqa: UP045 - as above
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Score an adapter or a merged model on a file."""
     from wardround.simulations.after_run import evaluate_file
+    from wardround.simulations.own_modules import own_modules
 
-    evaluate_file(model, source, run, as_json=as_json)
+    own_modules()
+    evaluate_file(model, source, run, as_json=as_json, base=base)
 
 
 @app.command()
@@ -139,11 +177,14 @@ def predict(
     run: Annotated[
         Path | None, typer.Option(help="Run whose plan maps the rows, where MODEL lies outside it.")
     ] = None,
+    base: Annotated[Optional[str], typer.Option("--model", help=MOVED_BASE)] = None,  # noqa: UP045 - as above
 ) -> None:
     """Answer rows with an adapter or a merged model."""
     from wardround.simulations.after_run import predict_file
+    from wardround.simulations.own_modules import own_modules
 
-    predict_file(model, source, output, run)
+    own_modules()
+    predict_file(model, source, output, run, base)
 
 
 EXTRA_OF = dict.fromkeys(

@@ -41,7 +41,7 @@ def echo() -> ClientApp:
     @app.train()
     def train(message: Message, context: Any) -> Message:
         request = decode_request(message.content, LAYOUT)
-        _, site = addressee(message.content)
+        _, site, _ = addressee(message.content)
         if site == "site_3":
             raise RuntimeError("out of order")
         return Message(encode_reply(Reply("run", "d", request.round, site, code="echo"))[0], reply_to=message)
@@ -86,6 +86,41 @@ def test_messages_go_out_and_come_back_over_a_few_lanes() -> None:
     assert sorted(collected) == sorted(f"site_{i}" for i in range(20))
     assert (collected["site_3"].status, collected["site_3"].code) == ("failed", "crashed")
     assert {reply.code for site, reply in collected.items() if site != "site_3"} == {"echo"}
+
+
+def test_a_reply_that_names_another_request_settles_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would otherwise be waited for until the deadline, and in a simulation for ever."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Any) -> Message:
+        site = addressee(message.content).site
+        return Message(encode_reply(Reply("run", "d", 1, site, stage=1))[0], reply_to=message)
+
+    collected: list[Reply] = []
+    lives: list[float] = []
+
+    def server(grid: Grid, nodes: list[int]) -> None:
+        push = grid.push_messages
+
+        def seen(messages: Any) -> Any:
+            lives.extend(message.metadata.ttl for message in messages)
+            return push(messages)
+
+        monkeypatch.setattr(grid, "push_messages", seen)
+        transport = GridTransport(grid, lambda site: nodes[0], LAYOUT, poll_s=0.01, life_s=1e6)
+        transport.send(requests(2))
+        for _ in range(200):
+            collected.extend(reply for reply, _size in transport.receive(0.2))
+            if len(collected) == 2:
+                return
+
+    simulate(server, app, lanes=1)
+    assert [(reply.site, reply.stage, reply.code) for reply in sorted(collected, key=lambda r: r.site)] == [
+        ("site_0", 0, "malformed_reply"),
+        ("site_1", 0, "malformed_reply"),
+    ]
+    assert lives == [1e6, 1e6]
 
 
 def test_what_the_server_raises_reaches_the_caller() -> None:

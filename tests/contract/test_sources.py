@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import json
-from collections.abc import Callable
+import sqlite3
+import sys
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from wardround.core.errors import ConfigError, DataError
+from wardround.core.plan import DataContract
+from wardround.training.data_check import check_source
+from wardround.training.examples import read_examples
 from wardround.training.source_spec import SourceSpec, code, open_source
 from wardround.training.sources import SOURCES
 from wardround.training.sources.contract import BrokenRow, Row
@@ -219,3 +226,77 @@ def test_real_sets_read_whole(name: str, part: str, shared_data: Path) -> None:
         expected = [json.loads(line) for line in lines]
     rows = list(open_source(SourceSpec(path=str(path))))
     assert [row.values for row in rows if isinstance(row, Row)] == expected
+
+
+class WardDatabase:
+    """A source that reads no files: its place is a connection, `sqlite://PATH`, and only it knows that."""
+
+    suffixes: tuple[str, ...] = ()
+
+    def read(self, path: str, options: dict[str, Any]) -> Iterator[Row | BrokenRow]:
+        """Rows of the query in the options."""
+        scheme, _, file = path.partition("://")
+        if scheme != "sqlite" or not Path(file).is_file():
+            raise DataError("there is no such database", remedy="name it as sqlite://PATH")
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            database.row_factory = sqlite3.Row
+            for number, row in enumerate(database.execute(options["query"]), start=1):
+                yield Row(number, dict(row))
+
+
+class TestASourceThatIsNoFile:
+    """SQL and FHIR come later, each as one new file: here one that is registered from outside."""
+
+    @pytest.fixture
+    def place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        """The source under the name `ward_database`, and a database that it reads."""
+        info = tmp_path / "ward_database-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ward-database\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(
+            "[wardround.sources]\nward_database = ward_database_source:SOURCE\n"
+        )
+        module: Any = types.ModuleType("ward_database_source")
+        module.SOURCE = WardDatabase()
+        monkeypatch.setitem(sys.modules, "ward_database_source", module)
+        monkeypatch.syspath_prepend(tmp_path)
+        with contextlib.closing(sqlite3.connect(tmp_path / "ward.db")) as database, database:
+            database.execute("create table notes (note text, grade text)")
+            database.executemany("insert into notes values (?, ?)", [("cough", "mild"), ("sepsis", "severe")])
+        return f"sqlite://{tmp_path / 'ward.db'}"
+
+    def test_its_kind_hands_it_the_place_as_it_stands(self, place: str) -> None:
+        """No path is made of it, and rows come out as from any source, the filter included."""
+        spec = SourceSpec(path=place, kind="ward_database", options={"query": "select * from notes"})
+        assert [row.values for row in open_source(spec) if isinstance(row, Row)] == [
+            {"note": "cough", "grade": "mild"},
+            {"note": "sepsis", "grade": "severe"},
+        ]
+        filtered = spec.model_copy(update={"where": {"grade": "severe"}})
+        assert [row.number for row in open_source(filtered)] == [2]
+
+    def test_it_becomes_examples_and_a_report(self, place: str) -> None:
+        """What reads examples and what checks a source know nothing of where rows come from."""
+        spec = SourceSpec(path=place, kind="ward_database", options={"query": "select * from notes"})
+        data = DataContract(columns={"text": "note", "label": "grade"}, labels=("mild", "severe"))
+        examples = read_examples(spec, data, {"text": True, "label": True}).examples
+        found = [(example.roles["text"], example.label) for example in examples]
+        assert found == [("cough", 0), ("sepsis", 1)]
+        assert check_source(spec, data).labels == {"mild": 1, "severe": 1}
+
+    def test_its_own_errors_arrive(self, place: str) -> None:
+        """It says itself what is wrong with a place."""
+        spec = SourceSpec(path=f"{place}.gone", kind="ward_database", options={"query": ""})
+        with pytest.raises(DataError, match="no such database"):
+            list(open_source(spec))
+
+    def test_without_its_kind_the_place_is_refused(self, place: str) -> None:
+        """Nothing else can tell whose place it is, and the message says what would."""
+        with pytest.raises(ConfigError, match="scheme 'sqlite'") as caught:
+            open_source(SourceSpec(path=place))
+        assert "kind" in str(caught.value.remedy)
+
+    def test_a_source_of_files_takes_no_such_place(self, place: str) -> None:
+        """`kind` alone turns no address into a file."""
+        with pytest.raises(ConfigError, match="scheme 'sqlite'"):
+            open_source(SourceSpec(path=place, kind="csv"))

@@ -136,10 +136,11 @@ def made(name: str, layout: Layout) -> SumStrategy:
 
 def folded(strategy: SumStrategy, state: ServerState, sites: Any) -> ServerState:
     """One round as the server sees it: the sums of each stage only."""
-    round = state.round + 1
+    round, before = state.round + 1, state.adapter
     for stage in range(strategy.stages):
-        broadcast = strategy.broadcast(state, round)
-        before = strategy.adapter_of(broadcast)
+        broadcast = strategy.broadcast(state, round, stage)
+        assert broadcast.layout.digest == strategy.broadcast_layout(stage).digest
+        before = strategy.adapter_of(broadcast) if stage == 0 else before
         total = zeros(strategy.statistics_layout(stage), np.float64)
         weight = 0.0
         for w, after in sites:
@@ -312,6 +313,10 @@ def test_a_stage_that_is_not_there_is_refused(name: str) -> None:
     strategy = made(name, layout)
     with pytest.raises(PeerError, match="stage"):
         strategy.fold(strategy.begin(adapter), zeros(layout, np.float64), 1.0, strategy.stages)
+    with pytest.raises(PeerError, match="stage"):
+        strategy.broadcast(strategy.begin(adapter), 1, strategy.stages)
+    with pytest.raises(PeerError, match="stage"):
+        strategy.broadcast_layout(strategy.stages)
 
 
 @EVERY

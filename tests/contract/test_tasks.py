@@ -14,9 +14,10 @@ from transformers import AutoTokenizer
 
 from wardround.core.metrics import METRICS
 from wardround.core.plan import DataContract, TaskSpec
+from wardround.training.encoded_text import EncodedText
 from wardround.training.evaluation import evaluate, predict_rows
 from wardround.training.tasks import TASKS
-from wardround.training.tasks.contract import Encoded, Example, Task
+from wardround.training.tasks.contract import Example, Task
 
 LABELS = ("mild", "severe")
 TEXTS = ("cough", "chest pain on exertion, for two days", "no fever", "Fièvre ≥ 38 °C 🤒", "aspirin daily")
@@ -33,7 +34,7 @@ class Opened:
     model: torch.nn.Module
     tokenizer: Any
     examples: list[Example]
-    encoded: list[Encoded]
+    encoded: list[EncodedText]
 
 
 @pytest.fixture(params=TASKS.names())
@@ -58,7 +59,7 @@ def opened(request: pytest.FixtureRequest, tiny_llama: Path) -> Opened:
     return Opened(task, spec, data, model.eval(), tokenizer, examples, encoded)
 
 
-def losses(opened: Opened, rows: list[Encoded]) -> list[float]:
+def losses(opened: Opened, rows: list[EncodedText]) -> list[float]:
     """Summed loss of each row, as one batch."""
     with torch.no_grad():
         found = opened.task.example_losses(opened.model, opened.task.collate(rows, opened.data))
@@ -103,7 +104,7 @@ def test_losses_are_sums_of_each_row_whatever_is_beside_it(opened: Opened) -> No
 def test_counters_fill_their_layout_and_add_up(opened: Opened) -> None:
     """Rows spread over two sites give, summed, what they give in one place."""
 
-    def counted(rows: list[Encoded]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def counted(rows: list[EncodedText]) -> np.ndarray[Any, np.dtype[np.int64]]:
         return evaluate(
             opened.model, opened.task, opened.spec, opened.data, rows,
             batch_size=2, device=CPU, tokenizer=opened.tokenizer,

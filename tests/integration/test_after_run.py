@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +15,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from wardround.core.errors import ConfigError, DataError, ModelError
-from wardround.simulations.after_run import evaluate_file, merge_run, predict_file
+from wardround.simulations.after_run import evaluate_file, merge_run, parity_lines, predict_file
 from wardround.simulations.config import RunConfig
 from wardround.simulations.simulate import run_simulation
+from wardround.training.merge import Difference, MergeReport
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 
@@ -210,3 +214,79 @@ def test_a_run_whose_rows_have_moved_is_merged_on_others(place: Path) -> None:
     report = merge_run(place / "run", rows=str(moved))
     assert report.passed
     assert report.samples == 3
+
+
+def test_an_adapter_whose_base_has_moved_is_scored_and_asked(
+    place: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--model` says where it lies now; other weights are refused, and a merged model takes none."""
+    path = place / "run" / "config.json"
+    config = json.loads(path.read_text())
+    config["model"]["path"] = str(place / "gone")
+    path.write_text(json.dumps(config))
+    run, source, base = place / "run", str(place / "rows.jsonl"), str(finished / "base")
+    with pytest.raises(ModelError, match="gone"):
+        evaluate_file(run, source, None, as_json=False)
+    scored = evaluate_file(run, source, None, as_json=False, base=base)
+    assert scored == evaluate_file(finished / "run", source, None, as_json=True)
+    assert "24 rows" in capsys.readouterr().out
+    predict_file(run, source, place / "answers.jsonl", None, base)
+    assert len((place / "answers.jsonl").read_text().splitlines()) == 24
+    with pytest.raises(ModelError, match="no model is named"):
+        evaluate_file(run, source, None, as_json=False, base="")
+    merge_run(run, model=base)
+    with pytest.raises(ConfigError, match="needs no base"):
+        evaluate_file(run / "merged", source, run, as_json=False, base=base)
+
+
+def test_a_merge_on_a_quantised_base_says_which_base_was_merged(tmp_path: Path) -> None:
+    """Unquantised, why, and both differences."""
+    report = MergeReport(
+        folder=tmp_path, passed=True, reason="", base="llama", parity=Difference(1e-6, 1e-7), tolerance=1e-4,
+        against_quantised=Difference(0.5, 0.04), samples=4, adapted_modules=2, changed_modules=2,
+        quantisation="4bit",
+    )  # fmt: skip
+    said = " ".join(parity_lines(report))
+    for text in ("quantised to 4bit", "unquantised checkpoint", "1.00e-06", "5.00e-01", "4.00e-02"):
+        assert text in said, text
+    plain = replace(report, quantisation="none", against_quantised=None)
+    assert "checkpoint" not in " ".join(parity_lines(plain))
+
+
+OWN_TASK = """
+from wardround.training.tasks.sequence_classification import TASK as builtin
+
+
+class Ours(type(builtin)):
+    name = "ours"
+
+
+TASK = Ours()
+"""
+
+
+def test_commands_find_the_task_and_the_adapter_beside_them(place: Path) -> None:
+    """A run with `module:attribute` is merged, scored and asked in the folder of that module.
+
+    `-P` keeps Python itself from looking there, as the installed `wardround` does not.
+    """
+    (place / "mine.py").write_text(OWN_TASK)
+    (place / "ours.py").write_text("from wardround.training.adapters.lora import ADAPTER\n")
+    for name, changes in (
+        ("plan.json", {"task": "mine:TASK", "adapter": "ours:ADAPTER"}),
+        ("config.json", {"task": "mine:TASK", "adapter": "ours:ADAPTER"}),
+    ):
+        path = place / "run" / name
+        values = json.loads(path.read_text())
+        values["task"]["name"], values["adapter"]["method"] = changes["task"], changes["adapter"]
+        path.write_text(json.dumps(values))
+    for command in (
+        ["merge", "run"],
+        ["predict", "run", "rows.jsonl", "--output", "answers.jsonl", "--model", "base"],
+        ["evaluate", "run", "rows.jsonl", "--model", "base"],
+    ):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "wardround.cli", *command],
+            cwd=place, capture_output=True, text=True, check=False, timeout=240,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -197,3 +197,35 @@ def test_data_check_reads_the_rows(place: Place) -> None:
     """Rows and labels as JSON."""
     report = json.loads(place.wardround("data", "check", "rows.jsonl", "--label", "kind", "--json").stdout)
     assert report["rows"] == 48
+
+
+def test_data_check_measures_what_a_format_reads(place: Place, tiny_llama: Path, tiny_bert: Path) -> None:
+    """--format and --column: the rows as a language model would read them; what does not suit is named."""
+    check = ("data", "check", "rows.jsonl", "--format", "prompt_completion", "--tokenizer")
+    columns = ("--column", "prompt=note", "--column", "completion=kind", "--max-length", "4", "--json")
+    report = json.loads(place.wardround(*check, str(tiny_llama), *columns).stdout)
+    assert report["tokens"]["cut"] == report["rows"] == 48
+    refused = place.wardround(*check, str(tiny_llama), "--column", "prompt", code=2)
+    assert "--column does not name a role and a column" in refused.stderr
+    unfit = place.wardround(*check, str(tiny_bert), *columns, code=2)
+    assert "end" in unfit.stderr
+
+
+def test_a_source_beside_the_configuration_is_found_by_its_dotted_path(place: Place) -> None:
+    """`kind: module:ATTRIBUTE` in a simulation; the run is the one of the same rows from a file."""
+    (place.folder / "bars.py").write_text(
+        "from pathlib import Path\n"
+        "from typing import Any\n"
+        "import json\n"
+        "from wardround.training.sources.contract import Row\n"
+        "class Bars:\n"
+        "    suffixes = ('.bars',)\n"
+        "    def read(self, path: Any, options: Any):\n"
+        "        for number, line in enumerate(Path(path).read_text().splitlines(), start=1):\n"
+        "            yield Row(number, json.loads(line))\n"
+        "SOURCE = Bars()\n"
+    )
+    (place.folder / "rows.bars").write_text((place.folder / "rows.jsonl").read_text())
+    settings = [text.replace("rows.jsonl", "rows.bars, kind: 'bars:SOURCE'") for text in place.settings]
+    place.wardround("simulate", *settings, "output=dotted")
+    assert place.digest("dotted") == place.digest("run")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from wardround.core.errors import ConfigError, StorageError
-from wardround.runtime.events import Event, RoundFolded, SiteReplied
+from wardround.core.errors import ConfigError, DataError, StorageError
+from wardround.runtime.events import Event, Notice, RoundFolded, SiteReplied
 from wardround.simulations import result_folder
 from wardround.simulations.config import RunConfig
 from wardround.simulations.simulate import SimulationResult, run_simulation
@@ -89,7 +89,7 @@ def test_a_run_that_was_killed_while_its_folder_was_opened_can_be_resumed(
         return until
 
     with monkeypatch.context() as patch:
-        for name in ("write_json", "write_atomic", "save_tensors"):
+        for name in ("write_json", "write_atomic"):
             patch.setattr(result_folder, name, dying(getattr(result_folder, name)))
         with pytest.raises(KeyboardInterrupt):
             run_simulation(config)
@@ -158,6 +158,56 @@ def said(path: Path) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize("edited", ["training", "test"])
+def test_rows_that_have_changed_since_are_not_resumed_with(
+    settings: Callable[..., RunConfig], tmp_path: Path, edited: str
+) -> None:
+    """One word of one row, its label as before: the plan is the same, and two data sets would be mixed."""
+    rows, test = tmp_path / "rows.jsonl", tmp_path / "test.jsonl"
+    test.write_bytes(rows.read_bytes())
+    config = settings("cut", data={"test": {"path": str(test)}})
+    with pytest.raises(KeyboardInterrupt):
+        run_simulation(config, sinks=(Stop(lambda event: isinstance(event, RoundFolded)),))
+    path = rows if edited == "training" else test
+    before = path.read_text()
+    path.write_text(before.replace('"sharp 0"', '"SECRET 0"'))
+    with pytest.raises(DataError, match=r"(?s)rows are not those.*digest.*start a new run") as caught:
+        resumed(config)
+    assert "SECRET" not in str(caught.value)
+    path.write_text(before)
+    assert resumed(config).federated.outcome.last.round == 2
+
+
+def test_versions_that_have_changed_since_are_told(
+    settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on with a warning that names old and new; with equal versions nothing is said."""
+    config = settings("cut")
+    with pytest.raises(KeyboardInterrupt):
+        run_simulation(config, sinks=(Stop(lambda event: isinstance(event, RoundFolded)),))
+    now = result_folder.environment()
+    monkeypatch.setattr(result_folder, "environment", lambda: {**now, "torch": "99.0"})
+    heard: list[Event] = []
+
+    class Recorder:
+        def emit(self, event: Event) -> None:
+            heard.append(event)
+
+        def close(self) -> None:
+            """Nothing to flush."""
+
+    run_simulation(config.model_copy(update={"resume": config.output}), sinks=(Recorder(),))
+    (notice,) = [event for event in heard if isinstance(event, Notice) and "versions" in event.text]
+    assert notice.level == "warning"
+    assert f"torch {now['torch']} → 99.0" in notice.text
+    assert "numpy" not in notice.text
+    noted = Path(config.output) / "environment.json"
+    noted.write_text(json.dumps(result_folder.environment()))
+    assert result_folder.changed_versions(noted) == []
+    noted.write_text("[1")
+    assert "were not compared" in result_folder.changed_versions(noted)[0]
+
+
 def test_an_output_that_is_a_file_is_refused(settings: Callable[..., RunConfig], tmp_path: Path) -> None:
     """By name; it stays as it was."""
     (tmp_path / "taken").write_text("mine")
@@ -166,7 +216,16 @@ def test_an_output_that_is_a_file_is_refused(settings: Callable[..., RunConfig],
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"run_id": "x", "plan_digest": "y"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"run_id": "x", "plan_digest": "y"}',
+        '{"run_id": "x", "plan_digest": "y", "rows_digest": "z"}',
+    ],
+)
 def test_a_run_record_that_is_none_is_an_error(settings: Callable[..., RunConfig], content: str) -> None:
     """Torn, a list, without its keys, or another plan's."""
     config = settings("run", rounds={"rounds": 1})

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,7 +109,7 @@ def test_the_result_folder_holds_everything_and_the_model_has_learnt(
     names = {path.name for path in result.folder.iterdir()}
     assert names >= {
         "config.yaml", "plan.json", "environment.json", "metrics.jsonl", "summary.json", "sites.csv",
-        "curves.png", "README.md", "adapter", "adapter_last", "tensorboard", "initial.safetensors",
+        "curves.png", "README.md", "adapter", "adapter_last", "tensorboard", "samples.md",
     }  # fmt: skip
     assert result.federated.test["test"].values["auroc"] > 0.9  # 0.5 before training
     assert set(result.bounds) == {
@@ -119,6 +122,17 @@ def test_the_result_folder_holds_everything_and_the_model_has_learnt(
     summary = json.loads((result.folder / "summary.json").read_text())
     assert summary["arms"]["federated"]["released_adapter"] == adapters(result)[1]
     assert summary["arms"]["federated"]["test"]["test"]["support"]["accuracy"] == 40
+    assert list(summary["comparison"]) == [
+        "before training", "federated", "local-only, mean of 4 sites", "centralised",
+    ]  # fmt: skip
+    assert summary["comparison"]["before training"]["auroc"] == result.before["test"].values["auroc"] < 0.9
+    assert set(result.before) == {"test", *(f"test/ward_{number}" for number in range(4))}
+    local = [bound.test["test"].values["auroc"] for name, bound in result.bounds.items() if "/" in name]
+    assert summary["comparison"]["local-only, mean of 4 sites"]["auroc"] == pytest.approx(sum(local) / 4)
+    with (result.folder / "sites.csv").open() as file:
+        (first, *_) = list(csv.DictReader(file))
+    own = result.before["test/ward_0"].values["accuracy"]
+    assert float(first["before_training.own.accuracy"]) == pytest.approx(own, rel=1e-5)
     assert not [path for path in result.folder.rglob("*") if ".tmp" in path.name]
 
 
@@ -267,3 +281,53 @@ def test_a_run_starts_from_a_saved_adapter(settings: Callable[..., RunConfig]) -
     start = {"options": {"r": 4, "alpha": 8, "dropout": 0.1}, "start_from": str(first.folder / "adapter")}
     second = run_simulation(settings("second", adapter=start))
     assert second.plan.adapter.initial_digest == adapters(first)[1]
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_samples_show_texts_only_where_the_configuration_allows(
+    settings: Callable[..., RunConfig], tmp_path: Path, shown: bool
+) -> None:
+    """The row's text and label stand beside the answer in samples.md then, and never in the model card."""
+    folder = run_simulation(settings(rounds={"rounds": 1}, evaluation={"sample_texts": shown})).folder
+    first = json.loads((tmp_path / "test.jsonl").read_text().splitlines()[0])
+    page, card = (folder / "samples.md").read_text(), (folder / "README.md").read_text()
+    assert (f"    prompt: {first['note']}\n    reference: {first['kind']}\n    label: " in page) is shown
+    assert ("do not publish" in page) is shown
+    assert page.count("    label: ") == 3
+    for text in (page, card):
+        assert first["id"] not in text.split()
+        assert "id: " not in text.replace("provided: ", "")
+    assert first["note"] not in card
+    assert str(tmp_path) not in card
+    assert "Trained on: `rows.jsonl`." in card
+
+
+def test_the_closing_table_counts_rows_and_names_other_units(
+    settings: Callable[..., RunConfig], tiny_llama: Path
+) -> None:
+    """Forty rows of test are forty in its title, for a language model as well; bytes are called bytes."""
+    from rich.console import Console
+
+    from wardround.simulations.report import print_result
+
+    def told(config: RunConfig) -> str:
+        console = Console(record=True, width=200, file=io.StringIO())
+        print_result(run_simulation(config), console)
+        return console.export_text()
+
+    classifier = told(settings("classifier", rounds={"rounds": 1}))
+    assert "Everybody's test rows (40 rows)" in classifier
+    assert "before training" in classifier
+    assert "support" not in classifier
+    language = told(
+        settings(
+            "language", rounds={"rounds": 1}, model={"path": str(tiny_llama)},
+            task={"name": "causal_lm", "options": {"format": "text"}},
+            adapter={"options": {"r": 2, "alpha": 2}},
+            data={"columns": {"text": "note"}, "labels": []},
+            local={"epochs": None, "steps": 1},
+            release={"metric": "bits_per_byte", "direction": "min"},
+        )
+    )  # fmt: skip
+    assert "Everybody's test rows (40 rows)" in language
+    assert re.search(r"support.* [\d,]+ tokens.* [\d,]+ bytes", language)

@@ -9,17 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wardround.training.packing import block_causal_mask, pack_rows, segment_bounds
-from wardround.training.tasks.contract import Encoded
+from wardround.training.encoded_text import EncodedText
+from wardround.training.packing import block_causal_mask, first_fit, pack_rows, segment_bounds
 
 
-def row_of(rng: np.random.Generator, length: int) -> Encoded:
+def row_of(rng: np.random.Generator, length: int) -> EncodedText:
     """A row with random targets, one at its end."""
     tokens = rng.integers(0, 99, length).astype(np.int32)
     targets = np.where(rng.random(length) < 0.6, tokens, -100).astype(np.int32)
     targets[0] = -100
     targets[-1] = tokens[-1]
-    return Encoded(
+    return EncodedText(
         tokens, targets, cut=int(rng.integers(0, 5)), text_bytes=int(rng.integers(0, 99)), example=length
     )
 
@@ -42,6 +42,25 @@ def test_packing_keeps_every_row_whole_and_once(seed: int, lengths: list[int], l
     assert sum(b.cut for b in bins) == sum(r.cut for r in rows)
     assert sum(b.text_bytes for b in bins) == sum(r.text_bytes for r in rows)
     assert pack_rows(rows, limit)[0].tokens.tolist() == bins[0].tokens.tolist()
+
+
+def first_fit_by_looking(lengths: list[int], capacity: int) -> list[int]:
+    """The slow twin: look through the bins from the first one on."""
+    room: list[int] = []
+    places = []
+    for length in lengths:
+        place = next((index for index, left in enumerate(room) if left >= length), len(room))
+        if place == len(room):
+            room.append(capacity)
+        room[place] -= length
+        places.append(place)
+    return places
+
+
+@given(st.lists(st.integers(1, 16), max_size=200), st.integers(16, 40))
+def test_first_fit_is_the_one_that_looks_through_all_bins(lengths: list[int], capacity: int) -> None:
+    """The same bin for every length, in fewer steps."""
+    assert first_fit(lengths, capacity) == first_fit_by_looking(lengths, capacity)
 
 
 @settings(deadline=None)

@@ -18,6 +18,7 @@ from wardround.core.errors import PeerError
 from wardround.privacy.packing import unpack
 from wardround.privacy.secagg import transcript
 from wardround.privacy.secagg.admission import Member, SiteState
+from wardround.privacy.secagg.boxes import open_box
 from wardround.privacy.secagg.hashing import derive, digest, framed
 from wardround.privacy.secagg.identity import KeySigner, Roster
 from wardround.privacy.secagg.masks import Mask, apply_masks
@@ -35,7 +36,7 @@ from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.privacy.secagg.relay import Relay, Sum
 from wardround.privacy.secagg.secret import Secret
 from wardround.privacy.secagg.shamir import combine, weights_at_zero
-from wardround.privacy.secagg.site import SecureSite, open_box
+from wardround.privacy.secagg.site import SecureSite
 
 FILE = Path(__file__).parent / "vectors" / "secure_round.json"
 LOST = "site_d"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,4 +108,44 @@ def test_a_set_is_run_once_and_its_table_is_printed(
     assert [record["arm"] for record in quality.read("quality")[7:]] == ["federated"]
     capsys.readouterr()
     quality.table()
-    assert "| tiny | 0 | 0." in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    row = next(line for line in shown.splitlines() if line.startswith("| tiny | 0 |")).split("|")
+    federated, centralised, local, base, ratio = (cell.strip() for cell in row[3:8])
+    assert re.fullmatch(r"\d\.\d{3}", federated)  # trained again under the present settings
+    assert all(cell.endswith("†") for cell in (centralised, local, base))
+    assert ratio == ""  # two settings are not compared
+    assert "† of another plan" in shown
+
+
+def test_a_line_without_a_plan_is_an_older_one(quality: ModuleType) -> None:
+    """The last line of the present plan counts, wherever it stands; an empty digest is no plan of anybody."""
+
+    def line(plan: str, n: int) -> dict[str, Any]:
+        return {"set": "s", "seed": 0, "arm": "federated", "plan": plan, "n": n}
+
+    found = quality.lines_of([line("", 0), line("now", 1), line("then", 2)], "s", 0, {"federated": "now"})
+    assert (found["federated"].record["n"], found["federated"].mark) == (1, "")
+    found = quality.lines_of([line("", 0)], "s", 0, {"federated": "now", "other": ""})
+    assert found["federated"].mark == "†"
+    assert quality.lines_of([line("now", 0)], "s", 1, {"federated": "now"}) == {}
+
+
+def test_a_borrowed_centralised_is_marked(
+    quality: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was trained on the rows of the other split: an asterisk at figure and ratio, and a foot line."""
+    truth = np.array([0, 1] * 50)
+    monkeypatch.setattr(quality, "FOLDER", tmp_path)
+    monkeypatch.setattr(quality, "SETS", {"x_0.5": [], "x_0.1": []})
+    plans = {"federated": "f", "centralised": "c"}
+    monkeypatch.setattr(quality.Present, "of", staticmethod(lambda *_: quality.Present(plans, truth)))
+    answer = {"guesses": [0, 1] * 50}
+    quality.append("quality", "x_0.5", 0, "federated", {"plan": "f", **answer})
+    quality.append("quality", "x_0.5", 0, "centralised", {"plan": "c", **answer})
+    quality.append("quality", "x_0.1", 0, "federated", {"plan": "f", **answer})
+    quality.table()
+    shown = capsys.readouterr().out
+    assert "| x_0.5 | 0 | 1.000 | 1.000 |  |  | 1.000 [1.000, 1.000] |" in shown
+    assert "| x_0.1 | 0 | 1.000 | 1.000* |  |  | 1.000 [1.000, 1.000]* |" in shown
+    assert "* centralised on the same rows" in shown
+    assert "†" not in shown

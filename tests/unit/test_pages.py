@@ -238,7 +238,7 @@ layout = Layout(tensors=(TensorSpec(name="w", shape=(2,)),))
 found = STRATEGIES.get("cautious:STRATEGY", allow_dotted=True)
 strategy = found(parse_options(found.Options, {"step": 0.5}, "options"), layout)
 state = strategy.begin(Packed(layout, np.zeros(2, np.float32)))
-broadcast = strategy.broadcast(state, 1)
+broadcast = strategy.broadcast(state, 1, 0)
 total, weights = np.zeros(2), (1, 3)
 for weight, end in zip(weights, ([4.0, 0.0], [0.0, 4.0])):
     after = Packed(layout, np.array(end, np.float32))

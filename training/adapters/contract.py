@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from transformers import PreTrainedModel
 
 from wardround.core.packed import Adapter, Layout
+from wardround.core.plan import BaseModelSpec
 from wardround.training.tasks.contract import Task
 
 CONFIG_FILE: Final = "adapter_config.json"
@@ -45,18 +46,26 @@ class AdapterMethod(Protocol):
     def write(self, model: PeftModel, adapter: Adapter) -> None:
         """Copy the adapter in."""
 
-    def save(self, model: PeftModel, folder: Path, base_name: str) -> None:
+    def save(self, model: PeftModel, folder: Path, base_name: str, base: BaseModelSpec | None = None) -> None:
         """PEFT's own format: `adapter_model.safetensors` and `adapter_config.json`.
+
+        Args:
+            base: The base model that it was trained on, to be noted beside the weights, or None.
 
         Raises:
             StorageError: Could not be written; nothing is left half-written.
         """
 
-    def read_saved(self, folder: Path, layout: Layout) -> Adapter:
+    def read_saved(self, folder: Path, layout: Layout, base: BaseModelSpec | None = None) -> Adapter:
         """The state of a saved adapter folder, to start from.
 
+        Args:
+            layout: The configured adapter's.
+            base: The base model that it is to go on from, or None to let any pass.
+
         Raises:
-            ModelError: No adapter is there, or it does not fit the layout.
+            ModelError: No adapter is there, it does not fit the layout, or it was trained on another base.
+            ConfigError: Its numbers mean another product under the configured options: another scaling.
         """
 
     def changed_weights(self, folder: Path) -> list[str]:

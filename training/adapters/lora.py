@@ -8,6 +8,7 @@ names in the layout are those of PEFT's own checkpoint, so that what federates i
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, cast, final
@@ -17,18 +18,20 @@ import peft
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.utils.other import get_pattern_key
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from wardround.core.errors import InternalError, ModelError, PeerError
+from wardround.core.errors import ConfigError, InternalError, ModelError, PeerError
 from wardround.core.packed import Adapter, Layout, Role, TensorSpec, pack
-from wardround.training.adapters._saved import saved_tensors
+from wardround.core.plan import BaseModelSpec
+from wardround.runtime.files import atomic_folder
+from wardround.training.adapters._saved import base_note, require_base, saved_config, saved_tensors
 from wardround.training.adapters._targets import candidates, check_targets
 from wardround.training.adapters.contract import CONFIG_FILE, WEIGHTS_FILE
 from wardround.training.base_model import without_peft_noise
-from wardround.training.staging import publish_files, staging
 from wardround.training.tasks.contract import Task
 
 ADAPTER_NAME: Final = "default"
@@ -169,33 +172,40 @@ class Lora:
             for name, parameter in self.parameters(model).items():
                 parameter.copy_(torch.from_numpy(np.array(adapter[name], dtype=np.float32)))
 
-    def save(self, model: PeftModel, folder: Path, base_name: str) -> None:
+    def save(self, model: PeftModel, folder: Path, base_name: str, base: BaseModelSpec | None = None) -> None:
         """Write PEFT's two files; plain `PeftModel.from_pretrained` reads them."""
         config = copy.copy(model.peft_config[ADAPTER_NAME])
         config.base_model_name_or_path = base_name
         config.inference_mode = True
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.parameters(model).items()}
-        with staging(folder) as staged:
+        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        # What holds more than an adapter is not ours to replace.
+        with atomic_folder(folder, replace=there <= {CONFIG_FILE, WEIGHTS_FILE}) as staged:
             # As PeftModel.save_pretrained does, but exactly the layout's tensors and no model card.
-            save_file(tensors, staged / WEIGHTS_FILE, metadata={"format": "pt"})
+            save_file(tensors, staged / WEIGHTS_FILE, metadata={"format": "pt", **base_note(base)})
             config.save_pretrained(str(staged))
-            publish_files(staged, folder, (WEIGHTS_FILE, CONFIG_FILE))
 
-    def read_saved(self, folder: Path, layout: Layout) -> Adapter:
+    def read_saved(self, folder: Path, layout: Layout, base: BaseModelSpec | None = None) -> Adapter:
         """The state of a saved adapter folder.
 
         Raises:
-            ModelError: As `saved_tensors`, or its tensors are not those of the layout.
+            ModelError: As `saved_tensors`, its tensors are not those of the layout, or they were trained on
+                another base.
+            ConfigError: Its factors are scaled in another way.
         """
         tensors = saved_tensors(folder)
         try:
-            return pack(layout, tensors, np.float32)
+            adapter = pack(layout, tensors, np.float32)
         except PeerError as error:
             raise ModelError(
                 f"the adapter in {folder} does not fit this one: {error.what}",
                 found=error.found, expected=error.expected,
                 remedy="train with the rank, targets and heads of the saved adapter, or start from none",
             ) from error  # fmt: skip
+        _require_scaling(folder, layout)
+        if base is not None:
+            require_base(folder, base)
+        return adapter
 
     def changed_weights(self, folder: Path) -> list[str]:
         """Weights whose saved product B A is not zero.
@@ -232,6 +242,42 @@ def _factors(model: nn.Module) -> Iterator[tuple[nn.Parameter, Role, float]]:
                 weight = getattr(holder[ADAPTER_NAME], "weight", holder[ADAPTER_NAME])
                 if weight.ndim == 2:  # noqa: PLR2004 - a convolution's factors form no matrix product
                     yield weight, role, scaling
+
+
+def _require_scaling(folder: Path, layout: Layout) -> None:
+    """Refuse a saved adapter whose product the configured options would scale in another way.
+
+    Raises:
+        ModelError: Its configuration cannot be read.
+        ConfigError: Names both scalings of the first module that differs, and what they are made of.
+    """
+    config = saved_config(folder)
+    try:
+        for spec in layout.tensors:
+            if spec.role != "lora_a":
+                continue
+            module = spec.module.removeprefix("base_model.model.")
+            patterns: dict[str, float] = config.get("alpha_pattern") or {}
+            own = patterns.get(get_pattern_key(list(patterns), module))
+            alpha = float(config["lora_alpha"] if own is None else own)
+            rank, root = spec.shape[0], bool(config.get("use_rslora"))
+            scaling = alpha / (math.sqrt(rank) if root else rank)
+            if not math.isclose(scaling, spec.scaling, rel_tol=1e-6):
+                raise ConfigError(
+                    f"the adapter in {folder} is scaled in another way than the configured one",
+                    found=f"{scaling:g} at {module} (r={rank}, alpha={alpha:g}, rslora={str(root).lower()})",
+                    expected=f"{spec.scaling:g}, by adapter.options",
+                    remedy=f"set adapter.options.alpha={alpha:g}, adapter.options.rslora={str(root).lower()}"
+                    if not patterns
+                    else "start from an adapter with one alpha for all modules",
+                )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the configuration of the adapter in {folder} cannot be read",
+            found=f"{type(error).__name__} in {CONFIG_FILE}",
+            expected="lora_alpha, and use_rslora and alpha_pattern where they are used, as PEFT writes them",
+            remedy="copy the adapter's folder again, or take another run's",
+        ) from error
 
 
 def _require_float32(parameters: dict[str, nn.Parameter]) -> None:

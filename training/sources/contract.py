@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -30,13 +29,21 @@ class BrokenRow:
 
 
 class Source(Protocol):
-    """Reads one kind of file or folder."""
+    """Reads one kind of file or folder, or of whatever else gives rows: a database, a server."""
 
     suffixes: tuple[str, ...]
-    """Endings that choose this source where the config names none, such as `.jsonl.gz`; `/` is a folder's."""
+    """Endings that choose this source where the config names none, such as `.jsonl.gz`; `/` is a folder's.
 
-    def read(self, path: Path, options: dict[str, Any]) -> Iterator[Row | BrokenRow]:
+    A source without any is chosen by its `kind` alone, and its place is no path: it gets the text itself.
+    """
+
+    def read(self, path: Any, options: dict[str, Any]) -> Iterator[Row | BrokenRow]:
         """Yield rows in order, in bounded memory.
+
+        Args:
+            path: A `Path`, its location resolved; where the source has no endings, the text that stands in
+                the configuration, such as `postgresql://host/ward` (`runtime/locations.py` resolves ours).
+            options: The source's own, to be checked by it.
 
         Raises:
             DataError: The path is missing or is not of this kind at all.

@@ -26,6 +26,7 @@ from wardround.core.metrics.contract import LARGEST_LOSS, LOSS_UNIT
 from wardround.core.packed import Layout
 from wardround.core.plan import DataContract, Frozen, TaskSpec, parse_options
 from wardround.training.chat_spans import Written, render_chat, write_chat
+from wardround.training.encoded_text import EncodedText
 from wardround.training.generation import count_answers, decode, generate_greedy, sample_answers
 from wardround.training.packing import (
     additive_mask,
@@ -34,8 +35,9 @@ from wardround.training.packing import (
     require_packable,
     require_positions,
 )
+from wardround.training.processors import TOKENIZER, Processor
 from wardround.training.tasks._longest_row import check_length
-from wardround.training.tasks.contract import Batch, Encoded, Example
+from wardround.training.tasks.contract import Batch, Example
 from wardround.training.text_formats import FORMATS
 from wardround.training.text_formats.contract import Completion, Conversation, Wording
 from wardround.training.text_tokens import NO_LOSS, encode_written, prompt_tokens
@@ -74,7 +76,8 @@ class CausalLM:
 
     name: ClassVar[str] = "causal_lm"
     Options: ClassVar[type[CausalOptions]] = CausalOptions
-    peft_task_type: ClassVar[str] = "CAUSAL_LM"
+    processor: ClassVar[Processor] = TOKENIZER
+    peft_task_type: ClassVar[str | None] = "CAUSAL_LM"
     metric_family: ClassVar[str] = "language"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     pipeline_tag: ClassVar[str] = "text-generation"
@@ -110,7 +113,7 @@ class CausalLM:
         tokenizer: PreTrainedTokenizerBase,
         data: DataContract,
         spec: TaskSpec,
-    ) -> list[Encoded]:
+    ) -> list[EncodedText]:
         """Tokens and targets; under `data.packing` short rows share a sequence of `max_length` tokens."""
         options = _options(spec)
         end_ids = _end_ids(tokenizer, data)
@@ -122,7 +125,7 @@ class CausalLM:
             rows.append(replace(row, example=index))
         return pack_rows(rows, data.max_length) if data.packing else rows
 
-    def collate(self, encoded: Sequence[Encoded], data: DataContract) -> Batch:
+    def collate(self, encoded: Sequence[EncodedText], data: DataContract) -> Batch:
         """Pad on the right to the longest of the batch.
 
         Returns:
@@ -148,7 +151,7 @@ class CausalLM:
             tensors["attention_mask"] = block_causal_mask(tensors["position_ids"], lengths)
         return tensors
 
-    def targets(self, encoded: Encoded) -> int:
+    def targets(self, encoded: EncodedText) -> int:
         """Target tokens; the first token of a sequence is never one."""
         return int((encoded.targets[1:] != NO_LOSS).sum())
 
@@ -166,7 +169,7 @@ class CausalLM:
         self,
         model: torch.nn.Module,
         batch: Batch,
-        encoded: Sequence[Encoded],
+        encoded: Sequence[EncodedText],
         data: DataContract,
         spec: TaskSpec,
     ) -> dict[str, NDArray[np.int64]]:
@@ -174,7 +177,7 @@ class CausalLM:
         del data, spec
         logits, labels, places = _target_logits(model, batch)
         losses = _sum_rows(F.cross_entropy(logits, labels, reduction="none"), places)
-        nats = losses.double().cpu().numpy()
+        nats = losses.cpu().double().numpy()  # on the CPU first: MPS has no float64
         if not np.isfinite(nats).all():
             raise TrainingError(
                 "non_finite_loss",
@@ -192,8 +195,8 @@ class CausalLM:
     def count_whole(
         self,
         model: torch.nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        encoded: Sequence[Encoded],
+        tokenizer: PreTrainedTokenizerBase | None,
+        encoded: Sequence[EncodedText],
         data: DataContract,
         spec: TaskSpec,
         *,
@@ -202,7 +205,7 @@ class CausalLM:
     ) -> dict[str, NDArray[np.int64]]:
         """Exact match and ROUGE-L of the first `generate` answers; nothing where the option is 0."""
         options = _options(spec)
-        if not options.generate:
+        if not options.generate or tokenizer is None:
             return {}
         samples = sample_answers(
             model, tokenizer, encoded, data,

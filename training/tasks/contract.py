@@ -1,60 +1,63 @@
-"""What a task is: how a row becomes tokens, what the loss is, what is counted."""
+"""What a task is: how a row becomes what the model reads, what the loss is, what is counted."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from wardround.core.packed import Layout
 from wardround.core.plan import DataContract, TaskSpec
 from wardround.training.examples import Example
+from wardround.training.processors import Processor
 
-__all__ = ["Batch", "Encoded", "Example", "Task"]
+__all__ = ["Batch", "Encoded", "Example", "Processor", "Task"]
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One example as the model reads it.
+class Encoded(Protocol):
+    """One example as the model reads it; of what kind is the task's affair (a text: `EncodedText`).
 
-    Attributes:
-        tokens: Input ids, int32, 1-D.
-        targets: For a causal LM, int32 like `tokens`, −100 where no loss falls; else empty.
-        label: Class index, or −1.
-        segments: Token type ids where the model has them (pairs), else empty.
-        positions: Position ids where several rows were packed (each restarts at 0), else empty.
-        cut: Tokens that truncation dropped.
-        text_bytes: UTF-8 bytes of the text under loss, for bits per byte.
-        example: Index of the example in the list it was encoded from, or −1 where packed.
+    The shared code batches, counts and reports, and asks for no more than this.
     """
 
-    tokens: NDArray[np.int32]
-    targets: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    label: int = -1
-    segments: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    positions: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    cut: int = 0
-    text_bytes: int = 0
-    example: int = -1
+    @property
+    def length(self) -> int:
+        """What its memory grows with: tokens, or 1 where all are alike. Rows of like length share a batch."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the source in it: 1, or more where rows were packed."""
+
+    @property
+    def cut(self) -> int:
+        """Tokens that truncation dropped, 0 where nothing is cut."""
 
 
 Batch = dict[str, torch.Tensor]
-"""Keyword arguments of the model's forward, plus `labels` which the task's loss reads."""
+"""Keyword arguments of the model's forward, plus `labels` which the task's loss reads.
+
+An example may take several lines of them (the two answers of a preference); its loss is one number.
+"""
 
 
 class Task(Protocol):
-    """One kind of fine-tuning. Stateless: everything arrives as arguments."""
+    """One kind of fine-tuning. Stateless: everything arrives as arguments.
+
+    `processor` in the methods is what the task's own processor loaded: a tokenizer, None, something else.
+    `encoded` are values of the task's own kind, each an `Encoded`: what `encode` gave.
+    """
 
     name: ClassVar[str]
     Options: ClassVar[type[BaseModel]]
-    peft_task_type: ClassVar[str]
-    """`CAUSAL_LM` or `SEQ_CLS`: what PEFT calls it."""
+    processor: ClassVar[Processor]
+    """What it reads rows through (`training/processors.py`): `TOKENIZER`, `NOTHING`, or one of its own."""
+    peft_task_type: ClassVar[str | None]
+    """`CAUSAL_LM` or `SEQ_CLS`: what PEFT calls it; None where PEFT has no name for it."""
     metric_family: ClassVar[str]
     """Name in `core/metrics` of the family whose counters `count` fills."""
     auto_class: ClassVar[str]
@@ -81,16 +84,16 @@ class Task(Protocol):
     def encode(
         self,
         examples: Sequence[Example],
-        tokenizer: PreTrainedTokenizerBase,
+        processor: Any,
         data: DataContract,
         spec: TaskSpec,
-    ) -> list[Encoded]:
-        """Tokens and targets, in order (fewer, longer ones under packing)."""
+    ) -> list[Any]:
+        """What the model reads of each example, in order (fewer, longer ones under packing)."""
 
-    def collate(self, encoded: Sequence[Encoded], data: DataContract) -> Batch:
+    def collate(self, encoded: Sequence[Any], data: DataContract) -> Batch:
         """Pad to the longest of the batch."""
 
-    def targets(self, encoded: Encoded) -> int:
+    def targets(self, encoded: Any) -> int:
         """How many terms this example adds to the loss: target tokens, or 1 for a class."""
 
     def example_losses(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -103,7 +106,7 @@ class Task(Protocol):
         self,
         model: torch.nn.Module,
         batch: Batch,
-        encoded: Sequence[Encoded],
+        encoded: Sequence[Any],
         data: DataContract,
         spec: TaskSpec,
     ) -> dict[str, NDArray[np.int64]]:
@@ -112,8 +115,8 @@ class Task(Protocol):
     def count_whole(
         self,
         model: torch.nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        encoded: Sequence[Encoded],
+        processor: Any,
+        encoded: Sequence[Any],
         data: DataContract,
         spec: TaskSpec,
         *,
@@ -128,7 +131,7 @@ class Task(Protocol):
     def predict(
         self,
         model: torch.nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
+        processor: Any,
         examples: Sequence[Example],
         data: DataContract,
         spec: TaskSpec,

@@ -22,8 +22,10 @@ from wardround.core.metrics import METRICS
 from wardround.core.metrics.classification import count_rows
 from wardround.core.packed import Layout
 from wardround.core.plan import DataContract, Frozen, TaskSpec, parse_options
+from wardround.training.encoded_text import EncodedText
+from wardround.training.processors import TOKENIZER, Processor
 from wardround.training.tasks._longest_row import check_length
-from wardround.training.tasks.contract import Batch, Encoded, Example
+from wardround.training.tasks.contract import Batch, Example
 
 _TEXTS = ("text", "text_pair")
 
@@ -37,7 +39,8 @@ class SequenceClassification:
 
     name: ClassVar[str] = "sequence_classification"
     Options: ClassVar[type[ClassificationOptions]] = ClassificationOptions
-    peft_task_type: ClassVar[str] = "SEQ_CLS"
+    processor: ClassVar[Processor] = TOKENIZER
+    peft_task_type: ClassVar[str | None] = "SEQ_CLS"
     metric_family: ClassVar[str] = "classification"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     pipeline_tag: ClassVar[str] = "text-classification"
@@ -113,7 +116,7 @@ class SequenceClassification:
         tokenizer: PreTrainedTokenizerBase,
         data: DataContract,
         spec: TaskSpec,
-    ) -> list[Encoded]:
+    ) -> list[EncodedText]:
         """Tokens with the tokenizer's frame; of a pair the longer text is cut first.
 
         Raises:
@@ -131,7 +134,7 @@ class SequenceClassification:
             if fault is not None:
                 raise DataError(f"row {example.number} is no text to classify", found=fault)
         return [
-            Encoded(
+            EncodedText(
                 tokens=np.asarray(kept["input_ids"], np.int32),
                 label=-1 if example.label is None else example.label,
                 segments=np.asarray(kept["token_type_ids"], np.int32),
@@ -144,7 +147,7 @@ class SequenceClassification:
             )
         ]
 
-    def collate(self, encoded: Sequence[Encoded], data: DataContract) -> Batch:
+    def collate(self, encoded: Sequence[EncodedText], data: DataContract) -> Batch:
         """Pad on the right to the longest of the batch.
 
         Returns:
@@ -168,7 +171,7 @@ class SequenceClassification:
             arrays["token_type_ids"] = segments
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def targets(self, encoded: Encoded) -> int:
+    def targets(self, encoded: EncodedText) -> int:
         """One class a row; none where the label is not known."""
         return 1 if encoded.label >= 0 else 0
 
@@ -185,29 +188,28 @@ class SequenceClassification:
         self,
         model: torch.nn.Module,
         batch: Batch,
-        encoded: Sequence[Encoded],
+        encoded: Sequence[EncodedText],
         data: DataContract,
         spec: TaskSpec,
     ) -> dict[str, NDArray[np.int64]]:
         """Confusion matrix, score histograms, calibration bins, loss: see the metric family."""
         del encoded, data, spec
-        logits = _logits(model, batch).double()
+        logits = _logits(model, batch).cpu().double()  # on the CPU first: MPS has no float64
+        labels = batch["labels"].cpu()
         if not torch.isfinite(logits).all():
             raise TrainingError(
                 "non_finite_loss",
                 "the scores of an evaluated row are not finite",
                 remedy="lower the learning rate, or use bfloat16 or float32 for float16",
             )
-        losses = F.cross_entropy(logits, batch["labels"], reduction="none")
-        return count_rows(
-            logits.softmax(dim=-1).cpu().numpy(), batch["labels"].cpu().numpy(), losses.cpu().numpy()
-        )
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        return count_rows(logits.softmax(dim=-1).numpy(), labels.numpy(), losses.numpy())
 
     def count_whole(
         self,
         model: torch.nn.Module,
         tokenizer: PreTrainedTokenizerBase,
-        encoded: Sequence[Encoded],
+        encoded: Sequence[EncodedText],
         data: DataContract,
         spec: TaskSpec,
         *,
@@ -238,7 +240,7 @@ class SequenceClassification:
             places = order[start : start + batch_size]
             batch = self.collate([encoded[place] for place in places], data)
             logits = _logits(model, {name: tensor.to(device) for name, tensor in batch.items()})
-            for place, scores in zip(places, logits.double().softmax(dim=-1).tolist(), strict=True):
+            for place, scores in zip(places, logits.cpu().double().softmax(dim=-1).tolist(), strict=True):
                 probabilities = dict(zip(data.labels, scores, strict=True))
                 likeliest = max(probabilities, key=probabilities.__getitem__)
                 rows[place] = {

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from wardround.client.memory import Kept, SiteStore
+from wardround.client.memory import Figures, Kept, SiteStore, Trained
+from wardround.core.errors import StorageError
+from wardround.core.packed import Layout, Packed, TensorSpec
+from wardround.strategies.contract import SiteMemory
 
 
 def kept(value: float) -> Kept:
@@ -46,3 +50,36 @@ def test_nothing_to_keep_writes_nothing(tmp_path: Path) -> None:
     """Most strategies and plans keep nothing."""
     SiteStore(tmp_path / "site").save(Kept(), round=1)
     assert not (tmp_path / "site").exists()
+
+
+def test_a_stage_leaves_its_training_to_the_next_one(tmp_path: Path) -> None:
+    """Adapters, figures, memory and optimiser come back bit for bit; what other rounds left goes."""
+    layout = Layout(tensors=(TensorSpec(name="a", shape=(2,)),))
+    before, after = (Packed(layout, np.array([x, x / 3], dtype=np.float32)) for x in (1.0, 2.0))
+    trained = Trained("digest", before, after, Figures(3, 4, 5, 6, 1 / 3), {"m": np.ones(2, np.float32)})
+    memory = SiteMemory({"slot": after})
+    store = SiteStore(tmp_path)
+    assert store.load_stage(round=2, stage=0) is None
+    store.save(kept(1), round=1)
+    store.save_stage(trained, memory, round=1, stage=0)
+    store.save_stage(trained, memory, round=2, stage=0)
+    found = store.load_stage(round=2, stage=0)
+    assert found is not None
+    assert (found[0].broadcast, found[0].figures) == ("digest", trained.figures)
+    assert (found[0].before.digest, found[0].after.digest) == (before.digest, after.digest)
+    assert found[1].memory.slots["slot"].digest == after.digest
+    for state in (found[0].optimiser_state, found[1].optimiser_state):
+        assert state is not None
+        np.testing.assert_array_equal(state["m"], np.ones(2))
+    assert store.load_stage(round=1, stage=0) is None
+    assert store.load_stage(round=2, stage=1) is None
+    assert value(store, 3) == 1  # a stage is not a round that has ended
+
+
+def test_a_stage_that_holds_something_else_is_said(tmp_path: Path) -> None:
+    """Another file under its name is a StorageError, not a guess."""
+    store = SiteStore(tmp_path)
+    store.save(kept(1), round=1)
+    (tmp_path / "round-00001.safetensors").rename(tmp_path / "stage-00001-0.safetensors")
+    with pytest.raises(StorageError, match="holds no trained stage"):
+        store.load_stage(round=1, stage=0)

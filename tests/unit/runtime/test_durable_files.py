@@ -6,6 +6,9 @@ import errno
 import json
 import os
 import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -267,3 +270,64 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
         ):
             pytest.fail("the block must not run")
     assert listing(tmp_path) == before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from wardround.runtime import _durable
+from wardround.runtime.files import atomic_folder
+
+place, when = Path(sys.argv[1]), sys.argv[2]
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if when == "between the renames":
+    replace = Path.replace
+    def once(path, target):
+        return replace(path, target) if ".old" in str(target) else die()
+    Path.replace = once
+with atomic_folder(place, replace=True) as folder:
+    (folder / "weights").write_bytes(b"new" * 1000)
+    if when == "while writing":
+        die()
+"""
+
+
+@pytest.mark.parametrize("when", ["while writing", "between the renames"])
+def test_what_a_killed_process_left_is_swept_by_the_next(tmp_path: Path, when: str) -> None:
+    """A real SIGKILL: the half folder goes with the next attempt, the old one is never lost."""
+    place = tmp_path / "model"
+    with atomic_folder(place) as folder:
+        (folder / "weights").write_bytes(b"old")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(place), when], check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert len([path for path in tmp_path.iterdir() if path.name.endswith(".part")]) >= 1
+    with pytest.raises(StorageError, match="is there already"), atomic_folder(place):
+        pytest.fail("the old folder was lost")
+    assert listing(tmp_path) == ["model", "weights"]
+    assert (place / "weights").read_bytes() == b"old"
+
+
+def test_a_folder_that_somebody_works_in_is_not_swept(tmp_path: Path) -> None:
+    """Two at once: the second finds the first one's temporary folder locked and leaves it."""
+    with atomic_folder(tmp_path / "model") as first:
+        (first / "a").write_text("x")
+        with atomic_folder(tmp_path / "model") as second:
+            assert first.exists()
+            (second / "b").write_text("x")
+        with pytest.raises(StorageError, match="is there already"), atomic_folder(tmp_path / "model"):
+            pytest.fail("taken")
+        assert (first / "a").read_text() == "x"
+        (tmp_path / "model" / "b").unlink()
+    assert listing(tmp_path) == ["a", "model"]
+
+
+def test_another_folder_s_leftovers_are_not_touched(tmp_path: Path) -> None:
+    """Only temporary names of the same folder go."""
+    other = tmp_path / ".model2.0123456789ab.part"
+    other.mkdir()
+    with atomic_folder(tmp_path / "model"):
+        pass
+    assert other.is_dir()

@@ -154,6 +154,31 @@ def test_truncating_counts_and_keeps(tmp_path: Path) -> None:
     assert truncate_after_round(path, "federated", 1) == 0
 
 
+def test_the_stages_of_a_round_are_told_apart(tmp_path: Path) -> None:
+    """Each site's answer in each stage, and each stage's broadcast, stands in the log once."""
+    events: list[Event] = []
+    for stage in (0, 1):
+        events.append(RoundStarted("federated", 1, SITES, 100 + stage, stage))
+        events += [SiteReplied("federated", 1, site, "ok", bytes_up=9, stage=stage) for site in SITES]
+    emit(JsonlSink(tmp_path / "m"), events)
+    emit(JsonlSink(tmp_path / "m"), events)
+    assert read_events(tmp_path / "m") == events
+    assert len((tmp_path / "m").read_text(encoding="utf-8").splitlines()) == len(events)
+
+
+def test_a_log_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """What it does not say has its default."""
+    lines = [
+        {"event": "SiteReplied", "arm": "federated", "round": 1, "site": "a", "status": "ok"},
+        {"event": "RoundStarted", "arm": "federated", "round": 1, "cohort": ["a"], "bytes_down": 7},
+        {"event": "SiteReplied", "arm": "federated", "round": 1, "site": "b"},
+    ]
+    (tmp_path / "m").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert read_events(tmp_path / "m") == [
+        SiteReplied("federated", 1, "a", "ok"), RoundStarted("federated", 1, ("a",), 7),
+    ]  # fmt: skip
+
+
 def test_figures_that_are_not_finite_are_null(tmp_path: Path) -> None:
     """A NaN neither ends the run nor makes the file invalid JSON."""
     emit(JsonlSink(tmp_path / "m"), [SiteReplied("federated", 1, "a", "ok", local={"loss": float("nan")})])
@@ -250,6 +275,33 @@ def test_local_arms_are_one_line_each() -> None:
     lines = text.splitlines()
     assert "best is round 3 with macro_f1 0.9000" in lines[0]
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "support", "shown_as"),
+    [
+        ({"macro_f1": 0.5, "loss": 0.7}, {"macro_f1": 1640, "loss": 1640}, "(1,640 rows)"),
+        (
+            {"bits_per_byte": 1.5, "loss": 2.0, "perplexity": 7.4},
+            {"bits_per_byte": 8120, "loss": 1900, "perplexity": 1900, "token_accuracy": 1900},
+            "(8,120 bytes, 1,900 tokens)",
+        ),
+        ({"exact_match": 0.5}, {"exact_match": 12, "loss": 1900}, "(12 answers)"),
+        ({"own_metric": 0.5}, {}, "own_metric 0.5000"),
+    ],
+)
+def test_what_stands_behind_a_test_score_is_said_with_its_unit(
+    values: dict[str, float], support: dict[str, int], shown_as: str
+) -> None:
+    """Bytes are not rows."""
+    first = next(iter(values))
+    text = shown(
+        [Evaluated("federated", 3, "test", values, support)],
+        terminal=False,
+        metrics=() if len(values) > 1 else (first,),
+    )
+    assert text.rstrip().endswith(shown_as)
+    assert "n =" not in text
 
 
 def test_chosen_columns_are_shown() -> None:

@@ -62,7 +62,7 @@ def test_a_request_comes_back_as_it_was() -> None:
     decoded = decode_request(records, LAYOUT)
     np.testing.assert_array_equal(decoded.broadcast.vector, REQUEST.broadcast.vector)
     assert {**vars(decoded), "broadcast": 0} == {**vars(REQUEST), "broadcast": 0}
-    assert addressee(records) == ("run/federated", "ward")
+    assert addressee(records) == ("run/federated", "ward", 0)
     assert 40 < size < 1000
 
 

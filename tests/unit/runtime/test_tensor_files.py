@@ -9,8 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from wardround.core.errors import StorageError
-from wardround.core.packed import Layout, Packed, TensorSpec
-from wardround.runtime.files import load_packed, load_tensors, save_tensors
+from wardround.runtime.files import load_tensors, save_tensors
 
 ARRAYS = {
     "float": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4),
@@ -33,21 +32,6 @@ def test_round_trip(tmp_path: Path) -> None:
         assert arrays[name].dtype == array.dtype.newbyteorder("<")
         np.testing.assert_array_equal(arrays[name], array, strict=name != "big endian")
     assert set(load_file(tmp_path / "x.safetensors")) == set(ARRAYS)
-
-
-def test_a_packed_vector_brings_its_layout(tmp_path: Path) -> None:
-    """Layout and digest survive; a file without one is refused."""
-    layout = Layout(tensors=(TensorSpec(name="a", shape=(2,), role="lora_a", module="m", scaling=2.0),))
-    packed = Packed(layout, np.array([1, 2], np.float32))
-    save_tensors(tmp_path / "x", packed, {"k": "v"})
-    loaded, metadata = load_packed(tmp_path / "x")
-    assert loaded.digest == packed.digest
-    assert loaded.layout == layout
-    assert metadata == {"k": "v"}
-    assert load_tensors(tmp_path / "x")[1] == {"k": "v"}
-    save_tensors(tmp_path / "y", {"a": np.zeros(1)})
-    with pytest.raises(StorageError, match="no packed vector"):
-        load_packed(tmp_path / "y")
 
 
 def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:

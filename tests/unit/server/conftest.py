@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wardround.core.counting import fill_counters, reply_layout
+from wardround.core.counting import TRAIN_LOSS, TRAIN_TARGETS, WEIGHT, fill_counters, reply_layout
 from wardround.core.messages import Reply, Request
 from wardround.core.packed import Layout, Packed, TensorSpec
 from wardround.core.plan import (
@@ -30,6 +30,7 @@ from wardround.server.rounds import Run
 from wardround.strategies.fedavg import STRATEGY as FEDAVG
 
 LAYOUT = Layout(tensors=(TensorSpec(name="b", shape=(3, 2)), TensorSpec(name="a", shape=(2, 4))))
+INITIAL = Packed(LAYOUT, np.arange(LAYOUT.size, dtype=np.float32))
 
 
 def plan_of(**changes: Any) -> TrainingPlan:
@@ -40,7 +41,7 @@ def plan_of(**changes: Any) -> TrainingPlan:
         "base": BaseModelSpec(name="none", digest="0" * 64),
         "task": TaskSpec(name="sequence_classification", metrics="classification"),
         "data": DataContract(columns={"text": "t", "label": "l"}, labels=("no", "yes")),
-        "adapter": AdapterSpec(layout=LAYOUT, initial_digest="1" * 64),
+        "adapter": AdapterSpec(layout=LAYOUT, initial_digest=INITIAL.digest),
         "local": LocalWork(steps=1),
         "rounds": RoundRules(rounds=5, deadline_s=0.5),
         "release": ReleaseRule(metric="accuracy", direction="max"),
@@ -55,6 +56,7 @@ class FakeTransport:
     plan: TrainingPlan
     fault: Callable[[Request, Reply], Sequence[Reply]] = lambda request, reply: [reply]
     correct: Callable[[int, str], int] = lambda round, site: 5
+    rows_of: Callable[[str], int] = lambda site: 10
     asked: list[Request] = field(default_factory=list)
     arrived: list[Reply] = field(default_factory=list)
     order: int = 1
@@ -70,12 +72,12 @@ class FakeTransport:
         return arrived
 
     def reply(self, request: Request) -> Reply:
-        """A site whose update is drawn from its name and round, and that gets `correct` of 10 rows right."""
+        """A site whose update is drawn from its name and round, and that gets `correct` of its rows right."""
         layout = reply_layout(self.plan)
         rng = np.random.default_rng([request.round, *request.site.encode()])
         weight = int(rng.integers(1, 50)) if request.train else 0
         right = self.correct(request.round - 1, request.site) if request.evaluate else 0
-        total = 10 if request.evaluate else 0
+        total = self.rows_of(request.site) if request.evaluate else 0
         confusion = np.array([[right, total - right], [0, 0]])
         counters = fill_counters(layout, weight=weight, loss_sum=2.0 * weight, targets=weight)
         counters["validation.examples"][...] = total
@@ -91,6 +93,19 @@ class FakeTransport:
             statistics_layout_digest=LAYOUT.digest if request.train else "",
             counters=counters,
         )  # fmt: skip
+
+
+def failed(reply: Reply) -> Reply:
+    """The reply of a site whose training failed: what it scored before is in it, and nothing else."""
+    counters = reply.counters
+    assert counters is not None
+    vector = counters.vector.copy()
+    for name in (WEIGHT, TRAIN_LOSS, TRAIN_TARGETS):
+        vector[counters.layout.offsets[name][0]] = 0
+    return replace(
+        reply, status="failed", code="non_finite_loss", reason="the loss is not finite", statistics=None,
+        statistics_layout_digest="", counters=counters.with_vector(vector),
+    )  # fmt: skip
 
 
 @dataclass
@@ -119,10 +134,11 @@ class Bench:
     plan_of = staticmethod(plan_of)
     transport = FakeTransport
     replace = staticmethod(replace)
+    failed = staticmethod(failed)
 
     @property
     def initial(self) -> Packed:
-        return Packed(LAYOUT, np.arange(LAYOUT.size, dtype=np.float32))
+        return INITIAL
 
     def run(
         self, transport: FakeTransport, sites: Sequence[str] = ("a", "b", "c", "d"), **changes: Any

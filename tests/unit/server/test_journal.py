@@ -24,11 +24,30 @@ def test_a_state_that_a_killed_server_left_without_its_line_is_replaced(bench: A
         return ServerState(round, Packed(bench.initial.layout, vector), {})
 
     journal.commit(state(1, 0.5), none)
-    journal.keep(state(2, 0.25))  # killed before the line
+    journal._write(state(2, 0.25))  # killed before the line
     resumed = journal.resume()
     assert resumed is not None
-    assert resumed[0].round == 1
+    assert resumed.state.round == 1
     journal.commit(state(2, 0.75), none)
     again = journal.resume()
     assert again is not None
-    assert again[0].adapter.digest == state(2, 0.75).adapter.digest
+    assert again.state.adapter.digest == state(2, 0.75).adapter.digest
+
+
+def test_states_that_may_still_be_released_are_kept(bench: Any, tmp_path: Path) -> None:
+    """The last one and the best of each group of comparable scores; the rest goes. All of it comes back."""
+    plan = bench.plan_of()
+    journal = Journal(tmp_path, plan)
+    selection = Selection(plan.release)
+    seen = [(1, 0.5, ()), (2, 0.9, ("d",)), (3, 0.4, ()), (4, 0.8, ("d",))]
+    for round, value, missing in seen:
+        selection = selection.add(round, value, missing)
+        journal.commit(ServerState(round + 1, bench.initial, {}), selection, wall_s=1.5 * round)
+        journal._write(ServerState(round, bench.initial, {}))  # as the round before has left it
+    journal.commit(ServerState(5, bench.initial, {}), selection, wall_s=6.0)
+    assert sorted(path.name for path in tmp_path.glob("state-*")) == [
+        f"state-0000{round}.safetensors" for round in (1, 2, 5)
+    ]
+    position = journal.resume()
+    assert position is not None
+    assert (position.selection, position.wall_s) == (selection, 6.0)

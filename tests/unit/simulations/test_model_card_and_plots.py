@@ -10,6 +10,7 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.image import imread
 
+from wardround.core.metrics.contract import Scores
 from wardround.core.packed import Layout, TensorSpec
 from wardround.core.plan import (
     AdapterSpec,
@@ -18,6 +19,7 @@ from wardround.core.plan import (
     LocalWork,
     ReleaseRule,
     RoundRules,
+    Schedule,
     TaskSpec,
     TextTemplate,
     TrainingPlan,
@@ -31,6 +33,7 @@ from wardround.runtime.events import (
     RunStarted,
 )
 from wardround.runtime.sinks import JsonlSink
+from wardround.simulations.comparison import compare
 from wardround.simulations.model_card import card_of
 from wardround.simulations.plots import curves_of, draw, plot_run
 from wardround.training.tasks import TASKS
@@ -42,7 +45,10 @@ def plan_of(labels: tuple[str, ...] = ("healthy", "sick")) -> TrainingPlan:
     """A plan of the demo's kind."""
     return TrainingPlan(
         name="heart", seed=7, base=BaseModelSpec(name="org/minilm", digest="b" * 64),
-        task=TaskSpec(name="sequence_classification" if labels else "causal_lm"),
+        task=TaskSpec(
+            name="sequence_classification" if labels else "causal_lm",
+            metrics="classification" if labels else "language",
+        ),
         data=DataContract(
             columns={"label": "disease"}, template=TextTemplate(segments=("Age {age}.",)), labels=labels,
             tokenizer_digest="t" * 64,
@@ -51,7 +57,7 @@ def plan_of(labels: tuple[str, ...] = ("healthy", "sick")) -> TrainingPlan:
             options={"r": 8}, initial_digest="i" * 64,
             layout=Layout(tensors=(TensorSpec(name="a", shape=(1200, 2)),)),
         ),
-        local=LocalWork(epochs=1), rounds=RoundRules(rounds=10),
+        local=LocalWork(epochs=1, schedule=Schedule(shape="cosine", floor=0.1)), rounds=RoundRules(rounds=10),
         release=ReleaseRule(metric="macro_f1", direction="max"),
     )  # fmt: skip
 
@@ -63,6 +69,11 @@ def scores(value: float) -> dict[str, Any]:
         "support": {"macro_f1": 183, "loss": 183},
         "by_class": {"healthy": {"f1": value, "support": 83.0}, "sick": {"f1": 0.7, "support": 100.0}},
     }
+
+
+def as_scores(record: dict[str, Any]) -> Scores:
+    """The scores that a record of `summary.json` was made of."""
+    return Scores(record["values"], record["support"], {}, record["by_class"])
 
 
 def arm(test: dict[str, Any], released: int = 7) -> dict[str, Any]:
@@ -83,11 +94,24 @@ def summary(
     if bounds:
         arms |= {f"local/{site}": arm({"test": scores(0.6), f"test/{site}": scores(0.55)}) for site in SITES}
         arms["centralised"] = arm({"test": scores(0.82)})
+    before = {"test": scores(0.3), **{f"test/{site}": scores(0.25) for site in SITES}} if tested else {}
+    parsed = {
+        name: {part: as_scores(record) for part, record in told["test"].items()}
+        for name, told in arms.items()
+    }
     return {
+        "before_training": before,
+        "comparison": compare(parsed, {part: as_scores(record) for part, record in before.items()}),
+        "test_rows": {"everybody": 183, "sites": dict(zip(SITES, (41, 12), strict=True))},
+        "data": {
+            "description": "Records of two hospitals.", "licence": "CC BY 4.0. Doe (1989).",
+            "label_meanings": {"sick": "has the disease"}, "training_sources": ["rows.csv"],
+            "test_sources": ["data://heart/test.csv"],
+        },
         "task": {
             name: getattr(TASKS.get(task), name)
             for name in ("auto_class", "pipeline_tag", "caution")
-        },
+        } | {"reads_tokens": True},
         "sites": SITES, "arms": arms, "notices": ["cleveland: 2 rows were\nquarantined"],
         "privacy": {"differential_privacy": "none", "secure_aggregation": "off"},
         "environment": {"torch": "2.13"},
@@ -120,7 +144,11 @@ def test_the_card_says_what_was_trained_on_what() -> None:
     plan = plan_of()
     card = card_of(plan, summary())
     for text in (
-        "2 sites (290 rows)", "| labels | healthy, sick |", "Age {age}.", plan.digest, "b" * 64, "r" * 64,
+        "2 sites (290 rows)", "| labels | healthy, sick |", "Labels: healthy; sick: has the disease.",
+        "Records of two hospitals.", "Licence of the rows: CC BY 4.0. Doe (1989).", "Trained on: `rows.csv`.",
+        "Tested on: `data://heart/test.csv`.", "| base model | float32, not quantised |",
+        "| learning rate | cosine, over the run, down to 10% of the peak |", "Age {age}.",
+        plan.digest, "b" * 64, "r" * 64,
         "| strategy | fedavg",
         "Round 7. Chosen by macro_f1 on the sites' validation rows, the highest wins: 0.812",
         "The last round had 0.780", "No differential privacy; secure aggregation: off",
@@ -134,15 +162,37 @@ def test_results_stand_with_their_support() -> None:
     """Every arm on everybody's test rows, each class with its rows, each site beside its local-only model."""
     card = card_of(plan_of(), summary())
     for line in (
+        "| before training (initial adapter) | 0.300 | 0.500 |",
         "| federated (this adapter) | 0.800 | 0.500 |",
         "| centralised, as many steps | 0.820 | 0.500 |",
         "| local-only, mean of 2 sites | 0.600 | 0.500 |",
-        "| support | 183 | 183 |",
+        "| support | 183 rows | 183 rows |",
         "| sick | 0.700 | 100 |",
-        "| budapest | 200 | 0.750 | 0.550 | 183 |",
-        "| zürich \\| basel | 90 | 0.750 | 0.550 | 183 |",
+        "| budapest | 200 | 0.250 | 0.750 | 0.550 | 41 |",
+        "| zürich \\| basel | 90 | 0.250 | 0.750 | 0.550 | 12 |",
     ):
         assert line in card.splitlines(), line
+
+
+def test_the_support_of_a_language_model_is_no_number_of_rows() -> None:
+    """Bits per byte stand on bytes, a loss on tokens; the sites' column holds rows all the same."""
+    record, told = summary("causal_lm", bounds=False), {"bits_per_byte": 2.5, "loss": 3.0}
+    support = {"bits_per_byte": 90210, "loss": 4711}
+    for part in record["arms"]["federated"]["test"].values():
+        part.update(values=told, support=support, by_class={})
+    record["comparison"] = {"federated": told}
+    lines = card_of(plan_of(()), record).splitlines()
+    assert "| support | 90,210 bytes | 4,711 tokens |" in lines
+    assert any(line.startswith("| budapest | 200 |") and line.endswith("| 41 |") for line in lines)
+
+
+def test_what_was_not_given_is_not_made_up() -> None:
+    """Without description and licence the card names the sources, and says that no licence was given."""
+    record = summary()
+    record["data"] |= {"description": None, "licence": None, "label_meanings": {}}
+    card = card_of(plan_of(), record)
+    assert "The licence of the rows was not given." in card
+    assert "Labels: healthy; sick." in card
 
 
 def test_every_table_is_rectangular() -> None:

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from wardround.core.plan import DataContract
 from wardround.training.adapters.lora import ADAPTER, LoraOptions
 from wardround.training.base_model import BaseModelConfig
-from wardround.training.tasks.contract import Encoded
+from wardround.training.encoded_text import EncodedText
+from wardround.training.processors import TOKENIZER
 from wardround.training.workbench import Machine, Workbench, open_workbench
 
 
@@ -30,6 +31,7 @@ class ToyClassifier:
     """Sequence classification: one target a row."""
 
     name = "toy_classifier"
+    processor = TOKENIZER
     peft_task_type: ClassVar[str] = "SEQ_CLS"
 
     def load_model(self, path: str, data: DataContract, **keywords: Any) -> Any:
@@ -38,7 +40,7 @@ class ToyClassifier:
             path, num_labels=len(data.labels), output_loading_info=True, **keywords
         )
 
-    def collate(self, encoded: Sequence[Encoded], data: DataContract) -> dict[str, torch.Tensor]:
+    def collate(self, encoded: Sequence[EncodedText], data: DataContract) -> dict[str, torch.Tensor]:
         """Right-padded."""
         tokens = [row.tokens for row in encoded]
         return {
@@ -47,7 +49,7 @@ class ToyClassifier:
             "labels": torch.tensor([row.label for row in encoded]),
         }
 
-    def targets(self, encoded: Encoded) -> int:
+    def targets(self, encoded: EncodedText) -> int:
         """Loss terms of one row."""
         return int(encoded.label >= 0)
 
@@ -62,13 +64,14 @@ class ToyCausal:
     """Causal LM: every token whose target is not −100 counts."""
 
     name = "toy_causal"
+    processor = TOKENIZER
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
 
     def load_model(self, path: str, data: DataContract, **keywords: Any) -> Any:
         """Through the plain Auto class."""
         return AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **keywords)
 
-    def collate(self, encoded: Sequence[Encoded], data: DataContract) -> dict[str, torch.Tensor]:
+    def collate(self, encoded: Sequence[EncodedText], data: DataContract) -> dict[str, torch.Tensor]:
         """Right-padded."""
         return {
             "input_ids": pad([row.tokens for row in encoded], data.pad_token_id),
@@ -76,7 +79,7 @@ class ToyCausal:
             "labels": pad([row.targets for row in encoded], -100),
         }
 
-    def targets(self, encoded: Encoded) -> int:
+    def targets(self, encoded: EncodedText) -> int:
         """Loss terms of one row."""
         return int((encoded.targets[1:] != -100).sum())
 
@@ -95,7 +98,7 @@ class ToyCausal:
 CLASSIFIER, CAUSAL = ToyClassifier(), ToyCausal()
 
 
-def ragged_rows(n: int, *, seed: int = 0, longest: int = 40, classes: int = 3) -> list[Encoded]:
+def ragged_rows(n: int, *, seed: int = 0, longest: int = 40, classes: int = 3) -> list[EncodedText]:
     """Rows of very different lengths, usable by both tasks; the first third of each is no target."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -103,15 +106,16 @@ def ragged_rows(n: int, *, seed: int = 0, longest: int = 40, classes: int = 3) -
         tokens = rng.integers(6, 380, size=int(rng.integers(3, longest)), dtype=np.int32)
         targets = tokens.copy()
         targets[: len(tokens) // 3] = -100
-        rows.append(Encoded(tokens=tokens, targets=targets, label=index % classes, example=index))
+        rows.append(EncodedText(tokens=tokens, targets=targets, label=index % classes, example=index))
     return rows
 
 
 def make_bench(
     folder: Path, task: Any, *, seed: int = 7, machine: Machine | None = None, **options: Any
 ) -> Workbench:
-    """A bench over a model folder; `options` are those of LoRA, besides dtype and attention of the base."""
-    base = {key: options.pop(key) for key in ("dtype", "attention", "quantisation") if key in options}
+    """A bench over a model folder; `options` are LoRA's, and the base's: dtype, base_dropout, attention."""
+    kept = ("dtype", "attention", "quantisation", "base_dropout")
+    base = {key.removeprefix("base_"): options.pop(key) for key in kept if key in options}
     labels = ("a", "b", "c") if task is CLASSIFIER else ()
     return open_workbench(
         BaseModelConfig(path=str(folder), **base), task, DataContract(columns={}, labels=labels),

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, RobertaConfig, RobertaModel
+from transformers import (
+    AutoModelForAudioClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    RobertaConfig,
+    RobertaModel,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+)
 
 from wardround.core.errors import ConfigError, ModelError
 from wardround.core.plan import DataContract
@@ -23,6 +32,7 @@ from wardround.training.base_model import (
     require_digest,
     tokenizer_digest,
 )
+from wardround.training.processors import NOTHING
 
 CPU = torch.device("cpu")
 THREE = DataContract(columns={}, labels=("a", "b", "c"))
@@ -166,7 +176,7 @@ def test_quantisation_without_bitsandbytes_says_what_to_install(
 ) -> None:
     """The error comes before anything is loaded."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match="pip install bitsandbytes"):
+    with pytest.raises(ModelError, match=r"pip install 'wardround\[quantised\]'"):
         load(tiny_llama, toys.causal, quantisation="4bit")
 
 
@@ -274,3 +284,24 @@ def test_an_attention_that_the_architecture_lacks_is_named_with_the_one_to_set(
     with pytest.raises(ModelError, match=r"set model\.attention=eager"):
         load(folder, toys.classifier, THREE)
     assert load(folder, toys.classifier, THREE, attention="eager").missing_heads
+
+
+def test_a_model_on_sound_has_no_embeddings_and_a_head_all_the_same(tmp_path: Path, toys: Any) -> None:
+    """Transformers knows no input embeddings of it; what the checkpoint lacks is found nevertheless."""
+    small: dict[str, Any] = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+        "conv_dim": (8,), "conv_stride": (5,), "conv_kernel": (10,), "num_feat_extract_layers": 1,
+        "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2,
+    }  # fmt: skip
+    Wav2Vec2Model(Wav2Vec2Config(**small)).save_pretrained(tmp_path)
+
+    class Sounds:
+        processor = NOTHING
+
+        def load_model(self, path: str, data: DataContract, **keywords: Any) -> Any:
+            auto = AutoModelForAudioClassification
+            return auto.from_pretrained(path, num_labels=3, output_loading_info=True, **keywords)
+
+    loaded = load(tmp_path, Sounds(), THREE)
+    assert loaded.missing_heads == ("classifier", "projector")
+    assert loaded.tokenizer is None

@@ -64,7 +64,7 @@ def test_no_rows_give_no_batches() -> None:
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 10))
 def test_microbatches_hold_exactly_the_batch_longest_rows_first(lengths: list[int], size: int) -> None:
     """Nothing is lost or doubled, pieces fit the machine, lengths fall."""
-    rows = [SimpleNamespace(tokens=np.zeros(length, np.int32)) for length in lengths]
+    rows = [SimpleNamespace(length=length) for length in lengths]
     batch = rng().permutation(len(rows))
     pieces = microbatches(batch, rows, size)
     joined = np.concatenate(pieces)
@@ -77,7 +77,7 @@ def test_microbatches_hold_exactly_the_batch_longest_rows_first(lengths: list[in
 
 def test_a_batch_that_fits_is_left_as_it_is() -> None:
     """Without a limit the planned order stands."""
-    rows = [SimpleNamespace(tokens=np.zeros(length, np.int32)) for length in (1, 9, 4)]
+    rows = [SimpleNamespace(length=length) for length in (1, 9, 4)]
     batch = np.array([2, 0, 1])
     assert microbatches(batch, rows, None)[0] is batch
     assert microbatches(batch, rows, 3)[0] is batch

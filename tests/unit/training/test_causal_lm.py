@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,11 +28,12 @@ from wardround.strategies.contract import LocalRules
 from wardround.training.adapters.lora import ADAPTER, LoraOptions
 from wardround.training.base_model import BaseModelConfig
 from wardround.training.chat_spans import Written
+from wardround.training.encoded_text import EncodedText
 from wardround.training.generation import generate_greedy
 from wardround.training.local_round import train_locally
 from wardround.training.packing import pack_rows, require_packable, segment_bounds
 from wardround.training.tasks.causal_lm import TASK
-from wardround.training.tasks.contract import Encoded, Example
+from wardround.training.tasks.contract import Example
 from wardround.training.text_tokens import prompt_tokens
 from wardround.training.workbench import Machine, open_workbench
 
@@ -57,7 +59,7 @@ def opened(folder: Path, **keywords: Any) -> tuple[Any, Any, DataContract]:
     return model, tokenizer, data
 
 
-def encoded(tokenizer: Any, data: DataContract) -> list[Encoded]:
+def encoded(tokenizer: Any, data: DataContract) -> list[EncodedText]:
     """The pairs as rows."""
     examples = [Example(n, {"prompt": p, "completion": c}) for n, (p, c) in enumerate(PAIRS, start=1)]
     return TASK.encode(examples, tokenizer, data, SPEC)
@@ -95,7 +97,7 @@ def test_rows_without_targets_have_loss_zero_and_break_nothing(tiny_llama: Path)
     """The loss is 0, its gradient too, beside rows with targets and in a batch of its own."""
     model, tokenizer, data = opened(tiny_llama)
     rows = encoded(tokenizer, data)
-    bare = Encoded(tokens=rows[0].tokens, targets=np.full_like(rows[0].tokens, -100))
+    bare = EncodedText(tokens=rows[0].tokens, targets=np.full_like(rows[0].tokens, -100))
     for batch in ([bare, rows[1]], [bare]):
         losses = TASK.example_losses(model, TASK.collate(batch, data))
         losses.sum().backward()
@@ -150,7 +152,7 @@ def test_packing_is_refused_where_one_mask_does_not_serve_every_layer() -> None:
     }  # fmt: skip
     data = DataContract(columns={}, pad_token_id=0)
     tokens = np.arange(3, 11, dtype=np.int32)
-    (packed,) = pack_rows([Encoded(tokens, tokens)] * 2, 16)
+    (packed,) = pack_rows([EncodedText(tokens, tokens)] * 2, 16)
     batch = TASK.collate([packed], data)
     assert torch.isfinite(
         TASK.example_losses(MistralForCausalLM(MistralConfig(**sizes, sliding_window=16)), batch)
@@ -179,7 +181,7 @@ def test_packing_looks_at_the_text_part_of_a_model_for_images_and_text(tmp_path:
     )  # fmt: skip
     model = Gemma3ForConditionalGeneration(config)
     tokens = np.arange(3, 11, dtype=np.int32)
-    (packed,) = pack_rows([Encoded(tokens, tokens)] * 2, 16)
+    (packed,) = pack_rows([EncodedText(tokens, tokens)] * 2, 16)
     with pytest.raises(ModelError, match="sliding window of 8"):
         TASK.example_losses(model, TASK.collate([packed], DataContract(columns={}, pad_token_id=0)))
     model.save_pretrained(tmp_path)
@@ -200,7 +202,7 @@ def test_packing_is_refused_where_positions_cannot_restart(architecture: str) ->
     model = getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
     tokens = np.arange(3, 11, dtype=np.int32)
     data = DataContract(columns={}, pad_token_id=0)
-    (packed,) = pack_rows([Encoded(tokens, tokens)] * 2, 16)
+    (packed,) = pack_rows([EncodedText(tokens, tokens)] * 2, 16)
     with pytest.raises(ModelError, match=f"{architecture}ForCausalLM"):
         TASK.example_losses(model, TASK.collate([packed], data))
 
@@ -208,8 +210,9 @@ def test_packing_is_refused_where_positions_cannot_restart(architecture: str) ->
 def test_packing_reports_what_was_cut_of_rows_that_it_leaves_out() -> None:
     """A row whose answer was cut off altogether is in no bin, and its tokens are told all the same."""
     tokens = np.arange(3, 11, dtype=np.int32)
-    cut_off = Encoded(tokens, np.full_like(tokens, -100), cut=7)
-    for rows in ([cut_off, Encoded(tokens, tokens, cut=2), Encoded(tokens, tokens)], [cut_off, cut_off]):
+    cut_off = EncodedText(tokens, np.full_like(tokens, -100), cut=7)
+    whole = EncodedText(tokens, tokens)
+    for rows in ([cut_off, replace(whole, cut=2), whole], [cut_off, cut_off]):
         assert sum(row.cut for row in pack_rows(rows, 8)) == sum(row.cut for row in rows)
     assert pack_rows([], 8) == []
 
@@ -264,7 +267,9 @@ def test_a_loss_beyond_all_measure_does_not_wrap_around(tiny_llama: Path) -> Non
     assert 0 < float(counts["loss"]) * LOSS_UNIT <= LARGEST_LOSS * len(rows)
 
 
-def answers_after_training(model: Any, tokenizer: Any, data: DataContract, rows: list[Encoded]) -> list[int]:
+def answers_after_training(
+    model: Any, tokenizer: Any, data: DataContract, rows: list[EncodedText]
+) -> list[int]:
     """Lengths of the answers to the training questions, 24 tokens at most, after a short fine-tuning."""
     model = copy.deepcopy(model).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -302,7 +307,7 @@ def test_a_model_trained_on_short_answers_stops_by_itself(shared_data: Path) -> 
     assert max(stopped) < 12
 
     endless = [
-        Encoded(
+        EncodedText(
             row.tokens, np.where(row.targets == tokenizer.eos_token_id, -100, row.targets).astype(np.int32)
         )
         for row in rows

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from wardround.core.errors import ConfigError, DataError, ModelError
-from wardround.core.plan import DataContract, TextTemplate
+from wardround.core.plan import DataContract, TaskSpec, TextTemplate
 from wardround.training.commands import check_data
 from wardround.training.data_check import check_source
 from wardround.training.data_report import Spread, print_report, spread
@@ -269,3 +269,91 @@ def test_a_real_set_agrees_with_a_plain_count(shared_data: Path) -> None:
     assert report.characters is not None
     assert report.characters.most == max(map(len, texts))
     assert (report.duplicate_ids, report.faults) == (0, {})
+
+
+def checked(capsys: pytest.CaptureFixture[str], source: Path, **options: Any) -> dict[str, Any]:
+    """The command's report, read back from JSON."""
+    known: dict[str, Any] = {"text": None, "label": None, "unit": None, "tokenizer": None, "max_length": 24}
+    check_data(str(source), None, as_json=True, **(known | options))
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
+
+
+def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """The rows as a file."""
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder / "rows.jsonl"
+
+
+def task_lengths(model: Path, text_format: str, rows: list[dict[str, Any]]) -> list[int]:
+    """What the task itself makes of the rows, nothing cut."""
+    from transformers import AutoTokenizer
+
+    from wardround.training.tasks.causal_lm import TASK
+    from wardround.training.tasks.contract import Example
+
+    spec = TaskSpec(name=TASK.name, options={"format": text_format}, metrics="language")
+    examples = [Example(number, row) for number, row in enumerate(rows)]
+    data = DataContract(columns={}, max_length=10_000)
+    return [row.length for row in TASK.encode(examples, AutoTokenizer.from_pretrained(model), data, spec)]
+
+
+def test_conversations_are_measured_as_the_model_reads_them(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Chat template and end tokens counted; what cannot be read is a fault with its line."""
+    turns = [{"role": "user", "content": "Does it hurt?"}, {"role": "assistant", "content": "A little."}]
+    rows: list[dict[str, Any]] = [{"messages": turns * n} for n in (1, 2, 4)]
+    source = written(tmp_path, [*rows, {"messages": [{"role": "user", "content": "Hello?"}]}])
+    report = checked(
+        capsys, source, columns={"messages": "messages"}, text_format="messages", tokenizer=str(tiny_llama)
+    )
+    lengths = task_lengths(tiny_llama, "messages", rows)
+    expected = Spread(least=lengths[0], median=lengths[1], p95=lengths[2], most=lengths[2])
+    assert report["tokens"]["lengths"] == expected.model_dump()
+    assert report["tokens"]["cut"] == sum(length > 24 for length in lengths) > 0
+    assert report["faults"] == {"no_assistant_turn": {"rows": 1, "first": [4]}}
+
+
+def test_a_prompt_is_measured_with_its_completion(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One length a row, end token included; without a tokenizer faults are reported all the same."""
+    rows = [{"prompt": "Pain? " * n, "completion": "Yes."} for n in (1, 9)]
+    lines = [{"q": row["prompt"], "a": row["completion"]} for row in rows]
+    source = written(tmp_path, [*lines, {"q": "Pain?"}])
+    columns = {"prompt": "q", "completion": "a"}
+    options: dict[str, Any] = {"columns": columns, "text_format": "prompt_completion"}
+    report = checked(capsys, source, tokenizer=str(tiny_llama), **options)
+    short, long = task_lengths(tiny_llama, "prompt_completion", rows)
+    assert (report["tokens"]["lengths"]["least"], report["tokens"]["lengths"]["most"]) == (short, long)
+    assert short <= 24 < long
+    assert report["tokens"]["cut"] == 1
+    bare = checked(capsys, source, **options)
+    assert bare["tokens"] is None
+    assert bare["faults"] == report["faults"] == {"empty:completion": {"rows": 1, "first": [3]}}
+
+
+def test_a_template_is_measured(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The sentence that it makes of each row."""
+    source = written(tmp_path, [{"age": 61, "sign": "chest pain"}, {"age": 40, "sign": "cough " * 30}])
+    segments = ("A patient of {age} years.", " Sign: {sign}.")
+    report = checked(capsys, source, template=segments, tokenizer=str(tiny_llama))
+    assert report["characters"]["least"] == len("A patient of 61 years. Sign: chest pain.")
+    assert report["tokens"]["lengths"]["most"] > 60
+    assert report["tokens"]["cut"] >= 1
+
+
+def test_a_text_is_not_taken_twice_and_a_format_has_a_name(tmp_path: Path, tiny_bert: Path) -> None:
+    """Each mistake is one message."""
+    source = str(written(tmp_path, [{"t": "x", "messages": []}]))
+    known: dict[str, Any] = {"label": None, "unit": None, "max_length": 24, "as_json": True}
+    with pytest.raises(ConfigError, match="given twice"):
+        check_data(source, None, text="t", tokenizer=None, template=("{t}",), **known)
+    with pytest.raises(ConfigError, match="did you mean 'messages'"):
+        check_data(source, None, text=None, tokenizer=None, text_format="message", **known)
+    with pytest.raises(ModelError, match="no chat template"):
+        check_data(
+            source, None, text=None, tokenizer=str(tiny_bert), text_format="messages",
+            columns={"messages": "messages"}, **known,
+        )  # fmt: skip

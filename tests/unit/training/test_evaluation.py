@@ -16,9 +16,10 @@ from wardround.core.metrics import METRICS
 from wardround.core.metrics.contract import LOSS_UNIT
 from wardround.core.packed import Counters
 from wardround.core.plan import DataContract, TaskSpec
+from wardround.training.encoded_text import EncodedText
 from wardround.training.evaluation import evaluate, evaluating, predict_rows
 from wardround.training.tasks import TASKS
-from wardround.training.tasks.contract import Encoded, Example
+from wardround.training.tasks.contract import Example
 
 CPU = torch.device("cpu")
 CLASSIFY = TaskSpec(name="sequence_classification", metrics="classification")
@@ -47,7 +48,7 @@ def texts(n: int) -> list[str]:
     return [" ".join(rng.choice(WORDS, size=int(rng.integers(1, 14)))) for _ in range(n)]
 
 
-def opened(folder: Path, spec: TaskSpec) -> tuple[Any, Any, DataContract, list[Encoded], list[Example]]:
+def opened(folder: Path, spec: TaskSpec) -> tuple[Any, Any, DataContract, list[EncodedText], list[Example]]:
     """Model, tokenizer, contract, 23 encoded rows and their examples."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     task = TASKS.get(spec.name)
@@ -77,7 +78,7 @@ def bench(request: pytest.FixtureRequest, tiny_bert: Path, tiny_llama: Path) -> 
     return spec, *opened(tiny_bert if spec is CLASSIFY else tiny_llama, spec)
 
 
-def scored(bench: Any, rows: list[Encoded], **keywords: Any) -> Counters:
+def scored(bench: Any, rows: list[EncodedText], **keywords: Any) -> Counters:
     """Counters of some rows of a bench."""
     spec, model, _, data, _, _ = bench
     settings = {"batch_size": 4, "device": CPU} | keywords
@@ -117,7 +118,9 @@ def test_parts_sum_to_the_whole(bench: Any) -> None:
 def test_rows_without_a_target_are_left_out(bench: Any) -> None:
     """A row without a label, or whose targets were all cut, counts nothing and breaks nothing."""
     *_, rows, _ = bench
-    blank = Encoded(tokens=np.array([5, 6, 7], np.int32), targets=np.full(3, -100, np.int32), text_bytes=9)
+    blank = EncodedText(
+        tokens=np.array([5, 6, 7], np.int32), targets=np.full(3, -100, np.int32), text_bytes=9
+    )
     np.testing.assert_array_equal(
         scored(bench, [blank, *rows, blank], batch_size=1).vector, scored(bench, rows, batch_size=1).vector
     )
@@ -214,20 +217,23 @@ class _Counts:
     def counter_layout(self, data: DataContract, spec: TaskSpec) -> Any:
         return METRICS.get("language").layout((), {})
 
-    def targets(self, encoded: Encoded) -> int:
+    def targets(self, encoded: EncodedText) -> int:
         return 1
 
-    def collate(self, encoded: list[Encoded], data: DataContract) -> dict[str, torch.Tensor]:
+    def collate(self, encoded: list[EncodedText], data: DataContract) -> dict[str, torch.Tensor]:
         return {"cells": torch.tensor(len(encoded) * max(row.tokens.size for row in encoded))}
 
     def count(self, model: Any, batch: Any, encoded: Any, data: Any, spec: Any) -> dict[str, NDArray[Any]]:
         given = np.asarray(batch["cells"].item(), np.int64)
         return dict.fromkeys(("loss", "tokens", "bytes", "correct_tokens"), given)
 
+    def count_whole(self, *arguments: Any, **options: Any) -> dict[str, NDArray[Any]]:
+        return {}
+
 
 def test_rows_of_like_length_share_a_batch() -> None:
     """Sixteen rows of two lengths in batches of eight: no cell is padding."""
-    rows = [Encoded(tokens=np.zeros(size, np.int32)) for size in (3, 50) * 8]
+    rows = [EncodedText(tokens=np.zeros(size, np.int32)) for size in (3, 50) * 8]
     counters = evaluate(
         torch.nn.Identity(), _Counts(), ANSWER, DataContract(columns={}), rows, batch_size=8, device=CPU
     )  # fmt: skip

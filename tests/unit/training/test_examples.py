@@ -12,9 +12,16 @@ import pytest
 
 from wardround.core.errors import ConfigError, DataError
 from wardround.core.plan import DataContract, TextTemplate
-from wardround.training.examples import Example, ExampleSet, collect_labels, read_examples, split_validation
+from wardround.training.examples import (
+    Example,
+    ExampleSet,
+    collect_labels,
+    read_examples,
+    role_value,
+    split_validation,
+)
 from wardround.training.source_spec import SourceSpec
-from wardround.training.sources.contract import BrokenRow
+from wardround.training.sources.contract import BrokenRow, Row
 
 CLASSES = {"text": True, "text_pair": False, "label": True}
 ANSWERS = {"prompt": True, "completion": True}
@@ -287,3 +294,10 @@ def test_the_data_side_needs_no_torch() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == "[]\n"
+
+
+def test_bytes_reach_the_task_as_they_are() -> None:
+    """An image of a table's column is no text: it is not written out as one."""
+    data = DataContract(columns={"image": "scan"})
+    assert role_value("image", Row(1, {"scan": b"\x89PNG"}), data) == b"\x89PNG"
+    assert role_value("image", Row(1, {"scan": b""}), data) is None

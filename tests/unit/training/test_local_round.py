@@ -16,15 +16,16 @@ from wardround.core.plan import LocalWork, Schedule
 from wardround.core.seeds import Purpose, generator
 from wardround.strategies.contract import LocalRules
 from wardround.training.batches import plan_batches
+from wardround.training.encoded_text import EncodedText
 from wardround.training.local_round import LocalResult, accumulate_gradient, rows_in, train_locally
-from wardround.training.tasks.contract import Encoded, Task
+from wardround.training.tasks.contract import Task
 from wardround.training.workbench import Machine, Workbench
 
 FREE = LocalRules()
 SGD = LocalWork(steps=1, batch_size=8, optimiser="sgd", learning_rate=0.5, max_grad_norm=None)
 
 
-def train(bench: Workbench, rows: list[Encoded], work: LocalWork, **options: Any) -> LocalResult:
+def train(bench: Workbench, rows: list[EncodedText], work: LocalWork, **options: Any) -> LocalResult:
     """A round of site `alpha`, from the fresh adapter unless told otherwise."""
     arguments: dict[str, Any] = {
         "before": bench.initial_adapter(),
@@ -39,13 +40,21 @@ def train(bench: Workbench, rows: list[Encoded], work: LocalWork, **options: Any
     return train_locally(bench, rows, before, work, rules, **arguments)
 
 
+def mean_loss(bench: Workbench, rows: list[EncodedText], adapter: Adapter) -> float:
+    """Nats a target, nothing dropped; the adapter stays loaded."""
+    bench.load_adapter(adapter)
+    with torch.no_grad():
+        losses = bench.task.example_losses(bench.model, bench.task.collate(rows, bench.data))
+    return float(losses.sum()) / sum(map(bench.task.targets, rows))
+
+
 def noise(bench: Workbench, seed: int = 0) -> Adapter:
     """An adapter of small random numbers, so that every factor has a gradient."""
     vector = np.random.default_rng(seed).normal(0, 0.05, bench.layout.size).astype(np.float32)
     return bench.initial_adapter().with_vector(vector)
 
 
-def gradient(bench: Workbench, rows: list[Encoded]) -> torch.Tensor:
+def gradient(bench: Workbench, rows: list[EncodedText]) -> torch.Tensor:
     """The flat gradient of one logical batch over all rows, at the adapter that is loaded."""
     for parameter in bench.parameters().values():
         parameter.grad = None
@@ -183,7 +192,7 @@ def test_a_round_is_the_plain_loop_bit_for_bit(llama: Workbench, toys: Any) -> N
 def test_the_counts_are_of_rows_terms_and_nats(llama: Workbench, toys: Any) -> None:
     """Rows without a target do not count; targets and loss are over all passes; one step's loss is exact."""
     rows = toys.rows(10)
-    blank = Encoded(tokens=rows[0].tokens, targets=np.full_like(rows[0].tokens, -100))
+    blank = EncodedText(tokens=rows[0].tokens, targets=np.full_like(rows[0].tokens, -100))
     result = train(llama, [blank, *rows, blank], LocalWork(epochs=2, batch_size=4, learning_rate=1e-9))
     assert result.examples == 10
     assert result.steps == 6
@@ -192,7 +201,7 @@ def test_the_counts_are_of_rows_terms_and_nats(llama: Workbench, toys: Any) -> N
     with torch.no_grad():
         losses = llama.task.example_losses(llama.model, llama.task.collate(rows, llama.data))
     assert result.loss_sum == pytest.approx(2 * float(losses.sum()), rel=1e-5)
-    assert 5 < result.first_loss < 7
+    assert 5 < result.loss_sum / result.targets < 7
     assert result.optimiser_state is None
 
 
@@ -200,14 +209,14 @@ def test_training_lowers_the_loss(bert: Workbench, toys: Any) -> None:
     """Thirty steps on few rows learn them."""
     rows = toys.rows(6)
     result = train(bert, rows, LocalWork(steps=40, batch_size=6, learning_rate=1e-2))
-    assert result.last_loss < 0.6 * result.first_loss
+    assert mean_loss(bert, rows, result.adapter) < 0.6 * mean_loss(bert, rows, bert.initial_adapter())
 
 
 def test_packed_rows_are_counted_one_by_one() -> None:
     """Each position that restarts at zero begins a row."""
     tokens = np.arange(6, dtype=np.int32)
-    assert rows_in(Encoded(tokens=tokens, positions=np.array([0, 1, 0, 1, 2, 0], np.int32))) == 3
-    assert rows_in(Encoded(tokens=tokens)) == 1
+    assert rows_in(EncodedText(tokens=tokens, positions=np.array([0, 1, 0, 1, 2, 0], np.int32))) == 3
+    assert rows_in(EncodedText(tokens=tokens)) == 1
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -357,7 +366,7 @@ def test_a_bfloat16_base_trains_a_float32_adapter(tiny_llama: Path, toys: Any) -
     bench = toys.bench(tiny_llama, toys.causal, dtype="bfloat16")
     rows = toys.rows(6)
     result = train(bench, rows, LocalWork(steps=20, batch_size=6, learning_rate=1e-2))
-    assert result.last_loss < result.first_loss
+    assert mean_loss(bench, rows, result.adapter) < mean_loss(bench, rows, bench.initial_adapter())
     vector = torch.from_numpy(result.adapter.vector)
     assert not torch.equal(vector.bfloat16().float(), vector)
 
@@ -369,6 +378,6 @@ def test_a_real_model_learns_real_tokens(toys: Any, shared_data: Path) -> None:
         "The patient came with chest pain. The doctor listened to the heart and said: rest and drink water. "
     )
     tokens = np.array(bench.tokenizer(text * 2)["input_ids"], dtype=np.int32)
-    row = Encoded(tokens=tokens, targets=tokens)
+    row = EncodedText(tokens=tokens, targets=tokens)
     result = train(bench, [row] * 4, LocalWork(steps=8, batch_size=4, learning_rate=1e-2))
-    assert result.last_loss < 0.75 * result.first_loss
+    assert mean_loss(bench, [row], result.adapter) < 0.75 * mean_loss(bench, [row], bench.initial_adapter())

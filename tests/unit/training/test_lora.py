@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import warnings
 from pathlib import Path
@@ -252,6 +253,60 @@ def test_a_saved_adapter_that_does_not_fit_is_refused(tiny_llama: Path, toys: An
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"junk")
     with pytest.raises(ModelError, match="no adapter can be read"):
         ADAPTER.read_saved(tmp_path / "adapter", bench.layout)
+
+
+@pytest.mark.parametrize(
+    ("saved", "configured", "found", "expected"),
+    [
+        ({"alpha": 32}, {"alpha": 16}, "alpha=32", "expected: 2,"),
+        ({"rslora": True}, {}, "rslora=true", "expected: 2,"),
+        ({}, {"rslora": True}, "alpha=16, rslora=false", "expected: 5.65685"),
+    ],
+)
+def test_a_saved_adapter_of_another_scaling_is_refused(
+    saved: dict[str, Any],
+    configured: dict[str, Any],
+    found: str,
+    expected: str,
+    tiny_llama: Path,
+    toys: Any,
+    tmp_path: Path,
+) -> None:
+    """Its product would silently be another one; both numbers and the remedy are named."""
+    bench = toys.bench(tiny_llama, toys.causal, **saved)
+    ADAPTER.save(bench.model, tmp_path / "adapter", "base")
+    with pytest.raises(ConfigError, match="scaled in another way") as caught:
+        ADAPTER.read_saved(tmp_path / "adapter", toys.bench(tiny_llama, toys.causal, **configured).layout)
+    assert found in str(caught.value)
+    assert expected in str(caught.value)
+    assert "adapter.options.alpha=" in str(caught.value.remedy)
+
+
+def test_another_alpha_of_the_same_scaling_is_the_same_adapter(
+    tiny_llama: Path, toys: Any, tmp_path: Path
+) -> None:
+    """What counts is the factor on the product, not how it is written: 8/4 is 4/√4."""
+    bench = toys.bench(tiny_llama, toys.causal, r=4, alpha=8)
+    ADAPTER.save(bench.model, tmp_path / "adapter", "base")
+    same = toys.bench(tiny_llama, toys.causal, r=4, alpha=4, rslora=True)
+    assert ADAPTER.read_saved(tmp_path / "adapter", same.layout).digest == same.fresh.digest
+
+
+def test_alphas_by_module_are_read_as_peft_reads_them(tiny_llama: Path, toys: Any, tmp_path: Path) -> None:
+    """A plain PEFT adapter may scale some modules in another way; one that does is refused by its module."""
+    bench = toys.bench(tiny_llama, toys.causal)
+    ADAPTER.save(bench.model, tmp_path / "adapter", "base")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"alpha_pattern": {"q_proj": 16}}))
+    assert ADAPTER.read_saved(tmp_path / "adapter", bench.layout).digest == bench.fresh.digest
+    file.write_text(json.dumps(config | {"alpha_pattern": {"layers.1.self_attn.q_proj": 64}}))
+    with pytest.raises(ConfigError, match=r"8 at model\.layers\.1\.self_attn\.q_proj"):
+        ADAPTER.read_saved(tmp_path / "adapter", bench.layout)
+    for broken in ("no json", "[]", "{}", '{"lora_alpha": "x"}'):
+        file.write_text(broken)
+        with pytest.raises(ModelError, match="read"):
+            ADAPTER.read_saved(tmp_path / "adapter", bench.layout)
 
 
 def test_the_registry_finds_lora_and_no_inner_module() -> None:

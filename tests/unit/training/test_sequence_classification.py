@@ -20,8 +20,9 @@ from transformers import (
 from wardround.core.errors import ConfigError, DataError, ModelError, TrainingError
 from wardround.core.metrics.contract import LOSS_UNIT
 from wardround.core.plan import DataContract, TaskSpec
+from wardround.training.encoded_text import EncodedText
 from wardround.training.tasks import TASKS
-from wardround.training.tasks.contract import Encoded, Example
+from wardround.training.tasks.contract import Example
 from wardround.training.tasks.sequence_classification import TASK
 
 CPU = torch.device("cpu")
@@ -270,14 +271,14 @@ def test_a_text_of_which_no_token_is_left_is_still_answered(tiny_gpt2: Path) -> 
 def test_a_batch_is_padded_to_its_longest_row() -> None:
     """Tokens, mask, labels; token types only where a row is a pair."""
     data = DataContract(columns={}, labels=LABELS, pad_token_id=9)
-    single = Encoded(tokens=np.array([5, 6, 7], np.int32), label=2)
-    short = Encoded(tokens=np.array([4], np.int32))
+    single = EncodedText(tokens=np.array([5, 6, 7], np.int32), label=2)
+    short = EncodedText(tokens=np.array([4], np.int32))
     batch = TASK.collate([single, short], data)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [4, 9, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [2, -1]
     assert set(batch) == {"input_ids", "attention_mask", "labels"}
-    pair = Encoded(tokens=np.array([5, 6], np.int32), segments=np.array([0, 1], np.int32))
+    pair = EncodedText(tokens=np.array([5, 6], np.int32), segments=np.array([0, 1], np.int32))
     assert TASK.collate([single, pair], data)["token_type_ids"].tolist() == [[0, 0, 0], [0, 1, 0]]
     assert [TASK.targets(row) for row in (single, short)] == [1, 0]
 

@@ -13,8 +13,9 @@ from transformers import AutoTokenizer
 from wardround.core.errors import ConfigError, DataError, ModelError
 from wardround.core.plan import DataContract, TaskSpec
 from wardround.training.chat_spans import Written
+from wardround.training.encoded_text import EncodedText
 from wardround.training.tasks.causal_lm import TASK
-from wardround.training.tasks.contract import Encoded, Example
+from wardround.training.tasks.contract import Example
 from wardround.training.text_formats import FORMATS
 from wardround.training.text_formats.contract import Completion, Conversation, Wording
 from wardround.training.text_tokens import prompt_tokens
@@ -42,13 +43,13 @@ def contract(tokenizer: Any, **fields: Any) -> DataContract:
     return DataContract(**{**known, **fields})
 
 
-def encode(tokenizer: Any, roles: dict[str, Any], **options: Any) -> Encoded:
+def encode(tokenizer: Any, roles: dict[str, Any], **options: Any) -> EncodedText:
     """One row."""
     (row,) = TASK.encode([Example(1, roles)], tokenizer, contract(tokenizer), spec(**options))
     return row
 
 
-def under_loss(tokenizer: Any, row: Encoded) -> str:
+def under_loss(tokenizer: Any, row: EncodedText) -> str:
     """Text of the targets."""
     return str(tokenizer.decode(row.targets[row.targets >= 0].tolist()))
 
@@ -375,3 +376,14 @@ def test_example_indices_follow_the_input(tokenizer: Any) -> None:
     rows = TASK.encode(examples, tokenizer, contract(tokenizer), spec())
     assert [row.example for row in rows] == [0, 1, 2, 3]
     assert all(row.tokens.dtype == np.int32 and row.targets.dtype == np.int32 for row in rows)
+
+
+def test_a_refused_conversation_is_told_without_a_word_of_it(tokenizer: Any) -> None:
+    """A role is a cell of the data: the usual ones are named, of others only how many there are."""
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    roles = chat(("user", "a"), ("Mrs Smith of ward 3", "b"), ("assistant", "c"), ("born 1961", "d"))
+    with pytest.raises(ModelError, match="refuses a conversation") as caught:
+        encode(tokenizer, roles, format="messages")
+    assert "Smith" not in str(caught.value)
+    assert "1961" not in str(caught.value)
+    assert "4 turns: 2 of the roles assistant, user, 2 of others" in str(caught.value)

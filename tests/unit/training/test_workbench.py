@@ -46,11 +46,11 @@ def test_the_bench_completes_the_data_contract(tiny_llama: Path, toys: Any) -> N
     bench = toys.bench(tiny_llama, toys.causal)
     assert bench.data.pad_token_id == 0
     assert bench.data.end_token_ids == (2,)
-    assert with_tokenizer(bench.data, bench.base) == bench.data
+    assert with_tokenizer(bench.data, bench.base, bench.task) == bench.data
     other = bench.data.model_copy(update={"chat_template_digest": "0" * 64})
     with pytest.raises(ModelError, match="chat_template_digest"):
-        with_tokenizer(other, bench.base)
-    assert with_tokenizer(DataContract(columns={}), bench.base) == bench.data
+        with_tokenizer(other, bench.base, bench.task)
+    assert with_tokenizer(DataContract(columns={}), bench.base, bench.task) == bench.data
 
 
 def test_devices_are_picked_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:

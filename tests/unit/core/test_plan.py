@@ -1,0 +1,63 @@
+"""The training plan's own guards."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from wardround.core.errors import ConfigError
+from wardround.core.packed import Layout, TensorSpec
+from wardround.core.plan import (
+    AdapterSpec,
+    BaseModelSpec,
+    DataContract,
+    LocalWork,
+    RoundRules,
+    StrategySpec,
+    TaskSpec,
+    TrainingPlan,
+)
+
+
+def plan_of(**changes: Any) -> TrainingPlan:
+    """A valid plan; `changes` replace whole sections."""
+    sections: dict[str, Any] = {
+        "name": "toy",
+        "seed": 7,
+        "base": BaseModelSpec(name="none", digest="0" * 64),
+        "task": TaskSpec(name="sequence_classification", metrics="classification"),
+        "data": DataContract(columns={"text": "t"}),
+        "adapter": AdapterSpec(layout=Layout(tensors=(TensorSpec(name="a"),)), initial_digest="1" * 64),
+        "local": LocalWork(steps=1),
+        "rounds": RoundRules(rounds=5),
+    }
+    return TrainingPlan(**(sections | changes))
+
+
+@pytest.mark.parametrize("text", ["Infinity", "-Infinity", "NaN"])
+@pytest.mark.parametrize(
+    "place", ["rounds.deadline_s", "local.learning_rate", "local.epsilon", "release.least_improvement"]
+)
+def test_what_is_no_number_is_a_named_fault(place: str, text: str) -> None:
+    """Infinity and NaN in any figure of a plan: a ConfigError that names the place, never a later crash."""
+    section, _, key = place.partition(".")
+    whole = plan_of()
+    values = getattr(whole, section)
+    broken = whole.model_copy(
+        update={section: values.model_copy(update={key: float(text.replace("Infinity", "inf"))})}
+    )
+    with pytest.raises(ConfigError, match=place.replace(".", r"\.")):
+        TrainingPlan.parse(broken.model_dump_json().replace(f'"{key}":null', f'"{key}":{text}'))
+    with pytest.raises(ValidationError):
+        type(values)(**{**values.model_dump(), key: float(text.replace("Infinity", "inf"))})
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, {1, 2}, object()], ids=["inf", "nan", "set", "object"])
+def test_an_option_that_json_does_not_know_is_a_named_fault(value: object) -> None:
+    """Options are checked by the file that they belong to; what slips through it is still no digest."""
+    plan = plan_of(strategy=StrategySpec(options={"mu": [value]}))
+    with pytest.raises(ConfigError, match="JSON"):
+        _ = plan.digest

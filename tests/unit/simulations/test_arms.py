@@ -1,0 +1,131 @@
+"""The bounds take the federation's steps; names of arms and sites name folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wardround.core.errors import ConfigError
+from wardround.core.packed import Layout, TensorSpec
+from wardround.core.plan import (
+    AdapterSpec,
+    BaseModelSpec,
+    DataContract,
+    LocalWork,
+    RoundRules,
+    TaskSpec,
+    TrainingPlan,
+)
+from wardround.core.seeds import Purpose, generator
+from wardround.runtime.events import EventStream
+from wardround.server.rounds import choose_cohort
+from wardround.simulations.arms import (
+    Arm,
+    SiteRows,
+    centralised_arm,
+    local_arm,
+    require_distinct,
+    run_arms,
+    site_steps,
+    standing_still,
+    steps_a_round,
+)
+from wardround.training.batches import plan_batches
+from wardround.training.encoded_text import EncodedText
+
+
+def row(*, target: bool = True) -> EncodedText:
+    """One encoded row; without a label it is no row to train on."""
+    return EncodedText(np.arange(3, dtype=np.int32), label=0 if target else -1)
+
+
+def arm_of(rows: dict[str, int], work: dict[str, Any], **rules: Any) -> Arm:
+    """A federation whose sites have so many usable rows, and one more that is not."""
+    plan = TrainingPlan(
+        name="toy", seed=3, base=BaseModelSpec(name="none", digest="0" * 64),
+        task=TaskSpec(name="sequence_classification", metrics="classification"),
+        data=DataContract(columns={"text": "t"}, labels=("no", "yes")),
+        adapter=AdapterSpec(layout=Layout(tensors=(TensorSpec(name="a"),)), initial_digest="1" * 64),
+        local=LocalWork(**work), rounds=RoundRules(**({"rounds": 20} | rules)),
+    )  # fmt: skip
+    sites = {name: SiteRows([*(row() for _ in range(n)), row(target=False)], []) for name, n in rows.items()}
+    return Arm("federated", plan, sites)
+
+
+def batches(n: int, plan: TrainingPlan, round: int, site: str) -> int:
+    """Batches that a site's training plans in a round."""
+    return len(plan_batches(n, plan.local, generator(plan.seed, Purpose.SHUFFLE, round=round, site=site)))
+
+
+ROWS = {"a": 9, "b": 17, "c": 40, "d": 3}
+WORKS = [{"epochs": 3, "batch_size": 8}, {"epochs": 0.4, "batch_size": 8}, {"epochs": 2.5, "batch_size": 16}]
+
+
+@pytest.mark.parametrize("work", [*WORKS, {"steps": 5, "batch_size": 8}], ids=str)
+def test_the_bounds_take_the_steps_that_the_federation_takes(work: dict[str, Any]) -> None:
+    """With everybody in every round, to the step: short batches count, rows without a target do not."""
+    federated = arm_of(ROWS, work)
+    plan, rounds = federated.plan, range(1, 21)
+    taken = {site: sum(batches(n, plan, round, site) for round in rounds) for site, n in ROWS.items()}
+    centralised = centralised_arm(federated, None)
+    assert centralised.plan.local.steps is not None
+    assert centralised.plan.local.steps * centralised.plan.rounds.rounds == sum(taken.values())
+    for site in ROWS:
+        alone = local_arm(federated, site)
+        steps = site_steps(alone.plan, alone.sites[site].training) * alone.plan.rounds.rounds
+        assert steps == taken[site]
+
+
+@pytest.mark.parametrize("work", [*WORKS, {"steps": 5, "batch_size": 8}], ids=str)
+@pytest.mark.parametrize("participation", [0.1, 0.5, 0.7])
+def test_with_a_share_of_the_sites_the_bounds_take_the_average_steps(
+    work: dict[str, Any], participation: float
+) -> None:
+    """A site alone trains in as many rounds as on average in the federation; a round's steps are the same."""
+    federated = arm_of(ROWS, work, participation=participation)
+    plan = federated.plan
+    asked = sum(len(choose_cohort(plan, tuple(ROWS), round)) for round in range(1, 21)) / len(ROWS)
+    for site, n in ROWS.items():
+        alone = local_arm(federated, site)
+        assert alone.plan.rounds.rounds == round(asked)
+        assert alone.plan.rounds.participation == 1
+        assert site_steps(alone.plan, alone.sites[site].training) == batches(n, plan, 1, site)
+    everybody = sum(batches(n, plan, 1, site) for site, n in ROWS.items())
+    assert abs(steps_a_round(federated) - everybody * asked / 20) <= 0.5 or steps_a_round(federated) == 1
+
+
+def test_a_site_alone_trains_at_least_one_round() -> None:
+    """However rare it is asked."""
+    federated = arm_of(dict.fromkeys(map(str, range(30)), 4), WORKS[0], rounds=1, participation=0.05)
+    assert local_arm(federated, "0").plan.rounds.rounds == 1
+
+
+def test_names_that_name_one_folder_are_refused() -> None:
+    """Case, and an accent written in two ways."""
+    require_distinct("arms", ["local/A", "local/B", "federated"])
+    for one, other in (("local/A", "local/a"), ("Zu\u0308rich", "Z\u00fcrich"), ("x", "x")):
+        with pytest.raises(ConfigError, match="one folder"):
+            require_distinct("sites", [one, "between", other])
+
+
+@pytest.mark.parametrize("sites", [("A", "a"), ("A", "b")])
+def test_arms_that_share_a_folder_are_refused_before_anything_runs(
+    sites: tuple[str, str], tmp_path: Path
+) -> None:
+    """Two arms of one name, or two such sites in one arm."""
+    arm = arm_of(dict.fromkeys(sites, 4), WORKS[0])
+    arms = [arm] if sites == ("A", "a") else [arm, arm]
+    nothing: Any = None
+    with pytest.raises(ConfigError, match="one folder"):
+        run_arms(
+            arms, nothing, nothing, lambda name: tmp_path, EventStream(), run_id="r", lanes=1,
+            each=lambda *_: pytest.fail("an arm was run"),
+        )  # fmt: skip
+
+
+def test_no_time_passes_in_a_simulation() -> None:
+    """So that no deadline is ever reached."""
+    assert standing_still() == standing_still()

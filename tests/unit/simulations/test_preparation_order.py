@@ -1,0 +1,59 @@
+"""A configuration is checked as a whole before a row is read or a model is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wardround.core.errors import ConfigError
+from wardround.simulations import preparation
+from wardround.simulations.config import RunConfig
+
+SOUND: dict[str, Any] = {
+    "name": "p",
+    "model": {"path": "nowhere"},
+    "task": {"name": "causal_lm"},
+    "data": {"source": {"path": "nowhere.jsonl"}, "columns": {"prompt": "q", "completion": "a"}},
+    "local": {"steps": 1},
+    "rounds": {"rounds": 1},
+    "partition": {"kind": "natural"},
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading rows or opening a model fails the test."""
+
+    def read(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was read before the configuration was checked")
+
+    monkeypatch.setattr(preparation, "gather", read)
+    monkeypatch.setattr(preparation, "open_workbench", read)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"strategy": {"name": "fedavgg"}}, "did you mean 'fedavg"),
+        ({"strategy": {"name": "fedprox", "options": {"muu": 1}}}, "muu"),
+        ({"release": {"metric": "perplexityy"}}, "did you mean 'perplexity'"),
+        ({"release": {"metric": "rouge_l", "direction": "max"}}, "never computed"),
+        ({"release": {"metric": "loss", "direction": "max"}}, "worst round"),
+        ({"local": {"steps": 1, "momentum": 0.5}}, "no effect"),
+        ({"adapter": {"method": "loraa"}}, "did you mean 'lora'"),
+        ({"adapter": {"options": {"rank": 4}}}, "rank"),
+        ({"partition": {"kind": "dirichlet", "options": {"alfa": 1}}}, "did you mean 'alpha'"),
+        ({"task": {"name": "causal_lm", "options": {"fromat": "text"}}}, "did you mean 'format'"),
+    ],
+)
+def test_it_is_refused_before_anything_is_read(changed: dict[str, Any], message: str) -> None:
+    """Whatever only its own file can check is asked there first."""
+    with pytest.raises(ConfigError, match=message):
+        preparation.prepare(RunConfig.parse(SOUND | changed))
+
+
+def test_a_sound_one_goes_on_to_the_rows() -> None:
+    """The twin of the test above: nothing else stands in the way."""
+    with pytest.raises(AssertionError, match="was read"):
+        preparation.prepare(RunConfig.parse(SOUND))
