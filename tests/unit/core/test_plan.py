@@ -61,3 +61,13 @@ def test_an_option_that_json_does_not_know_is_a_named_fault(value: object) -> No
     plan = plan_of(strategy=StrategySpec(options={"mu": [value]}))
     with pytest.raises(ConfigError, match="JSON"):
         _ = plan.digest
+
+
+def test_a_changed_copy_has_a_digest_of_its_own() -> None:
+    """Also where the original's was asked for first: a plan made from another one must not pass for it."""
+    plan = plan_of()
+    before = plan.digest
+    changed = plan.model_copy(update={"name": "another"})
+    assert changed.digest != before
+    assert changed.digest == TrainingPlan.parse(changed.canonical()).digest
+    assert plan.model_copy().digest == before
