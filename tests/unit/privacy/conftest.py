@@ -14,7 +14,7 @@ from wardround.privacy.packing import word_of
 from wardround.privacy.secagg.admission import Member, SiteState
 from wardround.privacy.secagg.hashing import digest
 from wardround.privacy.secagg.identity import KeySigner, Roster
-from wardround.privacy.secagg.messages import Complaint, Delivery, MaskedInput
+from wardround.privacy.secagg.messages import Delivery, MaskedInput, Unmasking
 from wardround.privacy.secagg.offer import Offer, SignedOffer
 from wardround.privacy.secagg.policy import SecurePolicy, default_threshold
 from wardround.privacy.secagg.relay import Relay, Sum
@@ -141,6 +141,15 @@ class Consortium:
                 relay.take_masked(masked)
         return relay, relay.survivors().sites
 
+    def to_answers(
+        self, offer: Offer, lost: Mapping[str, str] | None = None
+    ) -> tuple[Relay, dict[str, Unmasking]]:
+        """A relay that waits for the unmask answers, and the honest ones."""
+        relay, survivors = self.to_survivors(offer, lost)
+        for name in survivors:
+            relay.take_confirmation(self.sites[name].confirm(relay.survivors()))
+        return relay, {name: self.sites[name].unmask(relay.confirmed()) for name in survivors}
+
     def run(self, offer: Offer, lost: Mapping[str, str] | None = None) -> Sum:
         """A whole attempt; `lost` maps a site to the phase before whose message it disappears."""
         gone = lost or {}
@@ -164,6 +173,3 @@ class Consortium:
 def consortium() -> Callable[..., Consortium]:
     """Makes consortia."""
     return Consortium
-
-
-__all__ = ["BROADCAST", "Complaint", "Consortium"]
