@@ -23,7 +23,7 @@ from wardround.core.plan import (
     TaskSpec,
     TrainingPlan,
 )
-from wardround.privacy.ring import encode
+from wardround.privacy.ring import decode, encode
 from wardround.runtime.events import Event, EventStream
 from wardround.server.journal import Journal
 from wardround.server.rounds import Run
@@ -149,6 +149,25 @@ class Bench:
             "run", "federated", plan, strategy, tuple(sites), transport, Journal(self.folder, plan),
             EventStream([self.recorder]), **changes,
         )  # fmt: skip
+
+    def expected_adapter(
+        self, transport: Any, rounds: int, skip: dict[int, set[str]] | None = None
+    ) -> np.ndarray:
+        """FedAvg on the individuals, in float64 and rounded once a round."""
+        state = self.initial.vector.astype(np.float32)
+        for round in range(1, rounds + 1):
+            total, weight = 0.0, 0
+            for request in transport.asked:
+                if (
+                    request.round == round
+                    and request.train
+                    and request.site not in (skip or {}).get(round, set())
+                ):
+                    reply = transport.reply(request)
+                    total = total + decode(reply.statistics, transport.plan.encoding)
+                    weight += int(reply.counters["weight"])
+            state = (state.astype(np.float64) + total / weight).astype(np.float32)
+        return state
 
 
 @pytest.fixture
