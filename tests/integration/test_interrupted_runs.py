@@ -17,34 +17,9 @@ from wardround.simulations.simulate import SimulationResult, run_simulation
 
 
 @pytest.fixture
-def settings(tmp_path: Path, tiny_bert: Path) -> Callable[..., RunConfig]:
-    """Four wards, two rounds; keyword arguments replace keys of sections."""
-    with (tmp_path / "rows.jsonl").open("w") as file:
-        for number in range(48):
-            note = f"{'slow' if number % 2 else 'sharp'} {number}"
-            file.write(
-                json.dumps({"note": note, "kind": str(number % 2), "ward": f"w{number % 8 // 2}"}) + "\n"
-            )
-
-    def make(name: str, **sections: Any) -> RunConfig:
-        base: dict[str, Any] = {
-            "name": "notes", "output": str(tmp_path / name), "model": {"path": str(tiny_bert)},
-            "task": {"name": "sequence_classification"},
-            "data": {
-                "source": {"path": str(tmp_path / "rows.jsonl")},
-                "test": {"path": str(tmp_path / "rows.jsonl")},
-                "columns": {"text": "note", "label": "kind"}, "site_column": "ward", "max_length": 32,
-                "validation_fraction": 0.3,
-            },
-            "adapter": {"options": {"r": 2, "alpha": 4}},
-            "local": {"steps": 2, "batch_size": 4, "learning_rate": 1e-2}, "rounds": {"rounds": 2},
-            "machine": {"device": "cpu", "threads": 1},
-        }  # fmt: skip
-        for key, value in sections.items():
-            base[key] = {**base.get(key, {}), **value}
-        return RunConfig.parse(base)
-
-    return make
+def settings(notes: Callable[..., Any], tmp_path: Path) -> Callable[..., RunConfig]:
+    """Four wards, two rounds, tested on their own rows."""
+    return notes(rows=48, wards=4, rounds=2, test={"path": str(tmp_path / "rows.jsonl")})
 
 
 class Stop:

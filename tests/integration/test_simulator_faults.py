@@ -38,32 +38,9 @@ run_simulation(RunConfig.parse(json.load(open("config.json"))))
 
 
 @pytest.fixture
-def settings(tmp_path: Path, tiny_bert: Path) -> Callable[..., RunConfig]:
-    """Two wards, one round; keyword arguments replace keys of sections."""
-    with (tmp_path / "rows.jsonl").open("w") as file:
-        for number in range(24):
-            note = f"{'slow' if number % 2 else 'sharp'} {number}"
-            row = {"note": note, "kind": str(number % 2), "ward": f"w{number % 4 // 2}"}
-            file.write(json.dumps(row) + "\n")
-
-    def make(name: str, **sections: Any) -> RunConfig:
-        base: dict[str, Any] = {
-            "name": "notes", "output": str(tmp_path / name), "model": {"path": str(tiny_bert)},
-            "task": {"name": "sequence_classification"},
-            "data": {
-                "source": {"path": str(tmp_path / "rows.jsonl")},
-                "columns": {"text": "note", "label": "kind"}, "site_column": "ward", "max_length": 32,
-                "validation_fraction": 0.3,
-            },
-            "adapter": {"options": {"r": 2, "alpha": 4}},
-            "local": {"steps": 2, "batch_size": 4, "learning_rate": 1e-2}, "rounds": {"rounds": 1},
-            "machine": {"device": "cpu", "threads": 1},
-        }  # fmt: skip
-        for key, value in sections.items():
-            base[key] = {**base.get(key, {}), **value}
-        return RunConfig.parse(base)
-
-    return make
+def settings(notes: Callable[..., Any]) -> Callable[..., RunConfig]:
+    """Two wards, one round."""
+    return notes(rows=24, wards=2, rounds=1)
 
 
 def test_an_error_in_somebodys_code_is_found_on_stderr_and_in_no_message(

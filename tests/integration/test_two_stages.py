@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -22,30 +21,16 @@ ROUNDS = 3
 
 
 @pytest.fixture
-def settings(tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
+def settings(notes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
     """Three wards, three rounds, by `halves.py` unless another strategy is named."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    with (tmp_path / "rows.jsonl").open("w") as file:
-        for number in range(36):
-            note = f"{'slow' if number % 2 else 'sharp'} {number}"
-            row = {"note": note, "kind": str(number % 2), "ward": SITES[number % 6 // 2]}
-            file.write(json.dumps(row) + "\n")
+    make = notes(rows=36, wards=3, rounds=ROUNDS)
 
-    def make(name: str, strategy: str = "halves:STRATEGY", state: str = "keep") -> RunConfig:
-        return RunConfig.parse({
-            "name": "notes", "output": str(tmp_path / name), "model": {"path": str(tiny_bert)},
-            "task": {"name": "sequence_classification"},
-            "data": {
-                "source": {"path": str(tmp_path / "rows.jsonl")},
-                "columns": {"text": "note", "label": "kind"}, "site_column": "ward", "max_length": 32,
-                "validation_fraction": 0.3,
-            },
-            "adapter": {"options": {"r": 2, "alpha": 4}}, "strategy": {"name": strategy},
-            "local": {"steps": 2, "batch_size": 4, "learning_rate": 1e-2, "optimiser_state": state},
-            "rounds": {"rounds": ROUNDS}, "machine": {"device": "cpu", "threads": 1},
-        })  # fmt: skip
+    def by_strategy(name: str, strategy: str = "halves:STRATEGY", state: str = "keep") -> RunConfig:
+        made: RunConfig = make(name, strategy={"name": strategy}, local={"optimiser_state": state})
+        return made
 
-    return make
+    return by_strategy
 
 
 @pytest.fixture
