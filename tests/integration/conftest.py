@@ -14,7 +14,7 @@ from wardround.simulations.config import RunConfig
 
 @pytest.fixture
 def notes(tmp_path: Path, tiny_bert: Path) -> Callable[..., Callable[..., RunConfig]]:
-    """Writes so many rows of so many wards `w0`, `w1`, …, and gives what makes configurations of them by name.
+    """Write so many rows of so many wards `w0`, `w1`, …; gives what makes configurations of them by name.
 
     Further keyword arguments replace keys of `data`; those of what it gives replace keys of sections.
     """
