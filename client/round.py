@@ -1,6 +1,8 @@
 """The site's handler of one round. The simulator and a real site run this same file.
 
-check the request → evaluate the broadcast adapter → train → contribute → encode → reply
+    first exchange    check the request → score the broadcast adapter → train → contribute → encode
+                      → begin each sum → reply
+    those after it    the next phase of each sum → reply
 
 What goes wrong becomes a named reply. No text of a foreign exception leaves the site, since it may quote a
 row; the whole story goes to the site's own log.
@@ -13,8 +15,9 @@ import time
 from typing import Literal
 
 from wardround.client.memory import Figures, Trained
+from wardround.client.parties import contribution, scores_only
 from wardround.client.site import Site
-from wardround.core.counting import fill_counters, reply_layout, train_loss, validation_scores
+from wardround.core.counting import metric_counters, scores, train_loss, training_counters
 from wardround.core.errors import (
     BudgetError,
     ConfigError,
@@ -26,21 +29,28 @@ from wardround.core.errors import (
 )
 from wardround.core.messages import Reply, Request, reply_to
 from wardround.core.packed import Adapter, Array, Counters, require_finite
-from wardround.privacy.ring import encode
-from wardround.strategies.contract import SiteMemory
+from wardround.privacy.secagg.offer import Offer
+from wardround.privacy.sums.contract import EVALUATION, SUMS, TRAINING, Lanes
+from wardround.strategies.contract import Broadcast, SiteMemory
 from wardround.training.evaluation import evaluate
 from wardround.training.local_round import LocalResult, train_locally
 
 LOG = logging.getLogger(__name__)
 
 INTERNAL = "internal"
+
+
+class RequestError(PeerError):
+    """The server asks for what does not follow from the plan."""
+
+
 CODES: tuple[tuple[type[WardroundError], Literal["refused", "failed"], str], ...] = (
+    (RequestError, "refused", "bad_request"),
     (PolicyError, "refused", "policy"),
     (BudgetError, "refused", "budget"),
     (StorageError, "failed", "storage"),
     (ConfigError, "failed", "configuration"),
-    # The request has passed its checks: what does not hold now is what this site made.
-    (PeerError, "failed", "bad_contribution"),
+    (PeerError, "refused", "bad_message"),
 )
 """Error → status and stable code of the reply; a `TrainingError` has a code of its own."""
 OWN_FILES = "the site could not read or write its own files"
@@ -54,31 +64,41 @@ def answer(request: Request, site: Site) -> Reply:
     what this site did went wrong. What it had scored before that is in the reply, so that one site's failed
     training does not change over which rows the broadcast adapter is scored.
     """
-    validation: dict[str, Array] | None = None
+    sums: dict[str, bytes] = {}
+    local: dict[str, float] = {}
     try:
-        try:
-            check_request(request, site)
-        except PeerError as error:
-            return reply_to(request, status="refused", code="bad_request", reason=error.what)
-        started = time.perf_counter()
-        if request.evaluate:
-            validation = measure(site.strategy.adapter_of(request.broadcast), site)
-        if not request.train:
-            return ok_reply(request, site, started, validation)
-        trained, memory = trained_for(request, site)
-        statistics = contribute(request, site, trained, memory)
-        return ok_reply(request, site, started, validation, trained.figures, statistics)
+        check_request(request, site)
+        if request.broadcast is None:
+            go_on(request, site, sums)
+        else:
+            work(request, request.broadcast, site, sums, local)
     except Exception as error:  # noqa: BLE001 - every failure is named to the server and told in the site's log
-        return failed_reply(request, site, error, validation)
+        status, code, reason = told(error, request, site)
+        return reply_to(
+            request, status=status, code=code, reason=reason, sums=sums, local=site.parties.spent()
+        )
+    return reply_to(request, sums=sums, local=local | site.parties.spent())
 
 
 def check_request(request: Request, site: Site) -> None:
     """Refuse what does not follow the plan that this site accepted.
 
     Raises:
-        PeerError: Another run, plan, site, stage or layout, a broadcast that is not finite, or one of round 1
-            that is not the plan's initial adapter.
+        RequestError: Another run, plan, site, stage, sum or layout, a broadcast that is not finite, one of
+            round 1 that is not the plan's initial adapter, or one that is not the fold of the last sum.
     """
+    try:
+        _check_place(request, site)
+        if request.broadcast is not None:
+            _check_broadcast(request, request.broadcast, site)
+            if request.stage == 0:
+                confirmed = site.parties.parties[TRAINING].confirmed(request.round - 1)
+                site.folds.check(request.round, request.broadcast, request.opened, dict(confirmed))
+    except PeerError as error:
+        raise RequestError(error.what, found=error.found, expected=error.expected) from error
+
+
+def _check_place(request: Request, site: Site) -> None:
     for what, found, expected in (
         ("run", request.run_id, site.run_id),
         ("plan", request.plan_digest, site.plan.digest),
@@ -93,22 +113,87 @@ def check_request(request: Request, site: Site) -> None:
             found=request.stage,
             expected=f"0 to {stages - 1}",
         )
-    if request.evaluate and request.stage:
+    if not request.sums or not set(request.sums) <= set(SUMS):
+        raise PeerError(
+            "the request asks for no sum, or for one that there is not", expected=" or ".join(SUMS)
+        )
+    if EVALUATION in request.sums and request.stage:
         raise PeerError("the request evaluates in a later stage", found=request.stage, expected="stage 0")
-    layout, expected = request.broadcast.layout.digest, site.strategy.broadcast_layout(request.stage).digest
+    if (request.broadcast is not None) != (request.exchange == 0 and request.attempt == 0):
+        raise PeerError("only the first exchange of a first attempt has a broadcast, and it has to have one")
+
+
+def _check_broadcast(request: Request, broadcast: Broadcast, site: Site) -> None:
+    layout, expected = broadcast.layout.digest, site.strategy.broadcast_layout(request.stage).digest
     if layout != expected:
         raise PeerError(
             "the request names another broadcast layout", found=layout[:12], expected=expected[:12]
         )
-    require_finite(request.broadcast, "the broadcast")
+    require_finite(broadcast, "the broadcast")
     spec = site.plan.adapter
     first = request.round == 1 and request.stage == 0 and layout == spec.layout.digest
-    if first and request.broadcast.digest != spec.initial_digest:
+    if first and broadcast.digest != spec.initial_digest:
         raise PeerError(
             "the broadcast of round 1 is not the plan's initial adapter",
-            found=request.broadcast.digest[:12],
+            found=broadcast.digest[:12],
             expected=spec.initial_digest[:12],
         )
+
+
+def work(
+    request: Request, broadcast: Broadcast, site: Site, sums: dict[str, bytes], local: dict[str, float]
+) -> None:
+    """Score and train as asked, and begin the sums; what is finished stands in `sums`, whatever follows."""
+    started, digest = time.perf_counter(), bytes.fromhex(broadcast.digest)
+    statistics = site.strategy.statistics_layout(request.stage)
+    # Refused before anything is computed for it.
+    offers = {
+        name: site.parties.check(name, request, site.plan, site.run_id, statistics, digest)
+        for name in sorted(request.sums)
+    }
+
+    def begin(name: str, lanes: Lanes) -> None:
+        sums[name] = site.parties.begin(name, request, digest, lanes)
+
+    if EVALUATION in request.sums:
+        counted = metric_counters(site.plan, measure(site.strategy.adapter_of(broadcast), site))
+        begin(EVALUATION, scores_only(counted))
+        local |= {f"validation.{name}": value for name, value in scores(site.plan, counted).values.items()}
+    if TRAINING in request.sums:
+        try:
+            trained, memory = trained_for(request, broadcast, site)
+            lanes = contribute(request, broadcast, site, trained, memory, offers[TRAINING], local)
+        except PeerError as error:  # the request has passed its checks: this is what the site made itself
+            raise TrainingError("bad_contribution", error.what, found=error.found) from error
+        begin(TRAINING, lanes)
+    local["seconds"] = time.perf_counter() - started
+
+
+def go_on(request: Request, site: Site, sums: dict[str, bytes]) -> None:
+    """The next phase of each sum, or the first one of another attempt: nothing is trained or scored.
+
+    Raises:
+        WardroundError: The first that went wrong; the other sums have gone on.
+    """
+    wrong: list[WardroundError] = []
+    for name in sorted(request.sums):
+        try:
+            if request.exchange:
+                sums[name] = site.parties.step(name, request)
+            else:
+                sums[name] = begin_again(name, request, site)
+        except WardroundError as error:
+            wrong.append(error)
+    if wrong:
+        raise wrong[0]
+
+
+def begin_again(name: str, request: Request, site: Site) -> bytes:
+    """Another attempt: what was kept goes in again."""
+    broadcast = site.parties.broadcast_of(name, request)
+    statistics = site.strategy.statistics_layout(request.stage)
+    site.parties.check(name, request, site.plan, site.run_id, statistics, broadcast)
+    return site.parties.again(name, request, broadcast)
 
 
 def measure(adapter: Adapter, site: Site) -> dict[str, Array]:
@@ -130,7 +215,7 @@ def measure(adapter: Adapter, site: Site) -> dict[str, Array]:
     return counters.tensors()
 
 
-def trained_for(request: Request, site: Site) -> tuple[Trained, SiteMemory]:
+def trained_for(request: Request, broadcast: Broadcast, site: Site) -> tuple[Trained, SiteMemory]:
     """What this round's training gave, and the strategy's memory before this stage.
 
     With a strategy of one stage a site trains whenever it is asked. With more of them it trains once for a
@@ -150,26 +235,30 @@ def trained_for(request: Request, site: Site) -> tuple[Trained, SiteMemory]:
         return found[0], found[1].memory
     kept = site.store.load(before_round=request.round)
     before = site.store.load_stage(round=request.round, stage=0) if site.strategy.stages > 1 else None
-    if before is not None and before[0].broadcast == request.broadcast.digest:
+    if before is not None and before[0].broadcast == broadcast.digest:
         return before[0], kept.memory
-    return train(request, site, kept.memory, kept.optimiser_state), kept.memory
+    return train(request, broadcast, site, kept.memory, kept.optimiser_state), kept.memory
 
 
 def train(
-    request: Request, site: Site, memory: SiteMemory, optimiser_state: dict[str, Array] | None
+    request: Request,
+    broadcast: Broadcast,
+    site: Site,
+    memory: SiteMemory,
+    optimiser_state: dict[str, Array] | None,
 ) -> Trained:
     """Train one local round from the broadcast adapter.
 
     Raises:
         TrainingError: No rows, or a loss that is not finite.
     """
-    adapter = site.strategy.adapter_of(request.broadcast)
+    adapter = site.strategy.adapter_of(broadcast)
     result = train_locally(
         site.bench,
         site.training,
         adapter,
         site.plan.local,
-        site.strategy.local_rules(request.broadcast, memory, request.stage),
+        site.strategy.local_rules(broadcast, memory, request.stage),
         round=request.round,
         rounds=site.plan.rounds.rounds,
         seed_root=site.plan.seed,
@@ -183,66 +272,55 @@ def train(
         steps=result.steps,
         loss_sum=result.loss_sum,
     )
-    return Trained(request.broadcast.digest, adapter, result.adapter, figures, result.optimiser_state)
+    return Trained(broadcast.digest, adapter, result.adapter, figures, result.optimiser_state)
 
 
-def contribute(request: Request, site: Site, trained: Trained, memory: SiteMemory) -> Array:
+def contribute(
+    request: Request,
+    broadcast: Broadcast,
+    site: Site,
+    trained: Trained,
+    memory: SiteMemory,
+    offer: Offer,
+    local: dict[str, float],
+) -> Lanes:
     """The weighted statistics as ring integers; what strategy and optimiser keep stays in the store.
 
     Raises:
-        PeerError: The trained adapter is not finite, or the statistics do not fit the ring.
+        TrainingError: The statistics are not finite, or the site weighs more than the plan allows.
         StorageError: What is to be kept cannot be written.
     """
     statistics, after = site.strategy.contribute(
-        request.broadcast, trained.before, trained.after, memory, request.stage
+        broadcast, trained.before, trained.after, memory, request.stage
     )
-    weight = trained.figures.weight
-    integers = encode(statistics.vector, weight, site.plan.encoding, sites=request.cohort_size)
+    counters = counted(trained.figures, request.stage)
+    lanes, quantised = contribution(
+        statistics.vector, counters, trained.figures.weight, offer, site.plan, site.name
+    )
     if request.stage < site.strategy.stages - 1:
         site.store.save_stage(trained, after, round=request.round, stage=request.stage)
     else:
         site.store.save(trained.kept(after), round=request.round)
-    return integers
-
-
-def ok_reply(
-    request: Request,
-    site: Site,
-    started: float,
-    validation: dict[str, Array] | None,
-    figures: Figures | None = None,
-    statistics: Array | None = None,
-) -> Reply:
-    """The reply to a request that was fulfilled; training sums are counted in stage 0 alone."""
-    fresh = figures is not None and request.stage == 0
-    counters = fill_counters(
-        reply_layout(site.plan),
-        weight=figures.weight if figures else 0,
-        loss_sum=figures.loss_sum if figures and fresh else 0.0,
-        targets=figures.targets if figures and fresh else 0,
-        validation=validation,
-    )
-    local = {
-        f"validation.{name}": value for name, value in validation_scores(site.plan, counters).values.items()
-    }
-    local["seconds"] = time.perf_counter() - started
     loss = train_loss(counters)
-    if figures is not None and loss is not None:
+    if loss is not None:
         local |= {
             "train.loss": loss,
-            "train.steps": float(figures.steps),
-            "train.examples": float(figures.examples),
+            "train.steps": float(trained.figures.steps),
+            "train.examples": float(trained.figures.examples),
         }
-    layout = "" if statistics is None else site.strategy.statistics_layout(request.stage).digest
-    return reply_to(
-        request, statistics=statistics, statistics_layout_digest=layout, counters=counters, local=local
-    )
+    local |= {"clipped": float(quantised.clipped), "shortened_by": quantised.shortened_by}
+    return lanes
 
 
-def failed_reply(
-    request: Request, site: Site, error: Exception, validation: dict[str, Array] | None
-) -> Reply:
-    """A reply that names what went wrong, with what was measured before it did."""
+def counted(figures: Figures, stage: int) -> Counters:
+    """What rides beside a contribution; training sums are counted in stage 0 alone."""
+    if stage:
+        return training_counters(weight=figures.weight)
+    return training_counters(weight=figures.weight, loss_sum=figures.loss_sum, targets=figures.targets)
+
+
+def told(error: Exception, request: Request, site: Site) -> tuple[Literal["refused", "failed"], str, str]:
+    """Status, code and reason of an error; the whole of it goes to the site's own log."""
     status, code, reason = named(error)
     LOG.log(
         logging.ERROR if code == INTERNAL else logging.WARNING,
@@ -253,10 +331,7 @@ def failed_reply(
         error if isinstance(error, WardroundError) else reason,
         exc_info=error if code == INTERNAL else None,
     )
-    counters: Counters | None = None
-    if validation is not None:
-        counters = fill_counters(reply_layout(site.plan), validation=validation)
-    return reply_to(request, status=status, code=code, reason=reason, counters=counters)
+    return status, code, reason
 
 
 def named(error: Exception) -> tuple[Literal["refused", "failed"], str, str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wardround.client.fold_check import FoldCheck
 from wardround.client.memory import SiteStore
+from wardround.client.parties import Parties
 from wardround.core.plan import TrainingPlan
 from wardround.strategies.contract import SumStrategy
 from wardround.training.tasks.contract import Encoded
@@ -25,6 +27,8 @@ class Site:
         training: Rows to train on.
         validation: Rows that the site held back; they only choose the released round.
         store: What the site keeps between rounds; it never leaves.
+        parties: Its side of the run's sums.
+        folds: What it knows of the server's state.
     """
 
     name: str
@@ -35,3 +39,5 @@ class Site:
     training: Sequence[Encoded]
     validation: Sequence[Encoded]
     store: SiteStore
+    parties: Parties
+    folds: FoldCheck

@@ -1,8 +1,9 @@
-"""The counter lane of a reply: weight, training sums and the validation part's metric numerators."""
+"""The counter lanes of a round's two sums: what training counted, and numerators of validation metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 
@@ -14,7 +15,10 @@ from wardround.core.plan import TrainingPlan
 WEIGHT = "weight"
 TRAIN_LOSS = "train.loss"
 TRAIN_TARGETS = "train.targets"
-VALIDATION = "validation."
+TRAINING_LAYOUT: Final = Layout(
+    tensors=tuple(TensorSpec(name=name, role="counter") for name in (WEIGHT, TRAIN_LOSS, TRAIN_TARGETS))
+)
+"""Counters that ride beside a contribution; the loss and the targets in stage 0 alone."""
 MOST_COUNT = 2**51
 """Of one counter of one site: the sums of `MOST_SITES` sites stay within 64 bits. In a loss counter it is
 2^31 nats."""
@@ -23,38 +27,29 @@ MOST_SITES = 2**12 - 1
 
 
 def metric_layout(plan: TrainingPlan) -> Layout:
-    """Counters of the plan's metric family alone."""
+    """Counters of the plan's metric family: the same at every site and at the server."""
     return METRICS.get(plan.task.metrics).layout(plan.data.labels, plan.task.options)
 
 
-def reply_layout(plan: TrainingPlan) -> Layout:
-    """Layout of a reply's counters; the same at every site and at the server."""
-    own = tuple(TensorSpec(name=name, role="counter") for name in (WEIGHT, TRAIN_LOSS, TRAIN_TARGETS))
-    validation = tuple(
-        spec.model_copy(update={"name": VALIDATION + spec.name}) for spec in metric_layout(plan).tensors
-    )
-    return Layout(tensors=own + validation)
+def training_counters(*, weight: int, loss_sum: float = 0.0, targets: int = 0) -> Counters:
+    """Counters of one contribution.
 
-
-def fill_counters(
-    layout: Layout,
-    *,
-    weight: int = 0,
-    loss_sum: float = 0.0,
-    targets: int = 0,
-    validation: Mapping[str, Array] | None = None,
-) -> Counters:
-    """Counters of one site; what is not given stays zero, and what exceeds `MOST_COUNT` counts as that.
-
-    Only the loss of a model gone astray does: it stays a bad figure, and the site stays in the round.
-    `loss_sum` is in nats, and counted as no more than `LARGEST_LOSS` a target.
+    What exceeds `MOST_COUNT` counts as that. Only the loss of a model gone astray does: it stays a bad
+    figure, and the site stays in the round. `loss_sum` is in nats, and counted as no more than `LARGEST_LOSS`
+    a target.
     """
-    counters = zeros(layout, np.int64)
+    counters = zeros(TRAINING_LAYOUT, np.int64)
     counters[WEIGHT][...] = weight
     counters[TRAIN_LOSS][...] = min(MOST_COUNT, round(min(loss_sum, LARGEST_LOSS * targets) / LOSS_UNIT))
     counters[TRAIN_TARGETS][...] = targets
-    for name, array in (validation or {}).items():
-        counters[VALIDATION + name][...] = np.minimum(array, MOST_COUNT)
+    return counters
+
+
+def metric_counters(plan: TrainingPlan, counted: Mapping[str, Array] | None) -> Counters:
+    """Metric numerators of one site's validation part, zero where it has none; at most `MOST_COUNT` each."""
+    counters = zeros(metric_layout(plan), np.int64)
+    for name, array in (counted or {}).items():
+        counters[name][...] = np.minimum(array, MOST_COUNT)
     return counters
 
 
@@ -69,15 +64,6 @@ def train_loss(counters: Counters) -> float | None:
     return float(counters[TRAIN_LOSS]) * LOSS_UNIT / targets if targets else None
 
 
-def validation_scores(plan: TrainingPlan, counters: Counters) -> Scores:
-    """Metrics of the validation parts, computed once from the summed counters."""
-    layout = metric_layout(plan)
-    vector = np.concatenate(
-        [counters[VALIDATION + spec.name].reshape(-1) for spec in layout.tensors], dtype=np.int64
-    )
-    return scores(plan, Counters(layout, vector))
-
-
 def scores(plan: TrainingPlan, counters: Counters) -> Scores:
-    """Metrics from counters of the plan's metric family."""
+    """Metrics, computed once from summed counters of the plan's metric family."""
     return METRICS.get(plan.task.metrics).compute(counters, plan.data.labels, plan.task.options)

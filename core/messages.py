@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from wardround.core.packed import Array, Counters, Packed
+from wardround.core.packed import Packed
 
 
 @dataclass(frozen=True)
 class Request:
-    """One site's work for one round.
+    """What one site is asked in one exchange.
 
     Attributes:
         run_id: Identifies the run; a site answers only for runs whose plan it accepted.
@@ -19,24 +20,27 @@ class Request:
             fold is numbered rounds + 1 and only evaluates.
         stage: Counts from 0; methods with a second pass have stages 0 and 1. A site trains and evaluates
             in stage 0; in a later one it contributes from what it trained then.
-        attempt: Counts from 0; a later attempt sends the stored contribution again.
+        attempt: Counts from 0; a later attempt sums the contributions again that sites have kept.
+        exchange: Counts from 0 in every attempt: the first one offers, and asks for work where the attempt is
+            the first as well; those that follow are the phases of secure aggregation.
         site: Name of the site.
-        train: Whether to train (in stage 0) and contribute.
-        evaluate: Whether to score the broadcast adapter on the validation part; in stage 0 only.
-        broadcast: What the strategy sends to everybody in this stage.
-        cohort_size: Sites asked to train, at most so many contributions are summed.
+        broadcast: What the strategy sends to everybody in this stage, in the first exchange of the first
+            attempt; None in all others.
+        opened: With a broadcast of stage 0, the sums of the round before, one a stage
+            (`privacy/sums/opened.py`); empty in round 1, and where the round before was burnt.
+        sums: Name of each sum that the site is asked to take part in → the message of its protocol.
     """
 
     run_id: str
     plan_digest: str
     round: int
     site: str
-    train: bool
-    evaluate: bool
-    broadcast: Packed
-    cohort_size: int = 1
+    sums: Mapping[str, bytes]
+    broadcast: Packed | None = None
+    opened: tuple[bytes, ...] = ()
     stage: int = 0
     attempt: int = 0
+    exchange: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,11 @@ class Reply:
     """A site's answer.
 
     Attributes:
-        status: `ok`; `refused` where policy or plan forbid; `failed` where training went wrong.
+        status: `ok`; `refused` where policy or plan forbid; `failed` where something went wrong.
         code: Short stable identifier of the reason where status is not `ok`.
         reason: One sentence without data, and without the text of an exception that is not ours.
-        statistics: Ring integers of the weighted statistics (int64, the statistics layout), or None.
-        statistics_layout_digest: Layout that the integers follow.
-        counters: Weights, loss sums and metric numerators, or None. A site whose training failed after it
-            had scored the broadcast still sends the metric numerators, with weight and loss sums zero.
+        sums: Name of each sum → the site's message. Where status is not `ok`, of those sums that what went
+            wrong does not concern: a site whose training failed still sends what it had scored.
     """
 
     run_id: str
@@ -59,24 +61,31 @@ class Reply:
     site: str
     stage: int = 0
     attempt: int = 0
+    exchange: int = 0
     status: Literal["ok", "refused", "failed"] = "ok"
     code: str = ""
     reason: str = ""
-    statistics: Array | None = None
-    statistics_layout_digest: str = ""
-    counters: Counters | None = None
+    sums: Mapping[str, bytes] = field(default_factory=dict)
     local: dict[str, float] = field(default_factory=dict)
     """Per-site figures that this site's policy lets out (a simulation: all of them)."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its contents."""
+        return sum(len(message) for message in self.sums.values())
+
+
+PLACE = ("run_id", "round", "stage", "attempt", "exchange", "site")
+"""What a reply repeats of the request that it answers, beside the plan."""
 
 
 def reply_to(request: Request, **fields: Any) -> Reply:
     """A reply that names what it answers; `fields` are the reply's own."""
     return Reply(
-        run_id=request.run_id,
-        plan_digest=request.plan_digest,
-        round=request.round,
-        site=request.site,
-        stage=request.stage,
-        attempt=request.attempt,
-        **fields,
+        plan_digest=request.plan_digest, **{name: getattr(request, name) for name in PLACE}, **fields
     )
+
+
+def answers(reply: Reply, request: Request) -> bool:
+    """Whether a reply is to this very request."""
+    return all(getattr(reply, name) == getattr(request, name) for name in PLACE)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from wardround.core.errors import ConfigError, nearest
 from wardround.core.packed import Layout
@@ -144,11 +144,41 @@ class StrategySpec(Frozen):
 
 
 class Encoding(Frozen):
-    """Fixed-point ring in which contributions are summed, so that order never changes a bit."""
+    """Ring of integers in which contributions are summed, and the bounds from which its scale follows.
 
-    bits: Literal[64] = 64
-    fraction_bits: int = Field(default=36, ge=8, le=48)
-    """Quantum 2^-fraction_bits of a coordinate before its weight is multiplied in."""
+    A machine that sends more than a bound lets through shortens or clips it, and says so; the sum of a
+    whole cohort at the bounds still fits the ring.
+    """
+
+    bits: Literal[16, 20, 24, 32, 64] = 16
+    """Width of the ring: so many bits a coordinate travel."""
+    largest: float = Field(gt=0)
+    """No coordinate of a contribution is larger in size, before its weight is multiplied in."""
+    norm: float | None = Field(default=None, gt=0)
+    """No contribution is longer (L2), before its weight is multiplied in; None leaves lengths alone."""
+    most_weight: int = Field(ge=1, le=2**32)
+    """No site weighs more in the mean."""
+
+
+class SecureRules(Frozen):
+    """Whether the server sees single contributions, or their sum alone."""
+
+    mode: Literal["real", "accounted", "off"] = "real"
+    """`accounted` has the phases, the rules and the bytes of `real`, and no cryptography."""
+    threshold: int | None = Field(default=None, ge=2)
+    """So many of a cohort have to confirm a sum; None is two thirds of it and one more, rounded down."""
+    attempts: int = Field(default=3, ge=1, le=10)
+    """How often one sum is tried before the round counts as failed."""
+    complete_to: int = Field(default=100, ge=3)
+    """Largest cohort in which every site masks with every other; above it with `degree` of them."""
+    degree: int = Field(default=100, ge=2)
+    share_threshold: int = Field(default=60, ge=2)
+    """Shares that give a secret back above `complete_to`."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return "off" if value is False else value  # what YAML makes of an unquoted off
 
 
 class RoundRules(Frozen):
@@ -189,7 +219,8 @@ class TrainingPlan(Frozen):
     adapter: AdapterSpec
     local: LocalWork
     strategy: StrategySpec = StrategySpec()
-    encoding: Encoding = Encoding()
+    encoding: Encoding
+    secure: SecureRules = SecureRules()
     rounds: RoundRules
     release: ReleaseRule = ReleaseRule()
 

@@ -34,7 +34,12 @@ def packed_size(count: int, bits: int) -> int:
 
 
 def pack(vector: Array, bits: Bits) -> bytes:
-    """The low `bits` of every value.
+    """As `packed`, in bytes of their own."""
+    return packed(vector, bits).tobytes()
+
+
+def packed(vector: Array, bits: Bits) -> memoryview:
+    """The low `bits` of every value: read-only, and where the word is whole a view of `vector`.
 
     Args:
         vector: (n,), of the ring's word.
@@ -49,15 +54,14 @@ def pack(vector: Array, bits: Bits) -> bytes:
     octets = np.ascontiguousarray(vector, dtype=word).view(np.uint8).reshape(vector.size, word.itemsize)
     match bits:
         case 24:
-            return octets[:, :3].tobytes()
+            octets = octets[:, :3].copy()
         case 20:
-            return _pack_20(octets)
-        case _:
-            return octets.tobytes()
+            octets = _pack_20(octets)
+    return octets.reshape(-1).data.toreadonly()
 
 
 def unpack(data: bytes | memoryview, count: int, bits: Bits) -> Array:
-    """The values again, (count,), in a fresh array of the ring's word.
+    """The values again, (count,), of the ring's word; read-only, and of whole words a view of `data`.
 
     Raises:
         PeerError: The bytes are not of `count` values, or bits that belong to none are set.
@@ -76,11 +80,13 @@ def unpack(data: bytes | memoryview, count: int, bits: Bits) -> Array:
         case 20:
             wide = _unpack_20(octets, count)
         case _:
-            wide = octets.copy()
-    return wide.reshape(-1).view(word)
+            wide = octets
+    values = wide.reshape(-1).view(word)
+    values.flags.writeable = False
+    return values
 
 
-def _pack_20(octets: Array) -> bytes:
+def _pack_20(octets: Array) -> Array:
     """Two values in five bytes: a₀ a₁ (a₂ low | b₀ low) (b₀ high | b₁ low) (b₁ high | b₂ low)."""
     count = len(octets)
     pairs = np.zeros((-(-count // 2) * 2, 4), dtype=np.uint8)
@@ -91,7 +97,7 @@ def _pack_20(octets: Array) -> bytes:
     out[:, 2] = (a[:, 2] & 15) | (b[:, 0] << 4)
     out[:, 3] = (b[:, 0] >> 4) | (b[:, 1] << 4)
     out[:, 4] = (b[:, 1] >> 4) | (b[:, 2] << 4)
-    return out.tobytes()[: packed_size(count, 20)]
+    return out.reshape(-1)[: packed_size(count, 20)]
 
 
 def _unpack_20(octets: Array, count: int) -> Array:

@@ -13,6 +13,7 @@ where values are far below one quantum; it protects nothing, so u comes from the
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ from wardround.core.errors import ConfigError, InternalError, TrainingError
 from wardround.core.packed import Array
 from wardround.privacy.packing import Bits, word_of
 
-CHUNK = 1 << 16
+CHUNK = 1 << 15
 """Coordinates at a time: all of a chunk's arrays stay in the cache."""
 _NORM_SLACK = 1e-4
 """A vector is shortened to this much below its bound, so that float32 does not miss it."""
@@ -110,7 +111,8 @@ def quantise(vector: Array, weight: int, scale: Scale, rng: np.random.Generator)
             "this cannot be quantised", found=f"{vector.dtype} {vector.shape}, weight {weight}",
             expected=f"a flat vector of floats, and a weight from 1 to {scale.most_weight}",
         )  # fmt: skip
-    length = math.sqrt(sum(float(np.dot(part, part)) for part in _in_float64(vector)))
+    # Not np.dot: on long pieces it may wake BLAS's threads, and their number would decide the last bit.
+    length = math.sqrt(sum(float(np.einsum("i,i->", part, part)) for part in _in_float64(vector)))
     if not math.isfinite(length):
         bad = int(vector.size - np.isfinite(vector).sum())
         raise TrainingError(
@@ -119,17 +121,22 @@ def quantise(vector: Array, weight: int, scale: Scale, rng: np.random.Generator)
             remedy="lower the learning rate, or look at the site's data",
         )  # fmt: skip
     factor = min(1.0, scale.norm * (1 - _NORM_SLACK) / length) if length > scale.norm else 1.0
-    word = word_of(scale.bits)
-    integers, clipped = np.empty(vector.size, dtype=word), 0
+    integers, clipped = np.empty(vector.size, dtype=word_of(scale.bits)), 0
+    signed = integers.view(f"<i{integers.itemsize}")
     multiplier = factor * weight * scale.integers_per_unit
     bound = weight * scale.largest * scale.integers_per_unit
+    scaled_buffer, random_buffer = np.empty((2, min(CHUNK, vector.size)))
     for start in range(0, vector.size, CHUNK):
-        scaled = vector[start : start + CHUNK].astype(np.float64) * multiplier
-        clipped += int((np.abs(scaled) > bound * (1 + 1e-12)).sum())
-        np.clip(scaled, -bound, bound, out=scaled)
-        scaled += rng.random(scaled.size)
+        part = vector[start : start + CHUNK]
+        scaled, random = scaled_buffer[: part.size], random_buffer[: part.size]
+        np.multiply(part, multiplier, out=scaled, dtype=np.float64)
+        if scaled.max() > bound or scaled.min() < -bound:
+            clipped += int(np.count_nonzero(np.abs(scaled) > bound * (1 + 1e-12)))
+            np.clip(scaled, -bound, bound, out=scaled)
+        rng.random(out=random)
+        scaled += random
         np.floor(scaled, out=scaled)
-        integers[start : start + CHUNK] = scaled.astype(np.int64).astype(word)
+        np.copyto(signed[start : start + CHUNK], scaled, casting="unsafe")
     return Quantised(integers, factor, clipped)
 
 
@@ -144,5 +151,5 @@ def dequantise(total: Array, scale: Scale) -> Array:
     return np.asarray(total.astype(np.float64) * scale.quantum)
 
 
-def _in_float64(vector: Array) -> list[Array]:
-    return [vector[start : start + CHUNK].astype(np.float64) for start in range(0, vector.size, CHUNK)]
+def _in_float64(vector: Array) -> Iterator[Array]:
+    return (vector[start : start + CHUNK].astype(np.float64) for start in range(0, vector.size, CHUNK))

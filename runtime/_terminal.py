@@ -14,12 +14,14 @@ from wardround.runtime.events import (
     Event,
     Improved,
     Notice,
+    RoundBurnt,
     RoundFolded,
     RoundStarted,
     RunFinished,
     RunStarted,
     SiteReplied,
 )
+from wardround.runtime.sizes import size_text
 
 PREFERRED = ("macro_f1", "accuracy", "auroc", "bits_per_byte", "loss", "perplexity")
 """Metrics shown where the caller names none, as far as the run has them."""
@@ -29,7 +31,6 @@ _LANGUAGE_UNITS = {
 """What the support of a language model's metrics counts; its others count tokens, a classifier's rows."""
 MOST_METRICS = 3
 MOST_SITES = 8
-KILO = 1000
 _MARKS = {"waiting": ("…", "dim"), "ok": ("✓", "green"), "late": ("late", "yellow")}
 _BAD = ("✗", "bold red")
 
@@ -87,6 +88,9 @@ class RichSink:
             case RoundFolded():
                 self._row(arm)
                 arm.folded = event
+                self._refresh(event.arm, event.round, completed=event.round)
+            case RoundBurnt():
+                self._print(Text(f"  round {event.round} is lost: {event.reason}", style="bold red"))
                 self._refresh(event.arm, event.round, completed=event.round)
             case Notice():
                 style = "yellow" if event.level == "warning" else "dim"
@@ -212,7 +216,7 @@ def _line(arm: _Arm, round: int, folded: RoundFolded | None, metrics: Sequence[s
     if folded is not None:
         asked = len(folded.survivors) + len(folded.missing)
         line.append(f"{len(folded.survivors):>5}/{asked:<3}", style="red" if folded.missing else "")
-        line.append(f"{_size(folded.bytes_up):>11}{folded.wall_s:>7.1f} s")
+        line.append(f"{size_text(folded.bytes_up):>11}{folded.wall_s:>7.1f} s")
     if arm.best == round:
         line.append("  ★ best so far", style="green")
     return line
@@ -243,12 +247,3 @@ def _columns(values: Mapping[str, float], first: str) -> tuple[str, ...]:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
-
-
-def _size(size_bytes: int) -> str:
-    amount, unit = float(size_bytes), "B"
-    for larger in ("kB", "MB", "GB"):
-        if amount < KILO:
-            break
-        amount, unit = amount / KILO, larger
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"

@@ -13,11 +13,13 @@ from wardround.runtime.events import (
     Evaluated,
     Event,
     Notice,
+    RoundBurnt,
     RoundFolded,
     RoundStarted,
     RunFinished,
     RunStarted,
     SiteReplied,
+    SumOpened,
     as_record,
 )
 from wardround.runtime.files import append_line, write_atomic
@@ -57,7 +59,7 @@ class JsonlSink:
         if _key(event) in self._told:
             self._told.discard(_key(event))
             drop_told(self._path, event)
-        durable = isinstance(event, RunStarted | RoundFolded | RunFinished)
+        durable = isinstance(event, RunStarted | RoundFolded | RoundBurnt | RunFinished)
         append_line(self._path, as_record(event), durable=durable)
         if isinstance(event, Evaluated):
             self._told.add(_key(event))  # the released round may be scored on the way and at the end
@@ -129,7 +131,9 @@ def _key(event: Event) -> tuple[Any, ...]:
         case RoundStarted():
             return kind, arm, event.round, event.stage
         case SiteReplied():
-            return kind, arm, event.round, event.site, event.stage
+            return kind, arm, event.round, event.site, event.stage, event.attempt, event.exchange
+        case SumOpened():
+            return kind, arm, event.round, event.stage, event.name
         case Evaluated():
             return kind, arm, event.round, event.part
         case Notice():

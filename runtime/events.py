@@ -41,7 +41,10 @@ class RoundStarted:
 
 @dataclass(frozen=True)
 class SiteReplied:
-    """One site answered in one stage. `local` holds per-site figures where policy lets them out."""
+    """One site answered in one stage. `local` holds per-site figures where policy lets them out.
+
+    Of the exchanges after the first one it is told only where something went wrong.
+    """
 
     arm: str
     round: int
@@ -52,6 +55,40 @@ class SiteReplied:
     bytes_up: int = 0
     local: Mapping[str, float] = field(default_factory=dict)
     stage: int = 0
+    attempt: int = 0
+    exchange: int = 0
+
+
+@dataclass(frozen=True)
+class SumOpened:
+    """One sum of a stage was opened, and what it took.
+
+    `name` is `training` or `evaluation`, `mode` the plan's `secure.mode`; bytes are those of the sum's own
+    messages, to and from all sites; `site_s` are all sites' seconds together, `server_s` the server's.
+    """
+
+    arm: str
+    round: int
+    name: str
+    mode: str
+    cohort: int
+    survivors: int
+    exchanges: int
+    bytes_down: int
+    bytes_up: int
+    site_s: float
+    server_s: float
+    stage: int = 0
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class RoundBurnt:
+    """A round ends without a fold: the adapter stays, the round is spent, the next one trains afresh."""
+
+    arm: str
+    round: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -73,7 +110,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class RoundFolded:
-    """A round counts: its sum is folded and journalled."""
+    """A round counts: its sum is folded and journalled.
+
+    `rounding` is the most by which quantisation alone moved a coordinate of the mean.
+    """
 
     arm: str
     round: int
@@ -84,6 +124,7 @@ class RoundFolded:
     bytes_up: int
     wall_s: float
     adapter_digest: str
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +163,16 @@ class RunFinished:
 
 
 Event: TypeAlias = (
-    RunStarted | RoundStarted | SiteReplied | Evaluated | RoundFolded | Improved | Notice | RunFinished
+    RunStarted
+    | RoundStarted
+    | SiteReplied
+    | SumOpened
+    | Evaluated
+    | RoundFolded
+    | RoundBurnt
+    | Improved
+    | Notice
+    | RunFinished
 )
 
 

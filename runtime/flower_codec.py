@@ -1,12 +1,13 @@
-"""Requests and replies as Flower records: one packed array and one small JSON manifest each.
+"""Requests and replies as Flower records: one small JSON manifest each, and few arrays.
 
-Cost in Flower grows with the number of arrays, so there is exactly one for the vector and one for
-the counters. Nothing is pickled. Only Flower's public API is used here.
+Cost in Flower grows with the number of arrays, so there is exactly one for the broadcast and one of bytes for
+each sum. Nothing is pickled. Only Flower's public API is used here.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from flwr.app import Array as FlowerArray
@@ -14,12 +15,14 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wardround.core.errors import PeerError
-from wardround.core.messages import Reply, Request
+from wardround.core.messages import PLACE, Reply, Request
 from wardround.core.packed import Array, Layout, Packed
 
 M = TypeVar("M", bound=BaseModel)
-PROTOCOL = 1
+PROTOCOL = 2
 LARGEST_MANIFEST = 1 << 20
+BROADCAST, OPENED, SUM = "broadcast", "opened.", "sum."
+SumName: TypeAlias = Annotated[str, Field(pattern="^[a-z]{1,20}$")]
 
 
 class _Manifest(BaseModel):
@@ -28,26 +31,25 @@ class _Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     protocol: int = Field(ge=PROTOCOL, le=PROTOCOL)
-    run_id: str = Field(max_length=256)
+    run_id: str = Field(max_length=200)
     plan_digest: str = Field(max_length=64)
     round: int = Field(ge=1)
     stage: int = Field(ge=0, le=7)
     attempt: int = Field(ge=0)
     site: str = Field(min_length=1, max_length=200)
+    exchange: int = Field(ge=0, le=15)
     layout_digest: str = Field(max_length=64)
+    sums: tuple[SumName, ...] = Field(max_length=2)
 
 
 class _RequestManifest(_Manifest):
-    train: bool
-    evaluate: bool
-    cohort_size: int = Field(ge=1)
+    opened: int = Field(ge=0, le=2)
 
 
 class _ReplyManifest(_Manifest):
     status: str = Field(pattern="^(ok|refused|failed)$")
     code: str = Field(max_length=100)
     reason: str = Field(max_length=2000)
-    counters_digest: str = Field(max_length=64)
     local: dict[str, float]
 
 
@@ -55,45 +57,42 @@ def encode_request(request: Request) -> tuple[RecordDict, int]:
     """Records of a request, and the bytes of their contents."""
     manifest = _RequestManifest(
         protocol=PROTOCOL,
-        run_id=request.run_id,
         plan_digest=request.plan_digest,
-        round=request.round,
-        stage=request.stage,
-        attempt=request.attempt,
-        site=request.site,
-        layout_digest=request.broadcast.layout.digest,
-        train=request.train,
-        evaluate=request.evaluate,
-        cohort_size=request.cohort_size,
+        layout_digest=request.broadcast.layout.digest if request.broadcast else "",
+        sums=tuple(request.sums),
+        opened=len(request.opened),
+        **{name: getattr(request, name) for name in PLACE},
     )
-    return _records(manifest, {"broadcast": request.broadcast.vector})
+    arrays = {BROADCAST: request.broadcast.vector} if request.broadcast else {}
+    arrays |= {OPENED + str(stage): _as_array(message) for stage, message in enumerate(request.opened)}
+    return _records(manifest, arrays | _as_arrays(request.sums))
 
 
 def decode_request(records: RecordDict, layout: Layout) -> Request:
-    """Read a request whose broadcast follows `layout`.
+    """Read a request; a broadcast has to follow `layout`.
 
     Raises:
         PeerError: Anything missing, unknown, too large, of another layout or type.
     """
     manifest = _manifest(records, _RequestManifest)
-    broadcast = _array(records, "broadcast")
-    if manifest.layout_digest != layout.digest:
-        raise PeerError(
-            "the broadcast has another layout", found=manifest.layout_digest[:12], expected=layout.digest[:12]
-        )
-    if broadcast.dtype != np.float32:
-        raise PeerError("the broadcast has the wrong type", found=broadcast.dtype, expected="float32")
+    broadcast = None
+    if manifest.layout_digest:
+        vector = _array(records, BROADCAST)
+        if manifest.layout_digest != layout.digest:
+            raise PeerError(
+                "the broadcast has another layout",
+                found=manifest.layout_digest[:12],
+                expected=layout.digest[:12],
+            )
+        if vector.dtype != np.float32:
+            raise PeerError("the broadcast has the wrong type", found=vector.dtype, expected="float32")
+        broadcast = Packed(layout, vector)
     return Request(
-        run_id=manifest.run_id,
         plan_digest=manifest.plan_digest,
-        round=manifest.round,
-        site=manifest.site,
-        train=manifest.train,
-        evaluate=manifest.evaluate,
-        broadcast=Packed(layout, broadcast),
-        cohort_size=manifest.cohort_size,
-        stage=manifest.stage,
-        attempt=manifest.attempt,
+        broadcast=broadcast,
+        opened=tuple(_bytes(records, OPENED + str(stage)) for stage in range(manifest.opened)),
+        sums=_sums(records, manifest),
+        **{name: getattr(manifest, name) for name in PLACE},
     )
 
 
@@ -119,56 +118,53 @@ def encode_reply(reply: Reply) -> tuple[RecordDict, int]:
     """Records of a reply, and the bytes of their contents."""
     manifest = _ReplyManifest(
         protocol=PROTOCOL,
-        run_id=reply.run_id,
         plan_digest=reply.plan_digest,
-        round=reply.round,
-        stage=reply.stage,
-        attempt=reply.attempt,
-        site=reply.site,
-        layout_digest=reply.statistics_layout_digest,
+        layout_digest="",
+        sums=tuple(reply.sums),
         status=reply.status,
         code=reply.code,
         reason=reply.reason[:2000],
-        counters_digest=reply.counters.layout.digest if reply.counters else "",
         local=reply.local,
+        **{name: getattr(reply, name) for name in PLACE},
     )
-    arrays: dict[str, Array] = {}
-    if reply.statistics is not None:
-        arrays["statistics"] = reply.statistics
-    if reply.counters is not None:
-        arrays["counters"] = reply.counters.vector
-    return _records(manifest, arrays)
+    return _records(manifest, _as_arrays(reply.sums))
 
 
-def decode_reply(records: RecordDict, counters_layout: Layout) -> Reply:
-    """Read a reply; layout, shape and dtype of the contribution are the intake's to check.
+def decode_reply(records: RecordDict) -> Reply:
+    """Read a reply; what its sums hold is for whoever collects them to check.
 
     Raises:
         PeerError: Anything missing, unknown or too large.
     """
     manifest = _manifest(records, _ReplyManifest)
-    counters = None
-    if manifest.counters_digest:
-        vector = _array(records, "counters")
-        if manifest.counters_digest != counters_layout.digest:
-            raise PeerError("the reply's counters have another layout")
-        counters = Packed(counters_layout, vector)
-    statistics = _array(records, "statistics") if manifest.layout_digest else None
     return Reply(
-        run_id=manifest.run_id,
         plan_digest=manifest.plan_digest,
-        round=manifest.round,
-        site=manifest.site,
-        stage=manifest.stage,
-        attempt=manifest.attempt,
         status=manifest.status,  # type: ignore[arg-type]  # the pattern of the manifest allows just these
         code=manifest.code,
         reason=manifest.reason,
-        statistics=statistics,
-        statistics_layout_digest=manifest.layout_digest,
-        counters=counters,
+        sums=_sums(records, manifest),
         local=manifest.local,
+        **{name: getattr(manifest, name) for name in PLACE},
     )
+
+
+def _as_arrays(sums: Mapping[str, bytes]) -> dict[str, Array]:
+    return {SUM + name: _as_array(message) for name, message in sums.items()}
+
+
+def _as_array(message: bytes) -> Array:
+    return np.frombuffer(message, dtype=np.uint8)
+
+
+def _sums(records: RecordDict, manifest: _Manifest) -> dict[str, bytes]:
+    return {name: _bytes(records, SUM + name) for name in manifest.sums}
+
+
+def _bytes(records: RecordDict, name: str) -> bytes:
+    array = _array(records, name)
+    if array.dtype != np.uint8:
+        raise PeerError("a sum's message has the wrong type", found=array.dtype, expected="uint8")
+    return array.tobytes()
 
 
 def _records(manifest: BaseModel, arrays: dict[str, Array]) -> tuple[RecordDict, int]:

@@ -10,8 +10,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from wardround.core.errors import PeerError
-from wardround.core.messages import Reply, Request, reply_to
-from wardround.core.packed import Layout
+from wardround.core.messages import Reply, Request, answers, reply_to
 from wardround.runtime.flower_codec import decode_reply, encode_request
 
 MESSAGE_TYPE = "train"
@@ -24,7 +23,6 @@ class GridTransport:
     Attributes:
         grid: Flower's grid.
         node_of: Site → Flower node that serves it.
-        counters_layout: Layout of the replies' counters.
         poll_s: Pause between two looks for replies.
         life_s: Seconds for which Flower keeps a request and its reply; None leaves Flower's own 12 hours.
         waiting: Message id → its request.
@@ -32,7 +30,6 @@ class GridTransport:
 
     grid: Grid
     node_of: Callable[[str], int]
-    counters_layout: Layout
     poll_s: float = 0.2
     life_s: float | None = None
     waiting: dict[str, Request] = field(default_factory=dict)
@@ -68,30 +65,13 @@ class GridTransport:
                 request, "crashed", f"the site's process failed: {message.error.reason or 'no reason given'}"
             ), 0
         try:
-            reply = decode_reply(message.content, self.counters_layout)
+            reply = decode_reply(message.content)
         except PeerError as error:
             return _failed(request, "malformed_reply", error.what), 0
-        if not _answers(reply, request):  # else nobody would ever settle this request
+        if not answers(reply, request):  # else nobody would ever settle this request
             return _failed(request, "malformed_reply", "the reply names another request"), 0
-        return reply, _size(reply)
-
-
-def _answers(reply: Reply, request: Request) -> bool:
-    """Whether a reply names the run, round, stage, attempt and site that it was asked for."""
-    expected = reply_to(request)
-    return all(
-        getattr(reply, name) == getattr(expected, name)
-        for name in ("run_id", "round", "stage", "attempt", "site")
-    )
+        return reply, reply.size
 
 
 def _failed(request: Request, code: str, reason: str) -> Reply:
     return reply_to(request, status="failed", code=code, reason=reason)
-
-
-def _size(reply: Reply) -> int:
-    return sum(
-        array.nbytes
-        for array in (reply.statistics, reply.counters.vector if reply.counters else None)
-        if array is not None
-    )

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wardround.core.errors import StorageError
 from wardround.core.packed import Adapter, Array, Layout, Packed
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.files import append_line, load_tensors, save_tensors
 from wardround.server.selection import Selection
 from wardround.strategies.contract import ServerState
+
+OPENED = "opened/"
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Position:
     Attributes:
         state: After the last folded round.
         selection: Scores so far.
+        opened: The last round's sums, for the sites to check the next broadcast by; one a stage.
         wall_s: Seconds that the run took to get here, over all its processes. What a killed process did after
             its last journalled round is lost, and not in it.
     """
@@ -33,6 +38,7 @@ class Position:
     state: ServerState
     selection: Selection
     wall_s: float = 0.0
+    opened: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,15 +72,22 @@ class Journal:
             tuple((int(r), float(v)) for r, v in line["scores"]),
             tuple(tuple(map(str, sites)) for sites in line.get("missing", [])),
         )
-        return Position(state, selection, float(line.get("wall_s", 0.0)))
+        return Position(state, selection, float(line.get("wall_s", 0.0)), self._opened(state.round))
 
-    def commit(self, state: ServerState, selection: Selection, *, wall_s: float = 0.0) -> None:
+    def commit(
+        self,
+        state: ServerState,
+        selection: Selection,
+        opened: tuple[bytes, ...] = (),
+        *,
+        wall_s: float = 0.0,
+    ) -> None:
         """Make a folded round durable; states that can no longer be released go afterwards.
 
         The state's file is written anew: one that a killed server left without its line may hold another
         state, because other sites answered then.
         """
-        self._write(state)
+        self._write(state, opened)
         append_line(
             self.folder / "rounds.jsonl",
             {
@@ -91,12 +104,18 @@ class Journal:
             if int(path.stem.removeprefix("state-")) not in wanted:
                 path.unlink(missing_ok=True)
 
-    def _write(self, state: ServerState) -> None:
+    def _write(self, state: ServerState, opened: tuple[bytes, ...]) -> None:
         layouts = {f"layout/{name}": slot.layout.model_dump_json() for name, slot in state.slots.items()}
         tensors: dict[str, Array] = {"adapter": state.adapter.vector}
         tensors |= {f"slot/{name}": slot.vector for name, slot in state.slots.items()}
+        tensors |= {f"{OPENED}{stage}": np.frombuffer(total, np.uint8) for stage, total in enumerate(opened)}
         notes = {"round": str(state.round), "plan_digest": self.plan.digest, **layouts}
         save_tensors(self._path(state.round), tensors, notes)
+
+    def _opened(self, round: int) -> tuple[bytes, ...]:
+        tensors, _ = load_tensors(self._path(round))
+        found = [tensors[name].tobytes() for name in sorted(tensors) if name.startswith(OPENED)]
+        return tuple(found)
 
     def released(self, last: ServerState, selection: Selection) -> tuple[int, Adapter]:
         """Round and adapter of the best scored state; the last one where nothing was scored."""

@@ -2,7 +2,7 @@
 
 The way of one round:
 
-    choose cohort → for each stage: broadcast → exchange (every reply checked, then added) → fold
+    choose cohort → for each stage: broadcast → sums (`exchange.py`) → check → fold
     → judge the state that was broadcast → journal
 
 The evaluation of the adapter after round r rides in the requests of round r + 1, so that its score is in the
@@ -12,38 +12,30 @@ judged as well.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from wardround.core.counting import WEIGHT, train_loss, validation_scores
+from wardround.core.counting import WEIGHT, train_loss
 from wardround.core.errors import ConfigError, PeerError, QuorumError
-from wardround.core.messages import Reply, Request
-from wardround.core.metrics.contract import Scores
-from wardround.core.packed import Adapter, Counters, Packed
+from wardround.core.packed import Adapter, Counters
 from wardround.core.plan import TrainingPlan
 from wardround.core.seeds import Purpose, generator
-from wardround.privacy.ring import decode
-from wardround.runtime.events import (
-    Evaluated,
-    EventStream,
-    Improved,
-    Notice,
-    RoundFolded,
-    RoundStarted,
-    RunFinished,
-    RunStarted,
-    SiteReplied,
-)
-from wardround.server.intake import Intake, quorum_of
+from wardround.privacy.secagg.total import Sum
+from wardround.privacy.sums.aggregation import Aggregation
+from wardround.privacy.sums.contract import EVALUATION, TRAINING
+from wardround.privacy.sums.offers import scale_of
+from wardround.privacy.sums.opened import ImpossibleSumError, opened, statistics_of
+from wardround.runtime.events import EventStream, RoundBurnt, RoundFolded, RunFinished, RunStarted
+from wardround.server.exchange import Channel, Collected, Stage, collect
 from wardround.server.journal import Journal, Position
+from wardround.server.scoring import Scored, evaluators_of, judge, scored_of
 from wardround.server.selection import Selection
 from wardround.server.transport import Transport
 from wardround.strategies.contract import ServerState, SumStrategy
-
-POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -57,6 +49,7 @@ class Run:
         strategy: How contributions become the next state.
         sites: Every site of the run, sorted.
         transport: Reaches the sites.
+        aggregation: How contributions become sums.
         journal: Makes each round durable.
         events: Where the run tells what happens.
         on_state: Called with each new state (and the one it starts from) before the next request is sent.
@@ -70,10 +63,18 @@ class Run:
     strategy: SumStrategy
     sites: tuple[str, ...]
     transport: Transport
+    aggregation: Aggregation
     journal: Journal
     events: EventStream
     on_state: Callable[[ServerState], None] = field(default=lambda _: None)
     clock: Callable[[], float] = time.monotonic
+
+    @property
+    def channel(self) -> Channel:
+        """What `exchange.py` needs of it."""
+        return Channel(
+            self.run_id, self.arm, self.plan, self.transport, self.aggregation, self.events, self.clock
+        )
 
 
 @dataclass(frozen=True)
@@ -96,18 +97,22 @@ class Folded:
     """One round's result.
 
     Attributes:
-        state: After its last stage.
-        counters: Summed counters of its first stage.
+        state: After its last stage; the old one under the round's number where the round was burnt.
+        counters: Summed counters of its first stage; None where the round was burnt.
         survivors: Sites whose contributions are in it, sorted.
-        unscored: Sites that were asked to score the broadcast and did not.
+        scored: Of the state that was broadcast.
         bytes_up: Bytes of all replies.
+        opened: The sums, one a stage, as they go to the sites with the next broadcast.
+        liars: Sites that were caught: they are not asked again.
     """
 
     state: ServerState
-    counters: Counters
+    counters: Counters | None
     survivors: list[str]
-    unscored: tuple[str, ...]
+    scored: Scored
     bytes_up: int
+    opened: tuple[bytes, ...] = ()
+    liars: frozenset[str] = frozenset()
 
 
 def run_rounds(run: Run, initial: Adapter) -> Outcome:
@@ -120,7 +125,7 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
     """
     require_initial(run.plan, initial)
     began = run.journal.resume() or Position(run.strategy.begin(initial), Selection(run.plan.release))
-    state, selection = began.state, began.selection
+    state, selection, opened_before, liars = began.state, began.selection, began.opened, set[str]()
     started = time.perf_counter() - began.wall_s
     run.events.emit(
         RunStarted(
@@ -136,28 +141,32 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
     run.on_state(state)
     while state.round < run.plan.rounds.rounds and not selection.exhausted:
         round_started, before = time.perf_counter(), state
-        cohort = choose_cohort(run.plan, run.sites, state.round + 1)
-        folded = train_round(run, state, cohort)
-        state = folded.state
-        selection = judge(run, selection, before, folded.counters, folded.unscored)
-        run.journal.commit(state, selection, wall_s=time.perf_counter() - started)
-        run.events.emit(
-            RoundFolded(
-                run.arm,
-                state.round,
-                tuple(folded.survivors),
-                tuple(sorted(set(cohort) - set(folded.survivors))),
-                train_loss(folded.counters),
-                norm_of_change(before.adapter, state.adapter),
-                folded.bytes_up,
-                time.perf_counter() - round_started,
-                state.adapter.digest,
+        sites = sorted(set(run.sites) - liars)
+        cohort = choose_cohort(run.plan, sites, state.round + 1)
+        folded = train_round(run, state, opened_before, cohort, sites)
+        state, opened_before = folded.state, folded.opened
+        liars |= folded.liars
+        selection = judge(run.channel, selection, before, folded.scored)
+        run.journal.commit(state, selection, opened_before, wall_s=time.perf_counter() - started)
+        if folded.counters is not None:
+            run.events.emit(
+                RoundFolded(
+                    run.arm,
+                    state.round,
+                    tuple(folded.survivors),
+                    tuple(sorted(set(cohort) - set(folded.survivors))),
+                    train_loss(folded.counters),
+                    norm_of_change(before.adapter, state.adapter),
+                    folded.bytes_up,
+                    time.perf_counter() - round_started,
+                    state.adapter.digest,
+                    scale_of(run.plan.encoding, len(cohort)).error_of_mean(float(folded.counters[WEIGHT])),
+                )
             )
-        )
         run.on_state(state)
-    selection = judge_last(run, state, selection)
+    selection = judge_last(run, state, opened_before, selection, sorted(set(run.sites) - liars))
     wall_s = time.perf_counter() - started
-    run.journal.commit(state, selection, wall_s=wall_s)
+    run.journal.commit(state, selection, opened_before, wall_s=wall_s)
     released_round, released = run.journal.released(state, selection)
     reason = "completed" if state.round >= run.plan.rounds.rounds else "early_stop"
     run.events.emit(RunFinished(run.arm, reason, state.round, released_round, released.digest, wall_s))
@@ -179,148 +188,136 @@ def require_initial(plan: TrainingPlan, initial: Adapter) -> None:
         )
 
 
-def train_round(run: Run, state: ServerState, cohort: Sequence[str]) -> Folded:
+def train_round(
+    run: Run,
+    state: ServerState,
+    opened_before: tuple[bytes, ...],
+    cohort: Sequence[str],
+    sites: Sequence[str],
+) -> Folded:
     """One round, all stages of it.
 
     The state between two stages is not journalled: a resumed run begins the round anew, and each site
     contributes again from what it trained.
 
+    Args:
+        run: The run.
+        state: After the round before.
+        opened_before: The sums of that round.
+        cohort: Sites that train.
+        sites: All that may be asked for a score.
+
     Raises:
-        QuorumError: Fewer sites than the quorum contributed, or one that is in the first stage's sum
-            is not in a later one's.
+        QuorumError: Fewer sites than the quorum contributed. Nothing was opened: the run can be resumed.
         PeerError: The strategy did not advance the round.
     """
-    round, bytes_up = state.round + 1, 0
-    counters: Counters | None = None
-    unscored: tuple[str, ...] = ()
-    asked = list(cohort)
+    before, round = state, state.round + 1
+    evaluators = evaluators_of(run.plan, sites, cohort, before.round)
+    survivors, folded = tuple(cohort), Folded(state, None, [], Scored(None, ()), 0)
     for stage in range(run.strategy.stages):
-        intake, received = exchange(run, state, round, asked, stage=stage, evaluate=stage == 0)
-        bytes_up += received
-        if stage == 0:
-            unscored = intake.unscored
-        if len(intake.survivors) < (quorum_of(run.plan, len(cohort)) if stage == 0 else len(asked)):
-            raise QuorumError(
-                f"round {round} of {run.arm} did not reach its quorum",
-                found=f"{len(intake.survivors)} of {len(asked)} sites contributed; not: "
-                + ", ".join(sorted(set(asked) - set(intake.survivors))),
-                expected=f"at least {quorum_of(run.plan, len(cohort))}"
-                if stage == 0
-                else f"all {len(asked)}, whose contributions are in the sum of stage {stage - 1}",
-                remedy="look at these sites' reasons; the run can be resumed from its last folded round",
+        collected = collect(
+            run.channel,
+            Stage(
+                round,
+                stage,
+                run.strategy.broadcast(state, round, stage),
+                run.strategy.statistics_layout(stage),
+                {TRAINING: tuple(cohort), EVALUATION: () if stage else evaluators},
+                {TRAINING: len(survivors) if stage else quorum_of(run.plan, len(cohort)), EVALUATION: 1},
+                # Cohort and threshold are a round's; who was lost in an earlier stage counts as dropped out.
+                frozenset(cohort) - set(survivors),
+                () if stage else opened_before,
+            ),
+        )
+        folded = replace(
+            folded,
+            scored=folded.scored
+            if stage
+            else scored_of(run.channel, collected, evaluators, folded=before.round),
+            bytes_up=folded.bytes_up + collected.bytes_up,
+            liars=folded.liars | collected.liars,
+        )
+        try:
+            total = sum_of(run, collected, round, stage, survivors)
+            statistics, counters = statistics_of(
+                total, run.strategy.statistics_layout(stage), run.plan.encoding, cohort=len(cohort)
             )
-        total = Packed(run.strategy.statistics_layout(stage), decode(intake.total, run.plan.encoding))
-        state = run.strategy.fold(state, total, float(intake.counters[WEIGHT]), stage)
-        counters = counters or intake.counters
-        asked = sorted(intake.survivors)
-    if counters is None or state.round != round:
+        except (BurntError, ImpossibleSumError) as error:
+            run.events.emit(RoundBurnt(run.arm, round, error.what))
+            return replace(folded, state=replace(before, round=round), counters=None, survivors=[], opened=())
+        state = run.strategy.fold(state, statistics, float(counters[WEIGHT]), stage)
+        survivors = total.survivors
+        again = opened(total, round=round, stage=stage, cohort=len(cohort), bits=run.plan.encoding.bits)
+        folded = replace(
+            folded,
+            state=state,
+            counters=folded.counters or counters,
+            survivors=list(survivors),
+            opened=(*folded.opened, again),
+        )
+    if state.round != round:
         raise PeerError("the strategy did not advance the round", found=state.round, expected=round)
-    return Folded(state, counters, asked, unscored, bytes_up)
+    return folded
 
 
-def exchange(
-    run: Run, state: ServerState, round: int, cohort: Sequence[str], *, stage: int = 0, evaluate: bool = True
-) -> tuple[Intake, int]:
-    """Ask the cohort (and whoever else evaluates), collect until all have answered or the deadline passes."""
-    due = evaluate and evaluation_due(run.plan, state.round, last=not cohort)
-    evaluators = (
-        set(run.sites if run.plan.release.evaluators == "all" or not cohort else cohort) if due else set()
-    )
-    broadcast = run.strategy.broadcast(state, round, stage)
-    requests = {
-        site: Request(
-            run_id=run.run_id,
-            plan_digest=run.plan.digest,
-            round=round,
-            site=site,
-            stage=stage,
-            train=site in cohort,
-            evaluate=site in evaluators,
-            broadcast=broadcast,
-            cohort_size=max(1, len(cohort)),
-        )
-        for site in sorted(evaluators | set(cohort))
-    }
-    intake = Intake(run.plan, requests, run.strategy.statistics_layout(stage))
-    if not requests:
-        return intake, 0
-    bytes_down = run.transport.send(list(requests.values()))
-    run.events.emit(RoundStarted(run.arm, round, tuple(cohort), bytes_down, stage))
-    deadline, bytes_up = run.clock() + run.plan.rounds.deadline_s, 0
-    while intake.waiting and run.clock() < deadline:
-        for reply, size in run.transport.receive(POLL_S):
-            bytes_up += size
-            take(run, intake, reply, size)
-    for site in intake.waiting:
-        run.events.emit(
-            SiteReplied(
-                run.arm, round, site, "late", "deadline", "no answer before the deadline", stage=stage
-            )
-        )
-    return intake, bytes_up
+class BurntError(PeerError):
+    """Sites may have helped to open a sum that did not come out: the round cannot be tried again."""
 
 
-def take(run: Run, intake: Intake, reply: Reply, size: int) -> None:
-    """Fold one reply, or quarantine its sender for this round by name."""
-    outcome = SiteReplied(
-        run.arm,
-        reply.round,
-        reply.site,
-        reply.status,
-        reply.code,
-        reply.reason,
-        size,
-        reply.local,
-        reply.stage,
-    )
-    try:
-        if intake.take(reply):
-            run.events.emit(outcome)
-    except PeerError as error:
-        run.events.emit(
-            replace(outcome, status="quarantined", code="malformed_reply", reason=error.what, local={})
-        )
+def sum_of(run: Run, collected: Collected, round: int, stage: int, before: Sequence[str]) -> Sum:
+    """The stage's sum of contributions.
 
-
-def judge(
-    run: Run, selection: Selection, state: ServerState, counters: Counters, unscored: tuple[str, ...]
-) -> Selection:
-    """Score the state that was broadcast from the summed counters, and note whether it is the best so far.
-
-    `unscored` are the sites that were asked and are not in the sums: such a score is shown, and compared only
-    with scores that lack the same sites (`Selection`).
+    Raises:
+        QuorumError: It was not opened, and can be asked for again.
+        BurntError: It cannot.
     """
-    scores: Scores = validation_scores(run.plan, counters)
-    if not scores.values:
-        return selection
-    run.events.emit(
-        Evaluated(
-            run.arm, state.round, "validation", scores.values, scores.support, scores.by_class, unscored
-        )
+    total, lost = collected.sums.get(TRAINING), collected.lost.get(TRAINING)
+    least = len(before) if stage else quorum_of(run.plan, len(before))
+    if total is not None and len(total.survivors) >= least:
+        return total
+    if TRAINING in collected.burnt:
+        raise BurntError(lost.what if lost else "the sum cannot be opened")
+    survivors = total.survivors if total else ()
+    missing = ", ".join(sorted(set(before) - set(survivors)))
+    if stage:
+        raise BurntError(f"a site of the first stage is lost in the second: {missing}")
+    raise QuorumError(
+        f"round {round} of {run.arm} did not reach its quorum",
+        found=f"{lost.what} ({lost.found})"
+        if lost
+        else f"{len(survivors)} of {len(before)} sites contributed; not: {missing}",
+        expected=f"at least {least}",
+        remedy="look at these sites' reasons; the run can be resumed from its last folded round",
     )
-    if unscored:
-        run.events.emit(
-            Notice(
-                run.arm,
-                "warning",
-                f"the score of round {state.round} lacks {', '.join(unscored)}: "
-                "it is compared only with scores that lack the same sites",
-            )
-        )
-    if state.round == 0:
-        return selection  # shown for comparison; nothing was trained, so it is never released
-    updated = selection.add(state.round, scores.values.get(run.plan.release.metric), unscored)
-    if updated.best is not None and updated.best != selection.best:
-        run.events.emit(Improved(run.arm, updated.best[0], run.plan.release.metric, updated.best[1]))
-    return updated
 
 
-def judge_last(run: Run, state: ServerState, selection: Selection) -> Selection:
+def judge_last(
+    run: Run, state: ServerState, opened_before: tuple[bytes, ...], selection: Selection, sites: Sequence[str]
+) -> Selection:
     """Score the adapter after the last fold, by an exchange that only evaluates."""
-    if any(round == state.round for round, _ in selection.scores):
+    evaluators = evaluators_of(run.plan, sites, (), state.round, last=True)
+    if any(round == state.round for round, _ in selection.scores) or not evaluators:
         return selection
-    intake, _ = exchange(run, state, state.round + 1, ())
-    return judge(run, selection, state, intake.counters, intake.unscored)
+    round = state.round + 1
+    collected = collect(
+        run.channel,
+        Stage(
+            round,
+            0,
+            run.strategy.broadcast(state, round, 0),
+            run.strategy.statistics_layout(0),
+            {EVALUATION: evaluators},
+            {EVALUATION: 1},
+            opened=opened_before,
+        ),
+    )
+    scored = scored_of(run.channel, collected, evaluators, folded=state.round)
+    return judge(run.channel, selection, state, scored)
+
+
+def quorum_of(plan: TrainingPlan, cohort: int) -> int:
+    """Least number of contributions for a round of `cohort` sites to count; at least one."""
+    return max(1, math.ceil(plan.rounds.quorum * cohort))
 
 
 def choose_cohort(plan: TrainingPlan, sites: Sequence[str], round: int) -> list[str]:
@@ -330,12 +327,6 @@ def choose_cohort(plan: TrainingPlan, sites: Sequence[str], round: int) -> list[
         return sorted(sites)
     draw = generator(plan.seed, Purpose.COHORT, round=round)
     return sorted(draw.choice(sorted(sites), size=size, replace=False).tolist())
-
-
-def evaluation_due(plan: TrainingPlan, folded: int, *, last: bool) -> bool:
-    """Whether the state after `folded` rounds is scored: every `release.every` rounds, and the last."""
-    has_validation = plan.data.validation_fraction > 0
-    return has_validation and (last or folded % plan.release.every == 0)
 
 
 def round_half_up(value: float) -> int:

@@ -19,21 +19,25 @@ from typing import TypeAlias, TypeVar
 from flwr.serverapp import Grid
 
 from wardround.client.flower_app import client_app
+from wardround.client.fold_check import FoldCheck
 from wardround.client.memory import SiteStore
 from wardround.client.site import Site
-from wardround.core.counting import reply_layout
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Adapter
-from wardround.core.plan import StrategySpec, TrainingPlan
+from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan
 from wardround.core.seeds import Purpose, generator
+from wardround.privacy.secagg.policy import SecurePolicy
+from wardround.privacy.sums.aggregation import Aggregation
+from wardround.privacy.sums.offers import check_sites
 from wardround.runtime.events import EventStream
 from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
 from wardround.server.rounds import Outcome, Run, choose_cohort, round_half_up, run_rounds
+from wardround.simulations.consortium import Consortium
 from wardround.simulations.flower_engine import simulate
 from wardround.strategies.contract import ServerState
 from wardround.training.batches import plan_batches
-from wardround.training.planning import bind_strategy
+from wardround.training.planning import bind_strategy, bounds_of
 from wardround.training.tasks import TASKS
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
@@ -104,7 +108,11 @@ def centralised_arm(federated: Arm, learning_rate: float | None) -> Arm:
             "learning_rate": learning_rate or plan.local.learning_rate,
         }
     )
-    return Arm(CENTRALISED, plan.model_copy(update={"local": local}), {POOL: pooled})
+    encoding = bounds_of(local, plan.strategy.weighting, len(pooled.training), plan.data.max_length)
+    plan = plan.model_copy(
+        update={"local": local, "encoding": plan.encoding.model_copy(update=encoding | {"norm": None})}
+    )
+    return Arm(CENTRALISED, plan, {POOL: pooled})
 
 
 def steps_a_round(arm: Arm) -> int:
@@ -126,8 +134,11 @@ def cohort_share(arm: Arm) -> float:
 
 
 def _alone(plan: TrainingPlan) -> TrainingPlan:
+    """The plan of one site, which has nothing to hide from itself, and no reason for a narrow ring."""
     return plan.model_copy(
         update={
+            "secure": SecureRules(mode="off"),
+            "encoding": plan.encoding.model_copy(update={"bits": 32}),
             "strategy": StrategySpec(name="fedavg", weighting=plan.strategy.weighting),
             "local": plan.local.model_copy(update={"optimiser_state": "keep"}),
             "rounds": plan.rounds.model_copy(update={"participation": 1.0, "quorum": 1.0}),
@@ -144,6 +155,7 @@ def run_arms(
     *,
     run_id: str,
     lanes: int,
+    policy: SecurePolicy,
     each: Callable[[Arm, Train], T],
 ) -> list[T]:
     """Run arms one after another on Flower's engine, in this process.
@@ -156,14 +168,20 @@ def run_arms(
         events: Where the run tells what happens.
         run_id: Of the simulation; an arm's own is derived from it.
         lanes: Flower nodes over which messages are delivered.
+        policy: What every site demands of secure aggregation.
         each: Called with an arm and the function that trains it; what it returns is collected.
 
     Raises:
         ConfigError: Two arms, or two sites of one, have the same name: they would share folder and run id.
+            The ring is too narrow for a cohort.
+        PolicyError: A cohort is smaller than the policy allows.
     """
     require_distinct("arms", [arm.name for arm in arms])
     for arm in arms:
         require_distinct(f"sites of {arm.name}", arm.sites)
+        cohort = choose_cohort(arm.plan, tuple(arm.sites), 1)
+        check_sites(arm.plan, policy_of(arm, policy), len(arm.sites), len(cohort))
+    consortia = {arm.name: Consortium.of(arm.sites, policy_of(arm, policy)) for arm in arms}
     strategies = {arm.name: bind_strategy(arm.plan, allow_dotted=True) for arm in arms}
     sites = {
         (run_of(run_id, arm), name): Site(
@@ -175,6 +193,8 @@ def run_arms(
             rows.training,
             rows.validation,
             SiteStore(folder_of(arm.name) / "sites" / name),
+            consortia[arm.name].parties(name, arm.plan, run_of(run_id, arm)),
+            FoldCheck(arm.plan, strategies[arm.name]),
         )
         for arm in arms
         for name, rows in arm.sites.items()
@@ -187,9 +207,9 @@ def run_arms(
     def trainer(arm: Arm, grid: Grid, nodes: list[int]) -> Train:
         names = tuple(sorted(arm.sites))
         lane = {name: nodes[index % len(nodes)] for index, name in enumerate(names)}
-        transport = GridTransport(
-            grid, lane.__getitem__, reply_layout(arm.plan), SIMULATOR_POLL_S, SIMULATOR_LIFE_S
-        )
+        transport = GridTransport(grid, lane.__getitem__, SIMULATOR_POLL_S, SIMULATOR_LIFE_S)
+        consortium = consortia[arm.name]
+        aggregation = Aggregation(arm.plan.secure.mode, consortium.server, consortium.roster(arm.plan))
 
         def train(on_state: Callable[[ServerState], None]) -> Outcome:
             journal = Journal(folder_of(arm.name) / "journal", arm.plan)
@@ -200,6 +220,7 @@ def run_arms(
                 strategies[arm.name],
                 names,
                 transport,
+                aggregation,
                 journal,
                 events,
                 on_state,
@@ -211,6 +232,11 @@ def run_arms(
 
     simulate(server, client_app(sites), lanes=min(lanes, max(len(arm.sites) for arm in arms)))
     return collected
+
+
+def policy_of(arm: Arm, policy: SecurePolicy) -> SecurePolicy:
+    """What the sites of an arm demand: one that trains alone has nobody to hide from."""
+    return policy if arm.name == FEDERATED else SecurePolicy(modes=("off",))
 
 
 def require_distinct(what: str, names: Iterable[str]) -> None:

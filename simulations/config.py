@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from wardround.core.plan import (
-    Encoding,
     Frozen,
     LocalWork,
     ReleaseRule,
     RoundRules,
+    SecureRules,
     StrategySpec,
     TextTemplate,
     invalid,
     known_keys,
 )
+from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.training.base_model import BaseModelConfig
 from wardround.training.source_spec import SourceSpec
 from wardround.training.workbench import Machine
@@ -90,6 +91,26 @@ class PartitionConfig(Frozen):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class EncodingConfig(Frozen):
+    """The ring of the sums; `auto` takes the bounds that follow from the local work and the largest site."""
+
+    bits: Literal[16, 20, 24, 32, 64] = 16
+    largest: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    norm: float | None = Field(default=None, gt=0)
+    most_weight: Annotated[int, Field(ge=1, le=2**32)] | Literal["auto"] = "auto"
+
+
+class SecureConfig(SecureRules):
+    """How contributions are summed, and what the simulated sites demand of it."""
+
+    policy: SecurePolicy = SecurePolicy(modes=("real", "accounted", "off"))
+
+    @property
+    def rules(self) -> SecureRules:
+        """What stands in the plan."""
+        return SecureRules(**self.model_dump(exclude={"policy"}))
+
+
 class EvaluationConfig(Frozen):
     """When the test rows are scored; they never choose anything."""
 
@@ -129,7 +150,8 @@ class RunConfig(Frozen):
     adapter: AdapterConfig = AdapterConfig()
     local: LocalWork
     strategy: StrategySpec = StrategySpec()
-    encoding: Encoding = Encoding()
+    encoding: EncodingConfig = EncodingConfig()
+    secure: SecureConfig = SecureConfig()
     rounds: RoundRules
     release: ReleaseRule = ReleaseRule()
     partition: PartitionConfig = PartitionConfig()

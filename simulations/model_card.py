@@ -15,6 +15,7 @@ import yaml
 from wardround.core.plan import BaseModelSpec, Schedule, TrainingPlan
 from wardround.simulations.arms import CENTRALISED, FEDERATED
 from wardround.simulations.comparison import BEFORE, EVERYBODY, local_site, site_of, support_unit
+from wardround.simulations.secure_costs import privacy_section
 
 LONGEST_ANSWER = 600
 MOST_SOURCES = 10
@@ -51,7 +52,8 @@ class CardFacts:
         comparison: How it was trained → metrics on everybody's test rows, in the order to show.
         test_rows: Site → its own test rows.
         data: What `data_record` says of the rows: description, licence, sources, meanings of the labels.
-        privacy: What protected the sites: `differential_privacy` and `secure_aggregation`.
+        noise: The differential privacy that protected the sites.
+        secure: What `secure_record` says of the sums.
         notices: What happened to the data, a line each.
         samples: A few answers to test rows, without ids.
         environment: Package → version.
@@ -70,7 +72,8 @@ class CardFacts:
     comparison: Mapping[str, Figures] = field(default_factory=dict)
     test_rows: Mapping[str, int] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
-    privacy: Mapping[str, str] = field(default_factory=dict)
+    noise: str = "none"
+    secure: Mapping[str, Any] = field(default_factory=dict)
     notices: Sequence[str] = ()
     samples: Sequence[Mapping[str, Any]] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -105,7 +108,8 @@ def card_of(plan: TrainingPlan, summary: Mapping[str, Any], samples: Sequence[Ma
             comparison=summary["comparison"],
             test_rows=summary["test_rows"]["sites"],
             data=summary["data"],
-            privacy=summary["privacy"],
+            noise=summary["privacy"]["differential_privacy"],
+            secure=summary["secure"],
             notices=summary["notices"],
             samples=samples,
             environment=summary["environment"],
@@ -117,7 +121,8 @@ def model_card(facts: CardFacts) -> str:
     """Render the card: Markdown with YAML front matter, ending in a newline."""
     sections = [
         _front_matter(facts), _opening(facts), _data(facts), _training(facts), _sites(facts), _results(facts),
-        _released(facts), _answers(facts), _privacy(facts), _limits(facts), _loading(facts),
+        _released(facts), _answers(facts), privacy_section(facts.noise, facts.secure), _limits(facts),
+        _loading(facts),
         _provenance(facts),
     ]  # fmt: skip
     return "\n\n".join(section.strip("\n") for section in sections if section) + "\n"
@@ -303,17 +308,6 @@ def _answers(facts: CardFacts) -> str:
     if not blocks:
         return ""
     return "## Sample answers\n\nTo the first test rows, as they came:\n\n" + "\n\n---\n\n".join(blocks)
-
-
-def _privacy(facts: CardFacts) -> str:
-    noise = facts.privacy.get("differential_privacy", "none")
-    masks = facts.privacy.get("secure_aggregation", "off")
-    noise = "No differential privacy" if noise in {"none", "off"} else f"Differential privacy: {noise}"
-    return (
-        f"## Privacy\n\n{noise}; secure aggregation: {masks}. The adapter may have memorised "
-        "training rows. This was a simulation on one machine: all rows were in one place, and nothing "
-        "protected them from its operator."
-    )  # fmt: skip
 
 
 def _limits(facts: CardFacts) -> str:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from wardround.core.packed import Adapter
-from wardround.core.plan import TaskSpec, TrainingPlan, parse_options
+from wardround.core.plan import Encoding, TaskSpec, TrainingPlan, parse_options
 from wardround.runtime.events import EventStream, Notice
 from wardround.runtime.locations import locate
 from wardround.simulations.arms import FEDERATED, Arm, SiteRows
@@ -19,7 +20,7 @@ from wardround.simulations.rows import Rows, gather
 from wardround.simulations.scoring import TestRows
 from wardround.training.adapters import ADAPTERS
 from wardround.training.examples import Example, split_validation
-from wardround.training.planning import check_choices, make_plan
+from wardround.training.planning import bounds_of, check_choices, make_plan
 from wardround.training.tasks import TASKS
 from wardround.training.tasks.contract import Encoded, Task
 from wardround.training.workbench import Workbench, open_workbench
@@ -99,12 +100,27 @@ def prepare(config: RunConfig, rows: Rows | None = None) -> Preparation:
         start_from=locate(config.adapter.start_from) if config.adapter.start_from else None,
         local=config.local,
         strategy=config.strategy,
-        encoding=config.encoding,
+        encoding=encoding_of(config, rows),
+        secure=config.secure.rules,
         rounds=config.rounds,
         release=config.release,
         allow_dotted=True,
     )
     return Preparation(config, rows, bench, plan, initial)
+
+
+def encoding_of(config: RunConfig, rows: Rows) -> Encoding:
+    """The configured encoding, with the bounds that nobody gave."""
+    given = config.encoding
+    bounds: dict[str, Any] = {}
+    if "auto" in (given.largest, given.most_weight):
+        most = max((len(examples) for examples in rows.sites.values()), default=1)
+        local = config.local
+        if given.largest != "auto":  # then nothing has to bound the update
+            local = local.model_copy(update={"max_grad_norm": local.max_grad_norm or 1.0})
+        bounds = bounds_of(local, config.strategy.weighting, most, config.data.max_length)
+    chosen = {name: value for name, value in given.model_dump().items() if value != "auto"}
+    return Encoding(**(bounds | chosen))
 
 
 def encode_all(prepared: Preparation, events: EventStream) -> tuple[Arm, TestRows]:

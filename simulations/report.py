@@ -17,6 +17,7 @@ from wardround.simulations.arms import FEDERATED
 from wardround.simulations.comparison import EVERYBODY, local_site, part_of, support_unit
 from wardround.simulations.config import RunConfig
 from wardround.simulations.rows import Rows
+from wardround.simulations.secure_costs import secure_text
 from wardround.training.tasks.contract import Example, Task
 from wardround.training.workbench import Workbench
 
@@ -58,6 +59,7 @@ def print_result(result: SimulationResult, console: Console) -> None:
     lines: dict[str, dict[str, float]] = result.summary["comparison"]
     if lines:
         console.print(_comparison(result, lines))
+    console.print(secure_text(result.summary["secure"]), highlight=False)
     outcome = result.federated.outcome
     console.print(
         f"released: round {outcome.released_round} of {outcome.last.round}, "

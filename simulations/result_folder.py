@@ -20,6 +20,7 @@ import yaml
 from wardround.core.errors import ConfigError, DataError, StorageError
 from wardround.core.metrics.contract import Scores
 from wardround.core.plan import TrainingPlan
+from wardround.runtime.event_log import read_events
 from wardround.runtime.events import EventSink
 from wardround.runtime.files import PART, atomic_folder, storing, write_atomic, write_json
 from wardround.runtime.sinks import JsonlSink, TensorBoardSink
@@ -27,6 +28,7 @@ from wardround.simulations.arms import FEDERATED
 from wardround.simulations.comparison import compare
 from wardround.simulations.config import DataConfig, RunConfig
 from wardround.simulations.rows import Rows
+from wardround.simulations.secure_costs import secure_record
 from wardround.training.processors import TOKENIZER
 from wardround.training.source_spec import SourceSpec
 from wardround.training.workbench import Workbench
@@ -149,7 +151,8 @@ class ResultFolder:
                 "caution": bench.task.caution,
             },
             "strategy": plan.strategy.name,
-            "privacy": {"differential_privacy": "none", "secure_aggregation": "off"},
+            "privacy": {"differential_privacy": "none", "secure_aggregation": plan.secure.mode},
+            "secure": secure_record(plan, read_events(self.path / "metrics.jsonl")),
             "data": data_record(config.data),
             "sites": {name: len(examples) for name, examples in rows.sites.items()},
             "test_rows": {

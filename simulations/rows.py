@@ -112,6 +112,7 @@ def _check_names(sites: Iterable[str]) -> None:
         if not name.isprintable()
         or len(name) > LONGEST_NAME
         or name.startswith(".")
+        or name != name.strip()
         or set(name) & set("/\\:\0")
     ]
     if wrong:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Adapter
+from wardround.core.plan import TrainingPlan
 from wardround.core.seeds import Purpose, generator, seed_for
 from wardround.server.rounds import choose_cohort
 from wardround.simulations.arms import Arm, SiteRows
@@ -39,20 +40,37 @@ def run_twin(
     """
     _check(arm, bench)
     plan, state = arm.plan, initial.vector.copy()
-    quantum = 2.0**plan.encoding.fraction_bits
     for round in range(1, plan.rounds.rounds + 1):
         total, weight = np.zeros(state.size, dtype=np.int64), 0
-        for site in choose_cohort(plan, tuple(arm.sites), round):
+        cohort = choose_cohort(plan, tuple(arm.sites), round)
+        for site in cohort:
             trained, examples = _train(arm, bench, initial.with_vector(state), site, arm.sites[site], round)
             share = {"examples": examples, "uniform": 1}[plan.strategy.weighting]
             delta = trained.astype(np.float64) - state.astype(np.float64)
-            total += np.rint(delta * share * quantum).astype(np.int64)
+            total += _quantised(plan, round, site, delta, share, sites=len(cohort))
             weight += share
-        mean = total.astype(np.float64) / quantum / weight
+        mean = total.astype(np.float64) * (1 / _scale(plan, len(cohort))) / weight
         state = (state.astype(np.float64) + mean).astype(np.float32)
         if on_round is not None:
             on_round(round, initial.with_vector(state))
     return initial.with_vector(state)
+
+
+def _scale(plan: TrainingPlan, sites: int) -> float:
+    """Ring integers for one unit of weight · value: as many as leave the sum and its rounding in the ring."""
+    room = 2.0 ** (plan.encoding.bits - 1) / sites * (1 - 2.0**-40) - 2.0
+    return room / (plan.encoding.most_weight * plan.encoding.largest)
+
+
+def _quantised(
+    plan: TrainingPlan, round: int, site: str, delta: np.ndarray, weight: int, *, sites: int
+) -> np.ndarray:
+    """⌊clip(δ) · w · s + u⌋ as int64, with one u in [0, 1) a coordinate from the seed tree."""
+    scale, largest = _scale(plan, sites), plan.encoding.largest
+    bound = weight * largest * scale
+    scaled = np.clip(delta * (weight * scale), -bound, bound)
+    rng = generator(plan.seed, Purpose.ROUNDING, round=round, site=site)
+    return np.floor(scaled + rng.random(delta.size)).astype(np.int64)
 
 
 def _train(
@@ -103,6 +121,7 @@ def _check(arm: Arm, bench: Workbench) -> None:
         "local.optimiser": plan.local.optimiser != "adamw",
         "local.optimiser_state": plan.local.optimiser_state != "reset",
         "release.patience": plan.release.patience is not None,
+        "encoding.norm": plan.encoding.norm is not None,
         # Dropout draws one mask a microbatch; the twin draws one a batch.
         "machine.microbatch_size": microbatch is not None
         and microbatch < plan.local.batch_size

@@ -6,6 +6,7 @@ initialises anything that federates.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from wardround.core.plan import (
     LocalWork,
     ReleaseRule,
     RoundRules,
+    SecureRules,
     StrategySpec,
     TaskSpec,
     TrainingPlan,
@@ -48,6 +50,7 @@ def make_plan(
     encoding: Encoding,
     rounds: RoundRules,
     release: ReleaseRule,
+    secure: SecureRules | None = None,
     adapter_method: str = "lora",
     allow_dotted: bool = False,
 ) -> tuple[TrainingPlan, Adapter]:
@@ -87,11 +90,48 @@ def make_plan(
         local=local,
         strategy=strategy,
         encoding=encoding,
+        secure=secure or SecureRules(),
         rounds=rounds,
         release=release,
     )
     bind_strategy(plan, allow_dotted=allow_dotted)
     return plan, initial
+
+
+SLACK = 1.05
+"""Beyond rate times steps: for float32, for weight decay and for the odd step of Adam above its rate."""
+
+
+def bounds_of(local: LocalWork, weighting: str, rows: int, max_length: int) -> dict[str, Any]:
+    """Bounds of a contribution that follow from the local work: `largest` and `most_weight` of an `Encoding`.
+
+    Adam moves no coordinate by more than about its rate in a step (Kingma and Ba 2015, section 2.1), SGD by
+    no more than its rate times the gradient's largest norm. What is beyond is clipped at the site, and
+    counted.
+
+    Args:
+        local: What a site does in a round.
+        weighting: The strategy's.
+        rows: Training rows of the largest site.
+        max_length: Tokens of a row.
+
+    Raises:
+        ConfigError: SGD without a bound on the gradient's norm bounds nothing.
+    """
+    rows = max(1, rows)
+    steps = local.steps or math.ceil((local.epochs or 1) * math.ceil(rows / local.batch_size))
+    largest = SLACK * local.learning_rate * steps
+    if local.optimiser == "sgd":
+        if local.max_grad_norm is None:
+            raise ConfigError(
+                "nothing bounds a contribution",
+                found="local.optimiser=sgd without local.max_grad_norm",
+                remedy="set local.max_grad_norm, or encoding.largest",
+            )
+        largest *= local.max_grad_norm / (1 - local.momentum)
+    processed = steps * local.batch_size if local.steps else rows * math.ceil(local.epochs or 1)
+    most = {"uniform": 1, "examples": rows, "targets": processed * max_length}[weighting]
+    return {"largest": largest, "most_weight": most}
 
 
 def base_spec(base: LoadedBase) -> BaseModelSpec:

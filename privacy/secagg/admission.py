@@ -73,18 +73,11 @@ class Member:
     record: Record
 
 
-def accept(member: Member, state: SiteState, signed: SignedOffer, broadcast: bytes) -> Offer:
-    """The offer; refuses one that does not protect this site, or does not follow from earlier ones.
-
-    Args:
-        member: This site.
-        state: What it remembers.
-        signed: What the relay proposes.
-        broadcast: Digest of the state that the site was really sent.
+def read(member: Member, signed: SignedOffer, broadcast: bytes) -> Offer:
+    """The offer, if the server signed it, it does not contradict itself, and is about this run and broadcast.
 
     Raises:
-        PolicyError: The site's own rules refuse.
-        PeerError: The offer is not the server's, or contradicts itself, plan, roster, an earlier one.
+        PeerError: It is not.
     """
     offer = signed.check(member.server)
     offer.check()
@@ -99,6 +92,23 @@ def accept(member: Member, state: SiteState, signed: SignedOffer, broadcast: byt
             found=", ".join(strangers[:5]) or "a cohort without this site",
             remedy="confirm the new roster first, if it is right",
         )
+    return offer
+
+
+def accept(member: Member, state: SiteState, signed: SignedOffer, broadcast: bytes) -> Offer:
+    """The offer; refuses one that does not protect this site, or does not follow from earlier ones.
+
+    Args:
+        member: This site.
+        state: What it remembers.
+        signed: What the relay proposes.
+        broadcast: Digest of the state that the site was really sent.
+
+    Raises:
+        PolicyError: The site's own rules refuse.
+        PeerError: The offer is not the server's, or contradicts itself, plan, roster, an earlier one.
+    """
+    offer = read(member, signed, broadcast)
     member.policy.check_cohort(len(offer.cohort), offer.threshold)
     member.policy.check_attempt(offer.attempt)
     if offer.degree:

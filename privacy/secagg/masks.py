@@ -8,7 +8,7 @@ packed, since 2^bits divides 2^(8·itemsize).
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +51,19 @@ def apply_masks(vector: Array, masks: Sequence[Mask]) -> None:
             "masks are applied to flat vectors of ring integers",
             found=f"{vector.dtype} {vector.shape}", expected="uint16, uint32 or uint64, contiguous",
         )  # fmt: skip
+    for _ in _under(vector, masks, in_place=True):
+        pass
+
+
+def under_masks(vector: Array, masks: Sequence[Mask]) -> Iterator[Array]:
+    """What `apply_masks` would make of the vector, which is left as it is, piece by piece.
+
+    Every piece but the last has an even number of values.
+    """
+    return _under(vector, masks, in_place=False)
+
+
+def _under(vector: Array, masks: Sequence[Mask], *, in_place: bool) -> Iterator[Array]:
     word = vector.dtype.itemsize
     a_chunk = CHUNK // word
     scratch = np.empty(a_chunk, dtype=vector.dtype)
@@ -64,9 +77,12 @@ def apply_masks(vector: Array, masks: Sequence[Mask]) -> None:
     ]
     for start in range(0, vector.size, a_chunk):
         part = vector[start : start + a_chunk]
+        if not in_place:
+            part = part.copy()
         for cipher, operation in ciphers:
             cipher.update_into(_ZEROS[: part.size * word], stream[: part.size * word].data)
             operation(part, _native(scratch[: part.size]), out=part)
+        yield part
 
 
 def _native(words: Array) -> Array:

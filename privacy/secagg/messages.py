@@ -7,10 +7,14 @@ vector its packed integers. Sizes are checked before anything is read; a head is
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from io import BytesIO
 from typing import Annotated, ClassVar, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, InstanceOf, ValidationError
 
 from wardround.core.errors import PeerError
 from wardround.privacy.packing import packed_size
@@ -23,6 +27,8 @@ from wardround.privacy.secagg.shamir import SHARE_BYTES
 MAGIC = b"WSA1"
 _HEAD = struct.Struct("<4sI")
 LARGEST_HEAD = 1 << 26
+LARGEST_SHORT_HEAD = 1 << 12
+"""Of a message that holds no list: a complaint is one, and the head of a masked vector."""
 SEALED_BYTES = 2 * SHARE_BYTES + 16
 
 PublicKey = Annotated[bytes, Field(min_length=32, max_length=32)]
@@ -123,17 +129,27 @@ class Complaint(Message):
         return self.dealer, self.box.recipient, self.box.sealed, self.box.signature, self.channel_secret
 
 
-class MaskedInput(Message):
+class Laned(Wire):
+    """What carries both lanes: they follow the head, and are no part of it."""
+
+    coordinates: bytes | InstanceOf[memoryview] = Field(default=b"", repr=False, exclude=True)
+    """Packed ring integers."""
+    counters: bytes | InstanceOf[memoryview] = Field(default=b"", repr=False, exclude=True)
+    """Packed, 64 bits each."""
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """All of it as bytes."""
+        return b"".join((_head(self), self.coordinates, self.counters))
+
+
+class MaskedInput(Laned, Message):
     """Phase 3: both lanes under masks."""
 
     KIND: ClassVar[str] = "masked"
     kind: Literal["masked"] = "masked"
     dealt: Digest
     """Transcript of the dealings."""
-    coordinates: bytes = Field(repr=False, exclude=True)
-    """Packed ring integers."""
-    counters: bytes = Field(repr=False, exclude=True)
-    """Packed, 64 bits each."""
 
     def content(self) -> tuple[bytes | str | int, ...]:
         """Transcript and hashes of both lanes."""
@@ -216,22 +232,44 @@ class Confirmed(Wire):
 
 
 W = TypeVar("W", bound=Wire)
+L = TypeVar("L", bound=Laned)
 
 
 def encode(message: Wire) -> bytes:
     """Bytes of a message."""
-    head = message.model_dump_json().encode()
-    payload = message.coordinates + message.counters if isinstance(message, MaskedInput) else b""
-    return _HEAD.pack(MAGIC, len(head)) + head + payload
+    return message.encoded if isinstance(message, Laned) else _head(message)
 
 
-def decode(data: bytes, model: type[W], offer: Offer | None = None) -> W:
+def laned(draft: L, pieces: Iterable[memoryview], sizes: tuple[int, int], sign: Callable[[L], L]) -> L:
+    """A message around its lanes, which are written once, where they stand when it is encoded.
+
+    Args:
+        draft: The message without lanes, its signature zeros.
+        pieces: Both lanes, one after the other.
+        sizes: Bytes of both.
+        sign: Gives a message its signature.
+    """
+    room = len(_head(draft))
+    file = BytesIO(bytes(room + sum(sizes)))
+    file.seek(room)
+    file.writelines(pieces)
+    with file.getbuffer() as view:
+        signed = _with_lanes(sign(_with_lanes(draft, view[room:], sizes[0])), memoryview(b""), 0)
+        view[:room] = _head(signed)
+    whole = file.getvalue()  # the buffer itself, not a copy, as no view of it is left
+    message = _with_lanes(signed, memoryview(whole)[room:], sizes[0])
+    message.__dict__["encoded"] = whole  # as if computed: a copy of the message drops it
+    return message
+
+
+def decode(data: bytes, model: type[W], offer: Offer | None = None, *, lanes: tuple[int, int] = (0, 0)) -> W:
     """Read one message.
 
     Args:
         data: What arrived.
         model: What is expected in this phase; another kind is refused.
         offer: Needed for a masked vector, whose lengths follow from it.
+        lanes: Bytes of both lanes, of whatever else carries them.
 
     Raises:
         PeerError: Another protocol, length, kind or type.
@@ -239,11 +277,8 @@ def decode(data: bytes, model: type[W], offer: Offer | None = None) -> W:
     if len(data) < _HEAD.size:
         raise PeerError("a message is too short", found=f"{len(data)} bytes")
     magic, size = _HEAD.unpack_from(data)
-    lanes = (
-        (packed_size(offer.coordinates, offer.bits), packed_size(offer.counters, 64))
-        if model is MaskedInput and offer is not None
-        else (0, 0)
-    )
+    if model is MaskedInput and offer is not None:
+        lanes = packed_size(offer.coordinates, offer.bits), packed_size(offer.counters, 64)
     if magic != MAGIC:
         raise PeerError("a message is of another protocol or version", expected=MAGIC.decode())
     if size > LARGEST_HEAD or len(data) != _HEAD.size + size + sum(lanes):
@@ -253,21 +288,38 @@ def decode(data: bytes, model: type[W], offer: Offer | None = None) -> W:
         )  # fmt: skip
     head, payload = data[_HEAD.size : _HEAD.size + size], memoryview(data)[_HEAD.size + size :]
     try:
-        if model is not MaskedInput:
-            return model.model_validate_json(head)
-        fields = _MaskedHead.model_validate_json(head).model_dump()
-        fields |= {"coordinates": bytes(payload[: lanes[0]]), "counters": bytes(payload[lanes[0] :])}
-        return model.model_validate(fields)
+        message = model.model_validate_json(head)
     except ValidationError as error:
         places = [".".join(map(str, fault["loc"])) for fault in error.errors(include_input=False)]
         raise PeerError(
             f"a message is not a valid {model.__name__}",
             found=", ".join(filter(None, places[:5])) or "no JSON",
         ) from error
+    if not isinstance(message, Laned):
+        return message
+    if message.model_fields_set & Laned.model_fields.keys():
+        raise PeerError("a message carries its lanes in its head", expected="behind it")
+    return _with_lanes(message, payload, lanes[0])
 
 
-class _MaskedHead(Wire):
-    kind: Literal["masked"] = "masked"
-    site: SiteName
-    signature: Signature
-    dealt: Digest
+def kind_of(data: bytes) -> str:
+    """The kind that a short message of a site gives itself; empty where it gives none."""
+    if len(data) < _HEAD.size or _HEAD.unpack_from(data)[1] > LARGEST_SHORT_HEAD:
+        return ""
+    try:
+        head = json.loads(data[_HEAD.size : _HEAD.size + _HEAD.unpack_from(data)[1]])
+    except (ValueError, RecursionError):
+        return ""
+    kind = head.get("kind") if isinstance(head, dict) else None
+    return kind if isinstance(kind, str) else ""
+
+
+def _head(message: Wire) -> bytes:
+    head = message.model_dump_json().encode()
+    return _HEAD.pack(MAGIC, len(head)) + head
+
+
+def _with_lanes(message: L, payload: memoryview, coordinates: int) -> L:
+    return message.model_copy(
+        update={"coordinates": payload[:coordinates], "counters": payload[coordinates:]}
+    )

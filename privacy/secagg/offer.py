@@ -6,6 +6,7 @@ were shown different offers (another plan, another broadcast, another cohort) ne
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
@@ -16,7 +17,9 @@ from wardround.privacy.packing import Bits
 from wardround.privacy.secagg.hashing import DIGEST_BYTES, digest
 from wardround.privacy.secagg.identity import SIGNATURE_BYTES, Signer, check, statement
 
-SiteName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\- ]{0,99}$", strict=True)]
+_NAME = r"^[^\s\p{C}/\\.]([^\p{C}/\\]{0,98}[^\s\p{C}/\\])?$"
+SiteName = Annotated[str, StringConstraints(pattern=_NAME, strict=True)]
+"""Printable, and without slash, leading dot or space at its ends, since it names a folder."""
 Digest = Annotated[bytes, Field(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
 MOST_SITES = 100_000
 MOST_COORDINATES = 2**32
@@ -49,9 +52,9 @@ class Offer(Wire):
     layout: Digest
     """Of the statistics, and so of the order of the coordinates."""
     counters_layout: Digest
-    cohort: Annotated[tuple[SiteName, ...], Field(min_length=2, max_length=MOST_SITES)]
+    cohort: Annotated[tuple[SiteName, ...], Field(min_length=1, max_length=MOST_SITES)]
     """Sorted. A round's first offer fixes it and the threshold: later attempts change but their number."""
-    threshold: int = Field(ge=2)
+    threshold: int = Field(ge=1)
     """So many confirmations open the sum, and in the complete graph so many shares a secret."""
     degree: int = Field(default=0, ge=0)
     """k of the regular graph; 0 is the complete graph."""
@@ -68,17 +71,17 @@ class Offer(Wire):
     most_count: int = Field(ge=1, lt=2**62)
     """No counter of one site is larger."""
 
-    @property
+    @cached_property
     def context(self) -> bytes:
         """Digest of every field."""
         return digest("offer", self.model_dump_json())
 
-    @property
+    @cached_property
     def terms(self) -> bytes:
         """Digest of every field but the attempt: what a round's later attempts have to repeat."""
         return digest("terms", self.model_copy(update={"attempt": 0}).model_dump_json())
 
-    @property
+    @cached_property
     def members(self) -> bytes:
         """Digest of cohort and threshold, which no stage or attempt of a round may change."""
         return digest("members", self.threshold, *self.cohort)
@@ -95,7 +98,11 @@ class Offer(Wire):
 
     def index_of(self, site: str) -> int:
         """The place x at which the site holds its shares."""
-        return self.cohort.index(site) + 1
+        return self._places[site]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {site: place for place, site in enumerate(self.cohort, start=1)}
 
     def check(self) -> None:
         """Refuse what contradicts itself, whoever sent it.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import Literal, TypeAlias
 
 from pydantic import Field
 
 from wardround.core.errors import PolicyError
 from wardround.core.plan import Frozen
 from wardround.privacy.secagg.odds import exposure
+
+Mode: TypeAlias = Literal["real", "accounted", "off"]
 
 
 def default_threshold(members: int) -> int:
@@ -24,6 +27,8 @@ class SecurePolicy(Frozen):
     sets of survivors confirmed (each takes t confirmations, and an honest site gives one).
     """
 
+    modes: tuple[Mode, ...] = ("real",)
+    """What may stand in a plan's `secure.mode`; `off` shows the server each contribution by itself."""
     assumed_colluders: int = Field(default=1, ge=0)
     """m: so many members may work with the relay."""
     least_honest: int = Field(default=3, ge=2)
@@ -38,6 +43,19 @@ class SecurePolicy(Frozen):
     """Of a large cohort, whose sites mask with a part of the others only: so many may work with the relay."""
     most_exposure: float = Field(default=1e-5, ge=0, le=1)
     """Probability, over all sites, that the draw of that graph exposes one to them."""
+
+    def check_mode(self, mode: Mode) -> None:
+        """Refuse a plan that protects less than this site demands.
+
+        Raises:
+            PolicyError: The mode is not among the policy's.
+        """
+        if mode not in self.modes:
+            raise PolicyError(
+                "this site's policy does not allow the plan's aggregation", found=f"secure.mode={mode}",
+                expected="one of " + ", ".join(self.modes),
+                remedy="change secure.mode in the plan, or modes in the site's own policy",
+            )  # fmt: skip
 
     def check_attempt(self, attempt: int) -> None:
         """Refuse endless attempts.

@@ -44,26 +44,14 @@ from wardround.privacy.secagg.messages import (
 )
 from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.secagg.secret import Secret
-from wardround.privacy.secagg.shamir import combine, repair, weights_at_zero
+from wardround.privacy.secagg.shamir import combine, number, repair, weights_at_zero
+from wardround.privacy.secagg.total import Sum, total_of
 
 M = TypeVar("M", bound=Message)
 
 
-@dataclass(frozen=True)
-class Sum:
-    """What an attempt gives.
-
-    Attributes:
-        coordinates: (offer.coordinates,) int64: Σ of the survivors' ring integers, centred around zero.
-        counters: (offer.counters,) int64, not negative.
-        survivors: Whose contributions are in it, sorted.
-        liars: Sites that gave a wrong share and were corrected.
-    """
-
-    coordinates: Array
-    counters: Array
-    survivors: tuple[str, ...]
-    liars: tuple[str, ...]
+class BadDealerError(PeerError):
+    """A site dealt shares that give no secret of its own; `found` is its name."""
 
 
 @dataclass
@@ -84,6 +72,7 @@ class Relay:
     _confirmations: dict[str, Confirmation] = field(default_factory=dict)
     _answers: dict[str, Unmasking] = field(default_factory=dict)
     _graph: Graph = field(default_factory=lambda: Graph({}))
+    _advertised: bytes = b""
     _agreed: bytes = b""
     _dealers: tuple[str, ...] = ()
     _dealt: bytes = b""
@@ -115,6 +104,7 @@ class Relay:
             QuorumError: Fewer sites than the threshold.
         """
         self._enough(self._advertisements, "advertised keys")
+        self._advertised = transcript.advertised(self.offer.context, self._advertisements)
         if not self.offer.degree:
             self._agree()
         return Advertised(advertisements=tuple(_sorted(self._advertisements)))
@@ -128,7 +118,7 @@ class Relay:
         self._check(message, self._advertisements, self._openings)
         value = transcript.commitment(self.offer.context, message.site, Secret(message.value))
         if (
-            message.advertised != transcript.advertised(self.offer.context, self._advertisements)
+            message.advertised != self._advertised
             or value != self._advertisements[message.site].graph_commitment
         ):
             raise PeerError("an opening is not what the site committed to", found=message.site)
@@ -218,6 +208,23 @@ class Relay:
         np.add(self._counters, counters, out=self._counters)
         self._survivors.append(message.site)
 
+    @property
+    def sums(self) -> tuple[Array, Array]:
+        """Both lanes as added so far, coordinates and counters, under their masks; the relay's own arrays."""
+        return self._coordinates, self._counters
+
+    def take_sums(self, sites: Sequence[str], coordinates: Array, counters: Array) -> None:
+        """Phase 3 from a journal: what `sums` were when these sites were the survivors, in place of messages.
+
+        Raises:
+            PeerError: Vectors were added already, or a site did not deal shares.
+        """
+        if self._survivors or not set(sites) <= set(self._dealers):
+            raise PeerError("the journalled sums are not those of this attempt", found=f"{len(sites)} sites")
+        np.copyto(self._coordinates, coordinates)
+        np.copyto(self._counters, counters)
+        self._survivors.extend(sites)
+
     def survivors(self) -> Survivors:
         """Close phase 3.
 
@@ -253,7 +260,7 @@ class Relay:
         """Phase 5.
 
         Raises:
-            PeerError: Unsigned, twice, of another transcript, or not one share of each site.
+            PeerError: Unsigned, twice, of another transcript, or not one well-formed share of each site.
         """
         self._check(message, self._survivors, self._answers)
         if message.survived != self._survived:
@@ -264,6 +271,8 @@ class Relay:
             raise PeerError(
                 "a site did not give one share for each site that it holds shares of", found=message.site
             )
+        for share in (*message.self_shares.values(), *message.key_shares.values()):
+            number(Secret(share))  # refuses what is no number of the field
         self._answers[message.site] = message
 
     @property
@@ -278,13 +287,7 @@ class Relay:
             QuorumError: Too few shares of a secret.
             PeerError: A secret does not come out right in spite of corrections: its dealer is named.
         """
-        short = self._short()
-        if short:
-            raise QuorumError(
-                "too few sites answered to open the sum",
-                found=f"fewer than {self.offer.shares_needed} shares of {short[0]!r}",
-                remedy="ask the sites again: they repeat their answer; otherwise the round is lost",
-            )  # fmt: skip
+        self._require_openable()
         alive, liars = set(self._survivors), set[str]()
         masks: list[Mapping[str, Mask]] = []
         for dealer in self._dealers:
@@ -301,10 +304,7 @@ class Relay:
         coordinates, counters = self._coordinates.copy(), self._counters.copy()
         for lane, vector in (("coordinates", coordinates), ("counters", counters)):
             apply_masks(vector, [mask[lane] for mask in masks])
-        return Sum(
-            centred(coordinates, self.offer.bits), centred(counters, 64),
-            tuple(sorted(alive)), tuple(sorted(liars)),
-        )  # fmt: skip
+        return total_of(self.offer, coordinates, counters, alive, liars)
 
     def _secret_of(self, dealer: str, *, alive: bool) -> tuple[Secret, set[str]]:
         """The dealer's secret, checked against what it advertised; who gave a wrong share of it."""
@@ -322,7 +322,7 @@ class Relay:
         except PeerError:
             secret, wrong = None, []
         if secret is None or not self._is_of(dealer, secret, alive=alive):
-            raise PeerError(
+            raise BadDealerError(
                 "the shares that a site dealt do not give its secret", found=dealer,
                 remedy="leave this site out; the round is lost, the next trains afresh",
             )  # fmt: skip
@@ -342,6 +342,15 @@ class Relay:
 
     _weights_of: tuple[tuple[int, ...], list[int]] = ((), [])
 
+    def _require_openable(self) -> None:
+        short = self._short()
+        if short:
+            raise QuorumError(
+                "too few sites answered to open the sum",
+                found=f"fewer than {self.offer.shares_needed} shares of {short[0]!r}",
+                remedy="ask the sites again: they repeat their answer; otherwise the round is lost",
+            )  # fmt: skip
+
     def _short(self) -> list[str]:
         """Sites whose needed secret has too few shares yet."""
         answered = set(self._answers)
@@ -353,8 +362,7 @@ class Relay:
 
     def _agree(self) -> None:
         self._graph = transcript.graph_of(self.offer, self._advertisements, self._openings)
-        after = transcript.advertised(self.offer.context, self._advertisements)
-        self._agreed = transcript.agreed(after, self._openings)
+        self._agreed = transcript.agreed(self._advertised, self._openings)
 
     def _check(self, message: Message, expected: Collection[str], taken: Collection[str]) -> None:
         if message.site not in expected:
@@ -371,14 +379,6 @@ class Relay:
                 expected=f"at least {self.offer.threshold} of {len(self.offer.cohort)}",
                 remedy="a new attempt; sites keep what they trained",
             )  # fmt: skip
-
-
-def centred(vector: Array, bits: int) -> Array:
-    """Residues modulo 2^bits as int64 from −2^(bits−1) on."""
-    if bits == np.dtype(np.int64).itemsize * 8:
-        return vector.astype(np.uint64).view(np.int64)
-    half = 1 << (bits - 1)
-    return ((vector.astype(np.int64) + half) & ((1 << bits) - 1)) - half
 
 
 def _sorted(messages: Mapping[str, M]) -> list[M]:

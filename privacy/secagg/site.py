@@ -8,7 +8,8 @@ survive a crash is in the member's `Record`; secrets live in memory only, and go
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,12 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from wardround.core.errors import InternalError, PeerError
 from wardround.core.packed import Array
-from wardround.privacy.packing import pack, word_of
+from wardround.privacy.packing import packed, packed_size, word_of
 from wardround.privacy.secagg import transcript
 from wardround.privacy.secagg.admission import Member, accept
 from wardround.privacy.secagg.boxes import open_box, seal
 from wardround.privacy.secagg.graph import Graph
-from wardround.privacy.secagg.masks import apply_masks
+from wardround.privacy.secagg.masks import Mask, under_masks
 from wardround.privacy.secagg.messages import (
     Advertised,
     Advertisement,
@@ -37,6 +38,7 @@ from wardround.privacy.secagg.messages import (
     Opening,
     Survivors,
     Unmasking,
+    laned,
 )
 from wardround.privacy.secagg.offer import Offer, SignedOffer
 from wardround.privacy.secagg.secret import Secret
@@ -90,6 +92,8 @@ M = TypeVar("M", bound=Message)
 
 class SecureSite:
     """One member's part in the attempts of one run, one after the other."""
+
+    _split = staticmethod(split)
 
     def __init__(self, member: Member) -> None:
         self.member = member
@@ -168,8 +172,8 @@ class SecureSite:
         agreed = transcript.agreed(transcript.advertised(offer.context, advertisements), openings)
         holders = graph.holders(name)
         places = [offer.index_of(holder) for holder in holders]
-        seeds = split(keyed.seed, offer.shares_needed, places)
-        keys = split(Secret(keyed.mask.private_bytes_raw()), offer.shares_needed, places)
+        seeds = self._split(keyed.seed, offer.shares_needed, places)
+        keys = self._split(Secret(keyed.mask.private_bytes_raw()), offer.shares_needed, places)
         shares = dict(zip(holders, zip(seeds, keys, strict=True), strict=True))
         own_shares = shares.pop(name)
         boxes = tuple(
@@ -213,21 +217,16 @@ class SecureSite:
         if isinstance(opened, Complaint):
             return self._signed(opened, offer)
         after = transcript.dealt(dealt.agreed, dealers)
-        masks = [transcript.self_masks(dealt.keyed.seed, after, name)]
-        for peer in opened:
-            shared = transcript.shared_secret(dealt.keyed.mask, dealt.advertisements[peer].mask_key)
-            masks.append(transcript.pair_masks(shared, after, name, peer))
-        lanes = {"coordinates": coordinates.copy(), "counters": counters.copy()}
-        for lane, vector in lanes.items():
-            apply_masks(vector, [of_lane[lane] for of_lane in masks])
+        masks = self._masks(dealt, opened, after)
+        pieces = itertools.chain(
+            (packed(p, offer.bits) for p in under_masks(coordinates, [of["coordinates"] for of in masks])),
+            (packed(p, 64) for p in under_masks(counters, [of["counters"] for of in masks])),
+        )
+        sizes = packed_size(coordinates.size, offer.bits), packed_size(counters.size, 64)
+        draft = MaskedInput(site=name, dealt=after)
+        answer = laned(draft, pieces, sizes, lambda whole: self._signed(whole, offer))
         self._phase = _Masked(offer, dealt.graph, dealers, after, {**opened, name: dealt.own_shares})
-        return self._signed(
-            MaskedInput(
-                site=name, dealt=after,
-                coordinates=pack(lanes["coordinates"], offer.bits), counters=pack(lanes["counters"], 64),
-            ),
-            offer,
-        )  # fmt: skip
+        return answer
 
     def confirm(self, message: Survivors) -> Confirmation:
         """Sign the one set of survivors that this site will help to open.
@@ -323,6 +322,14 @@ class SecureSite:
         box = Box(recipient=peer.site, sealed=seal(key, seed_share, key_share, agreed))
         signature = self.member.signer.sign(box.statement(keyed.offer.context, name, agreed))
         return box.model_copy(update={"signature": signature})
+
+    def _masks(self, dealt: _Dealt, peers: Iterable[str], after: bytes) -> list[Mapping[str, Mask]]:
+        keyed, name = dealt.keyed, self.member.name
+        masks: list[Mapping[str, Mask]] = [transcript.self_masks(keyed.seed, after, name)]
+        for peer in peers:
+            shared = transcript.shared_secret(keyed.mask, dealt.advertisements[peer].mask_key)
+            masks.append(transcript.pair_masks(shared, after, name, peer))
+        return masks
 
     def _dealers(self, dealt: _Dealt, message: Delivery) -> tuple[str, ...]:
         offer, name, dealers = dealt.keyed.offer, self.member.name, message.dealers

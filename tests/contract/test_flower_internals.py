@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -29,8 +30,7 @@ def requests(count: int) -> list[Request]:
     """One a site."""
     broadcast = Packed(LAYOUT, np.arange(4, dtype=np.float32))
     return [
-        Request("run", "d", 1, f"site_{i}", train=True, evaluate=False, broadcast=broadcast)
-        for i in range(count)
+        Request("run", "d", 1, f"site_{i}", {"training": b"offer"}, broadcast=broadcast) for i in range(count)
     ]
 
 
@@ -44,7 +44,8 @@ def echo() -> ClientApp:
         _, site, _ = addressee(message.content)
         if site == "site_3":
             raise RuntimeError("out of order")
-        return Message(encode_reply(Reply("run", "d", request.round, site, code="echo"))[0], reply_to=message)
+        reply = Reply("run", "d", request.round, site, code="echo", sums=request.sums)
+        return Message(encode_reply(reply)[0], reply_to=message)
 
     return app
 
@@ -73,11 +74,12 @@ def test_messages_go_out_and_come_back_over_a_few_lanes() -> None:
 
     def server(grid: Grid, nodes: list[int]) -> None:
         assert len(nodes) == 3
-        transport = GridTransport(grid, lambda site: nodes[int(site[5:]) % 3], LAYOUT, poll_s=0.01)
+        transport = GridTransport(grid, lambda site: nodes[int(site[5:]) % 3], poll_s=0.01)
         assert transport.send(requests(20)) > 20 * 16
         for _ in range(200):
-            for reply, _size in transport.receive(0.2):
+            for reply, size in transport.receive(0.2):
                 assert reply.site not in collected
+                assert size == len(b"".join(reply.sums.values()))
                 collected[reply.site] = reply
             if len(collected) == 20:
                 return
@@ -85,17 +87,27 @@ def test_messages_go_out_and_come_back_over_a_few_lanes() -> None:
     simulate(server, echo(), lanes=3)
     assert sorted(collected) == sorted(f"site_{i}" for i in range(20))
     assert (collected["site_3"].status, collected["site_3"].code) == ("failed", "crashed")
-    assert {reply.code for site, reply in collected.items() if site != "site_3"} == {"echo"}
+    echoes = [reply for site, reply in collected.items() if site != "site_3"]
+    assert {reply.code for reply in echoes} == {"echo"}
+    assert all(reply.sums == {"training": b"offer"} for reply in echoes)
 
 
-def test_a_reply_that_names_another_request_settles_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{"stage": 1}, {"attempt": 1}, {"exchange": 1}, {"round": 2}, {"run_id": "x"}, {"site": "site_9"}],
+    ids=str,
+)
+def test_a_reply_that_names_another_request_settles_its_own(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
     """It would otherwise be waited for until the deadline, and in a simulation for ever."""
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Any) -> Message:
         site = addressee(message.content).site
-        return Message(encode_reply(Reply("run", "d", 1, site, stage=1))[0], reply_to=message)
+        reply = replace(Reply("run", "d", 1, site), **change)
+        return Message(encode_reply(reply)[0], reply_to=message)
 
     collected: list[Reply] = []
     lives: list[float] = []
@@ -108,7 +120,7 @@ def test_a_reply_that_names_another_request_settles_its_own(monkeypatch: pytest.
             return push(messages)
 
         monkeypatch.setattr(grid, "push_messages", seen)
-        transport = GridTransport(grid, lambda site: nodes[0], LAYOUT, poll_s=0.01, life_s=1e6)
+        transport = GridTransport(grid, lambda site: nodes[0], poll_s=0.01, life_s=1e6)
         transport.send(requests(2))
         for _ in range(200):
             collected.extend(reply for reply, _size in transport.receive(0.2))
@@ -116,10 +128,10 @@ def test_a_reply_that_names_another_request_settles_its_own(monkeypatch: pytest.
                 return
 
     simulate(server, app, lanes=1)
-    assert [(reply.site, reply.stage, reply.code) for reply in sorted(collected, key=lambda r: r.site)] == [
-        ("site_0", 0, "malformed_reply"),
-        ("site_1", 0, "malformed_reply"),
-    ]
+    places = [(r.site, r.run_id, r.round, r.stage, r.attempt, r.exchange, r.code) for r in collected]
+    assert sorted(places) == [
+        (f"site_{i}", "run", 1, 0, 0, 0, "malformed_reply") for i in range(2)
+    ]  # fmt: skip
     assert lives == [1e6, 1e6]
 
 

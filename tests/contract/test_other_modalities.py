@@ -118,7 +118,7 @@ def losses_around_a_round(
     work = LocalWork(epochs=10, batch_size=8, learning_rate=3e-3)
     plan, initial = make_plan(
         bench, name="p", seed=3, task=spec, data=data, adapter_options={}, start_from=None, local=work,
-        strategy=StrategySpec(), encoding=Encoding(), rounds=RoundRules(rounds=1),
+        strategy=StrategySpec(), encoding=Encoding(largest=0.5, most_weight=100), rounds=RoundRules(rounds=1),
         release=ReleaseRule(metric="accuracy", direction="max"),
     )  # fmt: skip
     encoded = task.encode(examples, bench.tokenizer, plan.data, spec)

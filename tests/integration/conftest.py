@@ -37,7 +37,7 @@ def notes(tmp_path: Path, tiny_bert: Path) -> Callable[..., Callable[..., RunCon
                 },
                 "adapter": {"options": {"r": 2, "alpha": 4}},
                 "local": {"steps": 2, "batch_size": 4, "learning_rate": 1e-2}, "rounds": {"rounds": rounds},
-                "machine": {"device": "cpu", "threads": 1},
+                "machine": {"device": "cpu", "threads": 1}, "secure": {"mode": "off"},
             }  # fmt: skip
             for key, value in sections.items():
                 base[key] = {**base.get(key, {}), **value}

@@ -52,7 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
             },
             "adapter": {"options": {"r": 2, "alpha": 4}},
             "local": {"steps": 1, "learning_rate": 1e-2}, "rounds": {"rounds": 1},
-            "machine": {"device": "cpu"},
+            "machine": {"device": "cpu"}, "secure": {"mode": "off"},
         }
     )  # fmt: skip
     run_simulation(config)
@@ -193,7 +193,7 @@ def test_a_run_on_packed_rows_is_merged_on_samples_that_stand_alone(tmp_path: Pa
             },
             "adapter": {"options": {"r": 2, "alpha": 4}},
             "local": {"steps": 1, "learning_rate": 1e-2}, "rounds": {"rounds": 1},
-            "machine": {"device": "cpu"},
+            "machine": {"device": "cpu"}, "secure": {"mode": "off"},
         }
     )  # fmt: skip
     run_simulation(config)

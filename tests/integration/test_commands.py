@@ -66,7 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Place:
         "+data.columns.label=kind", "data.site_column=ward",
         "partition.kind=natural", "data.max_length=32", "rounds.rounds=2", "local.batch_size=8",
         "local.learning_rate=0.01", "machine.threads=1", "machine.device=cpu", "release.metric=loss",
-        "release.direction=min",
+        "release.direction=min", "secure.mode=off",
     )  # fmt: skip
     made = Place(folder, settings)
     made.wardround("simulate", *settings, "output=run")

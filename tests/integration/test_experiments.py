@@ -16,7 +16,10 @@ METRIC = {"medquad_qa": "bits_per_byte"}
 
 @pytest.mark.parametrize("name", sorted(SITES))
 def test_an_experiment_runs_on_the_real_set(name: str, shared_data: Path, tmp_path: Path) -> None:
-    """One round on a few rows: every site is there, the release metric comes out with its support."""
+    """One round on a few rows: every site is there, the release metric comes out with its support.
+
+    Sums are secure, as they are shipped.
+    """
     assert shared_data.is_dir()
     with initialize_config_module("wardround.conf", version_base="1.3"):
         composed = compose(
@@ -29,6 +32,8 @@ def test_an_experiment_runs_on_the_real_set(name: str, shared_data: Path, tmp_pa
             ],
         )  # fmt: skip
     result = run_composed(composed, console=Console(quiet=True))
+    assert result.summary["secure"]["mode"] == "real"
+    assert result.summary["secure"]["exchanges"] == 5
     scores = result.federated.test["test"]
     metric = METRIC.get(name, "macro_f1")
     assert scores.support[metric] > 0

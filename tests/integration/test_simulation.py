@@ -41,7 +41,10 @@ def write_rows(path: Path, count: int, seed: int) -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path, tiny_bert: Path) -> Callable[..., RunConfig]:
-    """A configuration over tiny_bert and made-up notes; keyword arguments replace sections."""
+    """A configuration over tiny_bert and made-up notes of four wards; keyword arguments replace sections.
+
+    Where sums are secure, four sites are enough for these.
+    """
     write_rows(tmp_path / "rows.jsonl", 96, 1)
     write_rows(tmp_path / "test.jsonl", 40, 2)
     torch.set_num_threads(1)
@@ -65,6 +68,7 @@ def settings(tmp_path: Path, tiny_bert: Path) -> Callable[..., RunConfig]:
             "rounds": {"rounds": 3},
             "release": {"metric": "accuracy", "direction": "max"},
             "machine": {"device": "cpu", "threads": 1},
+            "secure": {"mode": "off", "policy": {"least_cohort": 4, "modes": ["real", "accounted", "off"]}},
         }  # fmt: skip
         for key, value in sections.items():
             base[key] = {**base[key], **value} if isinstance(value, dict) and key in base else value
@@ -136,17 +140,38 @@ def test_the_result_folder_holds_everything_and_the_model_has_learnt(
     assert not [path for path in result.folder.rglob("*") if ".tmp" in path.name]
 
 
-def test_the_slow_twin_gives_the_identical_adapter(settings: Callable[..., RunConfig]) -> None:
-    """Plain PyTorch without Flower, round loop or strategy ends with the same bits, dropout and all."""
+@pytest.mark.parametrize(
+    ("mode", "participation", "encoding"),
+    [
+        ("off", 0.75, {}),
+        ("off", 0.75, {"bits": 32}),
+        ("off", 1.0, {"bits": 20, "largest": 0.01, "most_weight": 50}),
+        ("real", 1.0, {}),
+    ],
+    ids=["16 bits", "32 bits", "clipped at 20 bits", "secure"],
+)
+def test_the_slow_twin_gives_the_identical_adapter(
+    settings: Callable[..., RunConfig], mode: str, participation: float, encoding: dict[str, Any]
+) -> None:
+    """Plain PyTorch without Flower, round loop, ring or strategy ends with the same bits, dropout and all.
+
+    The rounding is random, and the same; so is the clipping where the bound of a coordinate is too small.
+    """
     from wardround.simulations.twin import run_twin
     from wardround.training.adapters import ADAPTERS
     from wardround.training.tasks import TASKS
     from wardround.training.workbench import open_workbench
 
     config = settings(
-        rounds={"rounds": 3, "participation": 0.75}, local={"schedule": {"shape": "cosine", "warmup": 0.1}}
+        rounds={"rounds": 3, "participation": participation},
+        local={"schedule": {"shape": "cosine", "warmup": 0.1}},
+        secure={"mode": mode},
+        encoding=encoding,
     )
-    result = run_simulation(config)
+    recorder = Recorder()
+    result = run_simulation(config, sinks=(recorder,))
+    clipped = [e.local.get("clipped", 0) for e in recorder.events if isinstance(e, SiteReplied)]
+    assert (sum(clipped) > 0) is ("largest" in encoding)
     method = ADAPTERS.get("lora")
     bench = open_workbench(
         config.model, TASKS.get(config.task.name), result.plan.data, method,
@@ -164,19 +189,24 @@ def test_equal_seeds_give_equal_adapters_and_other_seeds_others(settings: Callab
     assert adapters(run_simulation(settings("c", seed=4))) != adapters(first)
 
 
-@pytest.mark.parametrize("state", ["reset", "keep"])
-@pytest.mark.parametrize("killed_after", [1, 2])
+@pytest.mark.parametrize(
+    ("killed_after", "state", "mode"),
+    [*((after, state, "off") for after in (1, 2) for state in ("reset", "keep")), (2, "keep", "real")],
+)
 def test_an_interrupted_run_resumes_to_the_identical_adapter(
-    settings: Callable[..., RunConfig], state: str, killed_after: int
+    settings: Callable[..., RunConfig], state: str, killed_after: int, mode: str
 ) -> None:
-    """Stopped while a site trains in the round after `killed_after`, resumed: the undisturbed bits."""
+    """Stopped while a site trains in the round after `killed_after`, resumed: the undisturbed bits.
+
+    A resumed simulation has new identities, and other masks: the sums are the same.
+    """
     work = {"optimiser_state": state}
     whole = run_simulation(settings("whole", local=work))
 
     def third_site(event: Event) -> bool:
         return isinstance(event, SiteReplied) and event.round == killed_after + 1 and event.site == "ward_2"
 
-    config = settings("cut", local=work)
+    config = settings("cut", local=work, secure={"mode": mode})
     with pytest.raises(KeyboardInterrupt):
         run_simulation(config, sinks=(Recorder(third_site),))
     recorder = Recorder()

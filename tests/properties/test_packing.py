@@ -22,7 +22,7 @@ def test_what_is_packed_comes_back_reduced(bits: Bits, values: list[int]) -> Non
     assert len(data) == packed_size(len(values), bits) == -(-len(values) * bits // 8)
     back = unpack(data, len(values), bits)
     assert back.dtype == word
-    assert back.flags.writeable
+    assert not back.flags.writeable
     assert back.tolist() == [value % 2**bits for value in values]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from wardround.core.errors import ConfigError, InternalError, TrainingError
 from wardround.privacy.packing import Bits, pack, unpack, word_of
 from wardround.privacy.quantisation import dequantise, quantise, scale_for
-from wardround.privacy.secagg.relay import centred
+from wardround.privacy.secagg.total import centred
 
 WIDTHS: list[Bits] = [16, 20, 24, 32, 64]
 

@@ -33,10 +33,11 @@ from wardround.privacy.secagg.messages import (
 )
 from wardround.privacy.secagg.offer import Offer, SignedOffer
 from wardround.privacy.secagg.policy import SecurePolicy
-from wardround.privacy.secagg.relay import Relay, Sum
+from wardround.privacy.secagg.relay import Relay
 from wardround.privacy.secagg.secret import Secret
 from wardround.privacy.secagg.shamir import combine, weights_at_zero
 from wardround.privacy.secagg.site import SecureSite
+from wardround.privacy.secagg.total import Sum
 
 FILE = Path(__file__).parent / "vectors" / "secure_round.json"
 LOST = "site_d"

@@ -15,16 +15,17 @@ import yaml
 from pydantic import BaseModel
 
 from wardround.core.plan import (
-    Encoding,
     LocalWork,
     ReleaseRule,
     RoundRules,
     Schedule,
+    SecureRules,
     StrategySpec,
     known_keys,
 )
 from wardround.core.registry import Registry
-from wardround.simulations.config import BoundsConfig, DataConfig, RunConfig, SimulationConfig
+from wardround.privacy.secagg.policy import SecurePolicy
+from wardround.simulations.config import BoundsConfig, DataConfig, EncodingConfig, RunConfig, SimulationConfig
 from wardround.training.workbench import Machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +109,7 @@ def test_the_tour_names_every_stop() -> None:
     assert [int(number) for number, _ in stops] == list(range(1, len(stops) + 1))
     assert {file for _, file in stops} >= {
         *("server/rounds.py", "core/messages.py", "client/round.py", "training/local_round.py"),
-        *("privacy/ring.py", "server/intake.py", "server/journal.py"),
+        *("privacy/quantisation.py", "privacy/sums/phased.py", "server/exchange.py", "server/journal.py"),
     }
 
 
@@ -138,7 +139,13 @@ def test_every_setting_is_explained() -> None:
     ("section", "model"),
     [
         *(("local", LocalWork), ("local.schedule", Schedule), ("rounds", RoundRules), ("machine", Machine)),
-        *(("release", ReleaseRule), ("encoding", Encoding), ("strategy", StrategySpec)),
+        *(
+            ("release", ReleaseRule),
+            ("encoding", EncodingConfig),
+            ("secure", SecureRules),
+            ("secure.policy", SecurePolicy),
+            ("strategy", StrategySpec),
+        ),
         *(("simulation", SimulationConfig), ("data", DataConfig), ("bounds", BoundsConfig)),
     ],
 )

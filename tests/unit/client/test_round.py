@@ -2,129 +2,112 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from wardround.client.memory import SiteStore
 from wardround.client.round import answer
-from wardround.client.site import Site
-from wardround.core.counting import TRAIN_LOSS, TRAIN_TARGETS, VALIDATION, WEIGHT
+from wardround.core.counting import TRAIN_LOSS, TRAIN_TARGETS, WEIGHT
 from wardround.core.errors import BudgetError, ConfigError, InternalError, PolicyError, StorageError
-from wardround.core.messages import Reply, Request
-from wardround.core.plan import (
-    DataContract,
-    Encoding,
-    LocalWork,
-    ReleaseRule,
-    RoundRules,
-    StrategySpec,
-    TaskSpec,
-)
-from wardround.privacy.ring import decode
-from wardround.training.adapters import ADAPTERS
-from wardround.training.base_model import BaseModelConfig
+from wardround.core.messages import Request
+from wardround.core.packed import Layout, Packed
+from wardround.core.plan import Encoding
+from wardround.privacy.sums.contract import EVALUATION, TRAINING
+from wardround.privacy.sums.offers import scale_of
 from wardround.training.evaluation import evaluate
-from wardround.training.examples import Example
-from wardround.training.planning import bind_strategy, make_plan
-from wardround.training.tasks import TASKS
-from wardround.training.workbench import Machine, Workbench, open_workbench
+from wardround.training.workbench import Workbench
 
-TEXTS = ("sharp pain, fever", "slept well", "cough all night", "calm and rested", "sudden chills", "easy day")
+Make = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def bench(tiny_bert: Path) -> Workbench:
-    """A tiny encoder with an adapter on it."""
-    torch.set_num_threads(1)
-    data = DataContract(columns={"text": "t", "label": "l"}, labels=("well", "ill"), max_length=24)
-    method = ADAPTERS.get("lora")
-    return open_workbench(
-        BaseModelConfig(path=str(tiny_bert)), TASKS.get("sequence_classification"), data, method,
-        method.Options(r=2, alpha=4), Machine(device="cpu", threads=1), seed=5,
-    )  # fmt: skip
-
-
-def site_of(bench: Workbench, folder: Path, rows: int = 6, **work: Any) -> tuple[Site, Request]:
-    """A site with a few rows, and the request of its first round."""
-    task = bench.task
-    spec = TaskSpec(name=task.name, metrics=task.metric_family)
-    local = LocalWork(**({"steps": 3, "batch_size": 2, "learning_rate": 1e-2} | work))
-    plan, initial = make_plan(
-        bench, name="p", seed=5, task=spec, data=bench.data, adapter_options={}, start_from=None, local=local,
-        strategy=StrategySpec(), encoding=Encoding(), rounds=RoundRules(rounds=3),
-        release=ReleaseRule(metric="accuracy", direction="max"),
-    )  # fmt: skip
-    examples = [Example(i, {"text": text}, label=i % 2) for i, text in enumerate(TEXTS)]
-    encoded = task.encode(examples, bench.tokenizer, plan.data, spec)
-    site = Site(
-        "ward", "run", plan, bind_strategy(plan), bench, encoded[:rows], encoded[:3], SiteStore(folder)
-    )
-    request = Request(
-        "run", plan.digest, 1, "ward", train=True, evaluate=True, broadcast=initial, cohort_size=4
-    )
-    return site, request
-
-
-def test_the_contribution_is_the_weighted_update(bench: Workbench, tmp_path: Path) -> None:
+def test_the_contribution_is_the_weighted_update(bench: Workbench, make: Make) -> None:
     """Decoded and divided by the weight it is after − before, to the ring's quantum."""
-    site, request = site_of(bench, tmp_path)
-    reply = answer(request, site)
-    assert reply.status == "ok"
-    assert reply.counters is not None
-    assert reply.statistics is not None
-    weight = int(reply.counters[WEIGHT])
-    update = decode(reply.statistics, site.plan.encoding) / weight
-    trained = bench.read_adapter().vector.astype(np.float64) - request.broadcast.vector
+    server = make()
+    request = server.request()
+    reply = answer(request, server.site)
+    assert (reply.status, set(reply.sums)) == ("ok", {TRAINING, EVALUATION})
+    weighted, counters = server.read(request, reply, TRAINING)
+    weight = int(counters[WEIGHT])
+    update = weighted / weight
+    trained = bench.read_adapter().vector.astype(np.float64) - server.initial.vector
     assert weight == 6
-    np.testing.assert_allclose(update, trained, rtol=0, atol=2.0**-36)
+    quantum = scale_of(server.site.plan.encoding, 4).quantum
+    assert quantum < 1e-8
+    np.testing.assert_allclose(update, trained, rtol=0, atol=quantum / weight)
     assert np.abs(update).max() > 1e-3
+    assert (reply.local["clipped"], reply.local["shortened_by"]) == (0.0, 1.0)
 
 
-def test_counters_are_those_of_an_evaluation_of_the_broadcast(bench: Workbench, tmp_path: Path) -> None:
+def test_counters_are_those_of_an_evaluation_of_the_broadcast(bench: Workbench, make: Make) -> None:
     """Validation counters equal `evaluate` on the adapter before training."""
-    site, request = site_of(bench, tmp_path)
+    server = make()
+    site, request = server.site, server.request()
     reply = answer(request, site)
-    bench.load_adapter(request.broadcast)
+    bench.load_adapter(server.initial)
     expected = evaluate(
         bench.model, bench.task, site.plan.task, site.plan.data, site.validation,
         batch_size=32, device=bench.device, tokenizer=bench.tokenizer,
     )  # fmt: skip
-    assert reply.counters is not None
+    coordinates, counters = server.read(request, reply, EVALUATION)
+    assert coordinates.size == 0
+    assert set(expected.tensors()) == set(counters.tensors())
     for name, array in expected.tensors().items():
-        np.testing.assert_array_equal(reply.counters[VALIDATION + name], array)
+        np.testing.assert_array_equal(counters[name], array)
 
 
-def test_an_evaluation_alone_contributes_nothing(bench: Workbench, tmp_path: Path) -> None:
-    """Weight 0, no statistics, nothing trained, nothing kept."""
-    site, request = site_of(bench, tmp_path, optimiser_state="keep")
-    reply = answer(replace(request, train=False), site)
-    assert reply.counters is not None
-    assert (reply.status, reply.statistics, int(reply.counters[WEIGHT])) == ("ok", None, 0)
-    assert int(reply.counters[TRAIN_TARGETS]) == 0
+def test_an_evaluation_alone_contributes_nothing(make: Make, tmp_path: Path, trained: Counter[int]) -> None:
+    """No contribution, nothing trained, nothing kept on disk or for another attempt."""
+    server = make(optimiser_state="keep")
+    reply = answer(server.request(sums=[EVALUATION]), server.site)
+    assert (reply.status, set(reply.sums)) == ("ok", {EVALUATION})
+    assert not trained
     assert not list(tmp_path.iterdir())
+    assert set(server.site.parties.kept) == {EVALUATION}
+
+
+def test_a_training_alone_scores_nothing(make: Make) -> None:
+    """No numerators, and no figure of its own."""
+    server = make()
+    reply = answer(server.request(sums=[TRAINING]), server.site)
+    assert (reply.status, set(reply.sums)) == ("ok", {TRAINING})
+    assert not [name for name in reply.local if name.startswith("validation.")]
 
 
 @pytest.mark.parametrize("state", ["reset", "keep"])
-def test_the_same_request_gives_the_same_reply(bench: Workbench, tmp_path: Path, state: str) -> None:
-    """Asked again for a round, also after a later one, a site answers with the same bits."""
-    site, request = site_of(bench, tmp_path, optimiser_state=state)
-    second = replace(request, round=2)
-    replies = [answer(asked, site) for asked in (request, second, request, second)]
-    np.testing.assert_array_equal(replies[0].statistics, replies[2].statistics)
-    np.testing.assert_array_equal(replies[1].statistics, replies[3].statistics)
-    assert (replies[0].statistics != replies[1].statistics).any()
+def test_the_same_request_gives_the_same_reply(make: Make, state: str) -> None:
+    """Asked again for a round, also after a later one, a site in a new process answers with the same bits."""
+    server = make(optimiser_state=state)
+
+    def both(server: Any) -> list[np.ndarray[Any, Any]]:
+        asked = [server.request(round) for round in (1, 2)]
+        return [server.read(request, answer(request, server.site), TRAINING)[0] for request in asked]
+
+    first, again = both(server), both(server.restarted())
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[1], again[1])
+    assert (first[0] != first[1]).any()
 
 
 def poisoned(request: Request) -> Request:
     """A broadcast with one NaN."""
+    assert request.broadcast is not None
     vector = request.broadcast.vector.copy()
     vector[3] = np.nan
     return replace(request, broadcast=request.broadcast.with_vector(vector))
+
+
+def in_another_layout(request: Request) -> Request:
+    """The broadcast's numbers under another name."""
+    assert request.broadcast is not None
+    layout = request.broadcast.layout
+    first = layout.tensors[0].model_copy(update={"name": "another"})
+    other = Layout(tensors=(first, *layout.tensors[1:]))
+    return replace(request, broadcast=Packed(other, request.broadcast.vector))
 
 
 @pytest.mark.parametrize(
@@ -134,85 +117,102 @@ def poisoned(request: Request) -> Request:
         (lambda r: replace(r, plan_digest="f" * 64), "another plan"),
         (lambda r: replace(r, site="other"), "another site"),
         (poisoned, "not finite"),
+        (in_another_layout, "another broadcast layout"),
+        (lambda r: replace(r, sums={}), "asks for no sum"),
+        (lambda r: replace(r, sums={**r.sums, "other": b""}), "or for one that there is not"),
+        (lambda r: replace(r, broadcast=None), "has to have one"),
+        (lambda r: replace(r, exchange=1), "only the first exchange"),
+        (lambda r: replace(r, attempt=1), "only the first exchange"),
     ],
-    ids=["run", "plan", "site", "nan"],
-)
+    ids=[
+        "run", "plan", "site", "nan", "layout", "no sum", "unknown sum", "no broadcast", "a later exchange",
+        "a later attempt",
+    ],
+)  # fmt: skip
 def test_a_request_outside_the_plan_is_refused(
-    bench: Workbench, tmp_path: Path, change: Any, reason: str
+    make: Make, trained: Counter[int], change: Any, reason: str
 ) -> None:
-    """Refused with its reason, before anything is trained."""
-    site, request = site_of(bench, tmp_path)
-    reply = answer(change(request), site)
-    assert (reply.status, reply.code, reply.statistics) == ("refused", "bad_request", None)
+    """Refused with its reason, before anything is trained; the next one that is right is answered."""
+    server = make()
+    reply = answer(change(server.request()), server.site)
+    assert (reply.status, reply.code, reply.sums) == ("refused", "bad_request", {})
     assert reason in reply.reason
+    assert not trained
+    assert answer(server.request(), server.site).status == "ok"
 
 
-def test_a_site_without_rows_says_so(bench: Workbench, tmp_path: Path) -> None:
+def test_a_site_without_rows_says_so(make: Make) -> None:
     """A failed reply with a code and no data."""
-    site, request = site_of(bench, tmp_path, rows=0)
-    reply = answer(request, site)
-    assert (reply.status, reply.code) == ("failed", "no_rows")
+    server = make(rows=0)
+    reply = answer(server.request(), server.site)
+    assert (reply.status, reply.code, set(reply.sums)) == ("failed", "no_rows", {EVALUATION})
 
 
-def test_a_loss_that_is_not_finite_is_a_named_failure(bench: Workbench, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_a_named_failure(make: Make, tmp_path: Path) -> None:
     """A learning rate that explodes: the reply names the code, and the site's store stays as it was."""
-    site, request = site_of(
-        bench,
-        tmp_path,
+    server = make(
         learning_rate=1e30,
         steps=6,
         max_grad_norm=None,
         optimiser="sgd",
         optimiser_state="keep",
     )
-    reply = answer(request, site)
+    reply = answer(server.request(), server.site)
     assert (reply.status, reply.code) == ("failed", "non_finite_loss")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_store_is_said_and_never_guessed(
-    bench: Workbench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A flipped byte in what the site kept is named as such; the path stays at the site, in its log."""
-    site, request = site_of(bench, tmp_path, optimiser_state="keep")
-    answer(request, site)
+    server = make(optimiser_state="keep")
+    answer(server.request(), server.site)
     (kept,) = tmp_path.iterdir()
     content = bytearray(kept.read_bytes())
     content[-5] ^= 1
     kept.write_bytes(content)
-    reply = answer(replace(request, round=2), site)
-    assert (reply.status, reply.code, reply.statistics) == ("failed", "storage", None)
+    reply = answer(server.request(2), server.site)
+    assert (reply.status, reply.code, set(reply.sums)) == ("failed", "storage", {EVALUATION})
     assert str(tmp_path) not in reply.reason
     assert str(kept) in caplog.text
 
 
-def test_the_store_keeps_only_what_a_repeated_round_needs(bench: Workbench, tmp_path: Path) -> None:
+def test_the_store_keeps_only_what_a_repeated_round_needs(make: Make, tmp_path: Path) -> None:
     """Files of rounds long past go."""
-    site, request = site_of(bench, tmp_path, optimiser_state="keep")
+    server = make(optimiser_state="keep")
     for round in range(1, 6):
-        assert answer(replace(request, round=round), site).status == "ok"
+        assert answer(server.request(round), server.site).status == "ok"
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["round-00004", "round-00005"]
 
 
-def validation_of(reply: Reply) -> dict[str, np.ndarray[Any, Any]]:
-    """The validation counters of a reply."""
-    assert reply.counters is not None
-    return {n: a for n, a in reply.counters.tensors().items() if n.startswith(VALIDATION)}
-
-
-def test_a_failed_training_still_says_what_was_scored_before(bench: Workbench, tmp_path: Path) -> None:
-    """The validation counters of an undisturbed reply; weight and training sums are zero."""
+def test_a_failed_training_still_says_what_was_scored_before(make: Make) -> None:
+    """The validation counters of an undisturbed reply, and no contribution."""
     work: dict[str, Any] = {"learning_rate": 1e30, "steps": 6, "max_grad_norm": None, "optimiser": "sgd"}
-    whole = validation_of(answer(*site_of(bench, tmp_path)[::-1]))
-    site, request = site_of(bench, tmp_path, **work)
-    reply = answer(request, site)
-    assert (reply.status, reply.code, reply.statistics) == ("failed", "non_finite_loss", None)
-    found = validation_of(reply)
-    assert found[VALIDATION + "examples"] == 3
-    for name, array in whole.items():
-        np.testing.assert_array_equal(found[name], array)
-    assert reply.counters is not None
-    assert not any(reply.counters[name] for name in (WEIGHT, TRAIN_LOSS, TRAIN_TARGETS))
+    whole = make()
+    request = whole.request()
+    _, expected = whole.read(request, answer(request, whole.site), EVALUATION)
+    server = make(**work)
+    request = server.request()
+    reply = answer(request, server.site)
+    assert (reply.status, reply.code, set(reply.sums)) == ("failed", "non_finite_loss", {EVALUATION})
+    _, found = server.read(request, reply, EVALUATION)
+    assert found["examples"] == 3
+    np.testing.assert_array_equal(found.vector, expected.vector)
+    assert TRAINING not in server.site.parties.kept
+    assert "train.loss" not in reply.local
+
+
+def test_training_sums_ride_beside_the_contribution(make: Make) -> None:
+    """Loss and targets of the local round, and the same figures in the site's own."""
+    server = make()
+    request = server.request()
+    reply = answer(request, server.site)
+    _, counters = server.read(request, reply, TRAINING)
+    assert int(counters[TRAIN_TARGETS]) == 6  # three steps of two rows with one label each
+    assert int(counters[TRAIN_LOSS]) > 0
+    assert (reply.local["train.steps"], reply.local["train.examples"]) == (3.0, 6.0)
+    assert 0.1 < reply.local["train.loss"] < 2
 
 
 ROW_TEXT = "John Smith, born 1 May 1950"
@@ -234,9 +234,9 @@ FAULTS: dict[str, tuple[Exception, tuple[str, str, str]]] = {
 
 
 @pytest.mark.parametrize("kind", sorted(FAULTS))
-@pytest.mark.parametrize("where", ["measure", "train_locally", "encode", "check_request"])
+@pytest.mark.parametrize("where", ["measure", "train_locally", "contribution", "check_request"])
 def test_every_error_is_named_and_its_text_stays_at_the_site(
-    bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     kind: str, where: str,
 ) -> None:  # fmt: skip
     """Wherever it happens: a stable code goes out; a foreign exception's text and traceback into the log."""
@@ -248,61 +248,97 @@ def test_every_error_is_named_and_its_text_stays_at_the_site(
         raise error
 
     monkeypatch.setattr(handler, where, broken)
-    site, request = site_of(bench, tmp_path)
-    reply = answer(request, site)
+    server = make()
+    reply = answer(server.request(), server.site)
     assert (reply.status, reply.code, reply.reason) == expected
     assert ROW_TEXT not in repr(reply)
     assert ROW_TEXT in caplog.text
     assert ("Traceback" in caplog.text) is (expected[1] == "internal")
     assert "site ward, round 1 of run" in caplog.text
-    assert (reply.counters is not None) is (where in ("train_locally", "encode"))
+    assert set(reply.sums) == ({EVALUATION} if where in ("train_locally", "contribution") else set())
+
+
+def spoiling(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """Training that leaves its first coordinate at a value."""
+    from wardround.client import round as handler
+
+    train = handler.train_locally
+
+    def spoilt(*args: Any, **keywords: Any) -> Any:
+        result = train(*args, **keywords)
+        vector = result.adapter.vector.copy()
+        vector[0] = value
+        return replace(result, adapter=result.adapter.with_vector(vector))
+
+    monkeypatch.setattr(handler, "train_locally", spoilt)
 
 
 def test_a_contribution_that_cannot_be_sent_is_the_sites_own_failure(
-    bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An adapter that training made infinite, and an update that does not fit the ring: no bad request."""
-    from wardround.client import round as handler
-
-    site, request = site_of(bench, tmp_path)
-    train = handler.train_locally
-    for value, reason in ((np.inf, "trained adapter is not finite"), (1e9, "does not fit the ring")):
-
-        def spoilt(*args: Any, value: float = value, **keywords: Any) -> Any:
-            result = train(*args, **keywords)
-            vector = result.adapter.vector.copy()
-            vector[0] = value
-            return replace(result, adapter=result.adapter.with_vector(vector))
-
-        monkeypatch.setattr(handler, "train_locally", spoilt)
-        reply = answer(request, site)
-        assert (reply.status, reply.code) == ("failed", "bad_contribution")
-        assert reason in reply.reason
+    """An adapter that training made infinite: no bad request, and what was scored is sent."""
+    spoiling(monkeypatch, np.inf)
+    server = make()
+    reply = answer(server.request(), server.site)
+    assert (reply.status, reply.code, set(reply.sums)) == ("failed", "bad_contribution", {EVALUATION})
+    assert "trained adapter is not finite" in reply.reason
 
 
-def test_round_1_starts_from_the_plans_initial_adapter_alone(bench: Workbench, tmp_path: Path) -> None:
+def test_an_update_beyond_the_plans_bound_is_clipped_and_counted(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fits the ring whatever training did: the site stays in the round, and says how many coordinates."""
+    spoiling(monkeypatch, 1e9)
+    server = make()
+    request = server.request()
+    reply = answer(request, server.site)
+    assert (reply.status, reply.local["clipped"]) == ("ok", 1.0)
+    weighted, _ = server.read(request, reply, TRAINING)
+    assert weighted[0] == pytest.approx(6 * 0.05, abs=1e-8)
+
+
+def test_an_update_longer_than_the_plans_bound_is_shortened_and_told(make: Make) -> None:
+    """To its length, and by which factor."""
+    encoding = Encoding(bits=32, largest=0.05, norm=0.01, most_weight=10)
+    server = make(encoding=encoding)
+    request = server.request()
+    reply = answer(request, server.site)
+    weighted, _ = server.read(request, reply, TRAINING)
+    assert 0 < reply.local["shortened_by"] < 1
+    assert np.linalg.norm(weighted / 6) == pytest.approx(0.01, rel=1e-3)
+    assert np.linalg.norm(weighted / 6) <= 0.01
+
+
+def test_a_site_that_weighs_more_than_the_plan_allows_says_so(make: Make, tmp_path: Path) -> None:
+    """Six rows where the plan has room for five: a named failure, and nothing of the contribution is kept."""
+    server = make(encoding=Encoding(bits=32, largest=0.05, most_weight=5), optimiser_state="keep")
+    reply = answer(server.request(), server.site)
+    assert (reply.status, reply.code, set(reply.sums)) == ("failed", "weight_above_plan", {EVALUATION})
+    assert not list(tmp_path.iterdir())
+    assert TRAINING not in server.site.parties.kept
+
+
+def test_round_1_starts_from_the_plans_initial_adapter_alone(make: Make) -> None:
     """Another adapter in round 1 is refused before it is loaded; in round 2 it is what the server folded."""
-    site, request = site_of(bench, tmp_path)
-    moved = request.broadcast.with_vector(request.broadcast.vector + np.float32(0.01))
-    refused = answer(replace(request, broadcast=moved), site)
+    server = make()
+    moved = server.initial.with_vector(server.initial.vector + np.float32(0.01))
+    refused = answer(server.request(broadcast=moved), server.site)
     assert (refused.status, refused.code) == ("refused", "bad_request")
     assert "initial adapter" in refused.reason
-    assert answer(replace(request, broadcast=moved, round=2), site).status == "ok"
+    assert answer(server.request(2, broadcast=moved), server.site).status == "ok"
 
 
 @pytest.mark.parametrize("stage", [-1, 1, 7])
-def test_a_stage_that_the_strategy_does_not_have_is_refused(
-    bench: Workbench, tmp_path: Path, stage: int
-) -> None:
+def test_a_stage_that_the_strategy_does_not_have_is_refused(make: Make, stage: int) -> None:
     """Before anything is loaded."""
-    site, request = site_of(bench, tmp_path)
-    reply = answer(replace(request, stage=stage, evaluate=False), site)
+    server = make()
+    reply = answer(replace(server.request(sums=[TRAINING]), stage=stage), server.site)
     assert (reply.status, reply.code) == ("refused", "bad_request")
     assert "a stage that the strategy does not have" in reply.reason
 
 
 def test_nothing_but_our_own_words_goes_out_over_flower(
-    bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A message for nobody, one that cannot be read, a codec that breaks: Flower's error with our reason."""
     from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -313,7 +349,8 @@ def test_nothing_but_our_own_words_goes_out_over_flower(
 
     for name in ("_run_id", "_node_id", "_task_id"):  # Flower sets them where it runs an app
         monkeypatch.setattr(TaskIdentity, name, 1)
-    site, request = site_of(bench, tmp_path)
+    server = make()
+    site, request = server.site, server.request()
     app = flower_app.client_app({(site.run_id, site.name): site})
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
 

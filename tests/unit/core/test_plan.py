@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -14,8 +15,10 @@ from wardround.core.plan import (
     AdapterSpec,
     BaseModelSpec,
     DataContract,
+    Encoding,
     LocalWork,
     RoundRules,
+    SecureRules,
     StrategySpec,
     TaskSpec,
     TrainingPlan,
@@ -32,6 +35,7 @@ def plan_of(**changes: Any) -> TrainingPlan:
         "data": DataContract(columns={"text": "t"}),
         "adapter": AdapterSpec(layout=Layout(tensors=(TensorSpec(name="a"),)), initial_digest="1" * 64),
         "local": LocalWork(steps=1),
+        "encoding": Encoding(largest=0.5, most_weight=100),
         "rounds": RoundRules(rounds=5),
     }
     return TrainingPlan(**(sections | changes))
@@ -39,8 +43,12 @@ def plan_of(**changes: Any) -> TrainingPlan:
 
 @pytest.mark.parametrize("text", ["Infinity", "-Infinity", "NaN"])
 @pytest.mark.parametrize(
-    "place", ["rounds.deadline_s", "local.learning_rate", "local.epsilon", "release.least_improvement"]
-)
+    "place",
+    [
+        "rounds.deadline_s", "local.learning_rate", "local.epsilon", "release.least_improvement",
+        "encoding.largest", "encoding.norm",
+    ],
+)  # fmt: skip
 def test_what_is_no_number_is_a_named_fault(place: str, text: str) -> None:
     """Infinity and NaN in any figure of a plan: a ConfigError that names the place, never a later crash."""
     section, _, key = place.partition(".")
@@ -71,3 +79,51 @@ def test_a_changed_copy_has_a_digest_of_its_own() -> None:
     assert changed.digest != before
     assert changed.digest == TrainingPlan.parse(changed.canonical()).digest
     assert plan.model_copy().digest == before
+
+
+def test_the_bounds_of_a_contribution_have_no_default() -> None:
+    """No scale follows from a plan that leaves them out: it is no plan, and the place is named."""
+    text = plan_of().model_dump_json()
+    for key in ("largest", "most_weight"):
+        values = json.loads(text)
+        del values["encoding"][key]
+        with pytest.raises(ConfigError, match=rf"encoding\.{key}"):
+            TrainingPlan.parse(json.dumps(values))
+    values = json.loads(text)
+    del values["encoding"]
+    with pytest.raises(ConfigError, match="encoding"):
+        TrainingPlan.parse(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        {"bits": 17}, {"bits": 8}, {"largest": 0.0}, {"largest": -1.0}, {"norm": 0.0},
+        {"most_weight": 0}, {"most_weight": 2**32 + 1}, {"fraction_bits": 36},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_ring_or_a_bound_that_is_none_is_refused(encoding: dict[str, Any]) -> None:
+    """Widths that nothing packs, bounds that bound nothing, what an earlier version had."""
+    with pytest.raises(ValidationError):
+        Encoding(**({"largest": 0.5, "most_weight": 100} | encoding))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"encoding": Encoding(bits=20, largest=0.5, most_weight=100)},
+        {"encoding": Encoding(largest=0.6, most_weight=100)},
+        {"encoding": Encoding(largest=0.5, norm=1.0, most_weight=100)},
+        {"encoding": Encoding(largest=0.5, most_weight=101)},
+        {"secure": SecureRules(mode="off")},
+        {"secure": SecureRules(threshold=4)},
+        {"secure": SecureRules(attempts=2)},
+        {"secure": SecureRules(complete_to=50)},
+    ],
+)
+def test_how_contributions_are_summed_is_part_of_the_plan(changes: dict[str, Any]) -> None:
+    """A ring, a bound or a rule of the sums that differs makes another plan; a plan says nothing: `real`."""
+    assert plan_of(**changes).digest != plan_of().digest
+    assert TrainingPlan.parse(plan_of(**changes).canonical()).digest == plan_of(**changes).digest
+    assert plan_of().secure.mode == "real"

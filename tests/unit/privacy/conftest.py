@@ -17,8 +17,9 @@ from wardround.privacy.secagg.identity import KeySigner, Roster
 from wardround.privacy.secagg.messages import Delivery, MaskedInput, Unmasking
 from wardround.privacy.secagg.offer import Offer, SignedOffer
 from wardround.privacy.secagg.policy import SecurePolicy, default_threshold
-from wardround.privacy.secagg.relay import Relay, Sum
+from wardround.privacy.secagg.relay import Relay
 from wardround.privacy.secagg.site import SecureSite
+from wardround.privacy.secagg.total import Sum
 
 PLAN, BROADCAST, LAYOUT = digest("plan"), digest("broadcast"), digest("layout")
 COUNTERS = 3

@@ -304,7 +304,7 @@ def test_a_masked_vector_that_was_altered_is_refused(consortium: Any) -> None:
     offer = group.offer()
     relay, deliveries = group.to_deliveries(offer)
     message = group.sites[A].mask(deliveries[A], *group.inputs(offer, A))
-    changed = unpack(message.coordinates, offer.coordinates, offer.bits)
+    changed = unpack(message.coordinates, offer.coordinates, offer.bits).copy()
     changed[0] += 1
     for forged in (
         altered(message, coordinates=pack(changed, offer.bits)),

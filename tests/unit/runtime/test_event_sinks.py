@@ -21,16 +21,26 @@ from wardround.runtime.events import (
     EventStream,
     Improved,
     Notice,
+    RoundBurnt,
     RoundFolded,
     RoundStarted,
     RunFinished,
     RunStarted,
     SiteReplied,
+    SumOpened,
 )
 from wardround.runtime.results import write_site_table, write_summary
 from wardround.runtime.sinks import JsonlSink, RecorderSink, RichSink, TensorBoardSink
 
 SITES = ("budapest", "zürich [x]")
+
+
+def sums_opened(arm: str, round: int) -> list[Event]:
+    """The round's two sums."""
+    return [
+        SumOpened(arm, round, name, "real", 2, 2, 5, 900, 1400, 0.02, 0.01, attempt=attempt)
+        for name, attempt in (("evaluation", 0), ("training", 1))
+    ]
 
 
 def round_events(arm: str, round: int, *, bad: str = "") -> list[Event]:
@@ -42,7 +52,7 @@ def round_events(arm: str, round: int, *, bad: str = "") -> list[Event]:
         for site in SITES
     ]
     return [
-        RoundStarted(arm, round, SITES, 100), *replies,
+        RoundStarted(arm, round, SITES, 100), *replies, *sums_opened(arm, round),
         Evaluated(arm, round - 1, "validation", {"macro_f1": round / 10, "loss": 0.5}, {"macro_f1": 80}),
         Improved(arm, round - 1, "macro_f1", round / 10),
         RoundFolded(
@@ -166,6 +176,63 @@ def test_the_stages_of_a_round_are_told_apart(tmp_path: Path) -> None:
     assert len((tmp_path / "m").read_text(encoding="utf-8").splitlines()) == len(events)
 
 
+def test_the_exchanges_and_attempts_of_a_stage_are_told_apart(tmp_path: Path) -> None:
+    """What a site said in each of them stands in the log once, and each sum of a stage once."""
+    events: list[Event] = [
+        SiteReplied("federated", 1, "budapest", status, attempt=attempt, exchange=exchange)
+        for attempt in (0, 1)
+        for exchange, status in ((0, "ok"), (2, "late"), (4, "quarantined"))
+    ]
+    events += [
+        *sums_opened("federated", 1),
+        SumOpened("federated", 1, "training", "real", 2, 2, 5, 1, 1, 0.0, 0.0, 1),
+    ]
+    emit(JsonlSink(tmp_path / "m"), events)
+    emit(JsonlSink(tmp_path / "m"), events)
+    assert read_events(tmp_path / "m") == events
+    assert len((tmp_path / "m").read_text(encoding="utf-8").splitlines()) == len(events)
+
+
+BURNT = RoundBurnt("federated", 2, "too few sites answered to open the sum")
+
+
+def with_a_burnt_round(first: int = 1) -> list[Event]:
+    """A run whose second round was spent without a fold, or what is left of it after round first − 1."""
+    rounds = {
+        1: round_events("federated", 1), 2: [RoundStarted("federated", 2, SITES, 100), BURNT],
+        3: round_events("federated", 3),
+    }  # fmt: skip
+    left = [event for round in range(first, 4) for event in rounds[round]]
+    end = RunFinished("federated", "completed", 3, 3, "d", 9.0)
+    return [RunStarted("run", "federated", "heart", "p", 3, SITES, first - 1), *left, end]
+
+
+@pytest.mark.parametrize("killed_after", range(1, len(with_a_burnt_round())))
+def test_a_burnt_round_is_told_once_however_often_the_run_was_killed(
+    tmp_path: Path, killed_after: int
+) -> None:
+    """A resumed run goes on after it, as after a folded one: the file reads as if nothing had happened."""
+    path = tmp_path / "m.jsonl"
+    whole = with_a_burnt_round()
+    told = whole[:killed_after]
+    emit(JsonlSink(path), told)
+    spent = max((e.round for e in told if isinstance(e, RoundFolded | RoundBurnt)), default=0)
+    emit(JsonlSink(path), with_a_burnt_round(first=spent + 1))
+    ours = [event for event in read_events(path) if not isinstance(event, RunStarted)]
+    assert sorted(map(repr, ours)) == sorted(repr(e) for e in whole if not isinstance(e, RunStarted))
+    assert ours.count(BURNT) == 1
+
+
+def test_a_burnt_round_is_named_with_its_reason() -> None:
+    """In a line of its own, on a terminal and in a file, and no row is made up for it."""
+    for terminal in (False, True):
+        text = shown(with_a_burnt_round(), terminal=terminal)
+        line = next(line for line in text.splitlines() if "is lost" in line)
+        assert "round 2 is lost: too few sites answered to open the sum" in line
+        rows = [line.split()[0] for line in text.splitlines() if line.strip()[:1].isdigit()]
+        assert terminal or "2" not in rows
+
+
 def test_a_log_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     """What it does not say has its default."""
     lines = [
@@ -241,7 +308,7 @@ def test_a_terminal_gets_a_bar_with_the_sites() -> None:
     """While a round runs, the bar names each site with its state."""
     out = io.StringIO()
     sink = RichSink(Console(file=out, force_terminal=True, width=140))
-    for event in run_events(bad=SITES[1])[:9]:  # into round 2, with one site quarantined in it
+    for event in run_events(bad=SITES[1])[:11]:  # into round 2, with one site quarantined in it
         sink.emit(event)
     bar = sink._progress
     assert bar is not None
@@ -316,7 +383,7 @@ def test_chosen_columns_are_shown() -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_tensorboard_reads_the_figures(tmp_path: Path) -> None:
     """One TensorBoard run an arm; after a resumed run each round stands there once."""
-    emit(TensorBoardSink(tmp_path), [*run_events()[:13], *run_events("local/x")])
+    emit(TensorBoardSink(tmp_path), [*run_events()[:17], *run_events("local/x")])
     emit(TensorBoardSink(tmp_path), run_events(first=2))
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     arm = reader.EventAccumulator(str(tmp_path / "federated")).Reload()

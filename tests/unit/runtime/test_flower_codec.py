@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,19 @@ from wardround.runtime.flower_codec import (
 )
 
 LAYOUT = Layout(tensors=(TensorSpec(name="b", shape=(3, 2)), TensorSpec(name="a", shape=(4,))))
-COUNTS = Layout(
-    tensors=(TensorSpec(name="weight", role="counter"), TensorSpec(name="x", shape=(2,), role="counter"))
-)
 
 REQUEST = Request(
-    run_id="run/federated", plan_digest="d" * 64, round=3, site="ward", train=True, evaluate=False, attempt=1,
-    cohort_size=5, broadcast=Packed(LAYOUT, np.arange(10, dtype=np.float32)),
+    run_id="run/federated", plan_digest="d" * 64, round=3, site="ward",
+    sums={"training": b"offer of a sum", "evaluation": bytes(range(256))},
+    broadcast=Packed(LAYOUT, np.arange(10, dtype=np.float32)), opened=(b"the last sum", b"\0" * 9),
+)  # fmt: skip
+LATER = Request(
+    run_id="run/federated", plan_digest="d" * 64, round=3, site="ward", sums={"evaluation": b""}, stage=1,
+    attempt=2, exchange=4,
 )  # fmt: skip
 REPLY = Reply(
-    run_id="run/federated", plan_digest="d" * 64, round=3, site="ward", statistics=np.arange(10),
-    statistics_layout_digest=LAYOUT.digest, counters=Packed(COUNTS, np.array([4, 5, 6])), local={"loss": 0.5},
+    run_id="run/federated", plan_digest="d" * 64, round=3, site="ward",
+    sums={"evaluation": b"\0\xff", "training": b""}, attempt=1, exchange=3, local={"loss": 0.5},
 )  # fmt: skip
 
 
@@ -50,45 +53,62 @@ def with_manifest(records: RecordDict, fields: Any) -> RecordDict:
     return RecordDict({"manifest": ConfigRecord({"json": text}), "arrays": records.array_records["arrays"]})
 
 
-def with_arrays(records: RecordDict, **arrays: Any) -> RecordDict:
+def with_arrays(records: RecordDict, arrays: Mapping[str, Any]) -> RecordDict:
     """The same manifest over other arrays."""
-    packed = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    packed = ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
     return RecordDict({"manifest": records.config_records["manifest"], "arrays": packed})
 
 
-def test_a_request_comes_back_as_it_was() -> None:
+@pytest.mark.parametrize("request_", [REQUEST, LATER], ids=["with a broadcast", "of a later phase"])
+def test_a_request_comes_back_as_it_was(request_: Request) -> None:
     """Every field and every bit; the size is that of the contents."""
-    records, size = encode_request(REQUEST)
+    records, size = encode_request(request_)
     decoded = decode_request(records, LAYOUT)
-    np.testing.assert_array_equal(decoded.broadcast.vector, REQUEST.broadcast.vector)
-    assert {**vars(decoded), "broadcast": 0} == {**vars(REQUEST), "broadcast": 0}
-    assert addressee(records) == ("run/federated", "ward", 0)
-    assert 40 < size < 1000
+    assert (decoded.broadcast is None) == (request_.broadcast is None)
+    if request_.broadcast is not None and decoded.broadcast is not None:
+        np.testing.assert_array_equal(decoded.broadcast.vector, request_.broadcast.vector)
+        assert decoded.broadcast.layout == LAYOUT
+    assert {**vars(decoded), "broadcast": 0} == {**vars(request_), "broadcast": 0}
+    assert list(decoded.sums) == list(request_.sums)
+    assert addressee(records) == ("run/federated", "ward", request_.stage)
+    contents = sum(map(len, request_.sums.values())) + sum(map(len, request_.opened))
+    contents += 0 if request_.broadcast is None else request_.broadcast.vector.nbytes
+    assert 40 < size - contents < 1000
 
 
 @pytest.mark.parametrize("status", ["ok", "refused", "failed"])
 def test_a_reply_comes_back_as_it_was(status: Any) -> None:
-    """With a contribution, and without one where there is a reason instead."""
-    reply = (
-        REPLY if status == "ok" else Reply("r", "d", 1, "ward", status=status, code="no_rows", reason="none")
-    )
-    decoded = decode_reply(encode_reply(reply)[0], COUNTS)
-    for name, value in vars(reply).items():
-        found = getattr(decoded, name)
-        if name == "counters":
-            assert (found is None) == (value is None)
-            if value is not None:
-                np.testing.assert_array_equal(found.vector, value.vector)
-        else:
-            np.testing.assert_array_equal(found, value)
+    """With what it adds to sums, and without where there is a reason instead, or beside it."""
+    replies = [REPLY] if status == "ok" else [
+        Reply("r", "d", 1, "ward", status=status, code="no_rows", reason="none", sums=sums)
+        for sums in ({}, {"evaluation": b"scored"})
+    ]  # fmt: skip
+    for reply in replies:
+        decoded = decode_reply(encode_reply(reply)[0])
+        assert vars(decoded) == vars(reply)
+        assert list(decoded.sums) == list(reply.sums)
+        assert decoded.size == sum(map(len, reply.sums.values()))
+
+
+def test_a_sum_is_one_array_of_bytes_and_the_broadcast_another() -> None:
+    """The cost in Flower grows with the number of arrays; nothing else travels in them."""
+    arrays = encode_request(REQUEST)[0].array_records["arrays"]
+    found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    assert found == {
+        "broadcast": ("float32", (10,)), "sum.training": ("uint8", (14,)),
+        "sum.evaluation": ("uint8", (256,)), "opened.0": ("uint8", (12,)), "opened.1": ("uint8", (9,)),
+    }  # fmt: skip
+    assert set(encode_reply(REPLY)[0].array_records["arrays"]) == {"sum.evaluation", "sum.training"}
 
 
 BAD_FIELDS: list[dict[str, Any]] = [
-    {"protocol": 2}, {"protocol": "1"}, {"round": 0}, {"round": -1}, {"round": 1.5}, {"round": "3"},
-    {"stage": 99}, {"attempt": -1},
-    {"site": ""}, {"site": "x" * 1000}, {"site": None}, {"layout_digest": "e" * 64},
-    {"layout_digest": "x" * 65}, {"train": 1}, {"train": "yes"}, {"evaluate": None}, {"cohort_size": 0},
-    {"unknown": 1}, {"plan_digest": 5}, {"run_id": "x" * 300},
+    {"protocol": 1}, {"protocol": 3}, {"protocol": "2"}, {"round": 0}, {"round": -1}, {"round": 1.5},
+    {"round": "3"}, {"stage": 99}, {"stage": -1}, {"attempt": -1}, {"exchange": -1}, {"exchange": 99},
+    {"exchange": "0"}, {"site": ""}, {"site": "x" * 1000}, {"site": None}, {"layout_digest": "e" * 64},
+    {"layout_digest": "x" * 65}, {"sums": "training"}, {"sums": ["training", "other"]},
+    {"sums": ["training", "evaluation", "training"]}, {"sums": ["Training"]}, {"sums": ["../etc"]},
+    {"sums": [""]}, {"sums": [7]}, {"sums": None}, {"opened": -1}, {"opened": 3}, {"opened": 99},
+    {"unknown": 1}, {"train": True}, {"cohort_size": 4}, {"plan_digest": 5}, {"run_id": "x" * 300},
 ]  # fmt: skip
 
 
@@ -120,36 +140,52 @@ def test_what_is_no_manifest_is_refused(text: str) -> None:
         decode_request(with_manifest(records, text), LAYOUT)
 
 
+WHOLE: dict[str, Any] = {
+    "broadcast": np.arange(10, dtype=np.float32),
+    "sum.training": np.frombuffer(REQUEST.sums["training"], np.uint8),
+    "sum.evaluation": np.frombuffer(REQUEST.sums["evaluation"], np.uint8),
+    "opened.0": np.frombuffer(REQUEST.opened[0], np.uint8),
+    "opened.1": np.frombuffer(REQUEST.opened[1], np.uint8),
+}
 ARRAYS: dict[str, dict[str, Any]] = {
-    "missing": {},
-    "other name": {"weights": np.zeros(10, np.float32)},
+    "missing": {"broadcast": None},
+    "other name": {"broadcast": None, "weights": np.zeros(10, np.float32)},
     "two dimensions": {"broadcast": np.zeros((2, 5), np.float32)},
     "no dimension": {"broadcast": np.float32(1)},
     "float64": {"broadcast": np.zeros(10)},
     "too short": {"broadcast": np.zeros(9, np.float32)},
     "too long": {"broadcast": np.zeros(11, np.float32)},
     "integers": {"broadcast": np.zeros(10, np.int64)},
+    "a sum is missing": {"sum.training": None},
+    "a sum of wide integers": {"sum.training": np.zeros(4, np.int64)},
+    "a sum of signed bytes": {"sum.training": np.zeros(4, np.int8)},
+    "a sum of two dimensions": {"sum.evaluation": np.zeros((2, 2), np.uint8)},
+    "a sum without dimension": {"sum.evaluation": np.uint8(1)},
+    "an opened sum is missing": {"opened.1": None},
+    "an opened sum of floats": {"opened.0": np.zeros(4)},
 }
 
 
 @pytest.mark.parametrize("kind", sorted(ARRAYS))
 def test_a_wrong_array_is_refused(kind: str) -> None:
-    """Of another name, shape or type."""
+    """Of another name, shape or type; all others are as they were."""
     records, _ = encode_request(REQUEST)
-    arrays = {name: np.asarray(array) for name, array in ARRAYS[kind].items()}
-    with pytest.raises(PeerError):
-        decode_request(with_arrays(records, **arrays), LAYOUT)
+    decode_request(with_arrays(records, WHOLE), LAYOUT)
+    arrays = {name: array for name, array in (WHOLE | ARRAYS[kind]).items() if array is not None}
+    with pytest.raises(PeerError, match=r"array|packed vector|broadcast|sum's message"):
+        decode_request(with_arrays(records, arrays), LAYOUT)
 
 
 def test_an_array_that_only_pickle_could_read_is_refused() -> None:
     """An object array never reaches pickle."""
     records, _ = encode_request(REQUEST)
+    whole = {name: Array(array) for name, array in WHOLE.items()}
     evil = Array(dtype="object", shape=(1,), stype="numpy.ndarray", data=_object_npy())
-    broken = RecordDict(
-        {"manifest": records.config_records["manifest"], "arrays": ArrayRecord({"broadcast": evil})}
-    )
-    with pytest.raises(PeerError, match="cannot be read"):
-        decode_request(broken, LAYOUT)
+    for name in ("broadcast", "sum.training", "opened.0"):
+        arrays = ArrayRecord({**whole, name: evil})
+        broken = RecordDict({"manifest": records.config_records["manifest"], "arrays": arrays})
+        with pytest.raises(PeerError, match="cannot be read"):
+            decode_request(broken, LAYOUT)
 
 
 def _object_npy() -> bytes:
@@ -169,10 +205,17 @@ def test_a_mutated_reply_is_an_error_or_says_something_else(data: st.DataObject)
     place = data.draw(st.integers(0, len(text) - 1))
     text[place] = data.draw(st.integers(32, 126).filter(lambda byte: byte != text[place]))
     try:
-        decoded = decode_reply(with_manifest(records, text.decode()), COUNTS)
+        decoded = decode_reply(with_manifest(records, text.decode()))
     except PeerError:
         return
-    same = {name: value for name, value in vars(decoded).items() if name not in {"statistics", "counters"}}
-    assert same != {
-        name: value for name, value in vars(REPLY).items() if name not in {"statistics", "counters"}
-    }
+    assert vars(decoded) != vars(REPLY)
+
+
+@pytest.mark.parametrize("sums", [{"Training": b""}, {"a": b"", "b": b"", "c": b""}, {"x" * 21: b""}])
+def test_sums_under_names_that_no_sum_has_are_not_read(sums: dict[str, bytes]) -> None:
+    """More of them, other letters, longer ones; which sums there are is for the round loop to say."""
+    records, _ = encode_reply(REPLY)
+    fields = {**manifest(records), "sums": list(sums)}
+    arrays = {f"sum.{name}": np.frombuffer(message, np.uint8) for name, message in sums.items()}
+    with pytest.raises(PeerError, match="sums"):
+        decode_reply(with_manifest(with_arrays(records, arrays), fields))

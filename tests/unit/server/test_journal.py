@@ -24,7 +24,7 @@ def test_a_state_that_a_killed_server_left_without_its_line_is_replaced(bench: A
         return ServerState(round, Packed(bench.initial.layout, vector), {})
 
     journal.commit(state(1, 0.5), none)
-    journal._write(state(2, 0.25))  # killed before the line
+    journal._write(state(2, 0.25), ())  # killed before the line
     resumed = journal.resume()
     assert resumed is not None
     assert resumed.state.round == 1
@@ -43,7 +43,7 @@ def test_states_that_may_still_be_released_are_kept(bench: Any, tmp_path: Path) 
     for round, value, missing in seen:
         selection = selection.add(round, value, missing)
         journal.commit(ServerState(round + 1, bench.initial, {}), selection, wall_s=1.5 * round)
-        journal._write(ServerState(round, bench.initial, {}))  # as the round before has left it
+        journal._write(ServerState(round, bench.initial, {}), ())  # as the round before has left it
     journal.commit(ServerState(5, bench.initial, {}), selection, wall_s=6.0)
     assert sorted(path.name for path in tmp_path.glob("state-*")) == [
         f"state-0000{round}.safetensors" for round in (1, 2, 5)
@@ -51,3 +51,19 @@ def test_states_that_may_still_be_released_are_kept(bench: Any, tmp_path: Path) 
     position = journal.resume()
     assert position is not None
     assert (position.selection, position.wall_s) == (selection, 6.0)
+
+
+def test_the_last_rounds_sums_come_back_as_they_were(bench: Any, tmp_path: Path) -> None:
+    """A resumed server sends them along, and sites check the broadcast by them; none after a burnt round."""
+    plan = bench.plan_of()
+    journal = Journal(tmp_path, plan)
+    none = Selection(plan.release)
+    sums = (bytes(range(256)), b"", b"\0")
+    journal.commit(ServerState(1, bench.initial, {}), none, sums)
+    position = journal.resume()
+    assert position is not None
+    assert position.opened == sums
+    journal.commit(ServerState(2, bench.initial, {}), none)
+    position = journal.resume()
+    assert position is not None
+    assert position.opened == ()

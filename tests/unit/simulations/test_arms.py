@@ -8,18 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wardround.core.errors import ConfigError
+from wardround.core.errors import ConfigError, PolicyError
 from wardround.core.packed import Layout, TensorSpec
 from wardround.core.plan import (
     AdapterSpec,
     BaseModelSpec,
     DataContract,
+    Encoding,
     LocalWork,
     RoundRules,
+    SecureRules,
+    StrategySpec,
     TaskSpec,
     TrainingPlan,
 )
 from wardround.core.seeds import Purpose, generator
+from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.runtime.events import EventStream
 from wardround.server.rounds import choose_cohort
 from wardround.simulations.arms import (
@@ -27,6 +31,7 @@ from wardround.simulations.arms import (
     SiteRows,
     centralised_arm,
     local_arm,
+    policy_of,
     require_distinct,
     run_arms,
     site_steps,
@@ -35,6 +40,7 @@ from wardround.simulations.arms import (
 )
 from wardround.training.batches import plan_batches
 from wardround.training.encoded_text import EncodedText
+from wardround.training.planning import SLACK
 
 
 def row(*, target: bool = True) -> EncodedText:
@@ -42,14 +48,26 @@ def row(*, target: bool = True) -> EncodedText:
     return EncodedText(np.arange(3, dtype=np.int32), label=0 if target else -1)
 
 
-def arm_of(rows: dict[str, int], work: dict[str, Any], **rules: Any) -> Arm:
+EVERY_MODE = SecurePolicy(modes=("real", "accounted", "off"))
+
+
+def arm_of(
+    rows: dict[str, int],
+    work: dict[str, Any],
+    *,
+    mode: Any = "off",
+    weighting: Any = "examples",
+    **rules: Any,
+) -> Arm:
     """A federation whose sites have so many usable rows, and one more that is not."""
     plan = TrainingPlan(
         name="toy", seed=3, base=BaseModelSpec(name="none", digest="0" * 64),
         task=TaskSpec(name="sequence_classification", metrics="classification"),
         data=DataContract(columns={"text": "t"}, labels=("no", "yes")),
         adapter=AdapterSpec(layout=Layout(tensors=(TensorSpec(name="a"),)), initial_digest="1" * 64),
-        local=LocalWork(**work), rounds=RoundRules(**({"rounds": 20} | rules)),
+        local=LocalWork(**work), encoding=Encoding(largest=0.5, norm=0.7, most_weight=100),
+        secure=SecureRules(mode=mode), strategy=StrategySpec(name="fedprox", weighting=weighting),
+        rounds=RoundRules(**({"rounds": 20} | rules)),
     )  # fmt: skip
     sites = {name: SiteRows([*(row() for _ in range(n)), row(target=False)], []) for name, n in rows.items()}
     return Arm("federated", plan, sites)
@@ -122,8 +140,48 @@ def test_arms_that_share_a_folder_are_refused_before_anything_runs(
     with pytest.raises(ConfigError, match="one folder"):
         run_arms(
             arms, nothing, nothing, lambda name: tmp_path, EventStream(), run_id="r", lanes=1,
-            each=lambda *_: pytest.fail("an arm was run"),
+            policy=EVERY_MODE, each=lambda *_: pytest.fail("an arm was run"),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["real", "accounted"])
+@pytest.mark.parametrize(("sites", "participation"), [(4, 1.0), (8, 0.5)])
+def test_a_cohort_that_no_site_would_join_is_refused_before_anything_runs(
+    mode: str, sites: int, participation: float, tmp_path: Path
+) -> None:
+    """Four a round under the default policy: its own words, with what it found and what it asks for."""
+    arm = arm_of(dict.fromkeys("abcdefgh"[:sites], 4), WORKS[0], mode=mode, participation=participation)
+    nothing: Any = None
+    with pytest.raises(PolicyError, match=r"(?s)smaller than this site's policy.*4 sites.*at least 5"):
+        run_arms(
+            [arm], nothing, nothing, lambda name: tmp_path, EventStream(), run_id="r", lanes=1,
+            policy=EVERY_MODE, each=lambda *_: pytest.fail("an arm was run"),
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_arm_of_one_site_has_nothing_to_hide_from_itself() -> None:
+    """Off, in a wide ring, whatever the federation does; and its sites ask for no more."""
+    federated = arm_of(ROWS, WORKS[0], mode="real", participation=0.5)
+    for arm in (local_arm(federated, "a"), centralised_arm(federated, None)):
+        assert arm.plan.secure == SecureRules(mode="off")
+        assert (arm.plan.encoding.bits, arm.plan.strategy.name) == (32, "fedavg")
+        assert policy_of(arm, SecurePolicy()).modes == ("off",)
+    assert policy_of(federated, SecurePolicy()) == SecurePolicy()
+    assert federated.plan.secure.mode == "real"
+
+
+@pytest.mark.parametrize(("weighting", "most"), [("examples", 73), ("targets", 240 * 128), ("uniform", 1)])
+def test_the_bounds_of_the_centralised_arm_are_those_of_its_own_work(weighting: str, most: int) -> None:
+    """As many steps as the whole cohort takes, over all rows; a length bound is a site's, and goes."""
+    federated = arm_of(ROWS, {"steps": 6, "batch_size": 10, "learning_rate": 0.01}, weighting=weighting)
+    plan = centralised_arm(federated, 0.02).plan
+    assert plan.local.steps == 24
+    assert plan.encoding.largest == pytest.approx(0.02 * 24 * SLACK)
+    assert (plan.encoding.most_weight, plan.encoding.norm) == (most, None)
+    assert plan.strategy.weighting == weighting
+    alone = local_arm(federated, "a").plan
+    assert (alone.encoding.largest, alone.encoding.most_weight) == (0.5, 100)
 
 
 def test_no_time_passes_in_a_simulation() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -129,3 +130,15 @@ def test_a_key_under_a_name_that_a_person_chose_gets_its_proposal() -> None:
     }  # fmt: skip
     with pytest.raises(ConfigError, match="did you mean 'kind' instead of 'knd'"):
         RunConfig.parse(values)
+
+
+def test_off_in_a_file_of_settings_is_the_mode_off() -> None:
+    """YAML reads a bare `off` as false; a person who writes what the comments show means the mode."""
+    composed = OmegaConf.create(
+        "{name: x, model: {path: none}, local: {steps: 1}, task: {name: causal_lm}, data: {}, "
+        "rounds: {rounds: 1}, secure: {mode: off, policy: {modes: [real, off]}}}"
+    )
+    values: Any = OmegaConf.to_container(composed)
+    config = RunConfig.parse(values)
+    assert config.secure.mode == "off"
+    assert config.secure.policy.modes == ("real", "off")

@@ -16,6 +16,7 @@ from wardround.core.plan import (
     AdapterSpec,
     BaseModelSpec,
     DataContract,
+    Encoding,
     LocalWork,
     ReleaseRule,
     RoundRules,
@@ -36,6 +37,7 @@ from wardround.runtime.sinks import JsonlSink
 from wardround.simulations.comparison import compare
 from wardround.simulations.model_card import card_of
 from wardround.simulations.plots import curves_of, draw, plot_run
+from wardround.simulations.secure_costs import secure_record
 from wardround.training.tasks import TASKS
 
 SITES = {"budapest": 200, "zürich | basel": 90}
@@ -57,7 +59,8 @@ def plan_of(labels: tuple[str, ...] = ("healthy", "sick")) -> TrainingPlan:
             options={"r": 8}, initial_digest="i" * 64,
             layout=Layout(tensors=(TensorSpec(name="a", shape=(1200, 2)),)),
         ),
-        local=LocalWork(epochs=1, schedule=Schedule(shape="cosine", floor=0.1)), rounds=RoundRules(rounds=10),
+        local=LocalWork(epochs=1, schedule=Schedule(shape="cosine", floor=0.1)),
+        encoding=Encoding(largest=0.1, most_weight=200), rounds=RoundRules(rounds=10),
         release=ReleaseRule(metric="macro_f1", direction="max"),
     )  # fmt: skip
 
@@ -113,7 +116,8 @@ def summary(
             for name in ("auto_class", "pipeline_tag", "caution")
         } | {"reads_tokens": True},
         "sites": SITES, "arms": arms, "notices": ["cleveland: 2 rows were\nquarantined"],
-        "privacy": {"differential_privacy": "none", "secure_aggregation": "off"},
+        "privacy": {"differential_privacy": "none", "secure_aggregation": "real"},
+        "secure": secure_record(plan_of(), []),
         "environment": {"torch": "2.13"},
     }  # fmt: skip
 
@@ -151,7 +155,7 @@ def test_the_card_says_what_was_trained_on_what() -> None:
         plan.digest, "b" * 64, "r" * 64,
         "| strategy | fedavg",
         "Round 7. Chosen by macro_f1 on the sites' validation rows, the highest wins: 0.812",
-        "The last round had 0.780", "No differential privacy; secure aggregation: off",
+        "The last round had 0.780", "No differential privacy. Secure aggregation real",
         "Not a medical device",
         "not validated clinically", "torch 2.13", "2,400", "Seed 7", "2 rows were quarantined",
     ):  # fmt: skip

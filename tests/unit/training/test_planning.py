@@ -16,13 +16,17 @@ from wardround.core.plan import (
     LocalWork,
     ReleaseRule,
     RoundRules,
+    Schedule,
+    SecureRules,
     StrategySpec,
     TaskSpec,
     TrainingPlan,
 )
+from wardround.core.seeds import Purpose, generator
 from wardround.training.adapters.lora import ADAPTER, LoraOptions
 from wardround.training.base_model import BaseModelConfig
-from wardround.training.planning import base_spec, check_choices, make_plan
+from wardround.training.batches import plan_batches
+from wardround.training.planning import SLACK, base_spec, bounds_of, check_choices, make_plan
 from wardround.training.tasks.sequence_classification import TASK
 from wardround.training.workbench import Machine, Workbench, open_workbench
 
@@ -43,7 +47,8 @@ def planned(
     return make_plan(
         bench, name="p", seed=5, task=TaskSpec(name=TASK.name, metrics=TASK.metric_family), data=bench.data,
         adapter_options={}, start_from=start_from, local=LocalWork(steps=1), strategy=StrategySpec(),
-        encoding=Encoding(), rounds=RoundRules(rounds=1), release=ReleaseRule(), adapter_method=method,
+        encoding=Encoding(largest=0.1, most_weight=100), rounds=RoundRules(rounds=1), release=ReleaseRule(),
+        adapter_method=method,
     )  # fmt: skip
 
 
@@ -134,3 +139,80 @@ def test_a_start_from_an_adapter_of_another_base_is_refused(tiny_bert: Path, tmp
     for name, base in (("own", base_spec(bench.base)), ("half", half), ("plain", None)):
         ADAPTER.save(bench.model, tmp_path / name, "base", base)
         assert planned(bench, tmp_path / name)[1].digest == bench.fresh.digest
+
+
+def test_how_contributions_are_summed_stands_in_the_plan_as_it_was_given(tiny_bert: Path) -> None:
+    """The encoding as it is, the rules of the sums as they are; none given: secure."""
+    plan = planned(opened(tiny_bert))[0]
+    assert plan.encoding == Encoding(largest=0.1, most_weight=100)
+    assert plan.secure == SecureRules(mode="real")
+
+
+def largest(weighting: str = "examples", rows: int = 40, **work: Any) -> float:
+    """The bound of one coordinate that follows from the local work."""
+    return float(bounds_of(LocalWork(**work), weighting, rows, 32)["largest"])
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "adamw"])
+def test_adam_moves_no_coordinate_by_more_than_its_rate_a_step(optimiser: Any) -> None:
+    """Rate times steps, with a little slack, whatever the gradient's norm may be."""
+    work = {"optimiser": optimiser, "steps": 7, "learning_rate": 0.01}
+    assert largest(**work) == pytest.approx(SLACK * 0.07)
+    assert largest(**work, max_grad_norm=None) == largest(**work, max_grad_norm=9.0) == largest(**work)
+    assert largest(**work, schedule=Schedule(shape="cosine", warmup=0.5)) == largest(**work)
+    assert 1 < SLACK < 1.2
+
+
+@pytest.mark.parametrize(("momentum", "factor"), [(0.0, 1), (0.5, 2), (0.9, 10)])
+def test_sgd_moves_none_by_more_than_rate_times_norm_a_step(momentum: float, factor: int) -> None:
+    """Momentum adds up its past: the geometric series at most."""
+    work = {"optimiser": "sgd", "steps": 7, "learning_rate": 0.01, "momentum": momentum}
+    assert largest(**work, max_grad_norm=0.5) == pytest.approx(SLACK * 0.07 * 0.5 * factor)
+    assert largest(**work, max_grad_norm=1.0) == pytest.approx(2 * largest(**work, max_grad_norm=0.5))
+
+
+@pytest.mark.parametrize("weighting", ["examples", "targets", "uniform"])
+def test_sgd_without_a_norm_bounds_nothing_and_is_refused(weighting: str) -> None:
+    """The remedy names both ways out."""
+    work = LocalWork(optimiser="sgd", steps=1, max_grad_norm=None)
+    with pytest.raises(ConfigError, match="nothing bounds a contribution") as caught:
+        bounds_of(work, weighting, 40, 32)
+    assert caught.value.remedy == "set local.max_grad_norm, or encoding.largest"
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 500])
+@pytest.mark.parametrize("amount", [{"epochs": e} for e in (0.3, 1, 1.5, 2.9, 4)] + [{"steps": 5}], ids=str)
+def test_the_bound_holds_for_the_steps_that_a_site_takes(amount: dict[str, Any], batch_size: int) -> None:
+    """By epochs as by steps, at the largest site and at every smaller one; no more than a pass too wide."""
+    work = LocalWork(**amount, batch_size=batch_size, learning_rate=1.0)
+    for rows in (1, 2, 6, 7, 8, 33, 40):
+        steps = len(plan_batches(rows, work, generator(0, Purpose.SHUFFLE)))
+        bound = bounds_of(work, "examples", rows, 32)["largest"] / SLACK
+        assert steps <= round(bound, 9) <= steps + -(-rows // min(batch_size, rows))
+        assert bound <= bounds_of(work, "examples", 40, 32)["largest"] / SLACK
+
+
+@pytest.mark.parametrize(
+    ("amount", "weighting", "most"),
+    [
+        ({"steps": 5}, "uniform", 1),
+        ({"epochs": 3}, "uniform", 1),
+        ({"steps": 5}, "examples", 40),
+        ({"epochs": 0.5}, "examples", 40),
+        ({"steps": 5}, "targets", 5 * 8 * 32),
+        ({"epochs": 1}, "targets", 40 * 32),
+        ({"epochs": 2.5}, "targets", 3 * 40 * 32),
+        ({"epochs": 0.5}, "targets", 40 * 32),
+    ],
+)
+def test_no_site_weighs_more_than_its_weighting_allows(
+    amount: dict[str, Any], weighting: str, most: int
+) -> None:
+    """One; the rows of the largest site; every token of every row that it processes in a round."""
+    assert bounds_of(LocalWork(**amount, batch_size=8), weighting, 40, 32)["most_weight"] == most
+
+
+def test_a_site_without_rows_still_has_bounds() -> None:
+    """An encoding has no room for a weight of zero."""
+    for weighting in ("examples", "targets", "uniform"):
+        Encoding(**bounds_of(LocalWork(epochs=1), weighting, 0, 32))

@@ -1,0 +1,140 @@
+"""Holds each broadcast against what the site knows: it has to be the fold of the last sum.
+
+A broadcast that everybody agrees on can still be crafted: trap weights read single examples out of a sum.
+So a site that took part in a round folds its opened sum itself, and refuses a next broadcast that is another,
+and whatever comes after it in that run. What stays open is a server that lies about the sum within the plan's
+bounds, or that leaves a site out for a round (docs/threat-model.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from wardround.core.counting import WEIGHT
+from wardround.core.errors import PeerError
+from wardround.core.packed import Adapter, zeros
+from wardround.core.plan import TrainingPlan
+from wardround.privacy.sums.opened import read_opened, statistics_of
+from wardround.strategies.contract import Broadcast, ServerState, SumStrategy
+
+TOLERANCE = 1e-6
+"""Largest difference of a coordinate, as a share of the largest one: another machine may round otherwise."""
+
+
+@dataclass
+class FoldCheck:
+    """What one site knows of the server's state.
+
+    Attributes:
+        plan: What is trained.
+        strategy: How sums become states.
+        known: The state that the site was last sent, with all that the server keeps; None where it cannot
+            know it, since it missed a round of a strategy whose server keeps more than the adapter.
+        broken: Whether a broadcast was refused.
+    """
+
+    plan: TrainingPlan
+    strategy: SumStrategy
+    known: ServerState | None = None
+    broken: bool = False
+    _memoryless: bool | None = field(default=None, repr=False)
+
+    def check(
+        self,
+        round: int,
+        broadcast: Broadcast,
+        opened: tuple[bytes, ...],
+        confirmed: dict[int, tuple[str, ...]],
+    ) -> bool:
+        """Refuse a broadcast that is not the fold of the state before and the opened sums; remember it.
+
+        Args:
+            round: The round that the broadcast begins.
+            broadcast: Of stage 0.
+            opened: The sums of the round before, one a stage; none where that round was burnt.
+            confirmed: Stage → the survivors that this site confirmed in the round before, where it did.
+
+        Returns:
+            Whether the site knew enough to check.
+
+        Raises:
+            PeerError: The broadcast is another, or a sum is malformed, beyond the plan's bounds, or of other
+                survivors than this site confirmed.
+        """
+        if self.broken:
+            raise PeerError("an earlier broadcast of this run was not the fold of its sum")
+        try:
+            return self._check(round, broadcast, opened, confirmed)
+        except PeerError:
+            self.broken = True
+            raise
+
+    def _check(
+        self,
+        round: int,
+        broadcast: Broadcast,
+        opened: tuple[bytes, ...],
+        confirmed: dict[int, tuple[str, ...]],
+    ) -> bool:
+        adapter = self.strategy.adapter_of(broadcast)
+        if round == 1:  # its digest is the plan's, as `client/round.py` checks
+            self.known = self.strategy.begin(adapter)
+            return True
+        if self.known is not None and self.known.round == round - 1:
+            if self.strategy.broadcast(self.known, round, 0).digest != broadcast.digest:
+                raise PeerError("a round is asked for again, with another broadcast")
+            return True
+        if self.known is None or self.known.round != round - 2:
+            self.known = self._adopted(round - 1, adapter)
+            return False
+        expected = self._fold(self.known, round - 1, opened, confirmed)
+        found = self.strategy.broadcast(expected, round, 0)
+        worst = float(np.abs(found.vector.astype(np.float64) - broadcast.vector).max(initial=0.0))
+        scale = float(np.abs(found.vector).max(initial=0.0))
+        if not worst <= TOLERANCE * scale:
+            raise PeerError(
+                "the broadcast is not the fold of the last sum",
+                found=f"a coordinate that differs by {worst:.3g}",
+                expected=f"at most {TOLERANCE * scale:.3g}",
+                remedy="the server does not follow the plan: tell the consortium",
+            )
+        self.known = replace(expected, adapter=adapter)
+        return True
+
+    def _fold(
+        self,
+        state: ServerState,
+        round: int,
+        opened: tuple[bytes, ...],
+        confirmed: dict[int, tuple[str, ...]],
+    ) -> ServerState:
+        if not opened:  # burnt: the round is spent, and nothing was folded
+            return replace(state, round=round)
+        if len(opened) != self.strategy.stages:
+            raise PeerError(
+                "the broadcast does not come with one sum a stage", found=len(opened),
+                expected=self.strategy.stages,
+            )  # fmt: skip
+        for stage, data in enumerate(opened):
+            layout = self.strategy.statistics_layout(stage)
+            message, total = read_opened(data, layout, self.plan.encoding.bits)
+            if (message.round, message.stage) != (round, stage):
+                raise PeerError("a sum is of another round", found=(message.round, message.stage))
+            if confirmed.get(stage, total.survivors) != total.survivors:
+                raise PeerError("a sum is of other survivors than this site confirmed")
+            statistics, counters = statistics_of(total, layout, self.plan.encoding, cohort=message.cohort)
+            state = self.strategy.fold(state, statistics, float(counters[WEIGHT]), stage)
+        if state.round != round:
+            raise PeerError("the sums do not make a round", found=state.round, expected=round)
+        return state
+
+    def _adopted(self, round: int, adapter: Adapter) -> ServerState | None:
+        """The state after a round whose sum this site did not see: the adapter, if that is all of it."""
+        if self._memoryless is None:
+            begun = self.strategy.begin(zeros(self.plan.adapter.layout))
+            first = zeros(self.strategy.statistics_layout(0), np.float64)
+            folded = self.strategy.fold(begun, first, 1.0, 0)
+            self._memoryless = self.strategy.stages == 1 and not folded.slots
+        return ServerState(round, adapter) if self._memoryless else None

@@ -1,0 +1,136 @@
+"""A site's side of all sums of a run: what it is asked to add, and what it keeps of that between attempts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from wardround.core.errors import PeerError, TrainingError
+from wardround.core.messages import Request
+from wardround.core.packed import Array, Counters, Layout
+from wardround.core.plan import TrainingPlan
+from wardround.core.seeds import Purpose, generator
+from wardround.privacy.packing import word_of
+from wardround.privacy.quantisation import Quantised, quantise
+from wardround.privacy.secagg.offer import Offer
+from wardround.privacy.sums.contract import Lanes, Party
+from wardround.privacy.sums.offers import check_offer, scale_of
+
+
+@dataclass
+class Parties:
+    """One site's parties, by the name of their sum.
+
+    Attributes:
+        parties: Name → the site's side of that sum.
+        kept: Name → place and broadcast of the last contribution, and the contribution itself: encoded once,
+            and masked anew for every attempt.
+        seconds: Name → seconds spent on the sum's protocol since they were last read.
+    """
+
+    parties: Mapping[str, Party]
+    kept: dict[str, tuple[tuple[int, int, bytes], Lanes]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def check(
+        self,
+        name: str,
+        request: Request,
+        plan: TrainingPlan,
+        run_id: str,
+        statistics: Layout,
+        broadcast: bytes,
+    ) -> Offer:
+        """Refuse an offer before any work is done for it.
+
+        Raises:
+            PolicyError: The site's own rules refuse.
+            PeerError: The offer is not the server's, not what the plan says, or not for this request.
+        """
+        offer = self.parties[name].check(request.sums[name], broadcast)
+        check_offer(offer, plan, name=name, run_id=run_id, statistics=statistics)
+        if offer.place != (request.round, request.stage, request.attempt):
+            raise PeerError("the offer is for another request", found=offer.place)
+        return offer
+
+    def begin(self, name: str, request: Request, broadcast: bytes, lanes: Lanes) -> bytes:
+        """The first answer of an attempt, over a contribution that is kept for later ones."""
+        self.kept[name] = (request.round, request.stage, broadcast), lanes
+        return self._timed(name, lambda: self.parties[name].begin(request.sums[name], broadcast, lanes))
+
+    def again(self, name: str, request: Request, broadcast: bytes) -> bytes:
+        """The first answer of a later attempt; `broadcast_of` says whether anything was kept for it."""
+        _, lanes = self.kept[name]
+        return self._timed(name, lambda: self.parties[name].begin(request.sums[name], broadcast, lanes))
+
+    def broadcast_of(self, name: str, request: Request) -> bytes:
+        """Digest of the broadcast that the kept contribution belongs to.
+
+        Raises:
+            TrainingError: Nothing is kept for this round and stage.
+        """
+        place, _ = self.kept.get(name, ((0, 0, b""), None))
+        if place[:2] != (request.round, request.stage):
+            raise TrainingError(
+                "nothing_kept", "this site has nothing to contribute to another attempt",
+                remedy="the attempt goes on without it",
+            )  # fmt: skip
+        return place[2]
+
+    def step(self, name: str, request: Request) -> bytes:
+        """The answer in a later phase."""
+        return self._timed(name, lambda: self.parties[name].step(request.sums[name]))
+
+    def spent(self) -> dict[str, float]:
+        """`seconds.NAME` → seconds spent on it since the last call."""
+        found = {f"seconds.{name}": seconds for name, seconds in self.seconds.items()}
+        self.seconds.clear()
+        return found
+
+    def _timed(self, name: str, work: Callable[[], bytes]) -> bytes:
+        started = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def contribution(
+    statistics: Array, counters: Counters, weight: int, offer: Offer, plan: TrainingPlan, site: str
+) -> tuple[Lanes, Quantised]:
+    """A contribution as ring integers, and what the bounds did to it.
+
+    Args:
+        statistics: (offer.coordinates,) not yet weighted.
+        counters: Of the training.
+        weight: The site's, in the mean.
+        offer: Its cohort decides the scale.
+        plan: Its encoding gives the bounds, its seed the rounding.
+        site: Name of the site.
+
+    Raises:
+        TrainingError: A value is not finite, or the weight is above the plan's largest.
+    """
+    most = plan.encoding.most_weight
+    if weight > most:
+        raise TrainingError(
+            "weight_above_plan", "this site weighs more than the plan allows", found=weight,
+            expected=f"at most {most}", remedy="raise encoding.most_weight in the plan, or weigh uniformly",
+        )  # fmt: skip
+    place = f"{site}\x1f{offer.stage}" if offer.stage else site
+    rng = generator(plan.seed, Purpose.ROUNDING, round=offer.round, site=place)
+    quantised = quantise(statistics, weight, scale_of(plan.encoding, len(offer.cohort)), rng)
+    return Lanes(quantised.integers, counts(counters)), quantised
+
+
+def scores_only(counters: Counters) -> Lanes:
+    """Metric numerators alone."""
+    return Lanes(np.zeros(0, dtype=word_of(64)), counts(counters))
+
+
+def counts(counters: Counters) -> Array:
+    """Counters as the counter lane adds them."""
+    return counters.vector.astype(word_of(64))

@@ -1,0 +1,313 @@
+"""One stage of a round: what everybody is sent, and the sums that come of it.
+
+    offer, with the broadcast → every phase of the sums (each answer checked as it comes) → open
+
+Where too few answered, another attempt sums what the sites have kept, as long as that is safe.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from wardround.core.errors import PeerError, QuorumError
+from wardround.core.messages import Reply, Request, answers
+from wardround.core.packed import Layout, Packed
+from wardround.core.plan import TrainingPlan
+from wardround.privacy.secagg.total import Sum
+from wardround.privacy.sums.aggregation import Aggregation
+from wardround.privacy.sums.contract import TRAINING, Collector
+from wardround.privacy.sums.offers import offer_of
+from wardround.runtime.events import EventStream, Notice, RoundStarted, SiteReplied, SumOpened
+from wardround.server.transport import Transport
+
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Channel:
+    """How the loop speaks with the sites.
+
+    Attributes:
+        run_id: Identifies the run in every message.
+        arm: For the events.
+        plan: What is trained.
+        transport: Reaches the sites.
+        aggregation: How contributions become sums.
+        events: Where the run tells what happens.
+        clock: Seconds by which deadlines are kept.
+    """
+
+    run_id: str
+    arm: str
+    plan: TrainingPlan
+    transport: Transport
+    aggregation: Aggregation
+    events: EventStream
+    clock: Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage of a round asks for.
+
+    Attributes:
+        round: Counts from 1.
+        stage: Counts from 0.
+        broadcast: What everybody is sent.
+        statistics: Layout of the contributions.
+        asked: Name of a sum → the sites that are asked for it, sorted. A sum of nobody is not asked for.
+        quorum: Name of a sum → contributions that it needs at least.
+        absent: Sites that are not asked although they are in the cohort.
+        opened: The sums of the round before, for the sites to check.
+    """
+
+    round: int
+    stage: int
+    broadcast: Packed
+    statistics: Layout
+    asked: Mapping[str, tuple[str, ...]]
+    quorum: Mapping[str, int]
+    absent: frozenset[str] = frozenset()
+    opened: tuple[bytes, ...] = ()
+
+
+@dataclass
+class Collected:
+    """What came of a stage.
+
+    Attributes:
+        sums: Name → what was opened.
+        lost: Name → why a sum was not.
+        burnt: Sums that sites may have helped to open, and that cannot be opened any more.
+        liars: Sites that were caught.
+        bytes_up: Of all replies.
+    """
+
+    sums: dict[str, Sum] = field(default_factory=dict)
+    lost: dict[str, PeerError] = field(default_factory=dict)
+    burnt: set[str] = field(default_factory=set)
+    liars: set[str] = field(default_factory=set)
+    bytes_up: int = 0
+
+
+def collect(channel: Channel, stage: Stage) -> Collected:
+    """Ask for the sums of a stage until they are opened, or no other attempt would be safe, or allowed.
+
+    Raises:
+        ConfigError: The ring is too narrow for so many sites.
+    """
+    collected = Collected()
+    asked = {name: sites for name, sites in stage.asked.items() if sites}
+    for attempt in range(channel.plan.secure.attempts):
+        pending = {name for name in asked if name not in collected.sums and name not in collected.burnt}
+        if not pending:
+            break
+        tried = _Attempt(channel, stage, attempt, {name: asked[name] for name in pending}, collected)
+        tried.run()
+    return collected
+
+
+@dataclass
+class _Cost:
+    bytes_down: int = 0
+    bytes_up: int = 0
+    exchanges: int = 0
+    server_s: float = 0.0
+    site_s: float = 0.0
+
+
+class _Attempt:
+    """One attempt at the pending sums of a stage."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        stage: Stage,
+        attempt: int,
+        asked: Mapping[str, tuple[str, ...]],
+        collected: Collected,
+    ) -> None:
+        self.channel, self.stage, self.attempt, self.collected = channel, stage, attempt, collected
+        self.collectors = {name: self._collector(name, sites) for name, sites in sorted(asked.items())}
+        self.costs = {name: _Cost() for name in asked}
+
+    def _collector(self, name: str, sites: Sequence[str]) -> Collector:
+        channel, stage = self.channel, self.stage
+        offer = offer_of(
+            channel.plan,
+            name=name,
+            run_id=channel.run_id,
+            round=stage.round,
+            stage=stage.stage,
+            attempt=self.attempt,
+            cohort=sites,
+            roster=channel.aggregation.roster.digest,
+            broadcast=bytes.fromhex(stage.broadcast.digest),
+            statistics=stage.statistics,
+        )
+        return channel.aggregation.collector(name, offer, quorum=stage.quorum[name])
+
+    def run(self) -> None:
+        """Every phase, then open what can be opened."""
+        messages = {name: collector.begin() for name, collector in self.collectors.items()}
+        for name, collector in self.collectors.items():
+            for site in self.collected.liars | self.stage.absent:  # counts as dropped out
+                collector.leave(site)
+            messages[name] = {
+                site: message for site, message in messages[name].items() if site in collector.waiting
+            }
+        exchange = 0
+        while any(messages.values()):
+            self._exchange(exchange, messages)
+            messages = {name: self._close(name) for name, of_sum in messages.items() if of_sum}
+            exchange += 1
+        for name, collector in list(self.collectors.items()):
+            self._open(name, collector)
+
+    def _exchange(self, exchange: int, messages: Mapping[str, Mapping[str, bytes]]) -> None:
+        channel, stage = self.channel, self.stage
+        first = exchange == 0 and self.attempt == 0
+        requests = {
+            site: Request(
+                run_id=channel.run_id,
+                plan_digest=channel.plan.digest,
+                round=stage.round,
+                site=site,
+                sums={name: of_sum[site] for name, of_sum in messages.items() if site in of_sum},
+                broadcast=stage.broadcast if first else None,
+                opened=stage.opened if first else (),
+                stage=stage.stage,
+                attempt=self.attempt,
+                exchange=exchange,
+            )
+            for site in sorted({site for of_sum in messages.values() for site in of_sum})
+        }
+        for name, of_sum in messages.items():
+            self.costs[name].bytes_down += sum(map(len, of_sum.values()))
+            self.costs[name].exchanges += bool(of_sum)
+        bytes_down = channel.transport.send(list(requests.values()))
+        if first:
+            trains = tuple(sorted(set(stage.asked.get(TRAINING, ())) - stage.absent))
+            channel.events.emit(RoundStarted(channel.arm, stage.round, trains, bytes_down, stage.stage))
+        waiting, deadline = dict(requests), channel.clock() + channel.plan.rounds.deadline_s
+        while waiting and channel.clock() < deadline:
+            for reply, size in channel.transport.receive(POLL_S):
+                self.collected.bytes_up += size
+                request = waiting.get(reply.site)
+                if request is not None and answers(reply, request):
+                    del waiting[reply.site]
+                    self._settle(request, reply, size)
+        for request in waiting.values():
+            self._leave(request, ())
+            self._tell(request, status="late", code="deadline", reason="no answer before the deadline")
+
+    def _settle(self, request: Request, reply: Reply, size: int) -> None:
+        """Hand each sum its part of a reply; a site whose part is not right is quarantined by name."""
+        try:
+            self._require_asked(request, reply)
+            for name, message in reply.sums.items():
+                self._take(name, reply, message)
+        except PeerError as error:
+            self._leave(request, ())
+            self._tell(
+                request, status="quarantined", code="malformed_reply", reason=error.what, bytes_up=size
+            )
+            return
+        self._leave(request, reply.sums)
+        if request.exchange == 0 or reply.status != "ok":
+            self._tell(
+                request,
+                status=reply.status,
+                code=reply.code,
+                reason=reply.reason,
+                bytes_up=size,
+                local=reply.local,
+            )
+
+    def _require_asked(self, request: Request, reply: Reply) -> None:
+        if reply.plan_digest != self.channel.plan.digest:
+            raise PeerError("the reply follows another plan")
+        if not reply.sums.keys() <= request.sums.keys():
+            raise PeerError("the reply carries a sum that was not asked for")
+        if reply.status == "ok" and reply.sums.keys() != request.sums.keys():
+            raise PeerError("the reply lacks a sum that was asked for")
+
+    def _take(self, name: str, reply: Reply, message: bytes) -> None:
+        collector, cost = self.collectors.get(name), self.costs[name]
+        if collector is None:
+            return  # this sum is lost already
+        cost.bytes_up += len(message)
+        cost.site_s += max(0.0, reply.local.get(f"seconds.{name}", 0.0))
+        started = time.perf_counter()
+        try:
+            collector.take(reply.site, message)
+        finally:
+            cost.server_s += time.perf_counter() - started
+
+    def _leave(self, request: Request, answered: Mapping[str, bytes] | tuple[()]) -> None:
+        for name in request.sums:
+            if name not in answered and name in self.collectors:
+                self.collectors[name].leave(request.site)
+
+    def _tell(self, request: Request, **fields: object) -> None:
+        event = SiteReplied(
+            self.channel.arm, request.round, request.site, "ok", stage=request.stage,
+            attempt=request.attempt, exchange=request.exchange,
+        )  # fmt: skip
+        self.channel.events.emit(replace(event, **fields))  # type: ignore[arg-type]  # the event's own fields
+
+    def _close(self, name: str) -> Mapping[str, bytes]:
+        collector, started = self.collectors[name], time.perf_counter()
+        try:
+            return collector.close()
+        except QuorumError as error:
+            self._lose(name, error)
+            return {}
+        finally:
+            self.costs[name].server_s += time.perf_counter() - started
+
+    def _open(self, name: str, collector: Collector) -> None:
+        started, cost = time.perf_counter(), self.costs[name]
+        try:
+            total = collector.open()
+        except PeerError as error:
+            self._lose(name, error)
+            return
+        self.collected.sums[name] = total
+        self.collected.lost.pop(name, None)
+        self._catch(collector)
+        channel, stage = self.channel, self.stage
+        channel.events.emit(
+            SumOpened(
+                channel.arm,
+                stage.round,
+                name,
+                channel.plan.secure.mode,
+                len(collector.offer.cohort),
+                len(total.survivors),
+                cost.exchanges,
+                cost.bytes_down,
+                cost.bytes_up,
+                cost.site_s,
+                cost.server_s + time.perf_counter() - started,
+                stage.stage,
+                self.attempt,
+            )
+        )
+
+    def _lose(self, name: str, error: PeerError) -> None:
+        collector = self.collectors.pop(name)
+        self.collected.lost[name] = error
+        self._catch(collector)
+        if collector.burning:
+            self.collected.burnt.add(name)
+
+    def _catch(self, collector: Collector) -> None:
+        for site in sorted(collector.liars - self.collected.liars):
+            text = (
+                f"{site} dealt or gave a wrong share in round {self.stage.round}: it is left out from here on"
+            )
+            self.channel.events.emit(Notice(self.channel.arm, "warning", text))
+        self.collected.liars |= collector.liars

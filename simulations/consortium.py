@@ -1,0 +1,80 @@
+"""The consortium of a simulation: an identity for every site and for the server, made for this process.
+
+The masks are real. They protect nobody: all keys lie in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from wardround.client.parties import Parties
+from wardround.core.plan import TrainingPlan
+from wardround.privacy.secagg.admission import Member, SiteState
+from wardround.privacy.secagg.dummy import TrustingRoster
+from wardround.privacy.secagg.identity import KeySigner, Roster
+from wardround.privacy.secagg.policy import SecurePolicy
+from wardround.privacy.sums.aggregation import party
+from wardround.privacy.sums.contract import SUMS
+from wardround.privacy.sums.offers import run_of
+
+
+@dataclass
+class InMemory:
+    """What a simulated site must not forget while the simulation runs; a resumed one has new sites."""
+
+    state: SiteState = field(default_factory=SiteState)
+
+    def load(self) -> SiteState:
+        """The last state."""
+        return self.state
+
+    def save(self, state: SiteState) -> None:
+        """Keep it."""
+        self.state = state
+
+
+@dataclass(frozen=True)
+class Consortium:
+    """Identities of an arm's sites and server, made for this process, and the policy that all sites share.
+
+    Attributes:
+        server: Signs offers.
+        signers: Site → its identity.
+        policy: What every site demands.
+    """
+
+    server: KeySigner
+    signers: Mapping[str, KeySigner]
+    policy: SecurePolicy
+
+    @staticmethod
+    def of(sites: Iterable[str], policy: SecurePolicy) -> Consortium:
+        """Fresh identities."""
+        return Consortium(KeySigner.fresh(), {site: KeySigner.fresh() for site in sites}, policy)
+
+    def roster(self, plan: TrainingPlan) -> Roster:
+        """All sites' keys."""
+        kind = TrustingRoster if plan.secure.mode == "accounted" else Roster
+        return kind({site: signer.public for site, signer in self.signers.items()})
+
+    def parties(self, site: str, plan: TrainingPlan, run_id: str) -> Parties:
+        """One site's side of the run's sums."""
+        return Parties(
+            {
+                name: party(
+                    plan.secure.mode,
+                    Member(
+                        site,
+                        self.signers[site],
+                        self.roster(plan),
+                        self.server.public,
+                        self.policy,
+                        run_of(run_id, name),
+                        bytes.fromhex(plan.digest),
+                        InMemory(),
+                    ),
+                )
+                for name in SUMS
+            }
+        )

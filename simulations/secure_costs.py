@@ -1,0 +1,85 @@
+"""What summing the contributions cost, and what it did to them: from the run's own events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from wardround.core.plan import TrainingPlan
+from wardround.runtime.events import Event, RoundBurnt, RoundFolded, SiteReplied, SumOpened
+from wardround.runtime.sizes import size_text
+from wardround.simulations.arms import FEDERATED
+
+
+def secure_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any]:
+    """What stands under `secure` in `summary.json`.
+
+    Bytes and seconds are means over sites and rounds; those of a site are its own, both sums together.
+    """
+    own = [event for event in events if event.arm == FEDERATED]
+    sums = [event for event in own if isinstance(event, SumOpened)]
+    folded = [event for event in own if isinstance(event, RoundFolded)]
+    rounds = len({event.round for event in sums}) or 1
+    taken = {(event.round, event.stage, event.name): event.cohort for event in sums}
+    places = max(1, sum(_most_by_round(taken).values()))
+    replies = [event.local for event in own if isinstance(event, SiteReplied)]
+    return {
+        "mode": plan.secure.mode,
+        "bits": plan.encoding.bits,
+        "exchanges": max((event.exchanges for event in sums), default=0),
+        "later_attempts": sum(event.attempt for event in sums),
+        "burnt_rounds": sum(isinstance(event, RoundBurnt) for event in own),
+        "bytes_up_a_site": round(sum(event.bytes_up for event in sums) / places),
+        "bytes_down_a_site": round(sum(event.bytes_down for event in sums) / places),
+        "seconds_a_site": round(sum(event.site_s for event in sums) / places, 6),
+        "seconds_server": round(sum(event.server_s for event in sums) / rounds, 6),
+        "rounding": max((event.rounding for event in folded), default=0.0),
+        "clipped": int(sum(figures.get("clipped", 0) for figures in replies)),
+        "shortened": sum(figures.get("shortened_by", 1.0) < 1.0 for figures in replies),
+    }
+
+
+def _most_by_round(taken: Mapping[tuple[int, int, str], int]) -> dict[int, int]:
+    """Round → sites that took part: the larger of its sums' cohorts."""
+    most: dict[int, int] = {}
+    for (round, _, _), cohort in taken.items():
+        most[round] = max(most.get(round, 0), cohort)
+    return most
+
+
+MODES = {
+    "real": "the server saw sums alone",
+    "accounted": "phases and bytes of the real one, without its cryptography: nothing was hidden",
+    "off": "the server saw each contribution",
+}
+
+
+def secure_text(record: Mapping[str, Any]) -> str:
+    """The record in two sentences."""
+    up, down = size_text(record["bytes_up_a_site"]), size_text(record["bytes_down_a_site"])
+    site, server = (f"{record[name] * 1e3:.0f} ms" for name in ("seconds_a_site", "seconds_server"))
+    text = (
+        f"Secure aggregation {record['mode']} ({MODES[record['mode']]}): {record['exchanges']} exchanges a "
+        f"round, for which a site sends {up}, gets {down} and spends {site}, and the server {server}. "
+        f"{record['bits']} bits a coordinate: rounding moves none of a mean by more than "
+        f"{record['rounding']:.1e}"
+    )
+    for key, what in (
+        ("clipped", "coordinates were clipped"),
+        ("shortened", "contributions were shortened"),
+        ("later_attempts", "more attempts were needed"),
+        ("burnt_rounds", "rounds were lost"),
+    ):
+        if record[key]:
+            text += f"; {record[key]:,} {what}"
+    return text + "."
+
+
+def privacy_section(noise: str, record: Mapping[str, Any]) -> str:
+    """The card's section on what protected the sites, in Markdown."""
+    private = "No differential privacy" if noise == "none" else f"Differential privacy: {noise}"
+    return (
+        f"## Privacy\n\n{private}. {secure_text(record)} The adapter may have memorised training rows. "
+        "This was a simulation on one machine: all rows were in one place, and nothing protected them from "
+        "its operator."
+    )

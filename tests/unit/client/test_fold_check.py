@@ -1,0 +1,259 @@
+"""A site folds the last sum itself, and refuses a broadcast that is another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wardround.client.fold_check import TOLERANCE, FoldCheck
+from wardround.core.errors import PeerError
+from wardround.core.packed import Layout, Packed, TensorSpec
+from wardround.core.plan import (
+    AdapterSpec,
+    BaseModelSpec,
+    DataContract,
+    Encoding,
+    LocalWork,
+    RoundRules,
+    StrategySpec,
+    TaskSpec,
+    TrainingPlan,
+    parse_options,
+)
+from wardround.privacy.quantisation import quantise
+from wardround.privacy.secagg.total import Sum, centred
+from wardround.privacy.sums.offers import scale_of
+from wardround.privacy.sums.opened import opened, statistics_of
+from wardround.strategies import STRATEGIES
+from wardround.strategies.contract import ServerState, SumStrategy
+
+LAYOUT = Layout(tensors=(TensorSpec(name="a", shape=(8,)),))
+INITIAL = Packed(LAYOUT, np.linspace(-1, 1, 8, dtype=np.float32))
+SITES = ("a", "b", "c", "d", "e")
+EVERY = pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedavgm", "fedadam"])
+
+
+@dataclass
+class Server:
+    """An honest server of five sites, and what it sends with each broadcast."""
+
+    name: str = "fedavg"
+    plan: TrainingPlan = field(init=False)
+    strategy: SumStrategy = field(init=False)
+    state: ServerState = field(init=False)
+    opened: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.plan = TrainingPlan(
+            name="toy", seed=7, base=BaseModelSpec(name="none", digest="0" * 64),
+            task=TaskSpec(name="sequence_classification", metrics="classification"),
+            data=DataContract(columns={"text": "t"}),
+            adapter=AdapterSpec(layout=LAYOUT, initial_digest=INITIAL.digest),
+            local=LocalWork(steps=1), encoding=Encoding(largest=0.5, most_weight=10),
+            strategy=StrategySpec(name=self.name), rounds=RoundRules(rounds=9),
+        )  # fmt: skip
+        made = STRATEGIES.get(self.name)
+        self.strategy = made(parse_options(made.Options, {}, self.name), LAYOUT)
+        self.state = self.strategy.begin(INITIAL)
+
+    @property
+    def round(self) -> int:
+        """The round that the next broadcast begins."""
+        return self.state.round + 1
+
+    @property
+    def broadcast(self) -> Packed:
+        """What it sends."""
+        return self.strategy.broadcast(self.state, self.round, 0)
+
+    def site(self) -> FoldCheck:
+        """One that knows nothing yet."""
+        return FoldCheck(self.plan, self.strategy)
+
+    def total(self) -> Sum:
+        """The sum of a round's contributions."""
+        scale = scale_of(self.plan.encoding, 5)
+        rngs = [np.random.default_rng([self.round, index]) for index in range(5)]
+        parts = [quantise(rng.uniform(-0.4, 0.4, 8), 3, scale, rng).integers for rng in rngs]
+        total: Any = sum(centred(part, 16) for part in parts)
+        return Sum(total, np.array([15, 0, 0]), SITES, ())
+
+    def fold(self) -> None:
+        """One round."""
+        total, round = self.total(), self.round
+        statistics, _ = statistics_of(total, LAYOUT, self.plan.encoding, cohort=5)
+        self.state = self.strategy.fold(self.state, statistics, 15.0, 0)
+        self.opened = (opened(total, round=round, stage=0, cohort=5, bits=16),)
+
+    def burn(self) -> None:
+        """A round that is spent without a fold."""
+        self.state, self.opened = replace(self.state, round=self.round), ()
+
+
+def asked(site: FoldCheck, server: Server, **changes: Any) -> bool:
+    """The site's check of what the server sends; `changes` replace parts of it."""
+    confirmed: dict[int, tuple[str, ...]] = changes.get("confirmed", {0: SITES} if server.opened else {})
+    return site.check(
+        changes.get("round", server.round), changes.get("broadcast", server.broadcast),
+        changes.get("opened", server.opened), confirmed,
+    )  # fmt: skip
+
+
+def begun(server: Server, rounds: int = 1) -> FoldCheck:
+    """A site that took part in so many rounds, which are folded."""
+    site = server.site()
+    for _ in range(rounds):
+        assert asked(site, server)
+        server.fold()
+    return site
+
+
+def moved(broadcast: Packed, by: float) -> Packed:
+    """One coordinate is another."""
+    vector = broadcast.vector.copy()
+    vector[3] += np.float32(by)
+    return broadcast.with_vector(vector)
+
+
+@EVERY
+def test_an_honest_run_is_followed_from_round_to_round(name: str) -> None:
+    """Whatever the server keeps beside the adapter: burnt rounds and rounds that are asked again included."""
+    server = Server(name)
+    site = server.site()
+    for round in range(1, 8):
+        assert asked(site, server)
+        assert asked(site, server), "a resumed server sends the same broadcast again"
+        if round in (3, 4):
+            server.burn()
+        else:
+            server.fold()
+    assert not site.broken
+
+
+@EVERY
+def test_a_broadcast_that_is_another_ends_the_sites_part_in_the_run(name: str) -> None:
+    """By name, and whatever comes after it is refused as well: the right one, and a later round."""
+    server = Server(name)
+    site = begun(server, 2)
+    with pytest.raises(PeerError, match="not the fold of the last sum"):
+        asked(site, server, broadcast=moved(server.broadcast, 1e-3))
+    assert site.broken
+    for _ in range(2):
+        with pytest.raises(PeerError, match="an earlier broadcast"):
+            asked(site, server)
+        server.fold()
+
+
+def test_another_machines_rounding_is_no_fault() -> None:
+    """To the stated share of the largest coordinate, and no further."""
+    for by, wrong in ((0.5, False), (3.0, True)):
+        server = Server()
+        site = begun(server)
+        largest = float(np.abs(server.broadcast.vector).max())
+        sent = moved(server.broadcast, by * TOLERANCE * largest)
+        assert sent.digest != server.broadcast.digest
+        if wrong:
+            with pytest.raises(PeerError, match="not the fold"):
+                asked(site, server, broadcast=sent)
+        else:
+            assert asked(site, server, broadcast=sent)
+
+
+def test_the_next_fold_is_checked_from_what_was_sent() -> None:
+    """What rounding left does not add up over the rounds."""
+    server = Server()
+    site = begun(server)
+    for _ in range(30):
+        largest = float(np.abs(server.broadcast.vector).max())
+        sent = moved(server.broadcast, 0.6 * TOLERANCE * largest)
+        server.state = replace(server.state, adapter=sent)
+        assert asked(site, server)
+        server.fold()
+
+
+def test_a_round_that_is_said_to_be_burnt_leaves_the_adapter_as_it_was() -> None:
+    """Without a sum nothing may have changed."""
+    server = Server()
+    site = begun(server)
+    with pytest.raises(PeerError, match="not the fold of the last sum"):
+        asked(site, server, opened=(), confirmed={})
+
+
+def test_a_round_is_asked_again_with_the_same_broadcast_alone() -> None:
+    """Two gradients of one round from two states are no business of the server."""
+    server = Server()
+    site = server.site()
+    asked(site, server)
+    with pytest.raises(PeerError, match="asked for again, with another broadcast"):
+        asked(site, server, broadcast=moved(server.broadcast, 1e-3))
+
+
+SUMS: dict[str, tuple[Any, str]] = {
+    "two of them": (lambda server: {"opened": server.opened * 2}, "one sum a stage"),
+    "of another round": (
+        lambda server: {"opened": (opened(server.total(), round=7, stage=0, cohort=5, bits=16),)},
+        "of another round",
+    ),
+    "of another stage": (
+        lambda server: {"opened": (opened(server.total(), round=1, stage=1, cohort=5, bits=16),)},
+        "of another round",
+    ),
+    "garbled": (lambda server: {"opened": (b"WSA1" + server.opened[0][5:],)}, "message"),
+    "shorter": (lambda server: {"opened": (server.opened[0][:-1],)}, "wrong length"),
+    "empty": (lambda server: {"opened": (b"",)}, "too short"),
+    "of other survivors": (lambda server: {"confirmed": {0: SITES[:-1]}}, "other survivors"),
+    "impossible": (
+        lambda server: {
+            "opened": (
+                opened(replace(server.total(), counters=np.array([4, 0, 0])), round=1, stage=0, cohort=5,
+                       bits=16),
+            )
+        },
+        "summed weight",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(SUMS))
+def test_a_sum_that_cannot_be_the_last_one_is_refused(kind: str) -> None:
+    """By its fault; the site takes no further part."""
+    change, reason = SUMS[kind]
+    server = Server()
+    site = begun(server)
+    with pytest.raises(PeerError, match=reason):
+        asked(site, server, **change(server))
+    assert site.broken
+
+
+@EVERY
+@pytest.mark.parametrize("missed", [1, 2])
+def test_a_site_that_missed_rounds_checks_again_as_soon_as_it_can(name: str, missed: int) -> None:
+    """At once where the adapter is all of the server's state; never again where the server keeps more."""
+    server = Server(name)
+    site = begun(server)
+    for _ in range(missed):
+        server.fold()
+    assert asked(site, server) is False
+    server.fold()
+    follows = name in {"fedavg", "fedprox"}
+    assert asked(site, server) is follows
+    server.fold()
+    if follows:
+        with pytest.raises(PeerError, match="not the fold"):
+            asked(site, server, broadcast=moved(server.broadcast, 1e-3))
+    else:
+        assert asked(site, server) is False
+
+
+@EVERY
+def test_a_site_that_was_restarted_is_as_one_that_missed_the_rounds_before(name: str) -> None:
+    """It knows nothing of them."""
+    server = Server(name)
+    begun(server, 3)
+    site = server.site()
+    assert asked(site, server) is False
+    server.fold()
+    assert asked(site, server) is (name in {"fedavg", "fedprox"})

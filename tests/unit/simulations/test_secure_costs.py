@@ -1,0 +1,99 @@
+"""What the sums cost, from the events of a run; how the card and the closing lines say it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wardround.core.packed import Layout, TensorSpec
+from wardround.core.plan import (
+    AdapterSpec,
+    BaseModelSpec,
+    DataContract,
+    Encoding,
+    LocalWork,
+    RoundRules,
+    SecureRules,
+    TaskSpec,
+    TrainingPlan,
+)
+from wardround.runtime.events import Event, RoundBurnt, RoundFolded, SiteReplied, SumOpened
+from wardround.simulations.secure_costs import MODES, privacy_section, secure_record, secure_text
+
+
+def plan_of(mode: Any = "real") -> TrainingPlan:
+    """A plan; only its mode and its ring are looked at."""
+    return TrainingPlan(
+        name="toy", seed=7, base=BaseModelSpec(name="none", digest="0" * 64),
+        task=TaskSpec(name="sequence_classification", metrics="classification"),
+        data=DataContract(columns={"text": "t"}),
+        adapter=AdapterSpec(layout=Layout(tensors=(TensorSpec(name="a"),)), initial_digest="1" * 64),
+        local=LocalWork(steps=1), encoding=Encoding(bits=20, largest=1.0, most_weight=1),
+        secure=SecureRules(mode=mode), rounds=RoundRules(rounds=2),
+    )  # fmt: skip
+
+
+def opened(arm: str, round: int, name: str, cohort: int, attempt: int = 0) -> Event:
+    """A sum of so many sites, each of which sends 100 bytes and gets 50 for it in a tenth of a second."""
+    return SumOpened(
+        arm, round, name, "real", cohort, cohort, 5 + attempt, 50 * cohort, 100 * cohort, 0.1 * cohort, 0.03,
+        attempt=attempt,
+    )  # fmt: skip
+
+
+EVENTS: list[Event] = [
+    SiteReplied("federated", 1, "a", "ok", local={"clipped": 3.0, "shortened_by": 1.0}),
+    SiteReplied("federated", 1, "b", "ok", local={"clipped": 4.0, "shortened_by": 0.5}),
+    SiteReplied("local/a", 1, "a", "ok", local={"clipped": 100.0, "shortened_by": 0.1}),
+    opened("federated", 1, "training", 6),
+    opened("federated", 1, "evaluation", 8),
+    RoundFolded("federated", 1, ("a", "b"), (), 0.5, 0.1, 1400, 1.0, "d", 0.002),
+    RoundBurnt("federated", 2, "lost"),
+    opened("federated", 2, "evaluation", 8, attempt=1),
+    RoundFolded("federated", 3, ("a", "b"), (), 0.5, 0.1, 1400, 1.0, "d", 0.001),
+    opened("local/a", 1, "training", 1, attempt=2),
+]
+
+
+def test_the_record_counts_what_the_federations_events_say() -> None:
+    """A mean over sites and rounds, both sums of a round together; other arms are not in it."""
+    assert secure_record(plan_of(), EVENTS) == {
+        "mode": "real", "bits": 20, "exchanges": 6, "later_attempts": 1, "burnt_rounds": 1,
+        "bytes_up_a_site": round(2200 / 16), "bytes_down_a_site": round(1100 / 16),
+        "seconds_a_site": pytest.approx(2.2 / 16), "seconds_server": pytest.approx(0.09 / 2),
+        "rounding": 0.002, "clipped": 7, "shortened": 1,
+    }  # fmt: skip
+
+
+def test_a_run_without_a_sum_has_a_record_of_nothing() -> None:
+    """Nothing is divided by nothing."""
+    record = secure_record(plan_of(), [])
+    assert (record["mode"], record["bits"]) == ("real", 20)
+    assert not any(value for name, value in record.items() if name not in {"mode", "bits"})
+
+
+@pytest.mark.parametrize("mode", sorted(MODES))
+def test_every_mode_says_what_the_server_saw(mode: str) -> None:
+    """In the words of that mode; what did not happen is not mentioned."""
+    text = secure_text(secure_record(plan_of(mode), []))
+    assert text.startswith(f"Secure aggregation {mode} ({MODES[mode]}):")
+    for words in ("clipped", "shortened", "attempts", "lost"):
+        assert words not in text
+
+
+def test_what_happened_is_told_with_its_number() -> None:
+    """In the closing line and in the card, which also says what was not protected."""
+    record = secure_record(plan_of(), EVENTS) | {"shortened": 2, "later_attempts": 3, "burnt_rounds": 4}
+    text = secure_text(record)
+    for words in (
+        "6 exchanges", "sends 138 B", "gets 69 B", "spends 138 ms", "server 45 ms", "20 bits", "2.0e-03",
+        "7 coordinates were clipped", "2 contributions were shortened", "3 more attempts",
+        "4 rounds were lost",
+    ):  # fmt: skip
+        assert words in text, words
+    card = privacy_section("none", record)
+    assert card.startswith("## Privacy\n\nNo differential privacy. Secure aggregation real")
+    assert text in card
+    assert "nothing protected them from its operator" in card
+    assert "Differential privacy: ε = 3" in privacy_section("ε = 3", secure_record(plan_of(), []))
