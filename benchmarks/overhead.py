@@ -21,12 +21,15 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from wardround.core.packed import Adapter
+from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.runtime.events import EventStream
 from wardround.simulations.arms import Arm, run_arms
 from wardround.simulations.config import RunConfig
 from wardround.simulations.preparation import encode_all, prepare
 from wardround.simulations.twin import run_twin
 from wardround.training.workbench import Workbench
+
+POLICY = SecurePolicy(modes=("real", "off"), least_cohort=4)
 
 
 def demo(rounds: int) -> tuple[Arm, Workbench, Adapter]:
@@ -51,7 +54,8 @@ def simulated(arm: Arm, bench: Workbench, initial: Adapter) -> str:
     with tempfile.TemporaryDirectory() as folder:
         outcomes = run_arms(
             [arm], bench, initial, lambda name: Path(folder) / name, EventStream(),
-            run_id="benchmark", lanes=8, each=lambda _, train: train(lambda _: None),
+            run_id="benchmark", lanes=8, policy=POLICY,
+            each=lambda _, train: train(lambda _: None),
         )  # fmt: skip
     return outcomes[0].last.adapter.digest
 

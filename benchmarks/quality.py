@@ -105,7 +105,8 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             outcome = run_arms(
                 [arm], self.prepared.bench, self.prepared.initial, lambda name: Path(folder) / name,
-                events, run_id="quality", lanes=8, each=lambda _, train: train(lambda _: None),
+                events, run_id="quality", lanes=8, policy=self.prepared.config.secure.policy,
+                each=lambda _, train: train(lambda _: None),
             )[0]  # fmt: skip
         return outcome.released_round, outcome.released
 

@@ -256,7 +256,7 @@ def laned(draft: L, pieces: Iterable[memoryview], sizes: tuple[int, int], sign: 
     with file.getbuffer() as view:
         signed = _with_lanes(sign(_with_lanes(draft, view[room:], sizes[0])), memoryview(b""), 0)
         view[:room] = _head(signed)
-    whole = file.getvalue()  # the buffer itself, not a copy, as no view of it is left
+    whole = file.getvalue()  # the buffer itself, not a copy of it, since no view is left
     message = _with_lanes(signed, memoryview(whole)[room:], sizes[0])
     message.__dict__["encoded"] = whole  # as if computed: a copy of the message drops it
     return message

@@ -96,7 +96,8 @@ class SecurePolicy(Frozen):
             raise PolicyError(
                 "the cohort is smaller than this site's policy allows",
                 found=f"{members} sites", expected=f"at least {least}",
-                remedy="wait for more members, or change least_cohort, least_honest, assumed_colluders",
+                remedy="wait for more members, change least_cohort, least_honest or assumed_colluders, "
+                "or in a simulation set secure.mode=off",
             )  # fmt: skip
         if not default_threshold(members) <= threshold <= members:
             raise PolicyError(

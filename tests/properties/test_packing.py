@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wardround.core.errors import InternalError, PeerError
-from wardround.privacy.packing import Bits, pack, packed_size, unpack, word_of
+from wardround.privacy.packing import Bits, pack, packed, packed_size, unpack, word_of
+from wardround.privacy.secagg.total import centred
 
 WIDTHS: list[Bits] = [16, 20, 24, 32, 64]
 
@@ -24,6 +25,32 @@ def test_what_is_packed_comes_back_reduced(bits: Bits, values: list[int]) -> Non
     assert back.dtype == word
     assert not back.flags.writeable
     assert back.tolist() == [value % 2**bits for value in values]
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_values_of_whole_words_stay_where_they_are(bits: Bits) -> None:
+    """Packed and read as views, which nobody can write into; `pack` and `centred` give what is their own."""
+    vector = np.arange(7, dtype=word_of(bits))
+    whole = bits == 8 * vector.itemsize
+    view, data = packed(vector, bits), b"x" + pack(vector, bits)
+    back = unpack(memoryview(data)[1:], 7, bits)
+    assert view.readonly
+    assert np.shares_memory(np.frombuffer(view, dtype=np.uint8), vector) == whole
+    assert np.shares_memory(np.frombuffer(data, dtype=np.uint8), back) == whole
+    signed = centred(back, bits)
+    signed += 1
+    assert back.tolist() == vector.tolist() == list(range(7))
+    assert pack(vector[::2], bits) == pack(vector[::2].copy(), bits)
+
+
+@given(st.sampled_from(WIDTHS), st.lists(st.integers(0, 2**64 - 1), max_size=9))
+def test_residues_are_centred_around_zero(bits: Bits, values: list[int]) -> None:
+    """Beside Python's own integers; in narrow rings the bits beyond do not count."""
+    vector = np.array([value % 2 ** (8 * word_of(bits).itemsize) for value in values], dtype=word_of(bits))
+    half = 1 << (bits - 1)
+    found = centred(vector, bits)
+    assert found.dtype == np.int64
+    assert found.tolist() == [(value + half) % 2**bits - half for value in values]
 
 
 @given(st.sampled_from(WIDTHS), st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=9), st.data())

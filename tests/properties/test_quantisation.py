@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from wardround.core.errors import ConfigError, InternalError, TrainingError
 from wardround.privacy.packing import Bits, pack, unpack, word_of
-from wardround.privacy.quantisation import dequantise, quantise, scale_for
+from wardround.privacy.quantisation import CHUNK, dequantise, quantise, scale_for
 from wardround.privacy.secagg.total import centred
 
 WIDTHS: list[Bits] = [16, 20, 24, 32, 64]
@@ -78,6 +78,22 @@ def test_coordinates_that_are_too_large_are_clipped_and_counted() -> None:
     assert quantised.clipped == 3
     back = dequantise(centred(quantised.integers, 16), scale) / 2
     assert np.allclose(back, [0.4, 0.5, -0.5, 0.5, -0.5, 0.5], atol=scale.quantum)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [0, 1, CHUNK, 2 * CHUNK + 1])
+def test_the_integers_are_those_of_the_whole_vector_at_once(bits: Bits, dtype: Any, size: int) -> None:
+    """A slow twin with the same random numbers; the vector has gaps, and must not be written to."""
+    vector = np.repeat(rng(1).standard_normal(size), 2).astype(dtype)[::2]
+    vector.flags.writeable = False
+    scale = scale_for(bits=bits, largest=2.0, most_weight=3, sites=1)
+    bound = 3 * 2.0 * scale.integers_per_unit
+    scaled = np.clip(vector.astype(np.float64) * (3 * scale.integers_per_unit), -bound, bound)
+    expected = np.floor(scaled + rng(2).random(size)).astype(np.int64)
+    quantised = quantise(vector, 3, scale, rng(2))
+    assert np.array_equal(quantised.integers, expected.view(np.uint64).astype(word_of(bits)))
+    assert quantised.clipped == (np.abs(vector) > 2).sum()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -183,10 +183,10 @@ def test_a_round_that_is_said_to_be_burnt_leaves_the_adapter_as_it_was() -> None
 
 
 def test_a_round_is_asked_again_with_the_same_broadcast_alone() -> None:
-    """Two gradients of one round from two states are no business of the server."""
+    """Two contributions of one round from two states would show their difference."""
     server = Server()
-    site = server.site()
-    asked(site, server)
+    site = begun(server)
+    assert asked(site, server)
     with pytest.raises(PeerError, match="asked for again, with another broadcast"):
         asked(site, server, broadcast=moved(server.broadcast, 1e-3))
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from wardround.core.errors import InternalError
 from wardround.privacy.secagg.hashing import derive, digest, framed
-from wardround.privacy.secagg.masks import CHUNK, Mask, apply_masks
+from wardround.privacy.secagg.masks import CHUNK, Mask, apply_masks, under_masks
 from wardround.privacy.secagg.secret import Secret
 
 SIGNS: list[Literal[1, -1]] = [1, -1]
@@ -88,6 +88,19 @@ def test_masks_are_the_keystream_as_little_endian_words(dtype: Any, size: int) -
         words = [int.from_bytes(s[place * width : (place + 1) * width], "little") for s in streams]
         expected = (int(start[place]) + words[0] - words[1] + words[2]) % 2 ** (8 * width)
         assert int(vector[place]) == expected
+
+
+@pytest.mark.parametrize("size", [0, 1, 3 * CHUNK // 2 + 1])
+def test_a_vector_is_masked_piece_by_piece_and_left_as_it_is(size: int) -> None:
+    """Also one that must not be written to, and has gaps."""
+    vector = np.arange(2 * size, dtype=np.uint32)[::2]
+    vector.flags.writeable = False
+    masks = [Mask(Secret.fresh(), 1), Mask(Secret.fresh(), -1)]
+    expected = vector.copy()
+    apply_masks(expected, masks)
+    pieces = list(under_masks(vector, masks))
+    assert np.array_equal(np.concatenate([expected[:0], *pieces]), expected)
+    assert all(piece.size % 2 == 0 for piece in pieces[:-1])
 
 
 @given(st.lists(st.sampled_from(SIGNS), max_size=6), st.sampled_from([np.uint16, np.uint32, np.uint64]))

@@ -84,7 +84,7 @@ def test_no_coordinate_is_beyond_the_summed_weight_times_the_bound_of_one_site(s
     for weight in (200, 50):
         edge = int(weight * 0.5 * scale.integers_per_unit) + 5
         at = [0, 0, sign * edge, 0, 0, 0]
-        beyond = [0, 0, sign * (edge + 1), 0, 0, 0]
+        beyond = [0, 0, sign * (edge + 2), 0, 0, 0]
         assert_possible(total_of(at, weight), encoding, possible=True, reason="")
         assert_possible(total_of(beyond, weight), encoding, possible=False, reason="beyond the plan's bounds")
 

@@ -202,3 +202,17 @@ def test_an_offer_that_the_server_did_not_sign_is_refused(consortium: Any) -> No
         group.sites[A].advertise(signed.model_copy(update={"offer": group.offer(round=2)}), BROADCAST)
     assert group.records[A].state.place == (0, 0, 0)
     group.sites[A].advertise(signed, BROADCAST)
+
+
+def test_a_copy_of_an_offer_has_its_own_digests(consortium: Any) -> None:
+    """Whatever was computed of the original before."""
+    group = consortium()
+    offer = group.offer()
+    for digest_of in ("context", "terms", "members"):
+        before = getattr(offer, digest_of)
+        for change in ({"attempt": 1}, {"threshold": offer.threshold - 1}, {"cohort": offer.cohort[1:]}):
+            afresh = group.offer(**change)
+            assert getattr(offer.model_copy(update=change), digest_of) == getattr(afresh, digest_of)
+        assert getattr(offer, digest_of) == before
+    assert offer == group.offer()
+    assert offer.model_copy(update={"cohort": offer.cohort[1:]}).index_of(offer.cohort[1]) == 1

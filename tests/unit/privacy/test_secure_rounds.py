@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,36 @@ def test_the_input_of_a_site_is_left_as_it_is(consortium: Any) -> None:
     assert np.array_equal(coordinates, kept[0])
     assert np.array_equal(counters, kept[1])
     assert masked.coordinates != coordinates.tobytes()
+
+
+@pytest.mark.parametrize("bits", [16, 20, 24, 32, 64])
+def test_a_masked_vector_is_in_memory_once(consortium: Any, bits: int) -> None:
+    """The site's ring integers beside it; its bytes are the very ones that are sent."""
+    group = consortium(5)
+    offer = group.offer(bits=bits, coordinates=3_000_000)
+    _, deliveries = group.to_deliveries(offer)
+    lanes = group.inputs(offer, "site_00")
+    for lane in lanes:
+        lane.flags.writeable = False
+    tracemalloc.start()
+    masked = group.sites["site_00"].mask(deliveries["site_00"], *lanes)
+    data = encode(masked)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 3_000_000 * bits / 8 + 3_000_000  # the message, and pieces of it
+    assert decode(data, MaskedInput, offer) == masked
+
+
+def test_a_copy_of_a_masked_vector_has_its_own_bytes(consortium: Any) -> None:
+    """Not those of the original."""
+    group = consortium(5)
+    offer = group.offer()
+    _, deliveries = group.to_deliveries(offer)
+    masked = group.sites["site_00"].mask(deliveries["site_00"], *group.inputs(offer, "site_00"))
+    encode(masked)
+    for change in ({"site": "site_01"}, {"coordinates": bytes(len(masked.coordinates))}):
+        copy = masked.model_copy(update=change)
+        assert decode(encode(copy), MaskedInput, offer) == copy != masked
 
 
 @pytest.mark.parametrize("lost", [0, 3])
