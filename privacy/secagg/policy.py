@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 from typing import Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from wardround.core.errors import PolicyError
 from wardround.core.plan import Frozen
@@ -43,6 +43,13 @@ class SecurePolicy(Frozen):
     """Of a large cohort, whose sites mask with a part of the others only: so many may work with the relay."""
     most_exposure: float = Field(default=1e-5, ge=0, le=1)
     """Probability, over all sites, that the draw of that graph exposes one to them."""
+
+    @field_validator("modes", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        if not isinstance(value, list | tuple):
+            return value
+        return ["off" if mode is False else mode for mode in value]  # YAML's unquoted off
 
     def check_mode(self, mode: Mode) -> None:
         """Refuse a plan that protects less than this site demands.
