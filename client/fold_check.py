@@ -60,48 +60,46 @@ class FoldCheck:
             Whether the site knew enough to check.
 
         Raises:
-            PeerError: The broadcast is another, or a sum is malformed, beyond the plan's bounds, or of other
-                survivors than this site confirmed.
+            PeerError: The broadcast is another, of an earlier round, or a sum is malformed, beyond the plan's
+                bounds, or of other survivors than this site confirmed.
         """
         if self.broken:
             raise PeerError("an earlier broadcast of this run was not the fold of its sum")
-        try:
-            return self._check(round, broadcast, opened, confirmed)
-        except PeerError:
-            self.broken = True
-            raise
-
-    def _check(
-        self,
-        round: int,
-        broadcast: Broadcast,
-        opened: tuple[bytes, ...],
-        confirmed: dict[int, tuple[str, ...]],
-    ) -> bool:
-        adapter = self.strategy.adapter_of(broadcast)
+        adapter, known = self.strategy.adapter_of(broadcast), self.known
+        if known is not None and round <= known.round:
+            # Forgotten would be what a crafted broadcast is held against: a replay changes nothing.
+            raise PeerError("the request is for an earlier round", found=round, expected=known.round + 1)
         if round == 1:  # its digest is the plan's, as `client/round.py` checks
             self.known = self.strategy.begin(adapter)
             return True
-        if self.known is not None and self.known.round == round - 1:
-            if self.strategy.broadcast(self.known, round, 0).digest != broadcast.digest:
-                raise PeerError("a round is asked for again, with another broadcast")
-            return True
-        if self.known is None or self.known.round != round - 2:
+        if known is None or known.round < round - 2:
             self.known = self._adopted(round - 1, adapter)
             return False
-        expected = self._fold(self.known, round - 1, opened, confirmed)
-        found = self.strategy.broadcast(expected, round, 0)
-        worst = float(np.abs(found.vector.astype(np.float64) - broadcast.vector).max(initial=0.0))
-        scale = float(np.abs(found.vector).max(initial=0.0))
-        if not worst <= TOLERANCE * scale:
+        try:
+            if known.round == round - 1:
+                self._require_same(known, round, broadcast)
+                return True
+            known = self._fold(known, round - 1, opened, confirmed)
+            self._require_like(self.strategy.broadcast(known, round, 0), broadcast)
+        except PeerError:
+            self.broken = True
+            raise
+        self.known = replace(known, adapter=adapter)
+        return True
+
+    def _require_same(self, known: ServerState, round: int, found: Broadcast) -> None:
+        if self.strategy.broadcast(known, round, 0).digest != found.digest:
+            raise PeerError("a round is asked for again, with another broadcast")
+
+    def _require_like(self, expected: Broadcast, found: Broadcast) -> None:
+        worst = float(np.abs(expected.vector.astype(np.float64) - found.vector).max(initial=0.0))
+        most = TOLERANCE * float(np.abs(expected.vector).max(initial=0.0))
+        if not worst <= most:
             raise PeerError(
                 "the broadcast is not the fold of the last sum",
-                found=f"a coordinate that differs by {worst:.3g}",
-                expected=f"at most {TOLERANCE * scale:.3g}",
+                found=f"a coordinate that differs by {worst:.3g}", expected=f"at most {most:.3g}",
                 remedy="the server does not follow the plan: tell the consortium",
-            )
-        self.known = replace(expected, adapter=adapter)
-        return True
+            )  # fmt: skip
 
     def _fold(
         self,

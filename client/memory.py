@@ -14,7 +14,7 @@ from pathlib import Path
 
 from wardround.core.errors import StorageError
 from wardround.core.packed import Adapter, Array, Layout, Packed
-from wardround.runtime.files import load_tensors, save_tensors
+from wardround.runtime.files import load_tensors, save_tensors, storing
 from wardround.strategies.contract import SiteMemory
 
 KEPT_FILES = 2
@@ -105,6 +105,15 @@ class SiteStore:
         # Counted in files and not in round numbers: a site does not take part in every round.
         for old in [number for number in self._rounds() if number <= round][:-KEPT_FILES]:
             self._path(old).unlink(missing_ok=True)
+
+    def forget(self, *, round: int) -> None:
+        """Drop what a burnt round left: the next one goes on from what the site knew before it.
+
+        Raises:
+            StorageError: It cannot be removed.
+        """
+        with storing(self.folder):
+            self._path(round).unlink(missing_ok=True)
 
     def load_stage(self, *, round: int, stage: int) -> tuple[Trained, Kept] | None:
         """What was trained in a round, and the state after that stage of it; None where there is nothing.

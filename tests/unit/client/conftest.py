@@ -34,9 +34,10 @@ from wardround.privacy.quantisation import dequantise
 from wardround.privacy.secagg.messages import MaskedInput, decode, encode
 from wardround.privacy.secagg.offer import Offer, SignedOffer
 from wardround.privacy.secagg.policy import SecurePolicy
-from wardround.privacy.secagg.total import centred
+from wardround.privacy.secagg.total import Sum, centred
 from wardround.privacy.sums.contract import SUMS, TRAINING
 from wardround.privacy.sums.offers import offer_of, scale_of
+from wardround.privacy.sums.opened import opened
 from wardround.simulations.consortium import Consortium
 from wardround.training.adapters import ADAPTERS
 from wardround.training.base_model import BaseModelConfig
@@ -104,16 +105,27 @@ class Server:
         attempt: int = 0,
         **changes: Any,
     ) -> Request:
-        """The first exchange of an attempt; `changes` replace fields of the request."""
+        """The first exchange of an attempt; `changes` replace fields of the request.
+
+        The round before, if there was one, moved nothing.
+        """
         state = self.initial if broadcast is None else broadcast
         fields: dict[str, Any] = {
             "run_id": "run", "plan_digest": self.site.plan.digest, "round": round, "site": "ward",
             "broadcast": None if attempt else state, "attempt": attempt,
+            "opened": () if round == 1 or attempt else (self.unmoved(round - 1),),
             "sums": {
                 name: self.signed(self.offer(name, state, round=round, attempt=attempt)) for name in sums
             },
         }  # fmt: skip
         return Request(**(fields | changes))
+
+    def unmoved(self, round: int) -> bytes:
+        """The sum of a round whose updates cancelled each other."""
+        plan, size = self.site.plan, self.site.strategy.statistics_layout(0).size
+        counters = np.array([len(WARDS), 0, 0], dtype=np.int64)
+        total = Sum(np.zeros(size, dtype=np.int64), counters, WARDS, ())
+        return opened(total, round=round, stage=0, cohort=len(WARDS), bits=plan.encoding.bits)
 
     def read(self, request: Request, reply: Reply, name: str) -> tuple[np.ndarray[Any, Any], Counters]:
         """What a reply adds to one sum under no mask: its statistics (weight · value), its counters."""

@@ -257,3 +257,22 @@ def test_a_site_that_was_restarted_is_as_one_that_missed_the_rounds_before(name:
     assert asked(site, server) is False
     server.fold()
     assert asked(site, server) is (name in {"fedavg", "fedprox"})
+
+
+@EVERY
+def test_an_earlier_round_is_refused_and_nothing_is_forgotten_for_it(name: str) -> None:
+    """A replay of round 1, or of any before the last one, does not make the site take a crafted broadcast."""
+    server = Server(name)
+    site = server.site()
+    first = server.broadcast
+    for _ in range(3):
+        assert asked(site, server)
+        server.fold()
+    assert asked(site, server)
+    for round in (1, 2, 3):
+        with pytest.raises(PeerError, match="an earlier round"):
+            asked(site, server, round=round, broadcast=first, opened=())
+    assert not site.broken, "an old message that comes late ends nothing"
+    server.fold()
+    with pytest.raises(PeerError, match="not the fold of the last sum"):
+        asked(site, server, broadcast=moved(server.broadcast, 1e-3))

@@ -186,6 +186,23 @@ def test_the_store_keeps_only_what_a_repeated_round_needs(make: Make, tmp_path: 
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["round-00004", "round-00005"]
 
 
+def test_a_burnt_round_leaves_nothing_that_the_next_one_goes_on_from(make: Make, tmp_path: Path) -> None:
+    """The optimiser goes on from the round before it; after a round that counts, from that round."""
+    stories = {"burnt": (), "folded": None}
+    contributed = {}
+    for name, opened in stories.items():
+        server = make(optimiser_state="keep")
+        for path in tmp_path.iterdir():
+            path.unlink()
+        assert answer(server.request(1), server.site).status == "ok"
+        request = server.request(2) if opened is None else server.request(2, opened=opened)
+        reply = answer(request, server.site)
+        assert reply.status == "ok"
+        assert (tmp_path / "round-00001.safetensors").exists() == (name == "folded")
+        contributed[name], _ = server.read(request, reply, TRAINING)
+    assert not np.array_equal(contributed["burnt"], contributed["folded"])
+
+
 def test_a_failed_training_still_says_what_was_scored_before(make: Make) -> None:
     """The validation counters of an undisturbed reply, and no contribution."""
     work: dict[str, Any] = {"learning_rate": 1e30, "steps": 6, "max_grad_norm": None, "optimiser": "sgd"}
