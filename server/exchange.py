@@ -200,22 +200,22 @@ class _Attempt:
                     del waiting[reply.site]
                     self._settle(request, reply, size)
         for request in waiting.values():
-            self._leave(request, ())
+            self._leave(request, {})
             self._tell(request, status="late", code="deadline", reason="no answer before the deadline")
 
     def _settle(self, request: Request, reply: Reply, size: int) -> None:
         """Hand each sum its part of a reply; a site whose part is not right is quarantined by name."""
-        try:
-            self._require_asked(request, reply)
-            for name, message in reply.sums.items():
+        wrong = self._not_asked(request, reply)
+        answered = {} if wrong else reply.sums
+        for name, message in answered.items():
+            try:
                 self._take(name, reply, message)
-        except PeerError as error:
-            self._leave(request, ())
-            self._tell(
-                request, status="quarantined", code="malformed_reply", reason=error.what, bytes_up=size
-            )
+            except PeerError as error:  # the other sum counts all the same
+                wrong = wrong or error.what
+        self._leave(request, answered)
+        if wrong:
+            self._tell(request, status="quarantined", code="malformed_reply", reason=wrong, bytes_up=size)
             return
-        self._leave(request, reply.sums)
         if request.exchange == 0 or reply.status != "ok":
             self._tell(
                 request,
@@ -226,13 +226,15 @@ class _Attempt:
                 local=reply.local,
             )
 
-    def _require_asked(self, request: Request, reply: Reply) -> None:
+    def _not_asked(self, request: Request, reply: Reply) -> str:
+        """What makes the whole reply unusable; empty where nothing does."""
         if reply.plan_digest != self.channel.plan.digest:
-            raise PeerError("the reply follows another plan")
+            return "the reply follows another plan"
         if not reply.sums.keys() <= request.sums.keys():
-            raise PeerError("the reply carries a sum that was not asked for")
+            return "the reply carries a sum that was not asked for"
         if reply.status == "ok" and reply.sums.keys() != request.sums.keys():
-            raise PeerError("the reply lacks a sum that was asked for")
+            return "the reply lacks a sum that was asked for"
+        return ""
 
     def _take(self, name: str, reply: Reply, message: bytes) -> None:
         collector, cost = self.collectors.get(name), self.costs[name]
@@ -246,7 +248,7 @@ class _Attempt:
         finally:
             cost.server_s += time.perf_counter() - started
 
-    def _leave(self, request: Request, answered: Mapping[str, bytes] | tuple[()]) -> None:
+    def _leave(self, request: Request, answered: Mapping[str, bytes]) -> None:
         for name in request.sums:
             if name not in answered and name in self.collectors:
                 self.collectors[name].leave(request.site)

@@ -266,3 +266,38 @@ def test_a_site_that_has_gone_astray_stays_in_the_round(bench: Any, mode: str) -
     assert {event.status for event in bench.recorder.of(SiteReplied)} == {"ok"}
     assert bench.recorder.of(RoundFolded)[0].train_loss > 100
     assert bench.recorder.of(Evaluated)[0].values["loss"] > 100
+
+
+@MODES
+@pytest.mark.parametrize("bad", [TRAINING, EVALUATION])
+def test_one_bad_sum_of_a_reply_leaves_the_other_alone(bench: Any, mode: str, bad: str) -> None:
+    """Whichever stands first in the reply: its sender is named, and is in the sum that was right."""
+    plan = bench.plan_of(mode, rounds=RoundRules(rounds=1))
+    for order in (list, lambda names: list(names)[::-1]):
+        bench.recorder.events.clear()
+        transport = bench.transport(
+            plan,
+            lambda request, reply, order=order: (
+                [
+                    bench.replace(
+                        reply,
+                        sums={
+                            n: garbled(reply.sums[n]) if n == bad else reply.sums[n]
+                            for n in order(reply.sums)
+                        },
+                    )
+                ]
+                if (request.site, request.round, request.exchange) == ("b", 1, 0)
+                else [reply]
+            ),
+        )
+        run = bench.run(transport)
+        run_rounds(
+            bench.replace(
+                run, journal=bench.replace(run.journal, folder=bench.folder / f"{bad}{order is list}")
+            ),
+            bench.initial,
+        )
+        assert_quarantined(bench, ("b", 1, 0))
+        sums = {e.name: e.cohort - e.survivors for e in bench.recorder.of(SumOpened) if e.round == 1}
+        assert sums == {name: int(name == bad) for name in (TRAINING, EVALUATION)}
