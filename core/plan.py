@@ -18,6 +18,8 @@ from wardround.core.errors import ConfigError, nearest
 from wardround.core.packed import Layout
 
 PLAN_VERSION: Final = 1
+MOST_WEIGHT: Final = 2**32
+"""Largest weight of a site that a plan may allow."""
 
 
 class Frozen(BaseModel):
@@ -156,7 +158,7 @@ class Encoding(Frozen):
     """No coordinate of a contribution is larger in size, before its weight is multiplied in."""
     norm: float | None = Field(default=None, gt=0)
     """No contribution is longer (L2), before its weight is multiplied in; None leaves lengths alone."""
-    most_weight: int = Field(ge=1, le=2**32)
+    most_weight: int = Field(ge=1, le=MOST_WEIGHT)
     """No site weighs more in the mean."""
 
 

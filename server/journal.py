@@ -31,6 +31,7 @@ class Position:
         state: After the last folded round.
         selection: Scores so far.
         opened: The last round's sums, for the sites to check the next broadcast by; one a stage.
+        left_out: Sites that were caught lying: they are not asked again.
         wall_s: Seconds that the run took to get here, over all its processes. What a killed process did after
             its last journalled round is lost, and not in it.
     """
@@ -39,6 +40,7 @@ class Position:
     selection: Selection
     wall_s: float = 0.0
     opened: tuple[bytes, ...] = ()
+    left_out: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -72,22 +74,22 @@ class Journal:
             tuple((int(r), float(v)) for r, v in line["scores"]),
             tuple(tuple(map(str, sites)) for sites in line.get("missing", [])),
         )
-        return Position(state, selection, float(line.get("wall_s", 0.0)), self._opened(state.round))
+        return Position(
+            state,
+            selection,
+            float(line.get("wall_s", 0.0)),
+            self._opened(state.round),
+            frozenset(map(str, line.get("left_out", []))),
+        )
 
-    def commit(
-        self,
-        state: ServerState,
-        selection: Selection,
-        opened: tuple[bytes, ...] = (),
-        *,
-        wall_s: float = 0.0,
-    ) -> None:
+    def commit(self, at: Position) -> None:
         """Make a folded round durable; states that can no longer be released go afterwards.
 
         The state's file is written anew: one that a killed server left without its line may hold another
         state, because other sites answered then.
         """
-        self._write(state, opened)
+        state, selection = at.state, at.selection
+        self._write(state, at.opened)
         append_line(
             self.folder / "rounds.jsonl",
             {
@@ -96,7 +98,8 @@ class Journal:
                 "adapter_digest": state.adapter.digest,
                 "scores": [list(score) for score in selection.scores],
                 "missing": [list(sites) for sites in selection.missing],
-                "wall_s": round(wall_s, 3),
+                "left_out": sorted(at.left_out),
+                "wall_s": round(at.wall_s, 3),
             },
         )
         wanted = {state.round, *selection.contenders}

@@ -22,7 +22,7 @@ import numpy as np
 from wardround.core.counting import WEIGHT, train_loss
 from wardround.core.errors import ConfigError, PeerError, QuorumError
 from wardround.core.packed import Adapter, Counters
-from wardround.core.plan import TrainingPlan
+from wardround.core.plan import RoundRules, TrainingPlan
 from wardround.core.seeds import Purpose, generator
 from wardround.privacy.secagg.total import Sum
 from wardround.privacy.sums.aggregation import Aggregation
@@ -124,9 +124,8 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
             run can be resumed.
     """
     require_initial(run.plan, initial)
-    began = run.journal.resume() or Position(run.strategy.begin(initial), Selection(run.plan.release))
-    state, selection, opened_before, liars = began.state, began.selection, began.opened, set[str]()
-    started = time.perf_counter() - began.wall_s
+    at = run.journal.resume() or Position(run.strategy.begin(initial), Selection(run.plan.release))
+    started = time.perf_counter() - at.wall_s
     run.events.emit(
         RunStarted(
             run.run_id,
@@ -135,42 +134,50 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
             run.plan.digest,
             run.plan.rounds.rounds,
             run.sites,
-            state.round,
+            at.state.round,
         )
     )
-    run.on_state(state)
-    while state.round < run.plan.rounds.rounds and not selection.exhausted:
-        round_started, before = time.perf_counter(), state
-        sites = sorted(set(run.sites) - liars)
-        cohort = choose_cohort(run.plan, sites, state.round + 1)
-        folded = train_round(run, state, opened_before, cohort, sites)
-        state, opened_before = folded.state, folded.opened
-        liars |= folded.liars
-        selection = judge(run.channel, selection, before, folded.scored)
-        run.journal.commit(state, selection, opened_before, wall_s=time.perf_counter() - started)
+    run.on_state(at.state)
+    while at.state.round < run.plan.rounds.rounds and not at.selection.exhausted:
+        round_started, before = time.perf_counter(), at.state
+        cohort = choose_cohort(run.plan, asked_of(run, at), before.round + 1)
+        folded = train_round(run, at, cohort)
+        at = Position(
+            folded.state,
+            judge(run.channel, at.selection, before, folded.scored),
+            time.perf_counter() - started,
+            folded.opened,
+            at.left_out | folded.liars,
+        )
+        run.journal.commit(at)
         if folded.counters is not None:
             run.events.emit(
                 RoundFolded(
                     run.arm,
-                    state.round,
+                    at.state.round,
                     tuple(folded.survivors),
                     tuple(sorted(set(cohort) - set(folded.survivors))),
                     train_loss(folded.counters),
-                    norm_of_change(before.adapter, state.adapter),
+                    norm_of_change(before.adapter, at.state.adapter),
                     folded.bytes_up,
                     time.perf_counter() - round_started,
-                    state.adapter.digest,
+                    at.state.adapter.digest,
                     scale_of(run.plan.encoding, len(cohort)).error_of_mean(float(folded.counters[WEIGHT])),
                 )
             )
-        run.on_state(state)
-    selection = judge_last(run, state, opened_before, selection, sorted(set(run.sites) - liars))
-    wall_s = time.perf_counter() - started
-    run.journal.commit(state, selection, opened_before, wall_s=wall_s)
-    released_round, released = run.journal.released(state, selection)
-    reason = "completed" if state.round >= run.plan.rounds.rounds else "early_stop"
-    run.events.emit(RunFinished(run.arm, reason, state.round, released_round, released.digest, wall_s))
-    return Outcome(state, selection, released_round, released, reason, wall_s)
+        run.on_state(at.state)
+    at = replace(at, selection=judge_last(run, at), wall_s=time.perf_counter() - started)
+    run.journal.commit(at)
+    last = at.state
+    released_round, released = run.journal.released(last, at.selection)
+    reason = "completed" if last.round >= run.plan.rounds.rounds else "early_stop"
+    run.events.emit(RunFinished(run.arm, reason, last.round, released_round, released.digest, at.wall_s))
+    return Outcome(last, at.selection, released_round, released, reason, at.wall_s)
+
+
+def asked_of(run: Run, at: Position) -> list[str]:
+    """Sites that may be asked, sorted."""
+    return sorted(set(run.sites) - at.left_out)
 
 
 def require_initial(plan: TrainingPlan, initial: Adapter) -> None:
@@ -188,13 +195,7 @@ def require_initial(plan: TrainingPlan, initial: Adapter) -> None:
         )
 
 
-def train_round(
-    run: Run,
-    state: ServerState,
-    opened_before: tuple[bytes, ...],
-    cohort: Sequence[str],
-    sites: Sequence[str],
-) -> Folded:
+def train_round(run: Run, at: Position, cohort: Sequence[str]) -> Folded:
     """One round, all stages of it.
 
     The state between two stages is not journalled: a resumed run begins the round anew, and each site
@@ -202,17 +203,15 @@ def train_round(
 
     Args:
         run: The run.
-        state: After the round before.
-        opened_before: The sums of that round.
+        at: After the round before.
         cohort: Sites that train.
-        sites: All that may be asked for a score.
 
     Raises:
         QuorumError: Fewer sites than the quorum contributed. Nothing was opened: the run can be resumed.
         PeerError: The strategy did not advance the round.
     """
-    before, round = state, state.round + 1
-    evaluators = evaluators_of(run.plan, sites, cohort, before.round)
+    before, state, round = at.state, at.state, at.state.round + 1
+    evaluators = evaluators_of(run.plan, asked_of(run, at), cohort, before.round)
     survivors, folded = tuple(cohort), Folded(state, None, [], Scored(None, ()), 0)
     for stage in range(run.strategy.stages):
         collected = collect(
@@ -226,7 +225,7 @@ def train_round(
                 {TRAINING: len(survivors) if stage else quorum_of(run.plan, len(cohort)), EVALUATION: 1},
                 # Cohort and threshold are a round's; who was lost in an earlier stage counts as dropped out.
                 frozenset(cohort) - set(survivors),
-                () if stage else opened_before,
+                () if stage else at.opened,
             ),
         )
         folded = replace(
@@ -291,11 +290,10 @@ def sum_of(run: Run, collected: Collected, round: int, stage: int, before: Seque
     )
 
 
-def judge_last(
-    run: Run, state: ServerState, opened_before: tuple[bytes, ...], selection: Selection, sites: Sequence[str]
-) -> Selection:
+def judge_last(run: Run, at: Position) -> Selection:
     """Score the adapter after the last fold, by an exchange that only evaluates."""
-    evaluators = evaluators_of(run.plan, sites, (), state.round, last=True)
+    state, selection = at.state, at.selection
+    evaluators = evaluators_of(run.plan, asked_of(run, at), (), state.round, last=True)
     if any(round == state.round for round, _ in selection.scores) or not evaluators:
         return selection
     round = state.round + 1
@@ -308,7 +306,7 @@ def judge_last(
             run.strategy.statistics_layout(0),
             {EVALUATION: evaluators},
             {EVALUATION: 1},
-            opened=opened_before,
+            opened=at.opened,
         ),
     )
     scored = scored_of(run.channel, collected, evaluators, folded=state.round)
@@ -322,11 +320,16 @@ def quorum_of(plan: TrainingPlan, cohort: int) -> int:
 
 def choose_cohort(plan: TrainingPlan, sites: Sequence[str], round: int) -> list[str]:
     """Sites that train in this round: a share of all, drawn from the seed tree."""
-    size = max(1, round_half_up(plan.rounds.participation * len(sites)))
+    size = cohort_size(plan.rounds, len(sites))
     if size >= len(sites):
         return sorted(sites)
     draw = generator(plan.seed, Purpose.COHORT, round=round)
     return sorted(draw.choice(sorted(sites), size=size, replace=False).tolist())
+
+
+def cohort_size(rules: RoundRules, sites: int) -> int:
+    """How many of so many sites train in a round; at least one."""
+    return max(1, round_half_up(rules.participation * sites))
 
 
 def round_half_up(value: float) -> int:

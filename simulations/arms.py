@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from flwr.serverapp import Grid
 
@@ -28,11 +28,10 @@ from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan
 from wardround.core.seeds import Purpose, generator
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.privacy.sums.aggregation import Aggregation
-from wardround.privacy.sums.offers import check_sites
 from wardround.runtime.events import EventStream
 from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
-from wardround.server.rounds import Outcome, Run, choose_cohort, round_half_up, run_rounds
+from wardround.server.rounds import Outcome, Run, cohort_size, round_half_up, run_rounds
 from wardround.simulations.consortium import Consortium
 from wardround.simulations.flower_engine import simulate
 from wardround.strategies.contract import ServerState
@@ -46,6 +45,8 @@ FEDERATED = "federated"
 CENTRALISED = "centralised"
 POOL = "everybody"
 SIMULATOR_POLL_S = 0.01
+ALONE_BITS: Final = 32
+"""Of the arms of one site, whose updates nobody has to carry: fine enough not to stand in their way."""
 SIMULATOR_LIFE_S = 365 * 24 * 3600.0
 """Flower drops messages that are older; its own 12 hours would be a deadline."""
 
@@ -130,7 +131,7 @@ def site_steps(plan: TrainingPlan, rows: Sequence[Encoded]) -> int:
 
 def cohort_share(arm: Arm) -> float:
     """Share of the sites that are asked in a round: `participation`, rounded to whole sites."""
-    return len(choose_cohort(arm.plan, tuple(arm.sites), 1)) / len(arm.sites)
+    return cohort_size(arm.plan.rounds, len(arm.sites)) / len(arm.sites)
 
 
 def _alone(plan: TrainingPlan) -> TrainingPlan:
@@ -138,7 +139,7 @@ def _alone(plan: TrainingPlan) -> TrainingPlan:
     return plan.model_copy(
         update={
             "secure": SecureRules(mode="off"),
-            "encoding": plan.encoding.model_copy(update={"bits": 32}),
+            "encoding": plan.encoding.model_copy(update={"bits": ALONE_BITS}),
             "strategy": StrategySpec(name="fedavg", weighting=plan.strategy.weighting),
             "local": plan.local.model_copy(update={"optimiser_state": "keep"}),
             "rounds": plan.rounds.model_copy(update={"participation": 1.0, "quorum": 1.0}),
@@ -173,14 +174,11 @@ def run_arms(
 
     Raises:
         ConfigError: Two arms, or two sites of one, have the same name: they would share folder and run id.
-            The ring is too narrow for a cohort.
-        PolicyError: A cohort is smaller than the policy allows.
+        PolicyError: The policy does not allow the plan's kind of aggregation.
     """
     require_distinct("arms", [arm.name for arm in arms])
     for arm in arms:
         require_distinct(f"sites of {arm.name}", arm.sites)
-        cohort = choose_cohort(arm.plan, tuple(arm.sites), 1)
-        check_sites(arm.plan, policy_of(arm, policy), len(arm.sites), len(cohort))
     consortia = {arm.name: Consortium.of(arm.sites, policy_of(arm, policy)) for arm in arms}
     strategies = {arm.name: bind_strategy(arm.plan, allow_dotted=True) for arm in arms}
     sites = {

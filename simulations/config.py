@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from wardround.core.plan import (
+    MOST_WEIGHT,
     Frozen,
     LocalWork,
     ReleaseRule,
@@ -97,7 +98,7 @@ class EncodingConfig(Frozen):
     bits: Literal[16, 20, 24, 32, 64] = 16
     largest: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     norm: float | None = Field(default=None, gt=0)
-    most_weight: Annotated[int, Field(ge=1, le=2**32)] | Literal["auto"] = "auto"
+    most_weight: Annotated[int, Field(ge=1, le=MOST_WEIGHT)] | Literal["auto"] = "auto"
 
 
 class SecureConfig(SecureRules):

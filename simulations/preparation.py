@@ -11,8 +11,10 @@ from typing import Any
 
 from wardround.core.packed import Adapter
 from wardround.core.plan import Encoding, TaskSpec, TrainingPlan, parse_options
+from wardround.privacy.sums.offers import check_sites
 from wardround.runtime.events import EventStream, Notice
 from wardround.runtime.locations import locate
+from wardround.server.rounds import cohort_size
 from wardround.simulations.arms import FEDERATED, Arm, SiteRows
 from wardround.simulations.config import RunConfig
 from wardround.simulations.partitions import PARTITIONS
@@ -86,6 +88,14 @@ def prepare(config: RunConfig, rows: Rows | None = None) -> Preparation:
         kind = config.partition.kind
         parse_options(partition.Options, config.partition.options, f"options of partition {kind!r}")
     rows = rows or gather(config, task, spec)
+    encoding, sites = encoding_of(config, rows), len(rows.sites)
+    check_sites(
+        config.secure.rules,
+        encoding,
+        config.secure.policy,
+        sites=sites,
+        cohort=cohort_size(config.rounds, sites),
+    )
     bench = open_workbench(
         config.model, task, rows.contract, method, options, config.machine, seed=config.seed
     )
@@ -100,7 +110,7 @@ def prepare(config: RunConfig, rows: Rows | None = None) -> Preparation:
         start_from=locate(config.adapter.start_from) if config.adapter.start_from else None,
         local=config.local,
         strategy=config.strategy,
-        encoding=encoding_of(config, rows),
+        encoding=encoding,
         secure=config.secure.rules,
         rounds=config.rounds,
         release=config.release,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from wardround.core.counting import TRAINING_LAYOUT, metric_layout, most_count
 from wardround.core.errors import ConfigError, PeerError
 from wardround.core.packed import Layout
-from wardround.core.plan import Encoding, TrainingPlan
+from wardround.core.plan import Encoding, SecureRules, TrainingPlan
 from wardround.privacy.quantisation import Scale, scale_for
 from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.secagg.policy import SecurePolicy, default_threshold
@@ -127,11 +127,14 @@ def check_offer(offer: Offer, plan: TrainingPlan, *, name: str, run_id: str, sta
             )
 
 
-def check_sites(plan: TrainingPlan, policy: SecurePolicy, sites: int, cohort: int) -> None:
-    """Refuse, before anything is trained, a run whose sums no site would take part in.
+def check_sites(
+    secure: SecureRules, encoding: Encoding, policy: SecurePolicy, *, sites: int, cohort: int
+) -> None:
+    """Refuse, before a model is loaded, a run whose sums no site would take part in.
 
     Args:
-        plan: What is to be trained.
+        secure: The plan's rules.
+        encoding: The plan's ring.
         policy: What sites demand.
         sites: Of the whole run.
         cohort: Sites that train in a round.
@@ -140,9 +143,9 @@ def check_sites(plan: TrainingPlan, policy: SecurePolicy, sites: int, cohort: in
         PolicyError: The sites' own rules refuse so small a cohort.
         ConfigError: The ring is too narrow for it.
     """
-    scale_of(plan.encoding, cohort)
-    policy.check_mode(plan.secure.mode)
-    if plan.secure.mode == "off":
+    scale_of(encoding, cohort)
+    policy.check_mode(secure.mode)
+    if secure.mode == "off":
         return
     for members in {sites, cohort}:  # all sites score the last adapter, whoever scores the others
-        policy.check_cohort(members, plan.secure.threshold or default_threshold(members))
+        policy.check_cohort(members, secure.threshold or default_threshold(members))

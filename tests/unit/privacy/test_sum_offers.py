@@ -169,49 +169,54 @@ def test_a_cohort_that_no_scale_fits_is_refused_by_server_and_site() -> None:
 EVERY_MODE = SecurePolicy(modes=("real", "accounted", "off"))
 
 
+def checked(plan: TrainingPlan, policy: SecurePolicy, sites: int, cohort: int) -> None:
+    """The check of a plan's own rules and ring."""
+    check_sites(plan.secure, plan.encoding, policy, sites=sites, cohort=cohort)
+
+
 @pytest.mark.parametrize("mode", ["real", "accounted"])
 def test_a_cohort_that_is_too_small_is_refused_in_the_policys_words(mode: Any) -> None:
     """Four sites, or four of eight a round: before anything is trained. In the open nobody minds."""
     plan = plan_of(secure=SecureRules(mode=mode))
     for sites, cohort in ((4, 4), (8, 4)):
         with pytest.raises(PolicyError, match=r"(?s)smaller than this site's policy.*4 sites.*at least 5"):
-            check_sites(plan, EVERY_MODE, sites, cohort)
-    check_sites(plan, EVERY_MODE, 8, 5)
-    check_sites(plan_of(secure=SecureRules(mode="off")), EVERY_MODE, 4, 4)
-    check_sites(plan_of(secure=SecureRules(mode="off")), EVERY_MODE, 1, 1)
-    check_sites(plan, EVERY_MODE.model_copy(update={"least_cohort": 4}), 4, 4)
+            checked(plan, EVERY_MODE, sites, cohort)
+    checked(plan, EVERY_MODE, 8, 5)
+    checked(plan_of(secure=SecureRules(mode="off")), EVERY_MODE, 4, 4)
+    checked(plan_of(secure=SecureRules(mode="off")), EVERY_MODE, 1, 1)
+    checked(plan, EVERY_MODE.model_copy(update={"least_cohort": 4}), 4, 4)
 
 
 def test_a_mode_that_the_policy_does_not_allow_is_refused() -> None:
     """A site protects its contribution by default."""
     for mode in ("off", "accounted"):
         with pytest.raises(PolicyError, match=f"secure.mode={mode}"):
-            check_sites(plan_of(secure=SecureRules(mode=mode)), SecurePolicy(), 7, 7)
-    check_sites(plan_of(), SecurePolicy(), 7, 7)
+            checked(plan_of(secure=SecureRules(mode=mode)), SecurePolicy(), 7, 7)
+    checked(plan_of(), SecurePolicy(), 7, 7)
 
 
 def test_a_threshold_is_held_against_all_cohorts_of_the_run() -> None:
     """Seven is fine for nine that train, and too low for the twelve that evaluate."""
     plan = plan_of(secure=SecureRules(threshold=7))
-    check_sites(plan, SecurePolicy(), 9, 9)
+    checked(plan, SecurePolicy(), 9, 9)
     with pytest.raises(PolicyError, match=r"(?s)threshold.*7 of 12"):
-        check_sites(plan, SecurePolicy(), 12, 9)
+        checked(plan, SecurePolicy(), 12, 9)
 
 
 def test_who_scores_the_last_adapter_is_checked_as_well() -> None:
     """After the last fold every site does, whoever scored before: its threshold has to hold there too."""
     plan = plan_of(secure=SecureRules(threshold=7), release=ReleaseRule(evaluators="cohort"))
     with pytest.raises(PolicyError, match=r"(?s)threshold.*7 of 12"):
-        check_sites(plan, SecurePolicy(), 12, 9)
+        checked(plan, SecurePolicy(), 12, 9)
 
 
 def test_a_ring_that_is_too_narrow_for_the_cohort_is_refused_without_secure_sums_as_well() -> None:
     """The remedy names the setting."""
     plan = plan_of(secure=SecureRules(mode="off"))
     with pytest.raises(ConfigError, match=r"(?s)no scale.*encoding\.bits"):
-        check_sites(plan, EVERY_MODE, 20_000, 20_000)
+        checked(plan, EVERY_MODE, 20_000, 20_000)
     wide = plan.model_copy(update={"encoding": plan.encoding.model_copy(update={"bits": 32})})
-    check_sites(wide, EVERY_MODE, 20_000, 20_000)
+    checked(wide, EVERY_MODE, 20_000, 20_000)
 
 
 def test_an_evaluation_of_many_sites_needs_no_wider_ring() -> None:

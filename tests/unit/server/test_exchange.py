@@ -234,6 +234,28 @@ def test_a_site_that_gives_wrong_shares_is_corrected_and_asked_no_more(bench: An
     assert {event.attempt for event in bench.recorder.of(SumOpened)} == {0}
 
 
+def test_a_resumed_run_does_not_ask_a_liar_again(bench: Any) -> None:
+    """Killed after the round in which it was caught: who cannot stop a run twice cannot after a restart."""
+    plan = bench.plan_of("real", rounds=RoundRules(rounds=3))
+    transport = bench.transport(plan)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(state: Any) -> None:
+        if state.round == 1:
+            raise KilledError
+
+    run = bench.run(transport, on_state=kill)
+    lies_when_unmasking(transport, "c")
+    with pytest.raises(KilledError):
+        run_rounds(run, bench.initial)
+    again = bench.transport(plan)
+    outcome = run_rounds(bench.run(again), bench.initial)
+    assert outcome.last.round == 3
+    assert not [request for request in again.asked if request.site == "c"]
+
+
 def test_a_share_that_is_no_number_of_the_field_is_its_senders_fault(bench: Any) -> None:
     """Its first byte makes it larger than the prime: quarantined by name, and six shares open the sum."""
     plan = bench.plan_of("real", rounds=RoundRules(rounds=2))

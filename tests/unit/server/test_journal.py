@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from wardround.core.packed import Packed
-from wardround.server.journal import Journal
+from wardround.server.journal import Journal, Position
 from wardround.server.selection import Selection
 from wardround.strategies.contract import ServerState
 
@@ -23,12 +23,12 @@ def test_a_state_that_a_killed_server_left_without_its_line_is_replaced(bench: A
         vector = np.full(bench.initial.layout.size, value, dtype=np.float32)
         return ServerState(round, Packed(bench.initial.layout, vector), {})
 
-    journal.commit(state(1, 0.5), none)
+    journal.commit(Position(state(1, 0.5), none))
     journal._write(state(2, 0.25), ())  # killed before the line
     resumed = journal.resume()
     assert resumed is not None
     assert resumed.state.round == 1
-    journal.commit(state(2, 0.75), none)
+    journal.commit(Position(state(2, 0.75), none))
     again = journal.resume()
     assert again is not None
     assert again.state.adapter.digest == state(2, 0.75).adapter.digest
@@ -42,15 +42,15 @@ def test_states_that_may_still_be_released_are_kept(bench: Any, tmp_path: Path) 
     seen = [(1, 0.5, ()), (2, 0.9, ("d",)), (3, 0.4, ()), (4, 0.8, ("d",))]
     for round, value, missing in seen:
         selection = selection.add(round, value, missing)
-        journal.commit(ServerState(round + 1, bench.initial, {}), selection, wall_s=1.5 * round)
+        journal.commit(Position(ServerState(round + 1, bench.initial, {}), selection, 1.5 * round))
         journal._write(ServerState(round, bench.initial, {}), ())  # as the round before has left it
-    journal.commit(ServerState(5, bench.initial, {}), selection, wall_s=6.0)
+    journal.commit(Position(ServerState(5, bench.initial, {}), selection, 6.0, (), frozenset({"d", "b"})))
     assert sorted(path.name for path in tmp_path.glob("state-*")) == [
         f"state-0000{round}.safetensors" for round in (1, 2, 5)
     ]
     position = journal.resume()
     assert position is not None
-    assert (position.selection, position.wall_s) == (selection, 6.0)
+    assert (position.selection, position.wall_s, position.left_out) == (selection, 6.0, {"b", "d"})
 
 
 def test_the_last_rounds_sums_come_back_as_they_were(bench: Any, tmp_path: Path) -> None:
@@ -59,11 +59,11 @@ def test_the_last_rounds_sums_come_back_as_they_were(bench: Any, tmp_path: Path)
     journal = Journal(tmp_path, plan)
     none = Selection(plan.release)
     sums = (bytes(range(256)), b"", b"\0")
-    journal.commit(ServerState(1, bench.initial, {}), none, sums)
+    journal.commit(Position(ServerState(1, bench.initial, {}), none, opened=sums))
     position = journal.resume()
     assert position is not None
     assert position.opened == sums
-    journal.commit(ServerState(2, bench.initial, {}), none)
+    journal.commit(Position(ServerState(2, bench.initial, {}), none))
     position = journal.resume()
     assert position is not None
     assert position.opened == ()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wardround.core.errors import ConfigError, PolicyError
+from wardround.core.errors import ConfigError
 from wardround.core.packed import Layout, TensorSpec
 from wardround.core.plan import (
     AdapterSpec,
@@ -142,22 +142,6 @@ def test_arms_that_share_a_folder_are_refused_before_anything_runs(
             arms, nothing, nothing, lambda name: tmp_path, EventStream(), run_id="r", lanes=1,
             policy=EVERY_MODE, each=lambda *_: pytest.fail("an arm was run"),
         )  # fmt: skip
-
-
-@pytest.mark.parametrize("mode", ["real", "accounted"])
-@pytest.mark.parametrize(("sites", "participation"), [(4, 1.0), (8, 0.5)])
-def test_a_cohort_that_no_site_would_join_is_refused_before_anything_runs(
-    mode: str, sites: int, participation: float, tmp_path: Path
-) -> None:
-    """Four a round under the default policy: its own words, with what it found and what it asks for."""
-    arm = arm_of(dict.fromkeys("abcdefgh"[:sites], 4), WORKS[0], mode=mode, participation=participation)
-    nothing: Any = None
-    with pytest.raises(PolicyError, match=r"(?s)smaller than this site's policy.*4 sites.*at least 5"):
-        run_arms(
-            [arm], nothing, nothing, lambda name: tmp_path, EventStream(), run_id="r", lanes=1,
-            policy=EVERY_MODE, each=lambda *_: pytest.fail("an arm was run"),
-        )  # fmt: skip
-    assert not list(tmp_path.iterdir())
 
 
 def test_an_arm_of_one_site_has_nothing_to_hide_from_itself() -> None:

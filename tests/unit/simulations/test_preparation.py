@@ -46,6 +46,7 @@ def test_truncation_is_told_in_rows_of_the_source(
         "local": {"steps": 1},
         "rounds": {"rounds": 1},
         "machine": {"device": "cpu"},
+        "secure": {"mode": "off"},
     }  # fmt: skip
     notices = Notices()
     federated, _ = encode_all(prepare(RunConfig.parse(values)), EventStream((notices,)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from wardround.core.errors import ConfigError
+from wardround.core.errors import ConfigError, PolicyError
 from wardround.simulations import preparation
 from wardround.simulations.config import RunConfig
 
@@ -57,3 +58,22 @@ def test_a_sound_one_goes_on_to_the_rows() -> None:
     """The twin of the test above: nothing else stands in the way."""
     with pytest.raises(AssertionError, match="was read"):
         preparation.prepare(RunConfig.parse(SOUND))
+
+
+@pytest.mark.parametrize("mode", ["real", "accounted"])
+@pytest.mark.parametrize(("sites", "participation"), [(4, 1.0), (8, 0.5)])
+def test_a_cohort_that_no_site_would_join_is_refused_before_a_model_is_loaded(
+    mode: str, sites: int, participation: float
+) -> None:
+    """Four a round under the default policy: its own words, with what it found and what it asks for."""
+    rows: Any = SimpleNamespace(contract=None, sites={f"site_{number}": [None] for number in range(sites)})
+    changed = {
+        "secure": {"mode": mode},
+        "rounds": {"rounds": 1, "participation": participation},
+    }
+    with pytest.raises(
+        PolicyError, match=r"(?s)smaller than this site's policy.*4 sites.*at least 5.*mode=off"
+    ):
+        preparation.prepare(RunConfig.parse(SOUND | changed), rows)
+    with pytest.raises(AssertionError, match="was read"):
+        preparation.prepare(RunConfig.parse(SOUND | changed | {"secure": {"mode": "off"}}), rows)
