@@ -21,21 +21,19 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from wardround.core.errors import InternalError, PeerError, QuorumError, StorageError
 from wardround.privacy.packing import pack, packed_size, unpack
-from wardround.privacy.secagg import messages
 from wardround.privacy.secagg.messages import Message, decode, encode
 from wardround.privacy.secagg.offer import SignedOffer
+from wardround.privacy.secagg.phases import MASK, UNMASK, Phases
 from wardround.privacy.secagg.relay import Relay
 from wardround.runtime.files import storing, write_atomic
 
-PHASES: Final = ("advertise", "open", "deal", "mask", "confirm", "unmask")
-ADVERTISE, OPEN, DEAL, MASK, CONFIRM, UNMASK = PHASES
 _OFFER, _MESSAGE, _CLOSED, _SUMS = b"o", b"m", b"c", b"s"
 _HEAD: Final = struct.Struct("<cQ")
 _DIGEST_BYTES: Final = 32
@@ -131,27 +129,25 @@ class JournalledRelay:
 
     Attributes:
         relay: What the messages go to; complaints go to it directly, and it opens the sum.
-        phase: Under way, one of `PHASES`.
-        heard: Sites whose message of that phase was accepted. Ask none of them again: it would refuse.
         outgoing: Site → what the last closing sends it; once more, where a kill may have kept it from that.
     """
 
     relay: Relay
     _records: _Records
-    phase: str = ADVERTISE
-    heard: set[str] = field(default_factory=set)
     outgoing: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        relay = self.relay
-        self._of: dict[str, tuple[type[Message], Callable[[Any], None], Callable[[], Any]]] = {
-            ADVERTISE: (messages.Advertisement, relay.take_advertisement, relay.advertised),
-            OPEN: (messages.Opening, relay.take_opening, relay.opened),
-            DEAL: (messages.Dealing, relay.take_dealing, relay.deliveries),
-            MASK: (messages.MaskedInput, relay.take_masked, relay.survivors),
-            CONFIRM: (messages.Confirmation, relay.take_confirmation, relay.confirmed),
-            UNMASK: (messages.Unmasking, relay.take_unmasking, relay.open),
-        }
+        self._phases = Phases(self.relay)
+
+    @property
+    def phase(self) -> str:
+        """Under way, one of `PHASES`."""
+        return self._phases.phase
+
+    @property
+    def heard(self) -> set[str]:
+        """Sites whose message of that phase was accepted. Ask none of them again: it would refuse."""
+        return self._phases.heard
 
     def take(self, message: Message) -> None:
         """A site's message of the phase under way.
@@ -161,7 +157,7 @@ class JournalledRelay:
             StorageError: It could not be written.
         """
         self._records.check_whole()
-        self._accept(message)
+        self._phases.accept(message)
         if self.phase != MASK:
             self._records.append(_MESSAGE, encode(message), sync=self.phase == UNMASK)
 
@@ -175,7 +171,7 @@ class JournalledRelay:
         self._records.check_whole()
         if self.phase == UNMASK:
             raise InternalError("nothing comes after the unmask answers", remedy="open the sum")
-        outgoing = self._closed()
+        outgoing = self._phases.closing()
         if self.phase == MASK:
             sites = json.dumps(sorted(self.heard)).encode() + b"\n"
             coordinates, counters = self.relay.sums
@@ -195,35 +191,21 @@ class JournalledRelay:
         if kind == _OFFER and not self._records.size:
             return
         if kind == _MESSAGE and self.phase != MASK:
-            self._accept(decode(body, self._of[self.phase][0]))
+            self._phases.accept(decode(body, self._phases.due))
         elif kind == _CLOSED and body == self.phase.encode() and self.phase not in (MASK, UNMASK):
-            self._advance(self._closed())
+            self._advance(self._phases.closing())
         elif kind == _SUMS and self.phase == MASK:
             offer, end = self.relay.offer, body.index(b"\n") + 1
             cut = end + packed_size(offer.coordinates, offer.bits)
             coordinates = unpack(body[end:cut], offer.coordinates, offer.bits)
-            self.heard = set(json.loads(body[:end]))
+            self.heard.update(json.loads(body[:end]))
             self.relay.take_sums(sorted(self.heard), coordinates, unpack(body[cut:], offer.counters, 64))
-            self._advance(self._closed())
+            self._advance(self._phases.closing())
         else:
             raise PeerError("a record stands where none of its kind belongs")
 
-    def _accept(self, message: Message) -> None:
-        model, take, _ = self._of[self.phase]
-        if not isinstance(message, model):
-            raise PeerError("a message is of another phase", found=message.KIND, expected=self.phase)
-        take(message)
-        self.heard.add(message.site)
-
-    def _closed(self) -> Mapping[str, bytes]:
-        sent = self._of[self.phase][2]()
-        if isinstance(sent, dict):
-            return {site: encode(of_site) for site, of_site in sent.items()}
-        return dict.fromkeys(sorted(self.heard), encode(sent))
-
     def _advance(self, outgoing: Mapping[str, bytes]) -> None:
-        order = [phase for phase in PHASES if phase != OPEN or self.relay.offer.degree]
-        self.phase, self.heard = order[order.index(self.phase) + 1], set()
+        self._phases.advance()
         self.outgoing = outgoing
 
 

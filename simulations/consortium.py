@@ -60,6 +60,7 @@ class Consortium:
 
     def parties(self, site: str, plan: TrainingPlan, run_id: str) -> Parties:
         """One site's side of the run's sums."""
+        roster = self.roster(plan)
         return Parties(
             {
                 name: party(
@@ -67,7 +68,7 @@ class Consortium:
                     Member(
                         site,
                         self.signers[site],
-                        self.roster(plan),
+                        roster,
                         self.server.public,
                         self.policy,
                         run_of(run_id, name),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
@@ -33,7 +34,7 @@ class Roster:
 
     keys: Mapping[str, bytes]
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """What is read out on the phone: one digest of all names and keys."""
         return digest("roster", *(part for site in sorted(self.keys) for part in (site, self.keys[site])))

@@ -9,29 +9,23 @@ Five exchanges in the complete graph, six in a regular one (phase 1b):
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum, auto
 
 from wardround.core.errors import PeerError, QuorumError
 from wardround.privacy.secagg.admission import Member, accept
 from wardround.privacy.secagg.messages import (
     Advertised,
-    Advertisement,
     Complaint,
-    Confirmation,
     Confirmed,
-    Dealing,
     Delivery,
-    MaskedInput,
     Message,
     Opened,
-    Opening,
     Survivors,
-    Unmasking,
     decode,
     encode,
     kind_of,
 )
 from wardround.privacy.secagg.offer import Offer, SignedOffer
+from wardround.privacy.secagg.phases import CONFIRM, DEAL, MASK, OPEN, UNMASK, Phases
 from wardround.privacy.secagg.relay import BadDealerError, Relay
 from wardround.privacy.secagg.site import SecureSite
 from wardround.privacy.secagg.total import Sum
@@ -39,28 +33,6 @@ from wardround.privacy.sums.contract import Lanes
 
 ASK_AGAIN = 1
 """How often a site that does not answer the last request is asked once more: it repeats its answer."""
-
-
-class Phase(Enum):
-    """What a site is asked for."""
-
-    ADVERTISE = auto()
-    OPEN = auto()
-    DEAL = auto()
-    MASK = auto()
-    CONFIRM = auto()
-    UNMASK = auto()
-    DONE = auto()
-
-
-_ANSWERS: Mapping[Phase, type[Message]] = {
-    Phase.ADVERTISE: Advertisement,
-    Phase.OPEN: Opening,
-    Phase.DEAL: Dealing,
-    Phase.MASK: MaskedInput,
-    Phase.CONFIRM: Confirmation,
-    Phase.UNMASK: Unmasking,
-}
 
 
 class PhasedParty:
@@ -74,7 +46,7 @@ class PhasedParty:
     def __init__(self, member: Member, site: type[SecureSite] = SecureSite) -> None:
         self._member = member
         self._site = site(member)
-        self._phase = Phase.DONE
+        self._phase = ""
         self._offer: Offer | None = None
         self._lanes: Lanes | None = None
 
@@ -94,7 +66,7 @@ class PhasedParty:
         signed = decode(offer, SignedOffer)
         answer = self._site.advertise(signed, broadcast)
         self._offer, self._lanes = signed.offer, lanes
-        self._phase = Phase.OPEN if signed.offer.degree else Phase.DEAL
+        self._phase = OPEN if signed.offer.degree else DEAL
         return encode(answer)
 
     def step(self, message: bytes) -> bytes:
@@ -103,26 +75,20 @@ class PhasedParty:
         if offer is None:
             raise PeerError("a phase is asked for, and no attempt is under way")
         answer: Message
-        match self._phase:
-            case Phase.OPEN:
-                answer = site.open_graph(decode(message, Advertised))
-                following = Phase.DEAL
-            case Phase.DEAL:
-                keys: type[Advertised | Opened] = Opened if offer.degree else Advertised
-                answer = site.deal(decode(message, keys))
-                following = Phase.MASK
-            case Phase.MASK:
-                answer = self._mask(decode(message, Delivery))
-                following = Phase.CONFIRM
-            case Phase.CONFIRM:
-                answer = site.confirm(decode(message, Survivors))
-                following = Phase.UNMASK
-            case Phase.UNMASK:
-                answer = site.unmask(decode(message, Confirmed))
-                following = Phase.DONE
-            case _:
-                answer = self._repeat(decode(message, Confirmed))
-                following = Phase.DONE
+        phase, following = self._phase, ""
+        if phase == OPEN:
+            answer, following = site.open_graph(decode(message, Advertised)), DEAL
+        elif phase == DEAL:
+            keys: type[Advertised | Opened] = Opened if offer.degree else Advertised
+            answer, following = site.deal(decode(message, keys)), MASK
+        elif phase == MASK:
+            answer, following = self._mask(decode(message, Delivery)), CONFIRM
+        elif phase == CONFIRM:
+            answer, following = site.confirm(decode(message, Survivors)), UNMASK
+        elif phase == UNMASK:
+            answer = site.unmask(decode(message, Confirmed))
+        else:
+            answer = self._repeat(decode(message, Confirmed))
         self._phase = following
         return encode(answer)
 
@@ -152,11 +118,9 @@ class PhasedCollector:
         self.offer = signed.offer
         self.liars: set[str] = set()
         self.burning = False
-        self._signed, self._relay, self._quorum = signed, relay, quorum
-        self._phase = Phase.ADVERTISE
+        self._signed, self._phases, self._quorum = signed, Phases(relay), quorum
         self._waiting = set(self.offer.cohort)
-        self._answered: list[str] = []
-        self._again, self._asked_last, self._last = ASK_AGAIN, set[str](), b""
+        self._again, self._last = ASK_AGAIN, dict[str, bytes]()
 
     @property
     def waiting(self) -> frozenset[str]:
@@ -176,40 +140,27 @@ class PhasedCollector:
         if site not in self._waiting:
             raise PeerError("a site answers that was not asked, or twice", found=site)
         self._waiting.discard(site)
-        if self._phase is Phase.MASK and kind_of(message) == Complaint.KIND:
+        if self._phases.phase == MASK and kind_of(message) == Complaint.KIND:
             complaint = decode(message, Complaint)
             _require(complaint, site)
-            self.liars.add(self._relay.take_complaint(complaint))
+            self.liars.add(self._phases.relay.take_complaint(complaint))
             return
-        answer = decode(message, _ANSWERS[self._phase], self.offer)
+        answer = decode(message, self._phases.due, self.offer)
         _require(answer, site)
-        match answer:
-            case Advertisement():
-                self._relay.take_advertisement(answer)
-            case Opening():
-                self._relay.take_opening(answer)
-            case Dealing():
-                self._relay.take_dealing(answer)
-            case MaskedInput():
-                self._relay.take_masked(answer)
-            case Confirmation():
-                self._relay.take_confirmation(answer)
-            case Unmasking():
-                self._relay.take_unmasking(answer)
-        self._answered.append(site)
+        self._phases.accept(answer)
 
     def close(self) -> Mapping[str, bytes]:
         """As the contract says."""
-        messages = self._close()
-        self._waiting, self._answered = set(messages), []
+        messages = self._unheard() if self._phases.phase == UNMASK else self._close()
+        self._waiting = set(messages)
         return messages
 
     def open(self) -> Sum:
         """As the contract says."""
         if not self.burning:
-            raise QuorumError("nobody was asked to open the sum", found=f"phase {self._phase.name.lower()}")
+            raise QuorumError("nobody was asked to open the sum", found=f"phase {self._phases.phase!r}")
         try:
-            total = self._relay.open()
+            total = self._phases.relay.open()
         except BadDealerError as error:
             self.liars.add(str(error.found))
             raise
@@ -217,43 +168,32 @@ class PhasedCollector:
         return total
 
     def _close(self) -> Mapping[str, bytes]:
-        relay, answered, regular = self._relay, sorted(self._answered), self.offer.degree > 0
+        phases = self._phases
         if self.liars:
             raise QuorumError(
                 "a site was caught: the attempt ends", found=", ".join(sorted(self.liars)),
                 remedy="the next attempt leaves it out",
             )  # fmt: skip
-        match self._phase:
-            case Phase.ADVERTISE:
-                self._phase = Phase.OPEN if regular else Phase.DEAL
-                return dict.fromkeys(answered, encode(relay.advertised()))
-            case Phase.OPEN:
-                self._phase = Phase.DEAL
-                return dict.fromkeys(answered, encode(relay.opened()))
-            case Phase.DEAL:
-                self._phase = Phase.MASK
-                return {site: encode(delivery) for site, delivery in relay.deliveries().items()}
-            case Phase.MASK:
-                missing = sorted(set(self.offer.cohort) - set(answered))
-                if len(answered) < self._quorum:
-                    raise QuorumError(
-                        "fewer sites contributed than the plan's quorum",
-                        found=f"{len(answered)}; not: {', '.join(missing)}",
-                        expected=f"at least {self._quorum}",
-                    )  # fmt: skip
-                self._phase = Phase.CONFIRM
-                return dict.fromkeys(answered, encode(relay.survivors()))
-            case Phase.CONFIRM:
-                confirmed = encode(relay.confirmed())
-                self._phase, self.burning = Phase.UNMASK, True
-                self._asked_last, self._last = set(answered), confirmed
-                return dict.fromkeys(answered, confirmed)
-            case _:
-                self._asked_last -= set(answered)
-                if relay.openable or not self._again or not self._asked_last:
-                    return {}  # open() says what is missing
-                self._again -= 1
-                return dict.fromkeys(sorted(self._asked_last), self._last)
+        if phases.phase == MASK and len(phases.heard) < self._quorum:
+            missing = sorted(set(self.offer.cohort) - phases.heard)
+            raise QuorumError(
+                "fewer sites contributed than the plan's quorum",
+                found=f"{len(phases.heard)}; not: {', '.join(missing)}",
+                expected=f"at least {self._quorum}",
+            )
+        messages = phases.closing()
+        phases.advance()
+        if phases.phase == UNMASK:
+            self.burning, self._last = True, dict(messages)
+        return messages
+
+    def _unheard(self) -> Mapping[str, bytes]:
+        """The last request once more, to whom it may bring a missing share from; else nothing."""
+        unheard = {site: sent for site, sent in self._last.items() if site not in self._phases.heard}
+        if self._phases.relay.openable or not self._again:
+            return {}  # open() says what is missing
+        self._again -= 1
+        return unheard
 
 
 def _require(message: Message, site: str) -> None:

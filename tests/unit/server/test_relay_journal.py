@@ -33,24 +33,12 @@ from wardround.privacy.secagg.messages import (
     encode,
 )
 from wardround.privacy.secagg.offer import SignedOffer
+from wardround.privacy.secagg.phases import ADVERTISE, CONFIRM, DEAL, MASK, OPEN, UNMASK
 from wardround.privacy.secagg.relay import Relay
 from wardround.privacy.secagg.total import Sum
 from wardround.runtime import _durable
 from wardround.server import relay_journal
-from wardround.server.relay_journal import (
-    ADVERTISE,
-    CONFIRM,
-    DEAL,
-    MASK,
-    OPEN,
-    UNMASK,
-    JournalledRelay,
-    _Records,
-    begin,
-    discard,
-    offered,
-    restore,
-)
+from wardround.server.relay_journal import JournalledRelay, _Records, begin, discard, offered, restore
 
 PRIVACY_TESTS = Path(__file__).resolve().parents[1] / "privacy" / "conftest.py"
 
@@ -698,8 +686,9 @@ from pathlib import Path
 from wardround.privacy.secagg import messages
 from wardround.privacy.secagg.identity import Roster
 from wardround.privacy.secagg.offer import SignedOffer
+from wardround.privacy.secagg.phases import UNMASK
 from wardround.privacy.secagg.relay import Relay
-from wardround.server.relay_journal import MASK, UNMASK, begin
+from wardround.server.relay_journal import begin
 
 path, at, when = Path(sys.argv[1]), int(sys.argv[3]), sys.argv[4]
 given = pickle.loads(Path(sys.argv[2]).read_bytes())
@@ -718,7 +707,7 @@ def fsync(descriptor):
 os.fsync = fsync
 journal = begin(path, signed, Relay(signed.offer, Roster(given["keys"])))
 while True:
-    model = journal._of[journal.phase][0]
+    model = journal._phases.due
     for data in given[journal.phase]:
         journal.take(messages.decode(data, model, signed.offer))
     if journal.phase == UNMASK:
