@@ -102,6 +102,19 @@ def test_files_and_functions_that_pages_name_exist(page: Path) -> None:
             assert re.search(defined, path.read_text(encoding="utf-8"), flags=re.MULTILINE), f"{file}:{name}"
 
 
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    """And it names one in every line of its tables."""
+    page = TEXT[ROOT / "docs" / "threat-model.md"]
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    defined = set(re.findall(r"^def (test_\w+)\(", source, flags=re.MULTILINE))
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "| shown by |" not in line]
+    assert len(rows) > 20
+    for row in rows:
+        named = set(re.findall(r"`(test_\w+)`", row))
+        assert named, row
+        assert named <= defined, named - defined
+
+
 def test_the_tour_names_every_stop() -> None:
     """The tour passes through the round loop, the handler, local training, the ring and the journal."""
     tour = TEXT[ROOT / "docs" / "round-tour.md"]
