@@ -288,3 +288,24 @@ def test_a_lost_unmask_answer_is_asked_for_once_more_and_repeated(bench: Any, mo
     assert [r.site for r in again] == list("aeg")
     assert all(answers[site, UNMASK] == answers[site, AGAIN] for site in "aeg")
     assert {(e.exchanges, e.attempt) for e in bench.recorder.of(SumOpened) if e.round == 1} == {(6, 0)}
+
+
+def test_a_sum_below_the_plans_quorum_is_not_opened(bench: Any) -> None:
+    """Five of seven reach the threshold, not the quorum of six: nobody is asked to confirm, or to unmask.
+
+    So that the round can be asked for again: what is opened once never is a second time.
+    """
+    plan = bench.plan_of("real", rounds=RoundRules(rounds=1, quorum=6 / 7))
+    transport = bench.transport(
+        plan,
+        lambda request, reply: (
+            [bench.replace(reply, status="failed", code="internal", sums={})]
+            if request.site in "cd" and request.exchange == MASK
+            else [reply]
+        ),
+    )
+    with pytest.raises(QuorumError, match=r"(?s)quorum.*5; not: c, d"):
+        run_rounds(bench.run(transport), bench.initial)
+    assert max(r.exchange for r in transport.asked if TRAINING in r.sums) == MASK
+    assert {r.attempt for r in transport.asked} == {0, 1, 2}
+    assert not [e for e in bench.recorder.of(SumOpened) if e.name == TRAINING]
