@@ -93,9 +93,7 @@ def check_request(request: Request, site: Site) -> None:
             _check_broadcast(request, request.broadcast, site)
             if request.stage == 0:
                 confirmed = site.parties.parties[TRAINING].confirmed(request.round - 1)
-                checked = site.folds.check(
-                    request.round, request.broadcast, request.opened, dict(confirmed)
-                )
+                checked = site.folds.check(request.round, request.broadcast, request.opened, dict(confirmed))
                 if checked and request.round > 1 and not request.opened:  # the round before was burnt
                     site.store.forget(round=request.round - 1)
     except PeerError as error:
