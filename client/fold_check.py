@@ -8,16 +8,19 @@ bounds, or that leaves a site out for a round (docs/threat-model.md).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from wardround.core.counting import WEIGHT
 from wardround.core.errors import PeerError
-from wardround.core.packed import Adapter, zeros
+from wardround.core.packed import Adapter, Statistics, zeros
 from wardround.core.plan import TrainingPlan
-from wardround.privacy.sums.opened import read_opened, statistics_of
-from wardround.strategies.contract import Broadcast, ServerState, SumStrategy
+from wardround.privacy.secagg.draw import Groups
+from wardround.privacy.secagg.total import Sum
+from wardround.privacy.sums.opened import OpenedSum, read_opened, statistics_of
+from wardround.strategies.contract import Broadcast, GroupStrategy, ServerState, SumStrategy, combined
 
 TOLERANCE = 1e-6
 """Largest difference of a coordinate, as a share of the largest one: another machine may round otherwise."""
@@ -33,12 +36,14 @@ class FoldCheck:
         known: The state that the site was last sent, with all that the server keeps; None where it cannot
             know it, since it missed a round of a strategy whose server keeps more than the adapter.
         broken: Whether a broadcast was refused.
+        groups: Over which the run sums, once they are drawn; none: over the whole cohort.
     """
 
     plan: TrainingPlan
     strategy: SumStrategy
     known: ServerState | None = None
     broken: bool = False
+    groups: Groups = ()
     _memoryless: bool | None = field(default=None, repr=False)
 
     def check(
@@ -53,7 +58,7 @@ class FoldCheck:
         Args:
             round: The round that the broadcast begins.
             broadcast: Of stage 0.
-            opened: The sums of the round before, one a stage; none where that round was burnt.
+            opened: The sums of the round before, one a stage or group; none where that round was burnt.
             confirmed: Stage → the survivors that this site confirmed in the round before, where it did.
 
         Returns:
@@ -110,23 +115,50 @@ class FoldCheck:
     ) -> ServerState:
         if not opened:  # burnt: the round is spent, and nothing was folded
             return replace(state, round=round)
-        if len(opened) != self.strategy.stages:
+        of_groups = isinstance(self.strategy, GroupStrategy)
+        if not of_groups and len(opened) != self.strategy.stages:
             raise PeerError(
                 "the broadcast does not come with one sum a stage", found=len(opened),
                 expected=self.strategy.stages,
             )  # fmt: skip
-        for stage, data in enumerate(opened):
-            layout = self.strategy.statistics_layout(stage)
-            message, total = read_opened(data, layout, self.plan.encoding.bits)
-            if (message.round, message.stage) != (round, stage):
-                raise PeerError("a sum is of another round", found=(message.round, message.stage))
-            if confirmed.get(stage, total.survivors) != total.survivors:
-                raise PeerError("a sum is of other survivors than this site confirmed")
-            statistics, counters = statistics_of(total, layout, self.plan.encoding, cohort=message.cohort)
-            state = self.strategy.fold(state, statistics, float(counters[WEIGHT]), stage)
+        stages = [opened] if of_groups else [(data,) for data in opened]
+        for stage, parts in enumerate(stages):
+            sums = self._sums(round, stage, parts, confirmed.get(stage))
+            state = self.strategy.fold(state, *combined(self.strategy, sums), stage)
         if state.round != round:
             raise PeerError("the sums do not make a round", found=state.round, expected=round)
         return state
+
+    def _sums(
+        self, round: int, stage: int, parts: Iterable[bytes], confirmed: tuple[str, ...] | None
+    ) -> list[tuple[Statistics, float]]:
+        """The checked sums of one stage, each with its weight."""
+        layout, encoding, before = self.strategy.statistics_layout(stage), self.plan.encoding, -1
+        sums = []
+        for data in parts:
+            message, total = read_opened(data, layout, encoding.bits)
+            if (message.round, message.stage) != (round, stage):
+                raise PeerError("a sum is of another round", found=(message.round, message.stage))
+            self._require_members(message, total, confirmed, after=before)
+            before = message.group
+            statistics, counters = statistics_of(total, layout, encoding, cohort=message.cohort)
+            sums.append((statistics, float(counters[WEIGHT])))
+        return sums
+
+    def _require_members(
+        self, message: OpenedSum, total: Sum, confirmed: tuple[str, ...] | None, *, after: int
+    ) -> None:
+        """Of this site's own sum the survivors that it confirmed; of every group its members, once."""
+        own = True
+        if isinstance(self.strategy, GroupStrategy):
+            if not after < message.group < len(self.groups):
+                raise PeerError("the sums of the groups are not in their order", found=message.group)
+            group = self.groups[message.group]
+            if message.cohort != len(group) or not set(total.survivors) <= set(group):
+                raise PeerError("a sum is not of the group that it names", found=message.group)
+            own = confirmed is not None and set(confirmed) <= set(group)
+        if own and confirmed is not None and confirmed != total.survivors:
+            raise PeerError("a sum is of other survivors than this site confirmed")
 
     def _adopted(self, round: int, adapter: Adapter) -> ServerState | None:
         """The state after a round whose sum this site did not see: the adapter, if that is all of it."""

@@ -30,7 +30,7 @@ from wardround.core.errors import (
 from wardround.core.messages import Reply, Request, reply_to
 from wardround.core.packed import Adapter, Array, Counters, require_finite
 from wardround.privacy.secagg.offer import Offer
-from wardround.privacy.sums.contract import EVALUATION, SUMS, TRAINING, Lanes
+from wardround.privacy.sums.contract import EVALUATION, GROUPS, SUMS, TRAINING, Lanes
 from wardround.strategies.contract import Broadcast, SiteMemory
 from wardround.training.evaluation import evaluate
 from wardround.training.local_round import LocalResult, train_locally
@@ -67,6 +67,8 @@ def answer(request: Request, site: Site) -> Reply:
     sums: dict[str, bytes] = {}
     local: dict[str, float] = {}
     try:
+        if request.round == 0:
+            return reply_to(request, sums={GROUPS: drawn(request, site)})
         check_request(request, site)
         if request.broadcast is None:
             go_on(request, site, sums)
@@ -100,7 +102,25 @@ def check_request(request: Request, site: Site) -> None:
         raise RequestError(error.what, found=error.found, expected=error.expected) from error
 
 
-def _check_place(request: Request, site: Site) -> None:
+def drawn(request: Request, site: Site) -> bytes:
+    """This site's part in the draw of the groups, before the first round.
+
+    Raises:
+        RequestError: Another run or plan, or the strategy has no groups, or as `Grouped.answer`.
+        PolicyError: The site's own rules refuse.
+    """
+    if site.grouped is None:
+        raise RequestError("the plan's strategy has no groups")
+    try:
+        _check_run(request, site)
+        answer = site.grouped.answer(request)
+    except PeerError as error:
+        raise RequestError(error.what, found=error.found, expected=error.expected) from error
+    site.folds.groups = site.grouped.groups
+    return answer
+
+
+def _check_run(request: Request, site: Site) -> None:
     for what, found, expected in (
         ("run", request.run_id, site.run_id),
         ("plan", request.plan_digest, site.plan.digest),
@@ -108,6 +128,10 @@ def _check_place(request: Request, site: Site) -> None:
     ):
         if found != expected:
             raise PeerError(f"the request names another {what}", found=found[:12], expected=expected[:12])
+
+
+def _check_place(request: Request, site: Site) -> None:
+    _check_run(request, site)
     stages = site.strategy.stages
     if not 0 <= request.stage < stages:
         raise PeerError(
@@ -153,6 +177,8 @@ def work(
         name: site.parties.check(name, request, site.plan, site.run_id, statistics, digest)
         for name in sorted(request.sums)
     }
+    if site.grouped is not None and TRAINING in offers:
+        site.grouped.check(offers[TRAINING])
 
     def begin(name: str, lanes: Lanes) -> None:
         sums[name] = site.parties.begin(name, request, digest, lanes)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wardround.client.fold_check import FoldCheck
+from wardround.client.grouping import Grouped
 from wardround.client.memory import SiteStore
 from wardround.client.parties import Parties
 from wardround.core.plan import TrainingPlan
@@ -29,6 +30,7 @@ class Site:
         store: What the site keeps between rounds; it never leaves.
         parties: Its side of the run's sums.
         folds: What it knows of the server's state.
+        grouped: Its part in the draw of the groups, where the strategy sums over groups.
     """
 
     name: str
@@ -41,3 +43,4 @@ class Site:
     store: SiteStore
     parties: Parties
     folds: FoldCheck
+    grouped: Grouped | None = None

@@ -23,6 +23,8 @@ class Purpose(StrEnum):
     DROPOUT = "dropout"
     ROUNDING = "rounding"
     SAMPLES = "samples"
+    GROUPS = "groups"
+    """What a simulated site adds to the draw of the groups; a real one takes it from its system."""
 
 
 def seed_for(root: int, purpose: Purpose, *, round: int = 0, site: str = "") -> int:

@@ -21,6 +21,8 @@ from wardround.core.packed import Array, Layout, Packed
 M = TypeVar("M", bound=BaseModel)
 PROTOCOL = 2
 LARGEST_MANIFEST = 1 << 20
+MOST_OPENED = 1000
+"""Of the sums that come with a broadcast: one a stage, or a group."""
 BROADCAST, OPENED, SUM = "broadcast", "opened.", "sum."
 SumName: TypeAlias = Annotated[str, Field(pattern="^[a-z]{1,20}$")]
 
@@ -33,7 +35,8 @@ class _Manifest(BaseModel):
     protocol: int = Field(ge=PROTOCOL, le=PROTOCOL)
     run_id: str = Field(max_length=200)
     plan_digest: str = Field(max_length=64)
-    round: int = Field(ge=1)
+    round: int = Field(ge=0)
+    """0 is before the first one: the draw of the groups."""
     stage: int = Field(ge=0, le=7)
     attempt: int = Field(ge=0)
     site: str = Field(min_length=1, max_length=200)
@@ -43,7 +46,7 @@ class _Manifest(BaseModel):
 
 
 class _RequestManifest(_Manifest):
-    opened: int = Field(ge=0, le=2)
+    opened: int = Field(ge=0, le=MOST_OPENED)
 
 
 class _ReplyManifest(_Manifest):

@@ -17,7 +17,7 @@ from wardround.core.packed import Layout, Packed
 from wardround.core.plan import TrainingPlan
 from wardround.privacy.secagg.total import Sum
 from wardround.privacy.sums.aggregation import Aggregation
-from wardround.privacy.sums.contract import TRAINING, Collector
+from wardround.privacy.sums.contract import TRAINING, Collector, plain_name
 from wardround.privacy.sums.offers import offer_of
 from wardround.runtime.events import EventStream, Notice, RoundStarted, SiteReplied, SumOpened
 from wardround.server.transport import Transport
@@ -58,6 +58,7 @@ class Stage:
         broadcast: What everybody is sent.
         statistics: Layout of the contributions.
         asked: Name of a sum → the sites that are asked for it, sorted. A sum of nobody is not asked for.
+            A site is in one of the sums that differ by their group only.
         quorum: Name of a sum → contributions that it needs at least.
         absent: Sites that are not asked although they are in the cohort.
         opened: The sums of the round before, for the sites to check.
@@ -132,12 +133,13 @@ class _Attempt:
         self.channel, self.stage, self.attempt, self.collected = channel, stage, attempt, collected
         self.collectors = {name: self._collector(name, sites) for name, sites in sorted(asked.items())}
         self.costs = {name: _Cost() for name in asked}
+        self.names = {(site, plain_name(name)): name for name, sites in asked.items() for site in sites}
 
     def _collector(self, name: str, sites: Sequence[str]) -> Collector:
         channel, stage = self.channel, self.stage
         offer = offer_of(
             channel.plan,
-            name=name,
+            name=plain_name(name),
             run_id=channel.run_id,
             round=stage.round,
             stage=stage.stage,
@@ -147,7 +149,7 @@ class _Attempt:
             broadcast=bytes.fromhex(stage.broadcast.digest),
             statistics=stage.statistics,
         )
-        return channel.aggregation.collector(name, offer, quorum=stage.quorum[name])
+        return channel.aggregation.collector(plain_name(name), offer, quorum=stage.quorum[name])
 
     def run(self) -> None:
         """Every phase, then open what can be opened."""
@@ -175,7 +177,7 @@ class _Attempt:
                 plan_digest=channel.plan.digest,
                 round=stage.round,
                 site=site,
-                sums={name: of_sum[site] for name, of_sum in messages.items() if site in of_sum},
+                sums={plain_name(name): of_sum[site] for name, of_sum in messages.items() if site in of_sum},
                 broadcast=stage.broadcast if first else None,
                 opened=stage.opened if first else (),
                 stage=stage.stage,
@@ -189,7 +191,8 @@ class _Attempt:
             self.costs[name].exchanges += bool(of_sum)
         bytes_down = channel.transport.send(list(requests.values()))
         if first:
-            trains = tuple(sorted(set(stage.asked.get(TRAINING, ())) - stage.absent))
+            training = (sites for name, sites in stage.asked.items() if plain_name(name) == TRAINING)
+            trains = tuple(sorted({site for sites in training for site in sites} - stage.absent))
             channel.events.emit(RoundStarted(channel.arm, stage.round, trains, bytes_down, stage.stage))
         waiting, deadline = dict(requests), channel.clock() + channel.plan.rounds.deadline_s
         while waiting and channel.clock() < deadline:
@@ -237,7 +240,8 @@ class _Attempt:
         return ""
 
     def _take(self, name: str, reply: Reply, message: bytes) -> None:
-        collector, cost = self.collectors.get(name), self.costs[name]
+        own = self.names[reply.site, name]
+        collector, cost = self.collectors.get(own), self.costs[own]
         if collector is None:
             return  # this sum is lost already
         cost.bytes_up += len(message)
@@ -250,8 +254,9 @@ class _Attempt:
 
     def _leave(self, request: Request, answered: Mapping[str, bytes]) -> None:
         for name in request.sums:
-            if name not in answered and name in self.collectors:
-                self.collectors[name].leave(request.site)
+            collector = self.collectors.get(self.names[request.site, name])
+            if name not in answered and collector is not None:
+                collector.leave(request.site)
 
     def _tell(self, request: Request, **fields: object) -> None:
         event = SiteReplied(

@@ -16,11 +16,12 @@ import numpy as np
 from wardround.core.errors import StorageError
 from wardround.core.packed import Adapter, Array, Layout, Packed
 from wardround.core.plan import TrainingPlan
-from wardround.runtime.files import append_line, load_tensors, save_tensors
+from wardround.runtime.files import append_line, load_tensors, save_tensors, storing, write_atomic
 from wardround.server.selection import Selection
 from wardround.strategies.contract import ServerState
 
 OPENED = "opened/"
+DRAWN = "groups.bin"
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,29 @@ class Journal:
             if int(path.stem.removeprefix("state-")) not in wanted:
                 path.unlink(missing_ok=True)
 
+    def keep_drawn(self, drawn: bytes) -> None:
+        """Keep the draw of the run's groups."""
+        write_atomic(self.folder / DRAWN, drawn)
+
+    def drawn(self) -> bytes | None:
+        """The draw of the run's groups, if there was one.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        path = self.folder / DRAWN
+        if not path.exists():
+            return None
+        with storing(path):
+            return path.read_bytes()
+
     def _write(self, state: ServerState, opened: tuple[bytes, ...]) -> None:
         layouts = {f"layout/{name}": slot.layout.model_dump_json() for name, slot in state.slots.items()}
         tensors: dict[str, Array] = {"adapter": state.adapter.vector}
         tensors |= {f"slot/{name}": slot.vector for name, slot in state.slots.items()}
-        tensors |= {f"{OPENED}{stage}": np.frombuffer(total, np.uint8) for stage, total in enumerate(opened)}
+        tensors |= {
+            f"{OPENED}{place:05}": np.frombuffer(total, np.uint8) for place, total in enumerate(opened)
+        }
         notes = {"round": str(state.round), "plan_digest": self.plan.digest, **layouts}
         save_tensors(self._path(state.round), tensors, notes)
 

@@ -5,6 +5,9 @@ The way of one round:
     choose cohort → for each stage: broadcast → sums (`exchange.py`) → check → fold
     → judge the state that was broadcast → journal
 
+A strategy that votes over groups has one sum a group instead of one over the whole cohort; who stands in
+which of them is drawn before the first round (`grouping.py`).
+
 The evaluation of the adapter after round r rides in the requests of round r + 1, so that its score is in the
 journal's line of round r + 1; after the last fold one exchange only evaluates, so that the last adapter is
 judged as well.
@@ -12,7 +15,6 @@ judged as well.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,22 +22,24 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from wardround.core.counting import WEIGHT, train_loss
-from wardround.core.errors import ConfigError, PeerError, QuorumError
+from wardround.core.errors import ConfigError, PeerError
 from wardround.core.packed import Adapter, Counters
 from wardround.core.plan import RoundRules, TrainingPlan
 from wardround.core.seeds import Purpose, generator
-from wardround.privacy.secagg.total import Sum
+from wardround.privacy.secagg.draw import Groups
 from wardround.privacy.sums.aggregation import Aggregation
-from wardround.privacy.sums.contract import EVALUATION, TRAINING
+from wardround.privacy.sums.contract import EVALUATION, TRAINING, name_of
 from wardround.privacy.sums.offers import scale_of
 from wardround.privacy.sums.opened import ImpossibleSumError, opened, statistics_of
 from wardround.runtime.events import EventStream, RoundBurnt, RoundFolded, RunFinished, RunStarted
-from wardround.server.exchange import Channel, Collected, Stage, collect
+from wardround.server.exchange import Channel, Stage, collect
+from wardround.server.grouping import draw_groups
 from wardround.server.journal import Journal, Position
 from wardround.server.scoring import Scored, evaluators_of, judge, scored_of
 from wardround.server.selection import Selection
+from wardround.server.stage_sums import BurntError, added, least_of, sums_of
 from wardround.server.transport import Transport
-from wardround.strategies.contract import ServerState, SumStrategy
+from wardround.strategies.contract import GroupStrategy, ServerState, SumStrategy, combined
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,9 @@ class Folded:
         survivors: Sites whose contributions are in it, sorted.
         scored: Of the state that was broadcast.
         bytes_up: Bytes of all replies.
-        opened: The sums, one a stage, as they go to the sites with the next broadcast.
+        opened: The sums, one a stage (or group), as they go to the sites with the next broadcast.
         liars: Sites that were caught: they are not asked again.
+        rounding: The most by which quantisation moved a coordinate of the mean.
     """
 
     state: ServerState
@@ -113,6 +118,7 @@ class Folded:
     bytes_up: int
     opened: tuple[bytes, ...] = ()
     liars: frozenset[str] = frozenset()
+    rounding: float = 0.0
 
 
 def run_rounds(run: Run, initial: Adapter) -> Outcome:
@@ -138,10 +144,15 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
         )
     )
     run.on_state(at.state)
+    groups = groups_of(run, at)
+    if groups:  # who is not in the draw is not in the run
+        run = replace(run, sites=tuple(sorted(site for group in groups for site in group)))
     while at.state.round < run.plan.rounds.rounds and not at.selection.exhausted:
         round_started, before = time.perf_counter(), at.state
         cohort = choose_cohort(run.plan, asked_of(run, at), before.round + 1)
-        folded = train_round(run, at, cohort)
+        if groups:  # fixed for the run, whoever was caught since
+            cohort = list(run.sites)
+        folded = train_round(run, at, cohort, groups)
         at = Position(
             folded.state,
             judge(run.channel, at.selection, before, folded.scored),
@@ -162,7 +173,7 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
                     folded.bytes_up,
                     time.perf_counter() - round_started,
                     at.state.adapter.digest,
-                    scale_of(run.plan.encoding, len(cohort)).error_of_mean(float(folded.counters[WEIGHT])),
+                    folded.rounding,
                 )
             )
         run.on_state(at.state)
@@ -180,6 +191,15 @@ def asked_of(run: Run, at: Position) -> list[str]:
     return sorted(set(run.sites) - at.left_out)
 
 
+def groups_of(run: Run, at: Position) -> Groups:
+    """The groups over which the run sums, durable from here on; none where it sums over the whole cohort."""
+    if not isinstance(run.strategy, GroupStrategy):
+        return ()
+    grouping = draw_groups(run.channel, run.strategy, asked_of(run, at), run.journal.drawn())
+    run.journal.keep_drawn(grouping.drawn)
+    return grouping.groups
+
+
 def require_initial(plan: TrainingPlan, initial: Adapter) -> None:
     """Refuse to start from another adapter than the one that every site has accepted with the plan.
 
@@ -195,7 +215,7 @@ def require_initial(plan: TrainingPlan, initial: Adapter) -> None:
         )
 
 
-def train_round(run: Run, at: Position, cohort: Sequence[str]) -> Folded:
+def train_round(run: Run, at: Position, cohort: Sequence[str], groups: Groups = ()) -> Folded:
     """One round, all stages of it.
 
     The state between two stages is not journalled: a resumed run begins the round anew, and each site
@@ -205,6 +225,7 @@ def train_round(run: Run, at: Position, cohort: Sequence[str]) -> Folded:
         run: The run.
         at: After the round before.
         cohort: Sites that train.
+        groups: Over which their contributions are summed; none: over all of them.
 
     Raises:
         QuorumError: Fewer sites than the quorum contributed. Nothing was opened: the run can be resumed.
@@ -213,6 +234,8 @@ def train_round(run: Run, at: Position, cohort: Sequence[str]) -> Folded:
     before, state, round = at.state, at.state, at.state.round + 1
     evaluators = evaluators_of(run.plan, asked_of(run, at), cohort, before.round)
     survivors, folded = tuple(cohort), Folded(state, None, [], Scored(None, ()), 0)
+    members = {name_of(TRAINING, index): group for index, group in enumerate(groups)}
+    members = members or {TRAINING: tuple(cohort)}
     for stage in range(run.strategy.stages):
         collected = collect(
             run.channel,
@@ -221,10 +244,11 @@ def train_round(run: Run, at: Position, cohort: Sequence[str]) -> Folded:
                 stage,
                 run.strategy.broadcast(state, round, stage),
                 run.strategy.statistics_layout(stage),
-                {TRAINING: tuple(cohort), EVALUATION: () if stage else evaluators},
-                {TRAINING: len(survivors) if stage else quorum_of(run.plan, len(cohort)), EVALUATION: 1},
+                {**members, EVALUATION: () if stage else evaluators},
+                {name: least_of(run.plan, sites, survivors, stage) for name, sites in members.items()}
+                | {EVALUATION: 1},
                 # Cohort and threshold are a round's; who was lost in an earlier stage counts as dropped out.
-                frozenset(cohort) - set(survivors),
+                (frozenset(cohort) - set(survivors)) | (at.left_out & frozenset(cohort)),
                 () if stage else at.opened,
             ),
         )
@@ -237,57 +261,42 @@ def train_round(run: Run, at: Position, cohort: Sequence[str]) -> Folded:
             liars=folded.liars | collected.liars,
         )
         try:
-            total = sum_of(run, collected, round, stage, survivors)
-            statistics, counters = statistics_of(
-                total, run.strategy.statistics_layout(stage), run.plan.encoding, cohort=len(cohort)
-            )
+            sums = sums_of(run.channel, run.strategy, collected, round, stage, members, survivors)
+            checked = [
+                statistics_of(
+                    total, run.strategy.statistics_layout(stage), run.plan.encoding, cohort=len(members[name])
+                )
+                for name, total in sums.items()
+            ]
         except (BurntError, ImpossibleSumError) as error:
             run.events.emit(RoundBurnt(run.arm, round, error.what))
             return replace(folded, state=replace(before, round=round), counters=None, survivors=[], opened=())
-        state = run.strategy.fold(state, statistics, float(counters[WEIGHT]), stage)
-        survivors = total.survivors
-        again = opened(total, round=round, stage=stage, cohort=len(cohort), bits=run.plan.encoding.bits)
+        statistics, weight = combined(
+            run.strategy, [(total, float(counters[WEIGHT])) for total, counters in checked]
+        )
+        state = run.strategy.fold(state, statistics, weight, stage)
+        survivors = tuple(sorted(site for total in sums.values() for site in total.survivors))
+        again = (
+            opened(
+                total, round=round, stage=stage, cohort=len(members[name]), bits=run.plan.encoding.bits,
+                group=list(members).index(name),
+            )
+            for name, total in sums.items()
+        )  # fmt: skip
         folded = replace(
             folded,
             state=state,
-            counters=folded.counters or counters,
+            counters=folded.counters or added([counters for _, counters in checked]),
             survivors=list(survivors),
-            opened=(*folded.opened, again),
+            opened=(*folded.opened, *again),
+            rounding=max(
+                scale_of(run.plan.encoding, len(members[name])).error_of_mean(float(counters[WEIGHT]))
+                for name, (_, counters) in zip(sums, checked, strict=True)
+            ),
         )
     if state.round != round:
         raise PeerError("the strategy did not advance the round", found=state.round, expected=round)
     return folded
-
-
-class BurntError(PeerError):
-    """Sites may have helped to open a sum that did not come out: the round cannot be tried again."""
-
-
-def sum_of(run: Run, collected: Collected, round: int, stage: int, before: Sequence[str]) -> Sum:
-    """The stage's sum of contributions.
-
-    Raises:
-        QuorumError: It was not opened, and can be asked for again.
-        BurntError: It cannot.
-    """
-    total, lost = collected.sums.get(TRAINING), collected.lost.get(TRAINING)
-    least = len(before) if stage else quorum_of(run.plan, len(before))
-    if total is not None and len(total.survivors) >= least:
-        return total
-    if TRAINING in collected.burnt:
-        raise BurntError(lost.what if lost else "the sum cannot be opened")
-    survivors = total.survivors if total else ()
-    missing = ", ".join(sorted(set(before) - set(survivors)))
-    if stage:
-        raise BurntError(f"a site of the first stage is lost in the second: {missing}")
-    raise QuorumError(
-        f"round {round} of {run.arm} did not reach its quorum",
-        found=f"{lost.what} ({lost.found})"
-        if lost
-        else f"{len(survivors)} of {len(before)} sites contributed; not: {missing}",
-        expected=f"at least {least}",
-        remedy="look at these sites' reasons; the run can be resumed from its last folded round",
-    )
 
 
 def judge_last(run: Run, at: Position) -> Selection:
@@ -311,11 +320,6 @@ def judge_last(run: Run, at: Position) -> Selection:
     )
     scored = scored_of(run.channel, collected, evaluators, folded=state.round)
     return judge(run.channel, selection, state, scored)
-
-
-def quorum_of(plan: TrainingPlan, cohort: int) -> int:
-    """Least number of contributions for a round of `cohort` sites to count; at least one."""
-    return max(1, math.ceil(plan.rounds.quorum * cohort))
 
 
 def choose_cohort(plan: TrainingPlan, sites: Sequence[str], round: int) -> list[str]:

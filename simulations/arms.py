@@ -193,6 +193,7 @@ def run_arms(
             SiteStore(folder_of(arm.name) / "sites" / name),
             consortia[arm.name].parties(name, arm.plan, run_of(run_id, arm)),
             FoldCheck(arm.plan, strategies[arm.name]),
+            consortia[arm.name].grouped(name, arm.plan, run_of(run_id, arm), strategies[arm.name]),
         )
         for arm in arms
         for name, rows in arm.sites.items()

@@ -8,15 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from wardround.client.grouping import Grouped
 from wardround.client.parties import Parties
 from wardround.core.plan import TrainingPlan
+from wardround.core.seeds import Purpose, generator
 from wardround.privacy.secagg.admission import Member, SiteState
+from wardround.privacy.secagg.draw import DrawSite, DrawState
 from wardround.privacy.secagg.dummy import TrustingRoster
 from wardround.privacy.secagg.identity import KeySigner, Roster
 from wardround.privacy.secagg.policy import SecurePolicy
+from wardround.privacy.secagg.secret import SECRET_BYTES, Secret
 from wardround.privacy.sums.aggregation import party
-from wardround.privacy.sums.contract import SUMS
+from wardround.privacy.sums.contract import GROUPS, SUMS
 from wardround.privacy.sums.offers import run_of
+from wardround.strategies.contract import GroupStrategy, SumStrategy
 
 
 @dataclass
@@ -30,6 +35,21 @@ class InMemory:
         return self.state
 
     def save(self, state: SiteState) -> None:
+        """Keep it."""
+        self.state = state
+
+
+@dataclass
+class InMemoryDraw:
+    """The same of the draw of the groups."""
+
+    state: DrawState = field(default_factory=DrawState)
+
+    def load(self) -> DrawState:
+        """The last state."""
+        return self.state
+
+    def save(self, state: DrawState) -> None:
         """Keep it."""
         self.state = state
 
@@ -58,24 +78,32 @@ class Consortium:
         kind = TrustingRoster if plan.secure.mode == "accounted" else Roster
         return kind({site: signer.public for site, signer in self.signers.items()})
 
+    def grouped(self, site: str, plan: TrainingPlan, run_id: str, strategy: SumStrategy) -> Grouped | None:
+        """One site's part in the draw of the groups; none where the strategy has no groups.
+
+        What the site adds to the draw comes from the seed tree: a simulation can be repeated.
+        """
+        if not isinstance(strategy, GroupStrategy):
+            return None
+        value = Secret(generator(plan.seed, Purpose.GROUPS, site=site).bytes(SECRET_BYTES))
+        member = self._member(site, plan, run_of(run_id, GROUPS))
+        draw = DrawSite(member, plan.strategy.name, strategy.group_size, InMemoryDraw(), lambda: value)
+        return Grouped(site, draw)
+
     def parties(self, site: str, plan: TrainingPlan, run_id: str) -> Parties:
         """One site's side of the run's sums."""
-        roster = self.roster(plan)
         return Parties(
-            {
-                name: party(
-                    plan.secure.mode,
-                    Member(
-                        site,
-                        self.signers[site],
-                        roster,
-                        self.server.public,
-                        self.policy,
-                        run_of(run_id, name),
-                        bytes.fromhex(plan.digest),
-                        InMemory(),
-                    ),
-                )
-                for name in SUMS
-            }
+            {name: party(plan.secure.mode, self._member(site, plan, run_of(run_id, name))) for name in SUMS}
+        )
+
+    def _member(self, site: str, plan: TrainingPlan, run_id: str) -> Member:
+        return Member(
+            site,
+            self.signers[site],
+            self.roster(plan),
+            self.server.public,
+            self.policy,
+            run_id,
+            bytes.fromhex(plan.digest),
+            InMemory(),
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wardround.core.errors import ConfigError
 from wardround.core.packed import Adapter
 from wardround.core.plan import Encoding, TaskSpec, TrainingPlan, parse_options
 from wardround.privacy.sums.offers import check_sites
@@ -20,9 +21,10 @@ from wardround.simulations.config import RunConfig
 from wardround.simulations.partitions import PARTITIONS
 from wardround.simulations.rows import Rows, gather
 from wardround.simulations.scoring import TestRows
+from wardround.strategies.contract import GroupStrategy
 from wardround.training.adapters import ADAPTERS
 from wardround.training.examples import Example, split_validation
-from wardround.training.planning import bounds_of, check_choices, make_plan
+from wardround.training.planning import bounds_of, check_choices, group_rules, make_plan
 from wardround.training.tasks import TASKS
 from wardround.training.tasks.contract import Encoded, Task
 from wardround.training.workbench import Workbench, open_workbench
@@ -89,12 +91,16 @@ def prepare(config: RunConfig, rows: Rows | None = None) -> Preparation:
         parse_options(partition.Options, config.partition.options, f"options of partition {kind!r}")
     rows = rows or gather(config, task, spec)
     encoding, sites = encoding_of(config, rows), len(rows.sites)
+    groups = group_rules(config.strategy, allow_dotted=True)
+    if groups is not None:
+        check_groups(config, groups, sites)
     check_sites(
         config.secure.rules,
         encoding,
         config.secure.policy,
         sites=sites,
         cohort=cohort_size(config.rounds, sites),
+        group_size=groups.group_size if groups else 0,
     )
     bench = open_workbench(
         config.model, task, rows.contract, method, options, config.machine, seed=config.seed
@@ -117,6 +123,28 @@ def prepare(config: RunConfig, rows: Rows | None = None) -> Preparation:
         allow_dotted=True,
     )
     return Preparation(config, rows, bench, plan, initial)
+
+
+def check_groups(config: RunConfig, groups: GroupStrategy, sites: int) -> None:
+    """Refuse a strategy that sums over groups where there are too few sites, or its rules do not let it.
+
+    Raises:
+        ConfigError: Too few sites, or not all of them train in every round.
+        PolicyError: The sites' policy does not allow the strategy.
+    """
+    least = groups.group_size * groups.least_groups
+    if sites < least:
+        raise ConfigError(
+            "too few sites for the groups of this strategy", found=f"{sites} sites",
+            expected=f"at least {least}: {groups.least_groups} groups of {groups.group_size}",
+            remedy="smaller groups or fewer attackers in strategy.options, or more sites",
+        )  # fmt: skip
+    if config.rounds.participation < 1:
+        raise ConfigError(
+            "groups are fixed for the whole run", found=f"rounds.participation={config.rounds.participation}",
+            expected="1", remedy="ask all sites in every round, or take a strategy without groups",
+        )  # fmt: skip
+    config.secure.policy.check_groups(config.strategy.name)
 
 
 def encoding_of(config: RunConfig, rows: Rows) -> Encoding:

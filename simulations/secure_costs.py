@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from wardround.core.plan import TrainingPlan
+from wardround.privacy.sums.contract import TRAINING, plain_name
 from wardround.runtime.events import Event, RoundBurnt, RoundFolded, SiteReplied, SumOpened
 from wardround.runtime.sizes import size_text
 from wardround.simulations.arms import FEDERATED
@@ -20,11 +22,11 @@ def secure_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any]
     sums = [event for event in own if isinstance(event, SumOpened)]
     folded = [event for event in own if isinstance(event, RoundFolded)]
     rounds = len({event.round for event in sums}) or 1
-    taken = {(event.round, event.stage, event.name): event.cohort for event in sums}
-    places = max(1, sum(_most_by_round(taken).values()))
+    places = max(1, sum(_most_by_round(sums).values()))
     replies = [event.local for event in own if isinstance(event, SiteReplied)]
     return {
         "mode": plan.secure.mode,
+        "groups": len({event.name for event in sums if plain_name(event.name) == TRAINING}),
         "bits": plan.encoding.bits,
         "exchanges": max((event.exchanges for event in sums), default=0),
         "later_attempts": sum(event.attempt for event in sums),
@@ -39,10 +41,14 @@ def secure_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any]
     }
 
 
-def _most_by_round(taken: Mapping[tuple[int, int, str], int]) -> dict[int, int]:
-    """Round → sites that took part: the larger of its sums' cohorts."""
+def _most_by_round(sums: Iterable[SumOpened]) -> dict[int, int]:
+    """Round → sites that took part: the larger of its sums' cohorts, all groups of one together."""
+    taken = {(event.round, event.stage, event.name): event.cohort for event in sums}
+    together: Counter[tuple[int, int, str]] = Counter()
+    for (round, stage, name), cohort in taken.items():
+        together[round, stage, plain_name(name)] += cohort
     most: dict[int, int] = {}
-    for (round, _, _), cohort in taken.items():
+    for (round, _, _), cohort in together.items():
         most[round] = max(most.get(round, 0), cohort)
     return most
 
@@ -58,8 +64,11 @@ def secure_text(record: Mapping[str, Any]) -> str:
     """The record in two sentences."""
     up, down = size_text(record["bytes_up_a_site"]), size_text(record["bytes_down_a_site"])
     site, server = (f"{record[name] * 1e3:.0f} ms" for name in ("seconds_a_site", "seconds_server"))
+    saw = MODES[record["mode"]]
+    if record["groups"] > 1 and record["mode"] == "real":
+        saw = f"the server saw the sums of {record['groups']} groups"
     text = (
-        f"Secure aggregation {record['mode']} ({MODES[record['mode']]}): {record['exchanges']} exchanges a "
+        f"Secure aggregation {record['mode']} ({saw}): {record['exchanges']} exchanges a "
         f"round, for which a site sends {up}, gets {down} and spends {site}, and the server {server}. "
         f"{record['bits']} bits a coordinate: rounding moves none of a mean by more than "
         f"{record['rounding']:.1e}"

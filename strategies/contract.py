@@ -12,11 +12,13 @@ the round in the last stage only; between the stages what it has found waits in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
+from wardround.core.errors import PeerError
 from wardround.core.packed import Adapter, Layout, Packed, Statistics
 
 
@@ -110,3 +112,38 @@ class SumStrategy(Protocol):
 
         The sites of a later stage are those of the first, with the same weights.
         """
+
+
+@runtime_checkable
+class GroupStrategy(SumStrategy, Protocol):
+    """An algorithm of one stage that gets a sum of each group of sites, where others get one sum of all.
+
+    Groups are drawn once for a run. A group's sum may be missing in a round.
+
+    Attributes:
+        group_size: Least number of sites in a group.
+        least_groups: So few sums are enough for a round.
+    """
+
+    group_size: int
+    least_groups: int
+
+    def combine(self, sums: Sequence[tuple[Statistics, float]]) -> tuple[Statistics, float]:
+        """What `fold` gets, from (Σ w_i · statistics_i, Σ w_i) of each group.
+
+        Raises:
+            PeerError: There are fewer than `least_groups`.
+        """
+
+
+def combined(strategy: SumStrategy, sums: Sequence[tuple[Statistics, float]]) -> tuple[Statistics, float]:
+    """What `fold` gets from the sums of one stage: the one sum, or what a group strategy makes of them.
+
+    Raises:
+        PeerError: There are too few or too many.
+    """
+    if isinstance(strategy, GroupStrategy):
+        return strategy.combine(sums)
+    if len(sums) != 1:
+        raise PeerError("a stage has not one sum", found=len(sums), expected=1)
+    return sums[0]

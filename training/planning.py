@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from wardround.core.errors import ConfigError, unknown_name
 from wardround.core.metrics import METRICS
-from wardround.core.packed import Adapter
+from wardround.core.packed import Adapter, Layout
 from wardround.core.plan import (
     AdapterSpec,
     BaseModelSpec,
@@ -30,7 +30,7 @@ from wardround.core.plan import (
     parse_options,
 )
 from wardround.strategies import STRATEGIES
-from wardround.strategies.contract import SumStrategy
+from wardround.strategies.contract import GroupStrategy, SumStrategy
 from wardround.training.base_model import LoadedBase
 from wardround.training.optimisers import check_settings
 from wardround.training.workbench import Workbench, with_tokenizer
@@ -155,6 +155,17 @@ def bind_strategy(plan: TrainingPlan, *, allow_dotted: bool = False) -> SumStrat
     """
     strategy, options = _strategy(plan.strategy, allow_dotted=allow_dotted)
     return strategy(options, plan.adapter.layout)
+
+
+def group_rules(spec: StrategySpec, *, allow_dotted: bool = False) -> GroupStrategy | None:
+    """The strategy's groups, before there is an adapter; None where it sums over the whole cohort.
+
+    Raises:
+        ConfigError: Unknown strategy or option.
+    """
+    strategy, options = _strategy(spec, allow_dotted=allow_dotted)
+    bound = strategy(options, Layout(tensors=()))
+    return bound if isinstance(bound, GroupStrategy) else None
 
 
 def _strategy(spec: StrategySpec, *, allow_dotted: bool) -> tuple[type[SumStrategy], BaseModel]:

@@ -43,6 +43,8 @@ class SecurePolicy(Frozen):
     """Of a large cohort, whose sites mask with a part of the others only: so many may work with the relay."""
     most_exposure: float = Field(default=1e-5, ge=0, le=1)
     """Probability, over all sites, that the draw of that graph exposes one to them."""
+    group_strategies: tuple[str, ...] = ()
+    """Strategies that may have sums over groups: they show a sum of fewer sites than the whole cohort."""
 
     @field_validator("modes", mode="before")
     @classmethod
@@ -62,6 +64,19 @@ class SecurePolicy(Frozen):
                 "this site's policy does not allow the plan's aggregation", found=f"secure.mode={mode}",
                 expected="one of " + ", ".join(self.modes),
                 remedy="change secure.mode in the plan, or modes in the site's own policy",
+            )  # fmt: skip
+
+    def check_groups(self, strategy: str) -> None:
+        """Refuse sums over groups of the cohort, unless this site allows them to this strategy.
+
+        Raises:
+            PolicyError: The strategy is not among the policy's.
+        """
+        if strategy not in self.group_strategies:
+            raise PolicyError(
+                "this site's policy does not allow the plan's strategy sums over groups",
+                found=f"strategy {strategy}", expected=f"one of {list(self.group_strategies)}",
+                remedy="add its name to group_strategies in the site's policy, or take another strategy",
             )  # fmt: skip
 
     def check_attempt(self, attempt: int) -> None:

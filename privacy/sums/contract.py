@@ -13,6 +13,18 @@ from wardround.privacy.secagg.total import Sum
 TRAINING: Final = "training"
 EVALUATION: Final = "evaluation"
 SUMS: Final = (TRAINING, EVALUATION)
+GROUPS: Final = "groups"
+"""Not a sum: the draw of the groups, before the first round (`secagg/draw.py`)."""
+
+
+def name_of(sum: str, group: int) -> str:
+    """Name by which the server tells the sums of several groups apart; a site knows its own one only."""
+    return f"{sum}.{group}"
+
+
+def plain_name(name: str) -> str:
+    """Name of a sum without its group, as a site knows it."""
+    return name.partition(".")[0]
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,13 @@ def check_offer(offer: Offer, plan: TrainingPlan, *, name: str, run_id: str, sta
 
 
 def check_sites(
-    secure: SecureRules, encoding: Encoding, policy: SecurePolicy, *, sites: int, cohort: int
+    secure: SecureRules,
+    encoding: Encoding,
+    policy: SecurePolicy,
+    *,
+    sites: int,
+    cohort: int,
+    group_size: int = 0,
 ) -> None:
     """Refuse, before a model is loaded, a run whose sums no site would take part in.
 
@@ -138,14 +144,18 @@ def check_sites(
         policy: What sites demand.
         sites: Of the whole run.
         cohort: Sites that train in a round.
+        group_size: Of a strategy that sums over groups; 0: the whole cohort is summed.
 
     Raises:
         PolicyError: The sites' own rules refuse so small a cohort.
         ConfigError: The ring is too narrow for it.
     """
-    scale_of(encoding, cohort)
+    largest, least = cohort, cohort
+    if group_size:
+        largest, least = math.ceil(sites / (sites // group_size or 1)), group_size
+    scale_of(encoding, largest)
     policy.check_mode(secure.mode)
     if secure.mode == "off":
         return
-    for members in {sites, cohort}:  # all sites score the last adapter, whoever scores the others
+    for members in {sites, least}:  # all sites score the last adapter, whoever scores the others
         policy.check_cohort(members, secure.threshold or default_threshold(members))

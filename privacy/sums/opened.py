@@ -31,16 +31,18 @@ class OpenedSum(Laned):
     stage: int = Field(ge=0, le=7)
     cohort: int = Field(ge=1, le=MOST_SITES)
     """Sites that were asked: the scale is theirs."""
+    group: int = Field(default=0, ge=0, le=MOST_SITES)
     survivors: Annotated[tuple[SiteName, ...], Field(min_length=1, max_length=MOST_SITES)]
 
 
-def opened(total: Sum, *, round: int, stage: int, cohort: int, bits: Bits) -> bytes:
+def opened(total: Sum, *, round: int, stage: int, cohort: int, bits: Bits, group: int = 0) -> bytes:
     """What is sent to the sites: as wide as one contribution."""
     return encode(
         OpenedSum(
             round=round,
             stage=stage,
             cohort=cohort,
+            group=group,
             survivors=total.survivors,
             coordinates=pack(total.coordinates.astype(np.int64).view(np.uint64).astype(word_of(bits)), bits),
             counters=pack(total.counters.astype(np.int64).view(np.uint64).astype(word_of(64)), 64),

@@ -81,6 +81,8 @@ def sign(value: float) -> int:
 DEFINITIONS: dict[str, Definition] = {
     "fedavg": mean_of_models,
     "fedprox": mean_of_models,
+    "group_median": mean_of_models,  # of one group; the vote: tests/unit/strategies
+    "group_trimmed_mean": mean_of_models,
     "fedavgm": server_momentum,
     "fedadagrad": adaptive(lambda v, d, o: v + d * d),
     "fedyogi": adaptive(lambda v, d, o: v - (1 - o.beta2) * d * d * sign(v - d * d)),
@@ -95,7 +97,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedadam": {"beta1": 0.8, "beta2": 0.7, "server_learning_rate": 0.3, "tau": 0.01},
 }
 """Not the defaults, so that every option is seen to act; a new strategy starts from its defaults."""
-MEANS = [name for name in NAMES if name in {"fedavg", "fedprox"}]
+MEANS = [name for name in NAMES if name in {"fedavg", "fedprox", "group_median", "group_trimmed_mean"}]
 """Methods whose step is the mean update itself."""
 
 

@@ -102,7 +102,7 @@ def test_a_sum_is_one_array_of_bytes_and_the_broadcast_another() -> None:
 
 
 BAD_FIELDS: list[dict[str, Any]] = [
-    {"protocol": 1}, {"protocol": 3}, {"protocol": "2"}, {"round": 0}, {"round": -1}, {"round": 1.5},
+    {"protocol": 1}, {"protocol": 3}, {"protocol": "2"}, {"round": -1}, {"round": 1.5},
     {"round": "3"}, {"stage": 99}, {"stage": -1}, {"attempt": -1}, {"exchange": -1}, {"exchange": 99},
     {"exchange": "0"}, {"site": ""}, {"site": "x" * 1000}, {"site": None}, {"layout_digest": "e" * 64},
     {"layout_digest": "x" * 65}, {"sums": "training"}, {"sums": ["training", "other"]},

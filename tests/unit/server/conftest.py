@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from wardround.client.fold_check import FoldCheck
+from wardround.client.grouping import Grouped
 from wardround.client.parties import Parties, contribution, scores_only
 from wardround.core.counting import metric_counters, training_counters
 from wardround.core.errors import PeerError, PolicyError, TrainingError
@@ -36,7 +37,7 @@ from wardround.privacy.secagg.offer import Offer, SignedOffer
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.privacy.secagg.total import centred
 from wardround.privacy.sums.aggregation import Aggregation
-from wardround.privacy.sums.contract import EVALUATION, TRAINING, Lanes
+from wardround.privacy.sums.contract import EVALUATION, GROUPS, TRAINING, Lanes
 from wardround.privacy.sums.offers import scale_of
 from wardround.runtime.events import Event, EventStream
 from wardround.server.journal import Journal
@@ -47,7 +48,11 @@ from wardround.strategies.fedavg import STRATEGY as FEDAVG
 
 LAYOUT = Layout(tensors=(TensorSpec(name="b", shape=(3, 2)), TensorSpec(name="a", shape=(2, 4))))
 INITIAL = Packed(LAYOUT, np.arange(LAYOUT.size, dtype=np.float32))
-POLICY = SecurePolicy(modes=("real", "accounted", "off"))
+POLICY = SecurePolicy(
+    modes=("real", "accounted", "off"),
+    group_strategies=("group_median", "group_trimmed_mean"),
+    least_cohort=4,
+)
 SITES = {"off": ("a", "b", "c", "d"), "real": tuple("abcdefg"), "accounted": tuple("abcdefg")}
 """Two of seven may be lost, each in any phase: the threshold is five."""
 
@@ -89,12 +94,14 @@ class FakeTransport:
     consortium: Consortium = field(default_factory=lambda: Consortium.of((), POLICY))
     parties: dict[str, Parties] = field(default_factory=dict)
     folds: dict[str, FoldCheck] = field(default_factory=dict)
+    grouped: dict[str, Grouped | None] = field(default_factory=dict)
 
     def join(self, sites: Sequence[str], strategy: SumStrategy) -> None:
         """Fresh identities, as a simulation makes them, also a resumed one."""
         self.consortium = Consortium.of(sites, POLICY)
         self.parties = {site: self.consortium.parties(site, self.plan, "run") for site in sites}
         self.folds = {site: FoldCheck(self.plan, strategy) for site in sites}
+        self.grouped = {site: self.consortium.grouped(site, self.plan, "run", strategy) for site in sites}
 
     def send(self, requests: Sequence[Request]) -> int:
         self.asked += requests
@@ -110,6 +117,11 @@ class FakeTransport:
         """The site's answer; the first thing that goes wrong at it is named, and its other sums go on."""
         sums: dict[str, bytes] = {}
         wrong: dict[str, Any] = {}
+        grouped = self.grouped[request.site]
+        if request.round == 0 and grouped is not None:
+            answer = grouped.answer(request)
+            self.folds[request.site].groups = grouped.groups
+            return reply_to(request, sums={GROUPS: answer})
         if request.broadcast is not None and request.stage == 0:
             confirmed = self.parties[request.site].parties[TRAINING].confirmed(request.round - 1)
             self.folds[request.site].check(request.round, request.broadcast, request.opened, dict(confirmed))
@@ -212,6 +224,7 @@ class Bench:
     replace = staticmethod(replace)
     failed = staticmethod(failed)
     offer_in = staticmethod(offer_in)
+    drawn = staticmethod(drawn)
 
     @property
     def initial(self) -> Packed:
