@@ -140,12 +140,12 @@ def check_sites(
         cohort: Sites that train in a round.
 
     Raises:
-        PolicyError: The sites' own rules refuse so small a cohort.
+        PolicyError: The sites' own rules refuse the mode, its aggregator or so small a cohort.
         ConfigError: The ring is too narrow for it.
     """
     scale_of(encoding, cohort)
-    policy.check_mode(secure.mode)
-    if secure.mode == "off":
+    policy.check_mode(secure.mode, secure.aggregator)
+    if secure.mode in {"off", "trusted"}:  # a contribution hides among nobody
         return
     for members in {sites, cohort}:  # all sites score the last adapter, whoever scores the others
         policy.check_cohort(members, secure.threshold or default_threshold(members))
