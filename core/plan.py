@@ -10,9 +10,17 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from wardround.core.errors import ConfigError, nearest
 from wardround.core.packed import Layout
@@ -20,6 +28,8 @@ from wardround.core.packed import Layout
 PLAN_VERSION: Final = 1
 MOST_WEIGHT: Final = 2**32
 """Largest weight of a site that a plan may allow."""
+HexKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A public key of 32 bytes, as people write it."""
 
 
 class Frozen(BaseModel):
@@ -163,10 +173,13 @@ class Encoding(Frozen):
 
 
 class SecureRules(Frozen):
-    """Whether the server sees single contributions, or their sum alone."""
+    """Who sees single contributions: nobody, a trusted aggregator, or whoever carries them."""
 
-    mode: Literal["real", "accounted", "off"] = "real"
-    """`accounted` has the phases, the rules and the bytes of `real`, and no cryptography."""
+    mode: Literal["real", "accounted", "off", "trusted"] = "real"
+    """`accounted` has the phases, the rules and the bytes of `real`, and no cryptography; under `trusted`
+    contributions are sealed to `aggregator`."""
+    aggregator: HexKey | None = None
+    """X25519 key of the trusted aggregator: the plan of a run under `trusted` names it, no other does."""
     threshold: int | None = Field(default=None, ge=2)
     """So many of a cohort have to confirm a sum; None is two thirds of it and one more, rounded down."""
     attempts: int = Field(default=3, ge=1, le=10)
@@ -181,6 +194,15 @@ class SecureRules(Frozen):
     @classmethod
     def _off(cls, value: object) -> object:
         return "off" if value is False else value  # what YAML makes of an unquoted off
+
+    @model_validator(mode="after")
+    def _no_idle_key(self) -> Self:
+        if self.aggregator is not None and self.mode != "trusted":
+            raise ValueError(
+                f"an aggregator is named, and secure.mode={self.mode} has none: set secure.mode to trusted, "
+                "or secure.aggregator to null"
+            )
+        return self
 
 
 class RoundRules(Frozen):
@@ -226,6 +248,14 @@ class TrainingPlan(Frozen):
     rounds: RoundRules
     release: ReleaseRule = ReleaseRule()
 
+    @model_validator(mode="after")
+    def _an_aggregator(self) -> TrainingPlan:
+        if self.secure.mode == "trusted" and self.secure.aggregator is None:
+            raise ValueError(
+                "secure.mode=trusted needs the aggregator's public key: set secure.aggregator to it, in hex"
+            )
+        return self
+
     def canonical(self) -> bytes:
         """Sorted, compact JSON: what is digested, and later signed.
 
@@ -235,9 +265,12 @@ class TrainingPlan(Frozen):
         options = {f"{name}.options": getattr(self, name).options for name in ("task", "adapter", "strategy")}
         try:
             json.dumps(options, allow_nan=False)  # pydantic would write NaN and infinity there as null
-            return json.dumps(
-                self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False
-            ).encode()
+            fields = self.model_dump(mode="json")
+            if (
+                self.secure.aggregator is None
+            ):  # such plans have the digest that they had before there were any
+                del fields["secure"]["aggregator"]
+            return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
         except (ValueError, TypeError) as error:
             raise ConfigError(
                 "an option of the training plan cannot be written as JSON",

@@ -1,7 +1,8 @@
 """One seed tree for everything that only has to be reproducible.
 
 (root seed, purpose, round, site) → generator. What protects somebody (keys, masks, privacy noise,
-the patients of a private batch) never comes from here: it comes from the site's operating system.
+the patients of a private batch) never comes from here: it comes from the site's operating system. The key of
+a simulated aggregator does: it protects nobody, and the plan that names it has one digest.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Purpose(StrEnum):
     SAMPLES = "samples"
     GROUPS = "groups"
     """What a simulated site adds to the draw of the groups; a real one takes it from its system."""
+    AGGREGATOR = "aggregator"
 
 
 def seed_for(root: int, purpose: Purpose, *, round: int = 0, site: str = "") -> int:

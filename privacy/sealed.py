@@ -61,6 +61,8 @@ class Header(Wire):
     layout: Digest
     """Of the statistics, and so of the order of the coordinates."""
     counters_layout: Digest
+    offer: Digest
+    """Of all that was proposed: cohort, ring, scale and bounds too, which no other field names."""
     aggregator: PublicKey
     """X25519; the one key that opens the envelope."""
     site: SiteName

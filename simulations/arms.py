@@ -27,7 +27,6 @@ from wardround.core.packed import Adapter
 from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan
 from wardround.core.seeds import Purpose, generator
 from wardround.privacy.secagg.policy import SecurePolicy
-from wardround.privacy.sums.aggregation import Aggregation
 from wardround.runtime.events import EventStream
 from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
@@ -208,7 +207,7 @@ def run_arms(
         lane = {name: nodes[index % len(nodes)] for index, name in enumerate(names)}
         transport = GridTransport(grid, lane.__getitem__, SIMULATOR_POLL_S, SIMULATOR_LIFE_S)
         consortium = consortia[arm.name]
-        aggregation = Aggregation(arm.plan.secure.mode, consortium.server, consortium.roster(arm.plan))
+        aggregation = consortium.aggregation(arm.plan)
 
         def train(on_state: Callable[[ServerState], None]) -> Outcome:
             journal = Journal(folder_of(arm.name) / "journal", arm.plan)

@@ -104,7 +104,7 @@ class EncodingConfig(Frozen):
 class SecureConfig(SecureRules):
     """How contributions are summed, and what the simulated sites demand of it."""
 
-    policy: SecurePolicy = SecurePolicy(modes=("real", "accounted", "off"))
+    policy: SecurePolicy = SecurePolicy(modes=("real", "accounted", "off", "trusted"))
 
     @property
     def rules(self) -> SecureRules:

@@ -1,6 +1,6 @@
 """The consortium of a simulation: an identity for every site and for the server, made for this process.
 
-The masks are real. They protect nobody: all keys lie in one process.
+Masks and seals are real. They protect nobody: all keys lie in one process.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from wardround.client.grouping import Grouped
 from wardround.client.parties import Parties
+from wardround.core.errors import ConfigError
 from wardround.core.plan import TrainingPlan
 from wardround.core.seeds import Purpose, generator
 from wardround.privacy.secagg.admission import Member, SiteState
@@ -18,9 +19,10 @@ from wardround.privacy.secagg.dummy import TrustingRoster
 from wardround.privacy.secagg.identity import KeySigner, Roster
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.privacy.secagg.secret import SECRET_BYTES, Secret
-from wardround.privacy.sums.aggregation import party
+from wardround.privacy.sums.aggregation import Aggregation, party
 from wardround.privacy.sums.contract import GROUPS, SUMS
 from wardround.privacy.sums.offers import run_of
+from wardround.privacy.sums.trusted import Aggregator
 from wardround.strategies.contract import GroupStrategy, SumStrategy
 
 
@@ -90,10 +92,22 @@ class Consortium:
         draw = DrawSite(member, plan.strategy.name, strategy.group_size, InMemoryDraw(), lambda: value)
         return Grouped(site, draw)
 
+    def aggregation(self, plan: TrainingPlan) -> Aggregation:
+        """The server's side of the run's sums; under `trusted` the server is the aggregator as well.
+
+        Raises:
+            ConfigError: The plan names an aggregator whose key this simulation does not have.
+        """
+        aggregator = None
+        if plan.secure.mode == "trusted":
+            aggregator = simulated_aggregator(plan.seed)
+            require_simulated(plan.secure.aggregator, aggregator)
+        return Aggregation(plan.secure.mode, self.server, self.roster(plan), aggregator)
+
     def parties(self, site: str, plan: TrainingPlan, run_id: str) -> Parties:
         """One site's side of the run's sums."""
         return Parties(
-            {name: party(plan.secure.mode, self._member(site, plan, run_of(run_id, name))) for name in SUMS}
+            {name: party(plan.secure, self._member(site, plan, run_of(run_id, name))) for name in SUMS}
         )
 
     def _member(self, site: str, plan: TrainingPlan, run_id: str) -> Member:
@@ -107,3 +121,25 @@ class Consortium:
             bytes.fromhex(plan.digest),
             InMemory(),
         )
+
+
+def simulated_aggregator(seed: int) -> Aggregator:
+    """The trusted aggregator of a simulation. Its key follows from the run's seed.
+
+    So two runs of one plan have one digest, and a resumed one opens what is sealed to the same key.
+    """
+    return Aggregator(Secret(generator(seed, Purpose.AGGREGATOR).bytes(SECRET_BYTES)))
+
+
+def require_simulated(key: str | None, aggregator: Aggregator) -> None:
+    """Refuse a key that nobody in this process can open for.
+
+    Raises:
+        ConfigError: It is not the simulated aggregator's.
+    """
+    if key != aggregator.public.hex():
+        raise ConfigError(
+            "a simulation cannot open what is sealed to this aggregator", found=f"secure.aggregator={key}",
+            expected=aggregator.public.hex(),
+            remedy="leave secure.aggregator empty: the simulation makes a key from its seed",
+        )  # fmt: skip

@@ -17,7 +17,8 @@ from wardround.runtime.events import EventStream, Notice
 from wardround.runtime.locations import locate
 from wardround.server.rounds import cohort_size
 from wardround.simulations.arms import FEDERATED, Arm, SiteRows
-from wardround.simulations.config import RunConfig
+from wardround.simulations.config import RunConfig, SecureConfig
+from wardround.simulations.consortium import require_simulated, simulated_aggregator
 from wardround.simulations.partitions import PARTITIONS
 from wardround.simulations.rows import Rows, gather
 from wardround.simulations.scoring import TestRows
@@ -35,7 +36,7 @@ class Preparation:
     """A configured run before anything is trained.
 
     Attributes:
-        config: Checked configuration.
+        config: Checked configuration, a simulated aggregator's key filled in.
         rows: Rows of every site, and the test rows.
         bench: Base model with the adapter on it; all sites share it.
         plan: What is trained.
@@ -72,6 +73,7 @@ def prepare(config: RunConfig, rows: Rows | None = None) -> Preparation:
     Raises:
         WardroundError: What is wrong with configuration, data or model, in this order.
     """
+    config = config.model_copy(update={"secure": with_key(config.secure, config.seed)})
     task, spec = task_of(config)
     check_choices(
         task=spec,
@@ -145,6 +147,23 @@ def check_groups(config: RunConfig, groups: GroupStrategy, sites: int) -> None:
             expected="1", remedy="ask all sites in every round, or take a strategy without groups",
         )  # fmt: skip
     config.secure.policy.check_groups(config.strategy.name)
+
+
+def with_key(secure: SecureConfig, seed: int) -> SecureConfig:
+    """The rules of the sums, under `trusted` with the simulated aggregator's key in plan and policy.
+
+    Where nobody wrote one: a policy that allows `trusted` pins that key, as the sites' own people would.
+
+    Raises:
+        ConfigError: The configuration names a key that the simulation cannot open for.
+    """
+    if secure.mode != "trusted":
+        return secure
+    aggregator = simulated_aggregator(seed)
+    key = aggregator.public.hex()
+    require_simulated(secure.aggregator or key, aggregator)
+    pinned = secure.policy.model_copy(update={"aggregator": secure.policy.aggregator or key})
+    return secure.model_copy(update={"aggregator": key, "policy": pinned})
 
 
 def encoding_of(config: RunConfig, rows: Rows) -> Encoding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -27,6 +28,7 @@ def secure_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any]
     return {
         "mode": plan.secure.mode,
         "groups": len({event.name for event in sums if plain_name(event.name) == TRAINING}),
+        "aggregator": key_digest(plan.secure.aggregator),
         "bits": plan.encoding.bits,
         "exchanges": max((event.exchanges for event in sums), default=0),
         "later_attempts": sum(event.attempt for event in sums),
@@ -39,6 +41,11 @@ def secure_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any]
         "clipped": int(sum(figures.get("clipped", 0) for figures in replies)),
         "shortened": sum(figures.get("shortened_by", 1.0) < 1.0 for figures in replies),
     }
+
+
+def key_digest(key: str | None) -> str:
+    """The first 16 digits of the SHA-256 of a public key in hex, for people to compare; empty without one."""
+    return "" if key is None else hashlib.sha256(bytes.fromhex(key)).hexdigest()[:16]
 
 
 def _most_by_round(sums: Iterable[SumOpened]) -> dict[int, int]:
@@ -57,11 +64,12 @@ MODES = {
     "real": "the server saw sums alone",
     "accounted": "phases and bytes of the real one, without its cryptography: nothing was hidden",
     "off": "the server saw each contribution",
+    "trusted": "an aggregator that sites trust saw each contribution, and whoever carried them none",
 }
 
 
 def secure_text(record: Mapping[str, Any]) -> str:
-    """The record in two sentences."""
+    """The record in a few sentences."""
     up, down = size_text(record["bytes_up_a_site"]), size_text(record["bytes_down_a_site"])
     site, server = (f"{record[name] * 1e3:.0f} ms" for name in ("seconds_a_site", "seconds_server"))
     saw = MODES[record["mode"]]
@@ -81,6 +89,8 @@ def secure_text(record: Mapping[str, Any]) -> str:
     ):
         if record[key]:
             text += f"; {record[key]:,} {what}"
+    if record["aggregator"]:
+        text += f". Sealed to a simulated aggregator, whose key has the SHA-256 {record['aggregator']}…"
     return text + "."
 
 

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from wardround.core.errors import ConfigError, unknown_name
 from wardround.core.metrics import METRICS
@@ -27,6 +27,7 @@ from wardround.core.plan import (
     StrategySpec,
     TaskSpec,
     TrainingPlan,
+    invalid,
     parse_options,
 )
 from wardround.strategies import STRATEGIES
@@ -62,7 +63,8 @@ def make_plan(
         allow_dotted: Whether strategies may be given as module:attribute (a simulation's own code).
 
     Raises:
-        ConfigError: As `check_choices`; a saved adapter is scaled in another way than the configured one.
+        ConfigError: As `check_choices`; a saved adapter is scaled in another way than the configured one;
+            parts of the plan that do not go together.
         ModelError: The saved adapter is not there, does not fit, or belongs to another base.
     """
     check_choices(
@@ -78,22 +80,25 @@ def make_plan(
     initial = (
         bench.initial_adapter() if start_from is None else bench.method.read_saved(start_from, layout, base)
     )
-    plan = TrainingPlan(
-        name=name,
-        seed=seed,
-        base=base,
-        task=task,
-        data=with_tokenizer(data, bench.base, bench.task),
-        adapter=AdapterSpec(
-            method=adapter_method, options=adapter_options, layout=layout, initial_digest=initial.digest
-        ),
-        local=local,
-        strategy=strategy,
-        encoding=encoding,
-        secure=secure or SecureRules(),
-        rounds=rounds,
-        release=release,
-    )
+    try:
+        plan = TrainingPlan(
+            name=name,
+            seed=seed,
+            base=base,
+            task=task,
+            data=with_tokenizer(data, bench.base, bench.task),
+            adapter=AdapterSpec(
+                method=adapter_method, options=adapter_options, layout=layout, initial_digest=initial.digest
+            ),
+            local=local,
+            strategy=strategy,
+            encoding=encoding,
+            secure=secure or SecureRules(),
+            rounds=rounds,
+            release=release,
+        )
+    except ValidationError as error:
+        raise invalid("training plan", error) from error
     bind_strategy(plan, allow_dotted=allow_dotted)
     return plan, initial
 

@@ -117,14 +117,26 @@ def accept(member: Member, state: SiteState, signed: SignedOffer, broadcast: byt
     return offer
 
 
+def accept_seen(member: Member, state: SiteState, signed: SignedOffer, broadcast: bytes) -> Offer:
+    """As `accept`, where somebody whom the site trusts sees its contribution: it hides among nobody.
+
+    So no rule on cohort, threshold or graph holds; all others do.
+
+    Raises:
+        PolicyError: More attempts than the site's own rules allow.
+        PeerError: As `accept`.
+    """
+    offer = read(member, signed, broadcast)
+    member.policy.check_attempt(offer.attempt)
+    if _is_later(state, offer):
+        if offer.stage and str(offer.stage - 1) not in state.terms:
+            raise PeerError("the offer skips a stage", found=f"stage {offer.stage}")
+        _check_terms(state, offer)
+    return offer
+
+
 def _check_order(state: SiteState, offer: Offer) -> None:
-    if offer.place <= state.place:
-        raise PeerError(
-            "the offer is not newer than the last one", found=offer.place, expected=f"after {state.place}"
-        )
-    if offer.round > state.place[0]:
-        if offer.stage:
-            raise PeerError("the offer begins a round in its middle", found=f"stage {offer.stage}")
+    if not _is_later(state, offer):
         return
     if str(offer.stage) in state.survivors:
         raise PeerError(
@@ -133,6 +145,23 @@ def _check_order(state: SiteState, offer: Offer) -> None:
         )  # fmt: skip
     if offer.stage and str(offer.stage - 1) not in state.survivors:
         raise PeerError("the offer skips a stage", found=f"stage {offer.stage}")
+    _check_terms(state, offer)
+
+
+def _is_later(state: SiteState, offer: Offer) -> bool:
+    """Whether the offer goes on with the round of the last one; refuses what is not newer than that one."""
+    if offer.place <= state.place:
+        raise PeerError(
+            "the offer is not newer than the last one", found=offer.place, expected=f"after {state.place}"
+        )
+    if offer.round > state.place[0]:
+        if offer.stage:
+            raise PeerError("the offer begins a round in its middle", found=f"stage {offer.stage}")
+        return False
+    return True
+
+
+def _check_terms(state: SiteState, offer: Offer) -> None:
     if state.members != offer.members:
         raise PeerError(
             "the offer changes the cohort or the threshold of the round",

@@ -9,10 +9,10 @@ from typing import Literal, TypeAlias
 from pydantic import Field, field_validator
 
 from wardround.core.errors import PolicyError
-from wardround.core.plan import Frozen
+from wardround.core.plan import Frozen, HexKey
 from wardround.privacy.secagg.odds import exposure
 
-Mode: TypeAlias = Literal["real", "accounted", "off"]
+Mode: TypeAlias = Literal["real", "accounted", "off", "trusted"]
 
 
 def default_threshold(members: int) -> int:
@@ -29,6 +29,8 @@ class SecurePolicy(Frozen):
 
     modes: tuple[Mode, ...] = ("real",)
     """What may stand in a plan's `secure.mode`; `off` shows the server each contribution by itself."""
+    aggregator: HexKey | None = None
+    """X25519 key that this site's people pinned: `trusted` seals to it, and to no other."""
     assumed_colluders: int = Field(default=1, ge=0)
     """m: so many members may work with the relay."""
     least_honest: int = Field(default=3, ge=2)
@@ -53,11 +55,15 @@ class SecurePolicy(Frozen):
             return value
         return ["off" if mode is False else mode for mode in value]  # YAML's unquoted off
 
-    def check_mode(self, mode: Mode) -> None:
+    def check_mode(self, mode: Mode, aggregator: str | None = None) -> None:
         """Refuse a plan that protects less than this site demands.
 
+        Args:
+            mode: The plan's `secure.mode`.
+            aggregator: Its `secure.aggregator`.
+
         Raises:
-            PolicyError: The mode is not among the policy's.
+            PolicyError: The mode is not among the policy's, or as `trusted_key`.
         """
         if mode not in self.modes:
             raise PolicyError(
@@ -65,6 +71,24 @@ class SecurePolicy(Frozen):
                 expected="one of " + ", ".join(self.modes),
                 remedy="change secure.mode in the plan, or modes in the site's own policy",
             )  # fmt: skip
+        if mode == "trusted":
+            self.trusted_key(aggregator)
+
+    def trusted_key(self, aggregator: str | None) -> bytes:
+        """The key that this site seals to, 32 bytes: the one that it pinned, if the plan names the same.
+
+        Raises:
+            PolicyError: None is pinned, or the plan names another.
+        """
+        if self.aggregator is None or aggregator != self.aggregator:
+            raise PolicyError(
+                "this site's policy does not trust the plan's aggregator",
+                found=f"secure.aggregator={aggregator}",
+                expected=self.aggregator or "a key that this site pinned, and it has pinned none",
+                remedy="compare the key with the aggregator's own people, then pin it: aggregator in the "
+                "site's own policy",
+            )
+        return bytes.fromhex(self.aggregator)
 
     def check_groups(self, strategy: str) -> None:
         """Refuse sums over groups of the cohort, unless this site allows them to this strategy.

@@ -3,7 +3,9 @@
     contract.py   the two sides of one sum: a site's `Party`, the server's `Collector`
     offers.py     what plan and cohort say of a sum; server and site derive the same
     phased.py     secure aggregation, phase by phase: `real`, and `accounted` without its cryptography
-    plain.py      `off`: the server sees each contribution
+    plain.py      `off`: contributions travel in the clear
+    trusted.py    `trusted`: sealed to an aggregator that the consortium chose
+    seen.py       the server's side of these two, which see each contribution
 
 A round has up to two sums, which travel in the same messages: `training` (the contribution, its weight and
 loss) over the cohort, `evaluation` (metric numerators of the broadcast adapter) over whoever scores it.

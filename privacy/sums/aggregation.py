@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wardround.core.errors import ConfigError
+from wardround.core.plan import SecureRules
 from wardround.privacy.secagg.admission import Member
 from wardround.privacy.secagg.dummy import DummyRelay, DummySite, TrustingRoster
 from wardround.privacy.secagg.identity import Roster, Signer
@@ -12,7 +14,9 @@ from wardround.privacy.secagg.policy import Mode
 from wardround.privacy.secagg.relay import Relay
 from wardround.privacy.sums.contract import TRAINING, Collector, Party
 from wardround.privacy.sums.phased import PhasedCollector, PhasedParty
-from wardround.privacy.sums.plain import PlainCollector, PlainParty
+from wardround.privacy.sums.plain import PlainParty, plain_reader
+from wardround.privacy.sums.seen import SeenCollector
+from wardround.privacy.sums.trusted import Aggregator, TrustedParty
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,24 @@ class Aggregation:
         mode: The plan's `secure.mode`.
         signer: Signs offers with the key that the consortium gave its server.
         roster: The members' keys.
+        aggregator: Opens what sites seal; under `trusted` alone.
+
+    Raises:
+        ConfigError: The mode needs an aggregator's key, or has no use for one.
     """
 
     mode: Mode
     signer: Signer
     roster: Roster
+    aggregator: Aggregator | None = None
+
+    def __post_init__(self) -> None:
+        if (self.mode == "trusted") != (self.aggregator is not None):
+            raise ConfigError(
+                "only a trusted aggregator holds a key that contributions are sealed to",
+                found=f"secure.mode={self.mode}, {'no' if self.aggregator is None else 'a'} private key",
+                expected="a private key under secure.mode=trusted, and none otherwise",
+            )
 
     def collector(self, name: str, offer: Offer, *, quorum: int) -> Collector:
         """The server's side of one attempt at the sum of this name."""
@@ -38,24 +55,30 @@ class Aggregation:
             case "accounted":
                 return PhasedCollector(signed, DummyRelay(offer, TrustingRoster(self.roster.keys)), quorum)
             case "off":
-                return PlainCollector(signed, self.roster, weighed=name == TRAINING)
+                return SeenCollector(signed, plain_reader(offer, self.roster), weighed=name == TRAINING)
+            case "trusted":
+                assert self.aggregator is not None  # noqa: S101 - made sure of above
+                reader = self.aggregator.reader(offer, self.roster)
+                return SeenCollector(signed, reader, weighed=name == TRAINING, quorum=quorum)
 
 
-def party(mode: Mode, member: Member) -> Party:
+def party(rules: SecureRules, member: Member) -> Party:
     """A site's side of a run's sums of one name.
 
     Args:
-        mode: The plan's `secure.mode`.
+        rules: The plan's.
         member: This site; its `run_id` is that of the sum (`offers.run_of`).
 
     Raises:
-        PolicyError: The site's own rules do not allow this mode.
+        PolicyError: The site's own rules do not allow this mode, or trust another aggregator or none.
     """
-    member.policy.check_mode(mode)
-    match mode:
+    member.policy.check_mode(rules.mode, rules.aggregator)
+    match rules.mode:
         case "real":
             return PhasedParty(member)
         case "accounted":
             return PhasedParty(member, DummySite)
         case "off":
             return PlainParty(member)
+        case "trusted":
+            return TrustedParty(member, member.policy.trusted_key(rules.aggregator))

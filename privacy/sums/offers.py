@@ -147,15 +147,15 @@ def check_sites(
         group_size: Of a strategy that sums over groups; 0: the whole cohort is summed.
 
     Raises:
-        PolicyError: The sites' own rules refuse so small a cohort.
+        PolicyError: The sites' own rules refuse the mode, its aggregator or so small a cohort.
         ConfigError: The ring is too narrow for it.
     """
     largest, least = cohort, cohort
     if group_size:
         largest, least = math.ceil(sites / (sites // group_size or 1)), group_size
     scale_of(encoding, largest)
-    policy.check_mode(secure.mode)
-    if secure.mode == "off":
+    policy.check_mode(secure.mode, secure.aggregator)
+    if secure.mode in {"off", "trusted"}:  # a contribution hides among nobody
         return
     for members in {sites, least}:  # all sites score the last adapter, whoever scores the others
         policy.check_cohort(members, secure.threshold or default_threshold(members))

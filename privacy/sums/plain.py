@@ -1,19 +1,17 @@
-"""No secure aggregation: the server sees, and checks, each contribution. One exchange."""
+"""No secure aggregation: a contribution travels signed, and in the clear. One exchange."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from wardround.core.errors import PeerError
-from wardround.privacy.packing import pack, unpack, word_of
+from wardround.privacy.packing import pack
 from wardround.privacy.secagg.admission import Member, read
 from wardround.privacy.secagg.identity import Roster
 from wardround.privacy.secagg.messages import MaskedInput, decode, encode
 from wardround.privacy.secagg.offer import Offer, SignedOffer
-from wardround.privacy.secagg.total import Sum, centred, total_of
 from wardround.privacy.sums.contract import Lanes
+from wardround.privacy.sums.seen import Reader
 
 
 class PlainParty:
@@ -52,75 +50,14 @@ class PlainParty:
         raise PeerError("a phase is asked for that this kind of aggregation does not have")
 
 
-class PlainCollector:
-    """The server's side.
+def plain_reader(offer: Offer, roster: Roster) -> Reader:
+    """Reads what a `PlainParty` sends in this attempt."""
 
-    Args:
-        signed: What is proposed.
-        roster: The members' keys.
-        weighed: Whether the first counter is a weight, which has to be 1 to `offer.most_weight`.
-    """
-
-    def __init__(self, signed: SignedOffer, roster: Roster, *, weighed: bool) -> None:
-        self.offer = signed.offer
-        self.liars: set[str] = set()
-        self.burning = False
-        self._signed, self._roster, self._weighed = signed, roster, weighed
-        self._waiting, self._survivors = set(self.offer.cohort), list[str]()
-        self._coordinates = np.zeros(self.offer.coordinates, dtype=word_of(self.offer.bits))
-        self._counters = np.zeros(self.offer.counters, dtype=word_of(64))
-
-    @property
-    def waiting(self) -> frozenset[str]:
-        """As the contract says."""
-        return frozenset(self._waiting)
-
-    def begin(self) -> Mapping[str, bytes]:
-        """The offer, to the whole cohort."""
-        return dict.fromkeys(self.offer.cohort, encode(self._signed))
-
-    def leave(self, site: str) -> None:
-        """As the contract says."""
-        self._waiting.discard(site)
-
-    def take(self, site: str, message: bytes) -> None:
-        """Check one contribution and add it.
-
-        Raises:
-            PeerError: As the contract says, or a coordinate, counter or weight is beyond the offer's bounds.
-        """
-        if site not in self._waiting:
-            raise PeerError("a site answers that was not asked, or twice", found=site)
-        self._waiting.discard(site)
-        offer, vector = self.offer, decode(message, MaskedInput, self.offer)
+    def read_plain(site: str, message: bytes) -> tuple[bytes | memoryview, bytes | memoryview]:
+        vector = decode(message, MaskedInput, offer)
         if vector.site != site or vector.dealt != offer.context:
             raise PeerError("a contribution is of another site or attempt", found=vector.site, expected=site)
-        self._roster.check(site, vector.signature, vector.statement(offer.context))
-        coordinates = unpack(vector.coordinates, offer.coordinates, offer.bits)
-        counters = unpack(vector.counters, offer.counters, 64)
-        self._check_bounds(coordinates, counters)
-        self._coordinates += coordinates
-        self._counters += counters
-        self._survivors.append(site)
+        roster.check(site, vector.signature, vector.statement(offer.context))
+        return vector.coordinates, vector.counters
 
-    def _check_bounds(self, coordinates: np.ndarray, counters: np.ndarray) -> None:
-        offer = self.offer
-        bound = int(offer.most_weight * offer.largest * offer.scale) + 1
-        if np.abs(centred(coordinates, offer.bits)).max(initial=0) > bound:
-            raise PeerError(
-                "the contribution is beyond the plan's bounds", expected=f"ring integers to {bound} in size"
-            )
-        if counters.max(initial=0) > offer.most_count:
-            raise PeerError("the contribution's counters are not counts", expected=f"0 to {offer.most_count}")
-        if self._weighed and not 1 <= int(counters[0]) <= offer.most_weight:
-            raise PeerError(
-                "the contribution's weight is out of bounds", expected=f"1 to {offer.most_weight}"
-            )
-
-    def close(self) -> Mapping[str, bytes]:
-        """There is no other phase."""
-        return {}
-
-    def open(self) -> Sum:
-        """What was added."""
-        return total_of(self.offer, self._coordinates, self._counters, self._survivors, ())
+    return read_plain

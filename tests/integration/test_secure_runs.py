@@ -77,8 +77,10 @@ def lost(sites: Collection[str], exchange: int, **places: int) -> Fault:
 
 
 def test_one_adapter_whatever_the_mode(settings: Settings) -> None:
-    """Off, accounted and real fold the same sums; the last two send the same bytes, in five exchanges."""
-    results = {mode: run(settings(mode, secure={"mode": mode})) for mode in ("off", "accounted", "real")}
+    """All four fold the same sums; accounted and real send the same bytes, in five exchanges."""
+    modes = ("off", "accounted", "real", "trusted")
+    results = {mode: run(settings(mode, secure={"mode": mode})) for mode in modes}
+    assert len({result.plan.digest for result, _ in results.values()}) == 4
     assert len({last(result) for result, _ in results.values()}) == 1
     assert len({str(result.federated.outcome.selection) for result, _ in results.values()}) == 1
     seen = {
@@ -94,7 +96,7 @@ def test_one_adapter_whatever_the_mode(settings: Settings) -> None:
         (1, "evaluation", 5), (1, "training", 5), (2, "evaluation", 5), (2, "training", 5),
         (3, "evaluation", 5),
     ]  # fmt: skip
-    assert {entry[2] for entry in seen["off"]} == {1}
+    assert {entry[2] for mode in ("off", "trusted") for entry in seen[mode]} == {1}
 
 
 def test_the_first_round_is_within_the_stated_bound_of_the_unquantised_twin(settings: Settings) -> None:

@@ -174,8 +174,9 @@ def test_two_stages_under_secure_aggregation_fold_the_same(
         assert set(trained.values()) == {1}
         return found
 
-    recorder = RecorderSink()
-    np.testing.assert_array_equal(run("real", recorder), run("off"))
+    recorder, plain = RecorderSink(), run("off")
+    np.testing.assert_array_equal(run("real", recorder), plain)
+    np.testing.assert_array_equal(run("trusted"), plain)
     opened = [(e.round, e.stage, e.survivors) for e in recorder.events
               if isinstance(e, SumOpened) and e.name == "training"]  # fmt: skip
     assert opened == [(round, stage, 5) for round in (1, 2) for stage in (0, 1)]
@@ -197,7 +198,7 @@ def test_who_was_lost_in_the_first_stage_is_not_asked_in_the_second(
 
     monkeypatch.setattr(handler, "train_locally", failing)
     found = {}
-    for mode in ("accounted", "off"):
+    for mode in ("accounted", "off", "trusted"):
         recorder = RecorderSink()
         config = make(
             mode, strategy={"name": "halves:STRATEGY"}, encoding={"bits": 64, "largest": 10.0},
@@ -213,3 +214,4 @@ def test_who_was_lost_in_the_first_stage_is_not_asked_in_the_second(
         ]
         assert sorted(told) == ["w0", "w1", "w2", "w4", "w5"]
     np.testing.assert_array_equal(found["accounted"], found["off"])
+    np.testing.assert_array_equal(found["trusted"], found["off"])

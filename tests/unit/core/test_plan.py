@@ -120,6 +120,7 @@ def test_a_ring_or_a_bound_that_is_none_is_refused(encoding: dict[str, Any]) -> 
         {"secure": SecureRules(threshold=4)},
         {"secure": SecureRules(attempts=2)},
         {"secure": SecureRules(complete_to=50)},
+        {"secure": SecureRules(mode="trusted", aggregator="0f" * 32)},
     ],
 )
 def test_how_contributions_are_summed_is_part_of_the_plan(changes: dict[str, Any]) -> None:
@@ -127,3 +128,28 @@ def test_how_contributions_are_summed_is_part_of_the_plan(changes: dict[str, Any
     assert plan_of(**changes).digest != plan_of().digest
     assert TrainingPlan.parse(plan_of(**changes).canonical()).digest == plan_of(**changes).digest
     assert plan_of().secure.mode == "real"
+
+
+def test_another_aggregator_is_another_plan() -> None:
+    """What is sealed to its key is opened by nobody else: it decides who sees contributions."""
+    plans = [plan_of(secure=SecureRules(mode="trusted", aggregator=key * 32)) for key in ("0f", "f0")]
+    assert plans[0].digest != plans[1].digest
+
+
+@pytest.mark.parametrize(
+    ("secure", "reason"),
+    [
+        ({"mode": "trusted"}, r"needs the aggregator's public key.*secure\.aggregator"),
+        ({"mode": "trusted", "aggregator": None}, "needs the aggregator's public key"),
+        ({"mode": "real", "aggregator": "0f" * 32}, "secure.mode=real has none"),
+        ({"mode": "off", "aggregator": "0f" * 32}, "secure.mode=off has none"),
+        ({"mode": "trusted", "aggregator": "0f" * 31}, r"secure\.aggregator"),
+        ({"mode": "trusted", "aggregator": "0F" * 32}, r"secure\.aggregator"),
+        ({"mode": "trusted", "aggregator": "key of ours"}, r"secure\.aggregator"),
+    ],
+)
+def test_a_plan_names_an_aggregator_under_trusted_alone(secure: dict[str, Any], reason: str) -> None:
+    """Required there, refused elsewhere, and 32 bytes in hex: a ConfigError says which."""
+    values = json.loads(plan_of().canonical()) | {"secure": secure}
+    with pytest.raises(ConfigError, match=f"(?s){reason}"):
+        TrainingPlan.parse(json.dumps(values))

@@ -36,24 +36,30 @@ from wardround.privacy.secagg.messages import MaskedInput, decode, encode
 from wardround.privacy.secagg.offer import Offer, SignedOffer
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.privacy.secagg.total import centred
-from wardround.privacy.sums.aggregation import Aggregation
 from wardround.privacy.sums.contract import EVALUATION, GROUPS, TRAINING, Lanes
 from wardround.privacy.sums.offers import scale_of
 from wardround.runtime.events import Event, EventStream
 from wardround.server.journal import Journal
 from wardround.server.rounds import Run
-from wardround.simulations.consortium import Consortium
+from wardround.simulations.consortium import Consortium, simulated_aggregator
 from wardround.strategies.contract import SumStrategy
 from wardround.strategies.fedavg import STRATEGY as FEDAVG
 
 LAYOUT = Layout(tensors=(TensorSpec(name="b", shape=(3, 2)), TensorSpec(name="a", shape=(2, 4))))
 INITIAL = Packed(LAYOUT, np.arange(LAYOUT.size, dtype=np.float32))
+KEY = simulated_aggregator(7).public.hex()
 POLICY = SecurePolicy(
-    modes=("real", "accounted", "off"),
+    modes=("real", "accounted", "off", "trusted"),
+    aggregator=KEY,
     group_strategies=("group_median", "group_trimmed_mean"),
     least_cohort=4,
 )
-SITES = {"off": ("a", "b", "c", "d"), "real": tuple("abcdefg"), "accounted": tuple("abcdefg")}
+SITES = {
+    "off": tuple("abcd"),
+    "trusted": tuple("abcd"),
+    "real": tuple("abcdefg"),
+    "accounted": tuple("abcdefg"),
+}
 """Two of seven may be lost, each in any phase: the threshold is five."""
 
 
@@ -68,7 +74,7 @@ def plan_of(mode: Any = "off", **changes: Any) -> TrainingPlan:
         "adapter": AdapterSpec(layout=LAYOUT, initial_digest=INITIAL.digest),
         "local": LocalWork(steps=1),
         "encoding": Encoding(largest=6.0, most_weight=50),
-        "secure": SecureRules(mode=mode),
+        "secure": SecureRules(mode=mode, aggregator=KEY if mode == "trusted" else None),
         "rounds": RoundRules(rounds=5, deadline_s=0.5),
         "release": ReleaseRule(metric="accuracy", direction="max"),
     }
@@ -236,8 +242,7 @@ class Bench:
         names = tuple(sites or SITES[plan.secure.mode])
         strategy = changes.pop("strategy", FEDAVG(FEDAVG.Options(), LAYOUT))
         transport.join(names, strategy)
-        consortium = transport.consortium
-        aggregation = Aggregation(plan.secure.mode, consortium.server, consortium.roster(plan))
+        aggregation = transport.consortium.aggregation(plan)
         return Run(
             "run", "federated", plan, strategy, names, transport, aggregation, Journal(self.folder, plan),
             EventStream([self.recorder]), **changes,

@@ -13,7 +13,7 @@ from wardround.privacy.sums.contract import EVALUATION, TRAINING
 from wardround.runtime.events import Evaluated, RoundFolded, RunFinished, SiteReplied, SumOpened
 from wardround.server.rounds import choose_cohort, run_rounds
 
-MODES = pytest.mark.parametrize("mode", ["off", "real"])
+MODES = pytest.mark.parametrize("mode", ["off", "real", "trusted"])
 
 
 @MODES
@@ -47,7 +47,7 @@ def test_the_order_of_arrival_changes_no_bit(bench: Any, tmp_path: Any, mode: st
     assert forwards.last.adapter.digest == backwards.last.adapter.digest
 
 
-@pytest.mark.parametrize("mode", ["real", "accounted"])
+@pytest.mark.parametrize("mode", ["real", "accounted", "trusted"])
 def test_what_protects_the_sums_changes_no_bit_of_them(bench: Any, tmp_path: Any, mode: str) -> None:
     """Adapter and scores are those of the same plan without secure aggregation."""
     sites = tuple("abcdefg")
@@ -62,7 +62,7 @@ def test_what_protects_the_sums_changes_no_bit_of_them(bench: Any, tmp_path: Any
     assert bench.recorder.of(Evaluated) == other.recorder.of(Evaluated)
 
 
-@pytest.mark.parametrize(("mode", "exchanges"), [("off", 1), ("accounted", 5), ("real", 5)])
+@pytest.mark.parametrize(("mode", "exchanges"), [("off", 1), ("trusted", 1), ("accounted", 5), ("real", 5)])
 def test_every_sum_is_told_with_what_it_took(bench: Any, mode: str, exchanges: int) -> None:
     """Two a round, the last one of the evaluation alone: mode, sites, exchanges, bytes both ways."""
     transport = bench.transport(bench.plan_of(mode, rounds=RoundRules(rounds=1)))
@@ -127,7 +127,15 @@ def test_a_run_that_stopped_early_stays_stopped_though_its_last_round_is_the_bes
 
 @pytest.mark.parametrize(
     ("killed_in", "mode", "exchange"),
-    [(1, "off", 0), (3, "off", 0), (5, "off", 0), (3, "real", 0), (1, "real", 2), (5, "real", 4)],
+    [
+        (1, "off", 0),
+        (3, "off", 0),
+        (5, "off", 0),
+        (3, "real", 0),
+        (1, "real", 2),
+        (5, "real", 4),
+        (3, "trusted", 0),
+    ],
 )
 def test_a_killed_run_resumes_to_the_identical_adapter(
     bench: Any, tmp_path: Any, killed_in: int, mode: str, exchange: int
@@ -191,7 +199,9 @@ def test_a_site_that_failed_or_is_late_is_named_and_the_round_goes_on(bench: Any
     assert codes == {"a": "non_finite_loss", "d": "deadline"}
 
 
-@pytest.mark.parametrize(("mode", "lost"), [("off", "cd"), ("real", "cdf"), ("real", "cd")])
+@pytest.mark.parametrize(
+    ("mode", "lost"), [("off", "cd"), ("trusted", "cd"), ("real", "cdf"), ("real", "cd")]
+)
 def test_a_round_below_its_quorum_ends_the_run_by_name_and_can_be_resumed(
     bench: Any, mode: str, lost: str
 ) -> None:
@@ -200,7 +210,7 @@ def test_a_round_below_its_quorum_ends_the_run_by_name_and_can_be_resumed(
     So it does under secure aggregation, where three of seven are below the threshold as well as the quorum
     and two below the quorum alone.
     """
-    quorum = 0.75 if mode == "off" else 6 / 7
+    quorum = 0.75 if mode in {"off", "trusted"} else 6 / 7
     plan = bench.plan_of(mode, rounds=RoundRules(rounds=3, quorum=quorum, deadline_s=0.05))
     transport = bench.transport(
         plan, lambda request, reply: [] if request.round == 2 and request.site in lost else [reply]

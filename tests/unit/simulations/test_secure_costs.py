@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from wardround.core.plan import (
 from wardround.runtime.events import Event, RoundBurnt, RoundFolded, SiteReplied, SumOpened
 from wardround.simulations.secure_costs import MODES, privacy_section, secure_record, secure_text
 
+KEY = "0f" * 32
+
 
 def plan_of(mode: Any = "real") -> TrainingPlan:
     """A plan; only its mode and its ring are looked at."""
@@ -30,7 +33,8 @@ def plan_of(mode: Any = "real") -> TrainingPlan:
         data=DataContract(columns={"text": "t"}),
         adapter=AdapterSpec(layout=Layout(tensors=(TensorSpec(name="a"),)), initial_digest="1" * 64),
         local=LocalWork(steps=1), encoding=Encoding(bits=20, largest=1.0, most_weight=1),
-        secure=SecureRules(mode=mode), rounds=RoundRules(rounds=2),
+        secure=SecureRules(mode=mode, aggregator=KEY if mode == "trusted" else None),
+        rounds=RoundRules(rounds=2),
     )  # fmt: skip
 
 
@@ -59,7 +63,8 @@ EVENTS: list[Event] = [
 def test_the_record_counts_what_the_federations_events_say() -> None:
     """A mean over sites and rounds, both sums of a round together; other arms are not in it."""
     assert secure_record(plan_of(), EVENTS) == {
-        "mode": "real", "bits": 20, "exchanges": 6, "later_attempts": 1, "burnt_rounds": 1,
+        "mode": "real", "groups": 1, "aggregator": "", "bits": 20, "exchanges": 6,
+        "later_attempts": 1, "burnt_rounds": 1,
         "bytes_up_a_site": round(2200 / 16), "bytes_down_a_site": round(1100 / 16),
         "seconds_a_site": pytest.approx(2.2 / 16), "seconds_server": pytest.approx(0.09 / 2),
         "rounding": 0.002, "clipped": 7, "shortened": 1,
@@ -82,6 +87,18 @@ def test_every_mode_says_what_the_server_saw(mode: str) -> None:
         assert words not in text
 
 
+def test_a_trusted_aggregator_is_named_by_the_digest_of_its_key() -> None:
+    """In the closing line and in the card; in no other mode is one spoken of."""
+    short = hashlib.sha256(bytes.fromhex(KEY)).hexdigest()[:16]
+    record = secure_record(plan_of("trusted"), EVENTS)
+    assert record["aggregator"] == short
+    said = f"Sealed to a simulated aggregator, whose key has the SHA-256 {short}…."
+    assert secure_text(record).endswith(said)
+    assert said in privacy_section("none", record)
+    for mode in MODES.keys() - {"trusted"}:
+        assert "Sealed" not in secure_text(secure_record(plan_of(mode), EVENTS))
+
+
 def test_what_happened_is_told_with_its_number() -> None:
     """In the closing line and in the card, which also says what was not protected."""
     record = secure_record(plan_of(), EVENTS) | {"shortened": 2, "later_attempts": 3, "burnt_rounds": 4}
@@ -97,3 +114,12 @@ def test_what_happened_is_told_with_its_number() -> None:
     assert text in card
     assert "nothing protected them from its operator" in card
     assert "Differential privacy: ε = 3" in privacy_section("ε = 3", secure_record(plan_of(), []))
+
+
+def test_the_sums_of_groups_count_as_one_cohort() -> None:
+    """Three groups of five are fifteen sites, and the text says that the server saw their sums."""
+    events = [opened("federated", 1, f"training.{group}", 5) for group in range(3)]
+    record = secure_record(plan_of(), events)
+    assert (record["groups"], record["bytes_up_a_site"], record["bytes_down_a_site"]) == (3, 100, 50)
+    assert "the server saw the sums of 3 groups" in secure_text(record)
+    assert "groups" not in secure_text(secure_record(plan_of(), EVENTS))

@@ -64,7 +64,7 @@ class World:
         fields: dict[str, Any] = {
             "run_id": "run", "round": 3, "attempt": 2, "plan": digest("plan"), "roster": self.roster.digest,
             "broadcast": digest("broadcast"), "layout": digest("layout"), "counters_layout": digest("counts"),
-            "aggregator": public_key(self.key), "site": "site_a",
+            "offer": digest("offer"), "aggregator": public_key(self.key), "site": "site_a",
             "coordinates_bytes": len(COORDINATES), "counters_bytes": len(COUNTERS),
         }  # fmt: skip
         return Header(**(fields | changes))

@@ -27,7 +27,7 @@ from wardround.privacy.secagg.secret import Secret
 OTHERS: dict[str, Any] = {
     "run_id": "another", "round": 4, "stage": 1, "attempt": 3,
     "plan": digest("other"), "roster": digest("other"), "broadcast": digest("other"),
-    "layout": digest("other"), "counters_layout": digest("other"),
+    "layout": digest("other"), "counters_layout": digest("other"), "offer": digest("other"),
     "aggregator": public_key(Secret(bytes(range(32)))), "site": "site_b",
     "coordinates_bytes": 39, "counters_bytes": 25,
 }  # fmt: skip

@@ -1,0 +1,113 @@
+"""A trusted aggregator: it sees each contribution, and whoever carries them in between sees none.
+
+The consortium chose it, the plan names its key, and each site's people pinned that key. A site seals its
+contribution to the key (`privacy/sealed.py`); the aggregator opens, checks and adds. One exchange.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from wardround.core.errors import PeerError
+from wardround.privacy.packing import packed, packed_size
+from wardround.privacy.sealed import LARGEST_LANE, Header, Received, public_key, seal, unseal
+from wardround.privacy.secagg.admission import Member, accept_seen
+from wardround.privacy.secagg.identity import Roster
+from wardround.privacy.secagg.messages import decode
+from wardround.privacy.secagg.offer import Offer, SignedOffer
+from wardround.privacy.secagg.secret import Secret
+from wardround.privacy.sums.contract import Lanes
+from wardround.privacy.sums.seen import Reader
+
+
+class TrustedParty:
+    """A site's side.
+
+    Args:
+        member: Who takes part, under which rules.
+        aggregator: The key that its own people pinned (`SecurePolicy.trusted_key`), 32 bytes.
+    """
+
+    def __init__(self, member: Member, aggregator: bytes) -> None:
+        self._member, self._aggregator = member, aggregator
+
+    def check(self, offer: bytes, broadcast: bytes) -> Offer:
+        """As the contract says; a cohort may be of any size, since a contribution hides among nobody."""
+        found = accept_seen(self._member, self._member.record.load(), decode(offer, SignedOffer), broadcast)
+        header_of(found, self._member.name, self._aggregator)  # refused before anything is trained
+        return found
+
+    def confirmed(self, round: int) -> Mapping[int, tuple[str, ...]]:  # noqa: ARG002 - the contract's
+        """Nobody is asked."""
+        return {}
+
+    def begin(self, offer: bytes, broadcast: bytes, lanes: Lanes) -> bytes:
+        """The contribution, sealed under fresh ephemeral keys and signed."""
+        member, found = self._member, self.check(offer, broadcast)
+        member.record.save(member.record.load().after(found))  # durable first: one envelope a place, ever
+        return seal(
+            header_of(found, member.name, self._aggregator),
+            packed(lanes.coordinates, found.bits), packed(lanes.counters, 64), member.signer,
+        )  # fmt: skip
+
+    def step(self, message: bytes) -> bytes:  # noqa: ARG002 - the contract's
+        """There is no other phase."""
+        raise PeerError("a phase is asked for that this kind of aggregation does not have")
+
+
+@dataclass
+class Aggregator:
+    """The aggregator's key, and what it has accepted in each of a run's sums.
+
+    One serves a whole run, so that a later attempt knows what an earlier one accepted. It lives as long as
+    the contributions themselves: a restarted aggregator has lost both, and asks for the round again.
+
+    Attributes:
+        key: X25519; never leaves this object.
+        received: Run of a sum (`offers.run_of`) → what was accepted in it.
+    """
+
+    key: Secret
+    received: dict[str, Received] = field(default_factory=dict)
+
+    @property
+    def public(self) -> bytes:
+        """What plan and policies name, 32 bytes."""
+        return public_key(self.key)
+
+    def reader(self, offer: Offer, roster: Roster) -> Reader:
+        """Opens what a `TrustedParty` sends in this attempt: each site's once.
+
+        The reader raises a PeerError where an envelope is malformed, altered, replayed, of another site or of
+        another attempt.
+        """
+        public = self.public
+
+        def read_sealed(site: str, message: bytes) -> tuple[bytes, bytes]:
+            before = self.received.get(offer.run_id, Received(run_id=offer.run_id))
+            header = header_of(offer, site, public)
+            contribution, self.received[offer.run_id] = unseal(message, header, self.key, roster, before)
+            return contribution.coordinates, contribution.counters
+
+        return read_sealed
+
+
+def header_of(offer: Offer, site: str, aggregator: bytes) -> Header:
+    """What a site's envelope is bound to in this attempt: site and aggregator derive the same.
+
+    Raises:
+        PeerError: A lane is longer than can be sealed.
+    """
+    sizes = packed_size(offer.coordinates, offer.bits), packed_size(offer.counters, 64)
+    if max(sizes) > LARGEST_LANE:
+        raise PeerError(
+            "the contribution is too long to be sealed", found=f"{max(sizes)} bytes",
+            expected=f"at most {LARGEST_LANE}", remedy="train a smaller adapter, or in a narrower ring",
+        )  # fmt: skip
+    return Header(
+        run_id=offer.run_id, round=offer.round, stage=offer.stage, attempt=offer.attempt, plan=offer.plan,
+        roster=offer.roster, broadcast=offer.broadcast, layout=offer.layout,
+        counters_layout=offer.counters_layout, offer=offer.context, aggregator=aggregator, site=site,
+        coordinates_bytes=sizes[0], counters_bytes=sizes[1],
+    )  # fmt: skip
