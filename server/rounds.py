@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from wardround.core.counting import WEIGHT, train_loss
+from wardround.core.counting import train_loss
 from wardround.core.errors import ConfigError, PeerError
 from wardround.core.packed import Adapter, Counters
 from wardround.core.plan import RoundRules, TrainingPlan
@@ -30,7 +30,7 @@ from wardround.privacy.secagg.draw import Groups
 from wardround.privacy.sums.aggregation import Aggregation
 from wardround.privacy.sums.contract import EVALUATION, TRAINING, name_of
 from wardround.privacy.sums.offers import scale_of
-from wardround.privacy.sums.opened import ImpossibleSumError, opened, statistics_of
+from wardround.privacy.sums.opened import opened
 from wardround.runtime.events import EventStream, RoundBurnt, RoundFolded, RunFinished, RunStarted
 from wardround.server.exchange import Channel, Stage, collect
 from wardround.server.grouping import draw_groups
@@ -149,9 +149,8 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
         run = replace(run, sites=tuple(sorted(site for group in groups for site in group)))
     while at.state.round < run.plan.rounds.rounds and not at.selection.exhausted:
         round_started, before = time.perf_counter(), at.state
-        cohort = choose_cohort(run.plan, asked_of(run, at), before.round + 1)
-        if groups:  # fixed for the run, whoever was caught since
-            cohort = list(run.sites)
+        # Groups are fixed for the run, whoever was caught since.
+        cohort = list(run.sites) if groups else choose_cohort(run.plan, asked_of(run, at), before.round + 1)
         folded = train_round(run, at, cohort, groups)
         at = Position(
             folded.state,
@@ -262,36 +261,27 @@ def train_round(run: Run, at: Position, cohort: Sequence[str], groups: Groups = 
         )
         try:
             sums = sums_of(run.channel, run.strategy, collected, round, stage, members, survivors)
-            checked = [
-                statistics_of(
-                    total, run.strategy.statistics_layout(stage), run.plan.encoding, cohort=len(members[name])
-                )
-                for name, total in sums.items()
-            ]
-        except (BurntError, ImpossibleSumError) as error:
+        except BurntError as error:
             run.events.emit(RoundBurnt(run.arm, round, error.what))
             return replace(folded, state=replace(before, round=round), counters=None, survivors=[], opened=())
-        statistics, weight = combined(
-            run.strategy, [(total, float(counters[WEIGHT])) for total, counters in checked]
-        )
+        statistics, weight = combined(run.strategy, [(s.statistics, s.weight) for s in sums.values()])
         state = run.strategy.fold(state, statistics, weight, stage)
-        survivors = tuple(sorted(site for total in sums.values() for site in total.survivors))
+        survivors = tuple(sorted(site for s in sums.values() for site in s.total.survivors))
         again = (
             opened(
-                total, round=round, stage=stage, cohort=len(members[name]), bits=run.plan.encoding.bits,
-                group=list(members).index(name),
+                sums[name].total, round=round, stage=stage, cohort=sums[name].cohort,
+                bits=run.plan.encoding.bits, group=group,
             )
-            for name, total in sums.items()
+            for group, name in enumerate(members) if name in sums
         )  # fmt: skip
         folded = replace(
             folded,
             state=state,
-            counters=folded.counters or added([counters for _, counters in checked]),
+            counters=folded.counters or added([s.counters for s in sums.values()]),
             survivors=list(survivors),
             opened=(*folded.opened, *again),
             rounding=max(
-                scale_of(run.plan.encoding, len(members[name])).error_of_mean(float(counters[WEIGHT]))
-                for name, (_, counters) in zip(sums, checked, strict=True)
+                scale_of(run.plan.encoding, s.cohort).error_of_mean(s.weight) for s in sums.values()
             ),
         )
     if state.round != round:

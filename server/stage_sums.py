@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from wardround.core.counting import WEIGHT
 from wardround.core.errors import PeerError, QuorumError
-from wardround.core.packed import Counters
+from wardround.core.packed import Counters, Statistics
 from wardround.core.plan import TrainingPlan
 from wardround.privacy.secagg.total import Sum
+from wardround.privacy.sums.opened import ImpossibleSumError, statistics_of
 from wardround.runtime.events import Notice
 from wardround.server.exchange import Channel, Collected
 from wardround.strategies.contract import GroupStrategy, SumStrategy
@@ -23,6 +26,28 @@ class BurntError(PeerError):
 def quorum_of(plan: TrainingPlan, cohort: int) -> int:
     """Least number of contributions for a round of `cohort` sites to count; at least one."""
     return max(1, math.ceil(plan.rounds.quorum * cohort))
+
+
+@dataclass(frozen=True)
+class StageSum:
+    """One sum of contributions, opened and within the plan's bounds.
+
+    Attributes:
+        total: As it was opened.
+        statistics: Σ w_i · statistics_i, float64.
+        counters: Σ of the counters.
+        cohort: Sites that were asked.
+    """
+
+    total: Sum
+    statistics: Statistics
+    counters: Counters
+    cohort: int
+
+    @property
+    def weight(self) -> float:
+        """Σ w_i."""
+        return float(self.counters[WEIGHT])
 
 
 def added(counters: Sequence[Counters]) -> Counters:
@@ -44,21 +69,28 @@ def sums_of(
     stage: int,
     members: Mapping[str, Sequence[str]],
     before: Sequence[str],
-) -> dict[str, Sum]:
+) -> dict[str, StageSum]:
     """The stage's sums of contributions, by name.
 
-    Over groups, those of some may be missing as long as the strategy says that the others are enough.
+    Over groups, those of some may be missing, or impossible, as long as the strategy says that the others are
+    enough: one hostile site must not be able to end every round.
 
     Raises:
         QuorumError: Nothing was opened, and it can be asked for again.
         BurntError: It cannot.
     """
-    sums: dict[str, Sum] = {}
+    layout, encoding = strategy.statistics_layout(stage), channel.plan.encoding
+    sums: dict[str, StageSum] = {}
     lost: list[QuorumError | BurntError] = []
     for name, sites in members.items():
         own = [site for site in before if site in sites]
         try:
-            sums[name] = sum_of(channel, collected, name, round, stage, own)
+            total = sum_of(channel, collected, name, round, stage, own)
+            sums[name] = StageSum(
+                total, *statistics_of(total, layout, encoding, cohort=len(sites)), cohort=len(sites)
+            )
+        except ImpossibleSumError as error:
+            lost.append(BurntError(error.what, found=error.found, expected=error.expected))
         except (QuorumError, BurntError) as error:
             lost.append(error)
     enough = strategy.least_groups if isinstance(strategy, GroupStrategy) else len(members)
@@ -67,7 +99,7 @@ def sums_of(
             text = f"round {round} goes on without the sum of a group: {missing.what}"
             channel.events.emit(Notice(channel.arm, "warning", text))
         return sums
-    burnt = [error for error in lost if isinstance(error, BurntError)]
+    burnt = [missing for missing in lost if isinstance(missing, BurntError)]
     if sums and not burnt:  # what was opened is spent: nobody helps to open it a second time
         raise BurntError(f"too few groups are left for a vote: {lost[0].what}")
     raise (burnt or lost)[0]

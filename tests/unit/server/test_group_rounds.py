@@ -258,3 +258,25 @@ def test_a_kept_draw_of_another_run_is_refused(bench: Any) -> None:
     (bench.folder / "rounds.jsonl").unlink()
     with pytest.raises(PeerError, match="of another run or plan"):
         run_rounds(run, bench.initial)
+
+
+@pytest.mark.parametrize("mode", ["accounted", "real"])
+def test_a_sum_beyond_the_bounds_costs_its_group_and_no_round(bench: Any, mode: str) -> None:
+    """A hostile site that pushes its group's sum out of bounds in every round stops nobody else's."""
+    votes = Votes(bench, mode)
+    sites = tuple(f"s{i:02}" for i in range(16))
+
+    def huge(name: str, request: Any, lanes: Any) -> Any:
+        if name != TRAINING or request.site != "s05":
+            return lanes
+        return replace(lanes, counters=lanes.counters + np.array([10_000, 0, 0], dtype=np.uint64))
+
+    transport = votes.transport(tamper=huge)
+    outcome = votes.run(transport, sites)
+    hostile = next(group for group in votes.groups(transport) if "s05" in group)
+    lost = {round: set(hostile) for round in (1, 2)}
+    close(outcome.last.adapter, votes.expected(transport, lost), rounding(bench))
+    assert bench.recorder.of(RoundBurnt) == []
+    texts = [e.text for e in bench.recorder.of(Notice) if "without the sum of a group" in e.text]
+    assert len(texts) == ROUNDS
+    assert "summed weight is not possible" in texts[0]
