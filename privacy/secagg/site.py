@@ -359,12 +359,13 @@ class SecureSite:
         for dealer, box in sorted(message.boxes.items()):
             if box.recipient != name:
                 raise PeerError("a box is for another site", found=box.recipient)
-            self.member.roster.check(
-                dealer, box.signature, box.statement(offer.context, dealer, dealt.agreed)
-            )
             channel = transcript.shared_secret(dealt.keyed.channel, dealt.advertisements[dealer].channel_key)
             pair = open_box(transcript.box_key(channel, dealt.agreed, dealer, name), box, dealt.agreed)
             if pair is None:
+                # What opens is the dealer's: nobody else has the key. Its signature says whose fault it is.
+                self.member.roster.check(
+                    dealer, box.signature, box.statement(offer.context, dealer, dealt.agreed)
+                )
                 return Complaint(
                     site=name, dealer=dealer, box=box,
                     channel_secret=dealt.keyed.channel.private_bytes_raw(),
