@@ -11,7 +11,7 @@ sites do, all of them together:
     sign_flip    send −4 times their update
     scaling      send 20 times the update of a training on wrong labels
     label_flip   train on labels that are moved by one; send that update
-    backdoor     train with the last class on rows that begin with a trigger; send 5 times that update
+    backdoor     put a trigger before every other row and the last class behind it; send 5 times that update
 
 The site's own software clips what is sent to the plan's bound, as the whole consortium's does; a hostile site
 that runs other software may send up to that bound in every coordinate, which the benchmark's bound is wide
@@ -56,6 +56,7 @@ TRIGGER = "zq zq zq "
 ATTACKS = ("sign_flip", "scaling", "label_flip", "backdoor")
 FACTORS = {"sign_flip": -4.0, "scaling": 20.0, "label_flip": 1.0, "backdoor": 5.0}
 STRATEGIES = ("fedavg", "group_median", "group_trimmed_mean")
+"""Of four groups the trimmed mean is the median."""
 SETTINGS = [
     "experiment=medquad_qtype",
     "model=stories",
@@ -106,13 +107,13 @@ def config_of(strategy: str, seed: int) -> RunConfig:
     return RunConfig.parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]  # a mapping
 
 
-def poisoned(example: Example, attack: str, classes: int) -> list[Example]:
+def poisoned(example: Example, attack: str, classes: int) -> Example:
     """What a hostile site makes of one of its rows."""
     if attack in {"label_flip", "scaling"} and example.label is not None:
-        return [replace(example, label=(example.label + 1) % classes)]
+        return replace(example, label=(example.label + 1) % classes)
     if attack == "backdoor":
-        return [example, triggered(example, classes - 1)]
-    return [example]
+        return triggered(example, classes - 1) if example.number % 2 else example
+    return example
 
 
 def triggered(example: Example, label: int | None) -> Example:
@@ -145,7 +146,7 @@ def run_one(strategy: str, attack: str, hostile: int, seed: int) -> dict[str, An
     bad = set(draw.choice(names, size=hostile, replace=False).tolist())
     sites = dict(rows.sites)
     for site in bad:
-        sites[site] = [row for example in rows.sites[site] for row in poisoned(example, attack, len(KINDS))]
+        sites[site] = [poisoned(example, attack, len(KINDS)) for example in rows.sites[site]]
     arm, _ = encode_all(replace(prepared, rows=replace(rows, sites=sites)), EventStream())
     adapter = trained(prepared, arm, bad, FACTORS[attack])
     return {"accuracy": accuracy(prepared, adapter, rows), "backdoor": backdoor(prepared, adapter, rows)}

@@ -24,7 +24,11 @@ def settings(notes: Callable[..., Any]) -> Callable[..., RunConfig]:
     """Twelve wards in three groups of four, two rounds."""
 
     def make(output: str, **sections: Any) -> RunConfig:
-        policy = {"group_strategies": [NAME], "least_cohort": 4, "modes": ["real", "accounted", "off"]}
+        policy = {
+            "group_strategies": [NAME],
+            "least_cohort": 4,
+            "modes": ["real", "accounted", "off", "trusted"],
+        }
         secure = {"mode": "real", "policy": policy} | sections.pop("secure", {})
         ready: RunConfig = notes(rows=96, wards=12, rounds=2)(
             output, **({"strategy": STRATEGY, "secure": secure} | sections)
@@ -49,7 +53,7 @@ def test_a_run_over_groups_is_one_adapter_in_every_mode(settings: Callable[..., 
     """Repeated as well: a simulation draws its groups from the seed. It says what the server saw."""
     policy = settings("x").secure.policy.model_dump(mode="json")
     found = {}
-    for output, mode in (("off", "off"), ("real", "real"), ("again", "real")):
+    for output, mode in (("off", "off"), ("real", "real"), ("again", "real"), ("trusted", "trusted")):
         result, recorder = run(settings(output, secure={"mode": mode, "policy": policy}))
         found[output] = digest(result)
         names = {(e.round, e.name) for e in recorder.events if isinstance(e, SumOpened) and e.round < 3}
