@@ -88,7 +88,6 @@ def check_request(request: Request, site: Site) -> None:
     Raises:
         RequestError: Another run, plan, site, stage, sum or layout, a broadcast that is not finite, one of
             round 1 that is not the plan's initial adapter, or one that is not the fold of the last sum.
-        StorageError: What a round that is over left behind cannot be removed.
     """
     try:
         _check_place(request, site)
@@ -97,9 +96,7 @@ def check_request(request: Request, site: Site) -> None:
             if request.stage == 0:
                 confirmed = site.parties.parties[TRAINING].confirmed(request.round - 1)
                 checked = site.folds.check(request.round, request.broadcast, request.opened, dict(confirmed))
-                if checked:  # the round before was verified or burnt: nobody needs what it summed any more
-                    site.parties.kept.forget(round=request.round - 1)
-                if checked and request.round > 1 and not request.opened:  # burnt
+                if checked and request.round > 1 and not request.opened:  # the round before was burnt
                     site.store.forget(round=request.round - 1)
     except PeerError as error:
         raise RequestError(error.what, found=error.found, expected=error.expected) from error
@@ -182,6 +179,9 @@ def work(
     }
     if site.grouped is not None and TRAINING in offers:
         site.grouped.check(offers[TRAINING])
+    # The broadcast passed as the fold of the round before, or that one is burnt or was missed; and the server
+    # signed that another one begins. Not sooner: whoever cannot sign must not make a site lose anything.
+    site.parties.kept.forget(round=request.round - 1)
 
     def begin(name: str, lanes: Lanes) -> None:
         sums[name] = site.parties.begin(name, request, digest, lanes)

@@ -178,7 +178,7 @@ class KeptContributions(Contributions):
 
     def __len__(self) -> int:
         """How many."""
-        return len(list(self))
+        return sum(1 for _ in self)
 
     def forget(self, *, round: int) -> None:
         """As the base class says; what cannot be read goes as well, and so does what a kill left.
