@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections import UserDict
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
@@ -19,6 +22,30 @@ from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.sums.contract import Lanes, Party
 from wardround.privacy.sums.offers import check_offer, scale_of
 
+Kept: TypeAlias = tuple[tuple[int, int, bytes], Lanes]
+"""Round, stage and broadcast that a contribution belongs to; the contribution."""
+
+
+class Contributions(MutableMapping[str, Kept]):
+    """Name of a sum → this site's last contribution to it."""
+
+    @abstractmethod
+    def forget(self, *, round: int) -> None:
+        """Destroy what was contributed to this round or an earlier one: nobody asks for it again.
+
+        Raises:
+            StorageError: It cannot be destroyed.
+        """
+
+
+class ContributionsInMemory(UserDict[str, Kept], Contributions):
+    """They are gone when the process ends."""
+
+    def forget(self, *, round: int) -> None:
+        """As the base class says; never raises."""
+        for name in [name for name, (place, _) in self.items() if place[0] <= round]:
+            del self[name]
+
 
 @dataclass
 class Parties:
@@ -26,13 +53,13 @@ class Parties:
 
     Attributes:
         parties: Name → the site's side of that sum.
-        kept: Name → place and broadcast of the last contribution, and the contribution itself: encoded once,
-            and masked anew for every attempt.
+        kept: The last contribution to each: encoded once, and masked anew for every attempt. In a file
+            (`client/secure_record.py:KeptContributions`) where a restarted site should go on with it.
         seconds: Name → seconds spent on the sum's protocol since they were last read.
     """
 
     parties: Mapping[str, Party]
-    kept: dict[str, tuple[tuple[int, int, bytes], Lanes]] = field(default_factory=dict)
+    kept: Contributions = field(default_factory=ContributionsInMemory)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def check(
@@ -57,12 +84,22 @@ class Parties:
         return offer
 
     def begin(self, name: str, request: Request, broadcast: bytes, lanes: Lanes) -> bytes:
-        """The first answer of an attempt, over a contribution that is kept for later ones."""
+        """The first answer of an attempt, over a contribution that is kept for later ones.
+
+        Raises:
+            StorageError: It cannot be kept.
+            PeerError: As `Party.begin`; PolicyError likewise.
+        """
         self.kept[name] = (request.round, request.stage, broadcast), lanes
         return self._timed(name, lambda: self.parties[name].begin(request.sums[name], broadcast, lanes))
 
     def again(self, name: str, request: Request, broadcast: bytes) -> bytes:
-        """The first answer of a later attempt; `broadcast_of` says whether anything was kept for it."""
+        """The first answer of a later attempt; `broadcast_of` says whether anything was kept for it.
+
+        Raises:
+            StorageError: What was kept does not hold what was written.
+            PeerError: As `Party.begin`; PolicyError likewise.
+        """
         _, lanes = self.kept[name]
         return self._timed(name, lambda: self.parties[name].begin(request.sums[name], broadcast, lanes))
 
@@ -71,8 +108,10 @@ class Parties:
 
         Raises:
             TrainingError: Nothing is kept for this round and stage.
+            StorageError: What was kept does not hold what was written.
         """
-        place, _ = self.kept.get(name, ((0, 0, b""), None))
+        kept = self.kept.get(name)
+        place = kept[0] if kept is not None else (0, 0, b"")
         if place[:2] != (request.round, request.stage):
             raise TrainingError(
                 "nothing_kept", "this site has nothing to contribute to another attempt",

@@ -179,6 +179,9 @@ def work(
     }
     if site.grouped is not None and TRAINING in offers:
         site.grouped.check(offers[TRAINING])
+    # The broadcast passed as the fold of the round before, or that one is burnt or was missed; and the server
+    # signed that another one begins. Not sooner: whoever cannot sign must not make a site lose anything.
+    site.parties.kept.forget(round=request.round - 1)
 
     def begin(name: str, lanes: Lanes) -> None:
         sums[name] = site.parties.begin(name, request, digest, lanes)

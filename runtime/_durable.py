@@ -40,8 +40,13 @@ _REMEDIES = {
 """Reasons that mean the disk, and what to do."""
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write a whole file, or leave what was there.
+
+    Args:
+        path: The file.
+        content: All of it.
+        private: Only its owner reads it, from its first byte on: a mode that is set afterwards comes late.
 
     Raises:
         StorageError: It could not be written; names the path, the bytes needed and the remedy.
@@ -51,7 +56,9 @@ def write_atomic(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
         try:
-            with temporary.open("xb") as file:
+            if private:
+                temporary.touch(mode=0o600, exist_ok=False)
+            with temporary.open("r+b" if private else "xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -59,7 +66,23 @@ def write_atomic(path: Path, content: bytes) -> None:
         except BaseException:
             _remove(temporary)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder that only its owner enters, durable when it returns; one that is there stays as it is.
+
+    A file is only as durable as the entries of the folders above it.
+
+    Raises:
+        StorageError: It cannot be made.
+    """
+    path = Path(path)
+    with storing(path):
+        for folder in (*reversed(path.parents), path):
+            if not folder.is_dir():
+                folder.mkdir(mode=0o700, exist_ok=True)
+                sync_folder(folder.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -100,7 +123,7 @@ def append_line(path: Path, record: Mapping[str, Any], *, durable: bool = True) 
                     file.truncate(size)
                 raise
         if new and durable:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -138,7 +161,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         with storing(path):
             _sync_tree(temporary)
             _put_in_place(temporary, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -275,10 +298,11 @@ def _sync_tree(folder: Path) -> None:
         for name in names:
             with (Path(root) / name).open("rb") as file:
                 os.fsync(file.fileno())
-        _sync_folder(Path(root))
+        sync_folder(Path(root))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the entries of a folder durable; raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

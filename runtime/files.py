@@ -5,7 +5,9 @@ from wardround.runtime._durable import (
     append_line,
     atomic_folder,
     json_text,
+    private_folder,
     storing,
+    sync_folder,
     write_atomic,
     write_json,
 )
@@ -17,8 +19,10 @@ __all__ = [
     "atomic_folder",
     "json_text",
     "load_tensors",
+    "private_folder",
     "save_tensors",
     "storing",
+    "sync_folder",
     "write_atomic",
     "write_json",
 ]

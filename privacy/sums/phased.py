@@ -73,7 +73,7 @@ class PhasedParty:
         """As the contract says."""
         site, offer = self._site, self._offer
         if offer is None:
-            raise PeerError("a phase is asked for, and no attempt is under way")
+            return self._after_restart(message)
         answer: Message
         phase, following = self._phase, ""
         if phase == OPEN:
@@ -91,6 +91,13 @@ class PhasedParty:
             answer = self._repeat(decode(message, Confirmed))
         self._phase = following
         return encode(answer)
+
+    def _after_restart(self, message: bytes) -> bytes:
+        """The unmask answer once more: all that a new process knows of the attempt is in the record."""
+        try:
+            return encode(self._repeat(decode(message, Confirmed)))
+        except PeerError as error:
+            raise PeerError("a phase is asked for, and no attempt is under way") from error
 
     def _mask(self, delivery: Delivery) -> Message:
         if self._lanes is None:

@@ -18,7 +18,15 @@ import pytest
 from safetensors import SafetensorError
 
 from wardround.core.errors import StorageError
-from wardround.runtime.files import append_line, atomic_folder, json_text, write_atomic, write_json
+from wardround.runtime import _durable
+from wardround.runtime.files import (
+    append_line,
+    atomic_folder,
+    json_text,
+    private_folder,
+    write_atomic,
+    write_json,
+)
 
 FAULTS = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO)
 LIMIT = 4096
@@ -89,6 +97,44 @@ def test_a_failed_folder_sync_leaves_a_whole_file(tmp_path: Path, monkeypatch: p
             write_atomic(path, b"new")
     assert path.read_bytes() == b"new"
     assert listing(tmp_path) == ["file"]
+
+
+def test_a_private_file_is_its_owners_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the umask, and also where the file that it replaces was everybody's."""
+    path, seen, replace = tmp_path / "file", [], os.replace
+
+    def look(source: Any, target: Any) -> None:
+        seen.append(Path(source).stat().st_mode & 0o777)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look)
+    before = os.umask(0)
+    try:
+        write_atomic(path, b"one")
+        write_atomic(path, b"two", private=True)
+    finally:
+        os.umask(before)
+    assert seen == [0o666, 0o600]
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"two", 0o600)
+
+
+def test_a_private_folder_is_durable_with_all_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each new one is synced into its parent, which nobody else enters; an old one stays as it is."""
+    synced: list[str] = []
+    monkeypatch.setattr(_durable, "sync_folder", lambda folder: synced.append(folder.name))
+    (tmp_path / "a").mkdir(mode=0o755)
+    private_folder(tmp_path / "a" / "b" / "c")
+    private_folder(tmp_path / "a" / "b" / "c")
+    assert synced == ["a", "b"]
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "a/b", "a/b/c")]
+    assert modes == [0o755, 0o700, 0o700]
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot write"):
+        private_folder(tmp_path / "file" / "a")
 
 
 @pytest.mark.usefixtures("small_files_only")
