@@ -90,6 +90,15 @@ def test_an_offer_that_was_remembered_and_not_answered_is_not_taken_again(group:
     group.check(group.run(group.offer(attempt=2)), group.offer())
 
 
+def test_a_restart_before_the_unmask_answer_keeps_cohort_and_threshold(group: Any) -> None:
+    """The next attempt has those of the first one."""
+    group.to_survivors(group.offer())
+    group.restart()
+    with pytest.raises(PeerError, match="changes the cohort or the threshold"):
+        group.advertise("site_00", group.offer(attempt=1, threshold=6))
+    group.check(group.run(group.offer(attempt=1)), group.offer())
+
+
 def to_unmask(group: Any, offer: Any) -> Any:
     """A relay that waits for the unmask answers."""
     relay, survivors = group.to_survivors(offer)
