@@ -1,0 +1,13 @@
+"""Accounting for differential privacy: what a unit has lost so far, and how much noise a run needs.
+
+    mechanisms.py    what was done to a unit, as values: each says all of its mathematics
+    account.py       everything that was done to one unit, and its epsilon
+    cap.py           whether one thing more may be done, whoever chose it and why
+    calibrate.py     the least noise that keeps a planned run under a target
+    renyi.py         Rényi DP of a mechanism, and what it means as (ε, δ)
+    privacy_loss.py  privacy loss distributions of a fixed schedule
+
+`renyi.py` and `privacy_loss.py` stand on `dp_accounting`, and import it when they are first asked; nobody
+else does. Neighbours differ by one whole unit, added or removed. A central-limit figure (GDP) is nowhere
+used: it is no bound.
+"""
