@@ -1,0 +1,168 @@
+"""Laws of private gradients: examples apart, units bounded, microbatches without a say."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from wardround.training.private.per_example import record_gradients
+from wardround.training.private.units import ClippedSum, unit_pieces
+
+BAD = (math.inf, -math.inf, math.nan, 3e38, 1e30, -1e25)
+
+
+class Net(nn.Module):
+    """Lookup, two linear layers around a nonlinearity, a norm; padding does not count."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(13, width)
+        self.first = nn.Linear(width, out)
+        self.norm = nn.LayerNorm(out)
+        self.second = nn.Linear(out, 5)
+
+    def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Losses (n,): a mean over the row's own positions."""
+        scores = self.second(self.norm(self.first(self.embed(tokens)).tanh())).logsumexp(-1)
+        places = torch.arange(tokens.shape[1]) < lengths[:, None]
+        return (scores * places).sum(1) / lengths
+
+
+def adapted(width: int, out: int, rank: int, seed: int) -> nn.Module:
+    """LoRA on everything that takes it, the norm in full."""
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=rank, lora_alpha=3, target_modules=["embed", "first", "second"], modules_to_save=["norm"],
+        use_rslora=bool(seed % 2), bias="all" if seed % 3 else "none",
+    )  # fmt: skip
+    model: Any = get_peft_model(Net(width, out), config)  # type: ignore[arg-type]  # PEFT takes any module
+    for parameter in trained(model).values():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What trains, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def batch_of(lengths: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Padded tokens and lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 13, (len(lengths), max(lengths, default=1)), generator=generator)
+    return tokens, torch.tensor(lengths, dtype=torch.int64)
+
+
+def one_by_one(model: nn.Module, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """The slow twin: each row alone, without its padding."""
+    parameters = [p for _, p in sorted(trained(model).items())]
+    found = [torch.zeros(0, sum(p.numel() for p in parameters))]
+    for row, length in zip(tokens, lengths, strict=True):
+        loss = model(row[None, : int(length)], length[None]).sum()
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        found.append(torch.cat([grad.reshape(-1) for grad in grads])[None])
+    return torch.cat(found)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.integers(1, 9), max_size=6), st.integers(1, 7), st.integers(1, 7), st.integers(1, 5),
+    st.integers(0, 5),
+)  # fmt: skip
+def test_gradients_are_those_of_single_examples(
+    lengths: list[int], width: int, out: int, rank: int, seed: int
+) -> None:
+    """Any shapes, ranks, lengths and numbers of rows, none among them."""
+    model, (tokens, counts) = adapted(width, out, rank, seed), batch_of(lengths, seed)
+    with record_gradients(model, trained(model)) as gradients:
+        found = gradients.of(lambda: model(tokens, counts), len(lengths))[0]
+    torch.testing.assert_close(found, one_by_one(model, tokens, counts), rtol=1e-3, atol=1e-4)
+
+
+def clipped_sum(
+    rows: torch.Tensor, units: list[int], bound: float, size: int | None = None, order: int = 0
+) -> torch.Tensor:
+    """Through pieces, in a drawn order of the batch."""
+    places = torch.randperm(len(units), generator=torch.Generator().manual_seed(order)).tolist()
+    total = ClippedSum(rows.shape[1], bound, torch.device("cpu"))
+    for piece in unit_pieces([units[place] for place in places], [1] * len(units), size):
+        total.add(rows[[places[index] for index in piece.examples]], piece.units)
+    return total.close().total
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[torch.Tensor, list[int], float]:
+    """Rows of gradients with hostile values among them, their units, a bound."""
+    units = draw(st.lists(st.integers(0, 5), min_size=1, max_size=14))
+    columns, seed = draw(st.integers(1, 40)), draw(st.integers(0, 2**31))
+    rows = torch.randn(len(units), columns, generator=torch.Generator().manual_seed(seed))
+    rows *= 10.0 ** draw(st.integers(-12, 12))
+    for _ in range(draw(st.integers(0, 4))):
+        row, column = draw(st.integers(0, len(units) - 1)), draw(st.integers(0, columns - 1))
+        rows[row, column] = draw(st.sampled_from(BAD))
+    return rows, units, draw(st.floats(1e-6, 1e6))
+
+
+@settings(deadline=None, max_examples=120)
+@given(batches(), st.none() | st.integers(1, 15), st.none() | st.integers(1, 15))
+def test_one_unit_moves_the_sum_by_no_more_than_the_bound(
+    batch: tuple[torch.Tensor, list[int], float], size: int | None, other_size: int | None
+) -> None:
+    """Take any one away, whatever its gradients are and however the rest is cut then."""
+    rows, units, bound = batch
+    whole = clipped_sum(rows, units, bound, size)
+    assert whole.isfinite().all()
+    for unit in set(units):
+        left = [index for index, each in enumerate(units) if each != unit]
+        rest = clipped_sum(rows[left], [units[index] for index in left], bound, size)
+        assert float((whole - rest).norm()) <= bound
+    # However it is cut: within a unit to the bit, between units to the rounding of float64.
+    again = clipped_sum(rows, units, bound, other_size)
+    assert float((whole - again).norm()) <= bound * 1e-12
+
+
+@settings(deadline=None, max_examples=50)
+@given(batches(), st.integers(0, 2**16), st.none() | st.integers(1, 15))
+def test_order_and_microbatches_have_no_say(
+    batch: tuple[torch.Tensor, list[int], float], order: int, size: int | None
+) -> None:
+    """Well-conditioned units sum to the same, whatever the order of the batch and its cuts."""
+    rows, units, bound = batch
+    rows = rows.nan_to_num(1.0, 1.0, 1.0).clamp(-1e12, 1e12)
+    table = torch.stack([rows[[i for i, u in enumerate(units) if u == unit]].sum(0) for unit in set(units)])
+    assume(float(table.norm(dim=1).min()) > 1e-3 * float(rows.norm(dim=1).max()))
+    expected = clipped_sum(rows, units, bound)
+    found = clipped_sum(rows, units, bound, size, order)
+    assert float((found - expected).norm()) <= 1e-3 * bound * len(set(units))
+
+
+@pytest.mark.parametrize("factor", [*BAD, 1e6, 0.0])
+@pytest.mark.parametrize("size", [None, 2])
+def test_a_hostile_loss_moves_a_models_sum_by_no_more_than_the_bound(factor: float, size: int | None) -> None:
+    """One patient's loss is not finite or enormous; every other patient's gradient stands as it stood."""
+    model, (tokens, lengths) = adapted(5, 6, 2, 1), batch_of([3, 9, 1, 4, 4, 7], 0)
+    units, bound = [0, 1, 0, 2, 1, 3], 0.1
+
+    def total(rows: list[int]) -> torch.Tensor:
+        scale = torch.tensor([factor if unit == 1 else 1.0 for unit in units])
+        with record_gradients(model, trained(model)) as gradients:
+            clip = ClippedSum(gradients.size, bound, torch.device("cpu"))
+            for piece in unit_pieces([units[row] for row in rows], [1] * len(rows), size):
+                some = [rows[index] for index in piece.examples]
+                found, _ = gradients.of(lambda: model(tokens[some], lengths[some]) * scale[some], len(some))  # noqa: B023 - it runs at once
+                clip.add(found, piece.units)
+        return clip.close().total
+
+    whole = total(list(range(6)))
+    assert whole.isfinite().all()
+    for unit in set(units):
+        rest = total([row for row in range(6) if units[row] != unit])
+        # Products over another number of rows round otherwise: the guarantee is for equal gradients.
+        assert float((whole - rest).norm()) <= bound * (1 + 1e-5)

@@ -1,0 +1,1 @@
+"""Differential privacy while training: gradients by example, clipped by unit, and guards around them."""

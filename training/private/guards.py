@@ -1,0 +1,89 @@
+"""What has to stay as it was while training is private: everything but the noised sum and the adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from wardround.core.errors import InternalError
+
+
+def require_no_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
+    """No `.grad` lies on a parameter: it would be a gradient of the plain path, neither clipped nor noised.
+
+    Raises:
+        InternalError: Names the parameters.
+    """
+    found = [name for name, parameter in parameters.items() if parameter.grad is not None]
+    if found:
+        raise InternalError(
+            "a plain gradient lies on a parameter that trains privately",
+            found=", ".join(found[:3]), expected=".grad is None",
+            remedy="clear gradients with set_to_none=True before and after a private step",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Where a tensor's memory is, and how often it was written in place."""
+
+    place: int
+    version: int
+
+
+class FrozenWeights:
+    """Watches the weights and saved buffers outside the adapter: data must reach the adapter alone.
+
+    A normalisation's running statistics, for example, would carry an exact mean of the batch out of the site.
+
+    Args:
+        model: All of it.
+        adapter: What may move.
+    """
+
+    def __init__(self, model: nn.Module, adapter: Iterable[nn.Parameter]) -> None:
+        self._model = model
+        self._moving = {id(parameter) for parameter in adapter}
+        self._marks = {name: _mark(tensor) for name, tensor in self._watched()}
+        self._sums = {name: _bit_sum(tensor) for name, tensor in self._watched()}
+
+    def require_unmoved(self, *, exact: bool = False) -> None:
+        """Nothing outside the adapter was written or replaced since the start.
+
+        Args:
+            exact: Also compare sums over the bits, one pass over the weights: it sees writes through `.data`
+                and inside of kernels (a running mean), which version counters do not.
+
+        Raises:
+            InternalError: Names the tensors.
+        """
+        found = [name for name, tensor in self._watched() if self._marks.get(name) != _mark(tensor)]
+        if exact:
+            known = self._sums
+            found += [name for name, tensor in self._watched() if known.get(name) != _bit_sum(tensor)]
+        missing = self._marks.keys() - {name for name, _ in self._watched()}
+        if found or missing:
+            raise InternalError(
+                "a weight outside the adapter moved during a private step",
+                found=", ".join(sorted({*found, *missing})[:3]), expected="only the adapter's tensors move",
+                remedy="put the module into evaluation mode, or leave it out of the model",
+            )  # fmt: skip
+
+    def _watched(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in self._model.state_dict(keep_vars=True).items():
+            if isinstance(tensor, torch.Tensor) and id(tensor) not in self._moving:
+                yield name, tensor
+
+
+def _mark(tensor: torch.Tensor) -> _Mark:
+    return _Mark(tensor.data_ptr(), tensor._version)  # noqa: SLF001 - torch's only counter of writes in place
+
+
+def _bit_sum(tensor: torch.Tensor) -> int:
+    """The sum of a tensor's bytes, read as integers of its own width, modulo 2⁶⁴."""
+    widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    flat = tensor.detach().contiguous().reshape(-1)
+    return int(flat.view(widths[flat.element_size()]).sum(dtype=torch.int64)) if flat.numel() else 0
