@@ -6,6 +6,7 @@ import math
 import random
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,8 +21,9 @@ from wardround.privacy.accounting.mechanisms import (
 )
 
 UNITS, DELTA = 1_000, 1e-5
-rates = st.floats(1e-4, 1.0)
-noises = st.floats(0.5, 20.0)
+# Few values, in all combinations: a vector of a new pair takes a fraction of a second.
+rates = st.sampled_from((1e-3, 0.01, 0.1, 1.0))
+noises = st.sampled_from((0.9, 1.5, 4.0))
 counts = st.integers(1, 2_000)
 sampled = st.builds(SampledGaussian, sample_rate=rates, sigma=noises, steps=counts)
 gaussians = st.builds(Gaussian, sigma=noises, count=st.integers(1, 50))
@@ -30,8 +32,8 @@ mixtures = st.builds(
 )
 bounded: st.SearchStrategy[Mechanism] = sampled | gaussians
 anything: st.SearchStrategy[Mechanism] = bounded | mixtures | st.just(NoPrivacy())
-few = settings(max_examples=15, deadline=None)
-many = settings(max_examples=60, deadline=None)
+few = settings(max_examples=5, deadline=None)
+many = settings(max_examples=30, deadline=None)
 
 
 def renyi(*mechanisms: Mechanism) -> float:
@@ -45,7 +47,7 @@ def losses(*mechanisms: Mechanism) -> float:
 
 
 @many
-@given(sampled, st.integers(1, 2_000), st.floats(1.0, 3.0), st.floats(1.0, 3.0))
+@given(sampled, st.integers(1, 2_000), st.sampled_from((1.0, 1.5, 3.0)), st.sampled_from((1.0, 1.2, 2.0)))
 def test_more_of_anything_never_costs_less(
     mechanism: SampledGaussian, more: int, wider: float, quieter: float
 ) -> None:
@@ -61,6 +63,7 @@ def test_more_of_anything_never_costs_less(
         assert renyi(mechanism.model_copy(update=change)) >= before * (1 - 1e-6) - 1e-6
 
 
+@pytest.mark.slow
 @few
 @given(sampled, st.integers(1, 2_000), st.floats(1.1, 3.0), st.floats(1.1, 3.0))
 def test_the_same_by_losses(mechanism: SampledGaussian, more: int, wider: float, quieter: float) -> None:
@@ -92,6 +95,7 @@ def test_the_order_of_entries_does_not_matter(entries: list[Mechanism], shuffled
     assert renyi(*mixed) == renyi(*entries)
 
 
+@pytest.mark.slow
 @few
 @given(st.lists(bounded, min_size=2, max_size=4), st.randoms(use_true_random=False))
 def test_nor_does_it_by_losses(entries: list[Mechanism], shuffled: random.Random) -> None:
@@ -117,6 +121,7 @@ def test_renyi_vectors_add(first: list[Mechanism], second: list[Mechanism]) -> N
     np.testing.assert_allclose(whole, parts, rtol=1e-12)
 
 
+@pytest.mark.slow
 @few
 @given(st.lists(bounded, min_size=1, max_size=3))
 def test_losses_are_never_above_renyi(entries: list[Mechanism]) -> None:

@@ -83,7 +83,7 @@ def test_vectors_bound_the_exact_sum(rate: float, sigma: float) -> None:
 
 
 def integral_rdp(rate: float, sigma: float, order: float) -> float:
-    """ρ at any order, by quadrature: (α − 1) ρ = log E[r^α], r the mixture over N(0, σ²), under the latter."""
+    """ρ at any order, by quadrature: (α − 1) ρ = log E[r^α], r the ratio of the mixture to N(0, σ²)."""
     x = np.linspace(-40 * sigma - 5, order + 40 * sigma, 400_001)
     log_ratio = np.logaddexp(math.log1p(-rate), math.log(rate) + (2 * x - 1) / (2 * sigma**2))
     density = np.exp(-(x**2) / (2 * sigma**2)) / math.sqrt(2 * math.pi * sigma**2)
