@@ -121,6 +121,7 @@ def test_a_patient_with_four_notes() -> None:
     assert (clipped_once, bounded) == (pytest.approx(3.05, abs=5e-3), pytest.approx(3.14, abs=5e-3))
 
 
+@pytest.mark.slow
 def test_a_mixture_of_one_is_the_sampled_gaussian() -> None:
     """K = 1: the two say the same, up to their grids."""
     for rate, sigma, steps in ((0.01, 1.0, 1000), (0.2, 2.0, 20), (1.0, 3.0, 5)):

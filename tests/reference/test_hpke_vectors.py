@@ -187,7 +187,8 @@ def test_an_envelope_is_what_its_format_says() -> None:
     roster = Roster({"site": signer.public})
     header = Header(
         run_id="run", round=1, plan=digest("plan"), roster=roster.digest, broadcast=digest("broadcast"),
-        layout=digest("layout"), counters_layout=digest("counters"), aggregator=public_key(key), site="site",
+        layout=digest("layout"), counters_layout=digest("counters"), offer=digest("offer"),
+        aggregator=public_key(key), site="site",
         coordinates_bytes=10, counters_bytes=16,
     )  # fmt: skip
     lanes = bytes(range(10)), bytes(range(16))

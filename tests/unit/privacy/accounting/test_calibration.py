@@ -25,6 +25,7 @@ def test_the_noise_is_enough_and_hardly_more(
     assert planned(rate, sigma * (1 - tolerance), steps).epsilon(1e-5, units=UNITS).value > epsilon
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.01, 1.0])
 def test_a_fixed_schedule_gets_by_with_less_noise(rate: float) -> None:
     """Losses are tighter, and just as tightly met."""
@@ -38,6 +39,7 @@ def test_a_fixed_schedule_gets_by_with_less_noise(rate: float) -> None:
     assert planned(rate, sigma * 0.98, 200).fixed_schedule_epsilon(1e-5, units=UNITS).value > 2
 
 
+@pytest.mark.slow
 def test_a_patient_with_several_examples_needs_more_noise() -> None:
     """K = 4 examples, each at q, against one at q."""
     wanted: dict[str, Any] = {
