@@ -50,10 +50,10 @@ def digest(result: SimulationResult) -> str:
 
 
 def test_a_run_over_groups_is_one_adapter_in_every_mode(settings: Callable[..., RunConfig]) -> None:
-    """Repeated as well: a simulation draws its groups from the seed. It says what the server saw."""
+    """A simulation draws its groups from the seed, whatever the mode; it says what the server saw."""
     policy = settings("x").secure.policy.model_dump(mode="json")
     found = {}
-    for output, mode in (("off", "off"), ("real", "real"), ("again", "real"), ("trusted", "trusted")):
+    for output, mode in (("off", "off"), ("real", "real"), ("trusted", "trusted")):
         result, recorder = run(settings(output, secure={"mode": mode, "policy": policy}))
         found[output] = digest(result)
         names = {(e.round, e.name) for e in recorder.events if isinstance(e, SumOpened) and e.round < 3}
@@ -64,8 +64,6 @@ def test_a_run_over_groups_is_one_adapter_in_every_mode(settings: Callable[..., 
         assert summary["secure"]["groups"] == 3
         assert ("the server saw the sums of 3 groups" in card) == (mode == "real")
     assert len(set(found.values())) == 1
-    mean, _ = run(settings("mean", strategy={"name": "fedavg"}))
-    assert digest(mean) != found["real"]
 
 
 def test_a_resumed_run_ends_as_the_whole_one(
