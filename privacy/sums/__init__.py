@@ -2,6 +2,7 @@
 
     contract.py   the two sides of one sum: a site's `Party`, the server's `Collector`
     offers.py     what plan and cohort say of a sum; server and site derive the same
+    cohort.py     what every collector does with the cohort of its offer
     phased.py     secure aggregation, phase by phase: `real`, and `accounted` without its cryptography
     plain.py      `off`: contributions travel in the clear
     trusted.py    `trusted`: sealed to an aggregator that the consortium chose

@@ -29,6 +29,7 @@ from wardround.privacy.secagg.phases import CONFIRM, DEAL, MASK, OPEN, UNMASK, P
 from wardround.privacy.secagg.relay import BadDealerError, Relay
 from wardround.privacy.secagg.site import SecureSite
 from wardround.privacy.secagg.total import Sum
+from wardround.privacy.sums.cohort import CohortCollector
 from wardround.privacy.sums.contract import Lanes
 
 ASK_AGAIN = 1
@@ -112,7 +113,7 @@ class PhasedParty:
         return answer
 
 
-class PhasedCollector:
+class PhasedCollector(CohortCollector):
     """The server's side.
 
     Args:
@@ -122,31 +123,13 @@ class PhasedCollector:
     """
 
     def __init__(self, signed: SignedOffer, relay: Relay, quorum: int) -> None:
-        self.offer = signed.offer
-        self.liars: set[str] = set()
-        self.burning = False
-        self._signed, self._phases, self._quorum = signed, Phases(relay), quorum
-        self._waiting = set(self.offer.cohort)
+        super().__init__(signed)
+        self._phases, self._quorum = Phases(relay), quorum
         self._again, self._last = ASK_AGAIN, dict[str, bytes]()
-
-    @property
-    def waiting(self) -> frozenset[str]:
-        """As the contract says."""
-        return frozenset(self._waiting)
-
-    def begin(self) -> Mapping[str, bytes]:
-        """The offer, to the whole cohort."""
-        return dict.fromkeys(self.offer.cohort, encode(self._signed))
-
-    def leave(self, site: str) -> None:
-        """As the contract says."""
-        self._waiting.discard(site)
 
     def take(self, site: str, message: bytes) -> None:
         """As the contract says."""
-        if site not in self._waiting:
-            raise PeerError("a site answers that was not asked, or twice", found=site)
-        self._waiting.discard(site)
+        self._settle(site)
         if self._phases.phase == MASK and kind_of(message) == Complaint.KIND:
             complaint = decode(message, Complaint)
             _require(complaint, site)

@@ -9,15 +9,15 @@ import numpy as np
 
 from wardround.core.errors import PeerError, QuorumError
 from wardround.privacy.packing import unpack, word_of
-from wardround.privacy.secagg.messages import encode
 from wardround.privacy.secagg.offer import SignedOffer
 from wardround.privacy.secagg.total import Sum, centred, total_of
+from wardround.privacy.sums.cohort import CohortCollector
 
 Reader: TypeAlias = Callable[[str, bytes], tuple[bytes | memoryview, bytes | memoryview]]
 """A site and its message → both packed lanes; a PeerError where they are not that site's in this attempt."""
 
 
-class SeenCollector:
+class SeenCollector(CohortCollector):
     """The server's side: contributions in the clear (`off`), or sealed to the aggregator (`trusted`).
 
     Args:
@@ -28,26 +28,11 @@ class SeenCollector:
     """
 
     def __init__(self, signed: SignedOffer, reader: Reader, *, weighed: bool, quorum: int = 0) -> None:
-        self.offer = signed.offer
-        self.liars: set[str] = set()
-        self.burning = False
-        self._signed, self._reader, self._weighed, self._quorum = signed, reader, weighed, quorum
-        self._waiting, self._survivors = set(self.offer.cohort), list[str]()
+        super().__init__(signed)
+        self._reader, self._weighed, self._quorum = reader, weighed, quorum
+        self._survivors: list[str] = []
         self._coordinates = np.zeros(self.offer.coordinates, dtype=word_of(self.offer.bits))
         self._counters = np.zeros(self.offer.counters, dtype=word_of(64))
-
-    @property
-    def waiting(self) -> frozenset[str]:
-        """As the contract says."""
-        return frozenset(self._waiting)
-
-    def begin(self) -> Mapping[str, bytes]:
-        """The offer, to the whole cohort."""
-        return dict.fromkeys(self.offer.cohort, encode(self._signed))
-
-    def leave(self, site: str) -> None:
-        """As the contract says."""
-        self._waiting.discard(site)
 
     def take(self, site: str, message: bytes) -> None:
         """Check one contribution and add it.
@@ -55,9 +40,7 @@ class SeenCollector:
         Raises:
             PeerError: As the contract says, or a coordinate, counter or weight is beyond the offer's bounds.
         """
-        if site not in self._waiting:
-            raise PeerError("a site answers that was not asked, or twice", found=site)
-        self._waiting.discard(site)
+        self._settle(site)
         offer, lanes = self.offer, self._reader(site, message)
         coordinates = unpack(lanes[0], offer.coordinates, offer.bits)
         counters = unpack(lanes[1], offer.counters, 64)
