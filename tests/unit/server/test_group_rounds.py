@@ -151,11 +151,7 @@ def test_a_round_survives_the_loss_of_a_group(bench: Any, mode: str, exchange: i
     votes = Votes(bench, mode)
     sites = tuple(f"s{i:02}" for i in range(16))
     gone: set[str] = set()
-    transport = votes.transport(fault=vanished(lambda: gone, exchange=exchange, round=1))
-    run = bench.run(transport, sites, strategy=votes.strategy)
-
-    def learn(state: Any) -> None:
-        pass
+    transport = votes.transport()
 
     def choose() -> set[str]:
         if not gone and transport.grouped["s00"].groups:
@@ -163,7 +159,7 @@ def test_a_round_survives_the_loss_of_a_group(bench: Any, mode: str, exchange: i
         return gone
 
     transport.fault = vanished(choose, exchange=exchange, round=1)
-    outcome = run_rounds(replace(run, on_state=learn), bench.initial)
+    outcome = votes.run(transport, sites)
     groups = votes.groups(transport)
     lost = {1: set(groups[1])}
     close(outcome.last.adapter, votes.expected(transport, lost), rounding(bench))
