@@ -27,6 +27,9 @@ class Purpose(StrEnum):
     GROUPS = "groups"
     """What a simulated site adds to the draw of the groups; a real one takes it from its system."""
     AGGREGATOR = "aggregator"
+    NOISE = "noise"
+    BATCH = "batch"
+    SHARE = "share"
 
 
 def seed_for(root: int, purpose: Purpose, *, round: int = 0, site: str = "") -> int:

@@ -13,6 +13,7 @@ from wardround.core.errors import PeerError, QuorumError
 from wardround.core.packed import Counters, Statistics
 from wardround.core.plan import TrainingPlan
 from wardround.privacy.secagg.total import Sum
+from wardround.privacy.sums.noise import ring_noise
 from wardround.privacy.sums.opened import ImpossibleSumError, statistics_of
 from wardround.runtime.events import Notice
 from wardround.server.exchange import Channel, Collected
@@ -86,6 +87,7 @@ def sums_of(
         own = [site for site in before if site in sites]
         try:
             total = sum_of(channel, collected, name, round, stage, own)
+            total = noised(channel, total, layout.size, round, cohort=len(sites))
             sums[name] = StageSum(
                 total, *statistics_of(total, layout, encoding, cohort=len(sites)), cohort=len(sites)
             )
@@ -103,6 +105,15 @@ def sums_of(
     if sums and not burnt:  # what was opened is spent: nobody helps to open it a second time
         raise BurntError(f"too few groups are left for a vote: {lost[0].what}")
     raise (burnt or lost)[0]
+
+
+def noised(channel: Channel, total: Sum, coordinates: int, round: int, *, cohort: int) -> Sum:
+    """The sum with the server's noise, where the plan has the server add it: before anything looks at it."""
+    privacy = channel.plan.privacy
+    if privacy is None or privacy.noise != "central":
+        return total
+    added = ring_noise(channel.plan, cohort=cohort, coordinates=coordinates, round=round)
+    return total if added is None else added.added_to_sum(total, channel.noise(round))
 
 
 def sum_of(

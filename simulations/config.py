@@ -6,18 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from wardround.core.checked import Frozen, invalid, known_keys
 from wardround.core.plan import (
     MOST_WEIGHT,
-    Frozen,
     LocalWork,
     ReleaseRule,
     RoundRules,
     SecureRules,
     StrategySpec,
     TextTemplate,
-    invalid,
-    known_keys,
 )
+from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.training.base_model import BaseModelConfig
 from wardround.training.source_spec import SourceSpec
@@ -155,6 +154,7 @@ class RunConfig(Frozen):
     secure: SecureConfig = SecureConfig()
     rounds: RoundRules
     release: ReleaseRule = ReleaseRule()
+    privacy: PrivacyRules | None = None
     partition: PartitionConfig = PartitionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     bounds: BoundsConfig = BoundsConfig()

@@ -16,9 +16,9 @@ from typing import Literal, Self, TypeAlias
 
 from pydantic import ValidationError, model_validator
 
+from wardround.core.checked import Frozen, invalid
 from wardround.core.errors import BudgetError, ConfigError, PolicyError
 from wardround.core.packed import Array
-from wardround.core.plan import Frozen, invalid
 from wardround.privacy.accounting.mechanisms import (
     BoundedMixture,
     Gaussian,

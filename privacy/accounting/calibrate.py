@@ -11,8 +11,8 @@ from typing import Final, Literal
 
 from pydantic import ValidationError
 
+from wardround.core.checked import invalid
 from wardround.core.errors import ConfigError
-from wardround.core.plan import invalid
 from wardround.privacy.accounting.account import Account, check_delta
 from wardround.privacy.accounting.mechanisms import BoundedMixture, SampledGaussian
 

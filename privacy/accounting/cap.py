@@ -18,8 +18,8 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from wardround.core.checked import Frozen
 from wardround.core.errors import BudgetError, ConfigError
-from wardround.core.plan import Frozen
 from wardround.privacy.accounting.account import Account, check_delta
 from wardround.privacy.accounting.mechanisms import Mechanism
 from wardround.privacy.accounting.renyi import ORDERS, budget_at

@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Field
 
-from wardround.core.plan import Frozen
+from wardround.core.checked import Frozen
 
 MOST_STEPS: Final = 10**9
 MOST_EXAMPLES: Final = 1_000

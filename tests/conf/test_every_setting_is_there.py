@@ -7,7 +7,7 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from wardround.core.plan import known_keys
+from wardround.core.checked import known_keys
 from wardround.simulations.config import RunConfig
 
 # A source, a template and a strategy's or adapter's options are values of their own.
