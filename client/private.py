@@ -30,7 +30,8 @@ class SitePrivacy:
     Attributes:
         rules: The plan's.
         cost: Of one round, here.
-        units: The unit of each training row.
+        units: What is sampled: the unit of each training row.
+        patients: Whom the ledger charges: the patient of each training row.
         expected_batch: B, of the plan.
         ledger: Opens the site's ledger, for as long as something is written.
         sources: Randomness of batches and noise.
@@ -40,6 +41,7 @@ class SitePrivacy:
     rules: PrivacyRules
     cost: RoundCost
     units: Sequence[str]
+    patients: Sequence[str]
     expected_batch: float
     ledger: Callable[[], AbstractContextManager[Ledger]]
     sources: Sources
@@ -65,11 +67,13 @@ class SitePrivacy:
         added = ring_noise(plan, cohort=cohort, coordinates=coordinates, round=round)
         mechanism = self.cost.mechanism if added is None else added.mechanism
         with self.ledger() as ledger:
-            source = ledger.source(plan.name, sorted(set(self.units)))
+            source = ledger.source(plan.name, sorted(set(self.patients)))
             ledger.reserve(
                 source, run=run_id, plan=plan.digest, round=round, stage=0, draw=self.draw(round),
-                mechanism=mechanism, unit=self.cost.unit,
+                mechanism=mechanism, unit=self.cost.unit, most_examples=self.rules.most_examples,
             )  # fmt: skip
+            if self.cost.unit == "example":  # the ledger's figure is the patient's
+                return self.cost.epsilon(round).value
             return ledger.epsilon(source, run=run_id).value
 
     def seal(self, run_id: str, round: int, contribution: str) -> None:
@@ -112,6 +116,13 @@ def site_privacy(
 ) -> SitePrivacy | None:
     """A site's side of the plan's privacy; None where sites train without noise of their own.
 
+    Args:
+        plan: What this site accepted.
+        units: The patient of each training row.
+        ledger: Opens the site's ledger.
+        sources: Randomness of batches and noise.
+        simulation: Whether it may come from a seed.
+
     Raises:
         ConfigError: The plan asks for larger batches than the site has units.
         PolicyError: δ ≥ 1 / units.
@@ -124,5 +135,5 @@ def site_privacy(
     if cost is None:
         return None
     return SitePrivacy(
-        rules, cost, named, float(plan.local.batch_size), ledger, sources, simulation=simulation
+        rules, cost, named, units, float(plan.local.batch_size), ledger, sources, simulation=simulation
     )

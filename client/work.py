@@ -167,12 +167,12 @@ def contribute(
     if trained.update is not None:  # a linear strategy sends it as it is, without float32's rounding
         before, after = zeros(trained.update.layout, np.float64), trained.update
     statistics, left = site.strategy.contribute(broadcast, before, after, memory, request.stage)
-    counters = counted(trained.figures, request.stage)
+    counters = counted(trained.figures, request.stage, private=site.plan.privacy is not None)
     lanes, quantised = contribution(
         statistics.vector, counters, trained.figures.weight, offer, site.plan, site.name,
         None if privacy is None else privacy.share(request.round),
     )  # fmt: skip
-    if privacy is not None:
+    if privacy is not None and not request.stage:  # a later stage goes on from what is noised and sealed
         privacy.seal(site.run_id, request.round, digest_of(lanes))
     if request.stage < site.strategy.stages - 1:
         site.store.save_stage(trained, left, round=request.round, stage=request.stage)
@@ -197,9 +197,9 @@ def digest_of(lanes: Lanes) -> str:
     return state.hexdigest()
 
 
-def counted(figures: Figures, stage: int) -> Counters:
-    """What rides beside a contribution; training sums are counted in stage 0 alone."""
-    if stage:
+def counted(figures: Figures, stage: int, *, private: bool) -> Counters:
+    """What rides beside a contribution; training sums are counted in stage 0 alone, and never privately."""
+    if stage or private:
         return training_counters(weight=figures.weight)
     return training_counters(weight=figures.weight, loss_sum=figures.loss_sum, targets=figures.targets)
 

@@ -116,11 +116,13 @@ class LocalWork(Frozen):
     steps: int | None = Field(default=None, gt=0)
     batch_size: int = Field(default=16, gt=0)
     """Logical batch, in examples; how it is cut into microbatches changes nothing."""
-    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
+    optimiser: Literal["adamw", "adam", "sgd", "dp_adam"] = "adamw"
+    """`dp_adam` takes the noise out of its second moment; of privacy with local noise alone."""
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment; under dp_adam that root is never smaller."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     schedule: Schedule = Schedule()
@@ -239,10 +241,11 @@ class TrainingPlan(Frozen):
 
     @model_validator(mode="after")
     def _private(self) -> TrainingPlan:
-        if self.privacy is not None:
-            faults = "; ".join(_faults(self, self.privacy))
-            if faults:
-                raise ValueError(faults)
+        faults = [] if self.privacy is None else list(_faults(self, self.privacy))
+        if self.local.optimiser == "dp_adam" and (self.privacy is None or self.privacy.noise != "local"):
+            faults.append("local.optimiser=dp_adam corrects for noise that no step has: set it to adamw")
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
@@ -25,7 +25,7 @@ from wardround.client.site import Site
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Adapter
 from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan
-from wardround.core.seeds import Purpose, generator
+from wardround.core.seeds import Purpose, generator, seed_for
 from wardround.privacy.accounting.of_plan import round_cost
 from wardround.privacy.noise.source import RepeatableSource
 from wardround.privacy.secagg.policy import SecurePolicy
@@ -39,6 +39,7 @@ from wardround.simulations.privacy import simulated_privacy
 from wardround.strategies.contract import ServerState
 from wardround.training.batches import plan_batches
 from wardround.training.planning import PrivateBounds, bind_strategy, bounds_of
+from wardround.training.private.sampling import bounded_rows
 from wardround.training.tasks import TASKS
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
@@ -190,6 +191,7 @@ def run_arms(
     lanes: int,
     policy: SecurePolicy,
     each: Callable[[Arm, Train], T],
+    privacy_cap: float | None = None,
 ) -> list[T]:
     """Run arms one after another on Flower's engine, in this process.
 
@@ -203,6 +205,7 @@ def run_arms(
         lanes: Flower nodes over which messages are delivered.
         policy: What every site demands of secure aggregation.
         each: Called with an arm and the function that trains it; what it returns is collected.
+        privacy_cap: ε that every site grants its patients; None: what the plan asks for.
 
     Raises:
         ConfigError: Two arms, or two sites of one, have the same name: they would share folder and run id.
@@ -213,6 +216,7 @@ def run_arms(
         require_distinct(f"sites of {arm.name}", arm.sites)
     consortia = {arm.name: Consortium.of(arm.sites, policy_of(arm, policy)) for arm in arms}
     strategies = {arm.name: bind_strategy(arm.plan, allow_dotted=True) for arm in arms}
+    arms = [bounded(arm) for arm in arms]
     sites = {
         (run_of(run_id, arm), name): Site(
             name,
@@ -226,7 +230,7 @@ def run_arms(
             consortia[arm.name].parties(name, arm.plan, run_of(run_id, arm)),
             FoldCheck(arm.plan, strategies[arm.name]),
             consortia[arm.name].grouped(name, arm.plan, run_of(run_id, arm), strategies[arm.name]),
-            simulated_privacy(arm.plan, name, rows.units, folder_of(arm.name) / "sites" / name),
+            simulated_privacy(arm.plan, name, rows.units, folder_of(arm.name) / "sites" / name, privacy_cap),
         )
         for arm in arms
         for name, rows in arm.sites.items()
@@ -265,6 +269,20 @@ def run_arms(
 
     simulate(server, client_app(sites), lanes=min(lanes, max(len(arm.sites) for arm in arms)))
     return collected
+
+
+def bounded(arm: Arm) -> Arm:
+    """The arm with no more rows of a patient than its privacy of single rows counts on."""
+    privacy = arm.plan.privacy
+    if privacy is None or privacy.unit != "example" or privacy.most_examples is None:
+        return arm
+    sites = {}
+    for name, rows in arm.sites.items():
+        seed = seed_for(arm.plan.seed, Purpose.BATCH, site=name)
+        kept = bounded_rows(rows.units, privacy.most_examples, seed=seed)
+        training, units = ([column[row] for row in kept] for column in (rows.training, rows.units))
+        sites[name] = replace(rows, training=training, units=units)
+    return replace(arm, sites=sites)
 
 
 def policy_of(arm: Arm, policy: SecurePolicy) -> SecurePolicy:

@@ -131,10 +131,12 @@ class BoundsConfig(Frozen):
 
 
 class SimulationConfig(Frozen):
-    """How the simulation is executed; changes nothing of its result."""
+    """How the simulation is executed; changes nothing of its result but where a budget runs dry."""
 
     lanes: int = Field(default=8, gt=0)
     """Flower nodes over which messages are delivered."""
+    privacy_cap: float | None = Field(default=None, gt=0)
+    """ε that every simulated site grants its patients in its ledger; None: what the plan asks for."""
 
 
 class RunConfig(Frozen):

@@ -93,6 +93,7 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
         run_id=folder.run_id,
         lanes=config.simulation.lanes,
         policy=config.secure.policy,
+        privacy_cap=config.simulation.privacy_cap,
         each=lambda arm, train: train_and_score(arm, train, scorer, config.evaluation.every),
     )
     results = {result.arm.name: result for result in ended}

@@ -25,6 +25,7 @@ class MeanGradients:
         batches: Indices into them.
         figures: A private round's; none here.
         clip_norm: Likewise.
+        noise_variance: Of an entry of the gradient: there is no noise.
     """
 
     bench: Workbench
@@ -32,6 +33,7 @@ class MeanGradients:
     batches: Sequence[Indices]
     figures: tuple[()] = ()
     clip_norm: None = None
+    noise_variance: float = 0.0
 
     @property
     def steps(self) -> int:

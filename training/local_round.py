@@ -31,6 +31,7 @@ from wardround.training.optimisers import (
     import_state,
     set_rate,
 )
+from wardround.training.private.adam import DPAdam, set_noise_variance
 from wardround.training.private.gradient import StepFigures
 from wardround.training.private.local import NoisedGradients, PrivateRound, clipped_sum, noised_gradients
 from wardround.training.tasks.contract import Encoded
@@ -140,6 +141,8 @@ def train_locally(
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), work.max_grad_norm or math.inf)
             losses.append(_require_finite(loss, norm, step=step + 1, site=site))
             targets.append(count)
+            if isinstance(optimiser, DPAdam):
+                set_noise_variance(optimiser, gradients.noise_variance)
             optimiser.step()
             gradients.stepped()
         kept = export_state(optimiser, parameters) if work.optimiser_state == "keep" else None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wardround.core.errors import ConfigError, StorageError
 from wardround.core.plan import LocalWork
+from wardround.training.private.adam import DPAdam
 
 SEPARATOR = "//"
 """Between a tensor's name and the slot's: `…lora_A.weight//exp_avg`."""
@@ -34,10 +35,16 @@ def build_optimiser(work: LocalWork, parameters: Mapping[str, torch.nn.Parameter
             return torch.optim.AdamW(groups, lr=work.learning_rate, betas=work.betas, eps=work.epsilon)
         case "adam":
             return torch.optim.Adam(groups, lr=work.learning_rate, betas=work.betas, eps=work.epsilon)
+        case "dp_adam":
+            floor = work.epsilon**2
+            return DPAdam(
+                groups, work.learning_rate, work.betas, weight_decay=0.0, noise_variance=0.0, floor=floor
+            )
         case "sgd":
             return torch.optim.SGD(groups, lr=work.learning_rate, momentum=work.momentum)
 
 
+LEAST_DP_EPSILON = 1e-6
 _ADAM_ONLY = ("betas", "epsilon")
 _SGD_ONLY = ("momentum",)
 
@@ -48,8 +55,14 @@ def check_settings(work: LocalWork) -> None:
     Raises:
         ConfigError: Names the setting and the optimisers that read it.
     """
+    if work.optimiser == "dp_adam" and work.epsilon < LEAST_DP_EPSILON:
+        raise ConfigError(
+            "local.epsilon is too small for local.optimiser=dp_adam", found=work.epsilon,
+            expected=f"at least {LEAST_DP_EPSILON:g}: what the noise leaves of a second moment is often nothing",
+            remedy="set it to about the size of a gradient's entries; 0.001 is a beginning",
+        )  # fmt: skip
     unread = _ADAM_ONLY if work.optimiser == "sgd" else _SGD_ONLY
-    readers = "adamw or adam" if work.optimiser == "sgd" else "sgd"
+    readers = "adamw, adam or dp_adam" if work.optimiser == "sgd" else "sgd"
     for name in unread:
         default = LocalWork.model_fields[name].default
         if getattr(work, name) != default:

@@ -124,6 +124,8 @@ def check_noise_of_sums(strategy: SumStrategy) -> None:
         )  # fmt: skip
 
 
+MOST_OF_DP_ADAM = 10.0
+"""DP-Adam may step beyond its rate where the noise leaves little of a second moment; hardly ever so far."""
 SLACK = 1.05
 """Beyond rate times steps: for float32, for weight decay and for the odd step of Adam above its rate."""
 
@@ -181,6 +183,8 @@ def bounds_of(
     largest = SLACK * local.learning_rate * steps
     if private is not None and (local.optimiser == "sgd" or private.rules.noise != "local"):
         largest = SLACK * private.largest(local, rows, steps)
+    elif private is not None and local.optimiser == "dp_adam":
+        largest *= MOST_OF_DP_ADAM
     elif local.optimiser == "sgd":
         if local.max_grad_norm is None:
             raise ConfigError(

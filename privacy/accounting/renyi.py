@@ -7,6 +7,7 @@ Mironov, Talwar & Zhang 2019, arXiv:1908.10530, section 3.3, from `dp_accounting
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from functools import lru_cache
@@ -45,11 +46,15 @@ def rdp_of_step(sample_rate: float, sigma: float) -> Array:
         from dp_accounting.rdp import RdpAccountant
 
         accountant = RdpAccountant(ORDERS)
+        logger = logging.getLogger("absl")
+        told, logger.disabled = logger.disabled, True  # of orders without a bound, which are never the best
         try:
             accountant.compose(PoissonSampledDpEvent(sample_rate, GaussianDpEvent(sigma)))
             rdp = np.maximum(accountant.rdp, 0.0) + SLACK
         except (OverflowError, ZeroDivisionError):  # a σ so small that its square is 0: no bound
             rdp = np.full(orders.shape, np.inf)
+        finally:
+            logger.disabled = told
         rdp[np.isnan(rdp)] = np.inf
     rdp.flags.writeable = False
     return np.asarray(rdp)

@@ -55,6 +55,7 @@ class RingNoise:
         sample_rate: q of units; 1 where all of them are in the sum.
         coordinates: d.
         wraps: Bound on the probability that any coordinate leaves the ring.
+        longest: All noise of a sum together is hardly ever longer (L2), in ring units.
     """
 
     signal: Scale
@@ -64,6 +65,7 @@ class RingNoise:
     sample_rate: float
     coordinates: int
     wraps: float
+    longest: float
 
     @property
     def mechanism(self) -> SampledDiscreteGaussians:
@@ -142,7 +144,8 @@ def ring_noise(plan: TrainingPlan, *, cohort: int, coordinates: int, round: int)
     wraps = wrap_probability(
         bits=scale.bits, variance=total * variance, largest=inside, coordinates=coordinates
     )
-    return RingNoise(replace(scale, largest=largest), variance, shares, sigma, q, coordinates, wraps)
+    longest = math.sqrt(total * variance) * (math.sqrt(coordinates) + NOISE_TAIL)
+    return RingNoise(replace(scale, largest=largest), variance, shares, sigma, q, coordinates, wraps, longest)
 
 
 def central_epsilon(plan: TrainingPlan, *, sites: int, cohort: int, coordinates: int, rounds: int) -> Epsilon:

@@ -139,7 +139,7 @@ def clipped_sum(
     """
     with _opened(bench, parameters, rows, private) as gradients:
         clipped, figures = gradients.clipped_sum(private.sampler().draw())
-        columns = gradients.columns
+    columns = _columns(parameters)
     mean = clipped.total.cpu().numpy() / private.expected_batch
     return {name: mean[columns[name]].reshape(parameters[name].shape) for name in parameters}, figures
 
@@ -148,12 +148,17 @@ def clipped_sum(
 def _opened(
     bench: Workbench, parameters: Mapping[str, nn.Parameter], rows: Sequence[Encoded], private: PrivateRound
 ) -> Iterator[PrivateGradients]:
+    with private_gradients(
+        bench, parameters, rows, private.cost.mechanism, private.clipping(_columns(parameters)),
+        expected_batch=private.expected_batch, source=private.noise, simulation=private.simulation,
+    ) as gradients:  # fmt: skip
+        yield gradients
+
+
+def _columns(parameters: Mapping[str, nn.Parameter]) -> dict[str, slice]:
+    """Name → its place in a row of gradients, which is sorted by name (`ExampleGradients.columns`)."""
     columns, start = {}, 0
     for name, parameter in sorted(parameters.items()):
         columns[name] = slice(start, start + parameter.numel())
         start += parameter.numel()
-    with private_gradients(
-        bench, parameters, rows, private.cost.mechanism, private.clipping(columns),
-        expected_batch=private.expected_batch, source=private.noise, simulation=private.simulation,
-    ) as gradients:  # fmt: skip
-        yield gradients
+    return columns
