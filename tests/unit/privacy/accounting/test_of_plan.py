@@ -28,7 +28,7 @@ def test_the_noise_meets_the_target_over_the_whole_run_and_hardly_more() -> None
 
 
 def test_epochs_are_steps_by_the_sample_rate() -> None:
-    """epochs / q, to the nearest, and at least one."""
+    """Epochs / q, to the nearest, and at least one."""
     for epochs, steps in ((2.0, 10), (0.25, 1), (0.01, 1), (0.5, 3)):
         work = LocalWork(epochs=epochs, batch_size=20, max_grad_norm=None)
         assert cost_of(RULES, work, ROUNDS, 100).steps == steps, epochs
