@@ -1,0 +1,1 @@
+"""Noise that protects people: where it comes from, and how it is added."""
