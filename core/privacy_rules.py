@@ -62,7 +62,8 @@ class PrivacyRules(Frozen):
         if (self.epsilon is None) == (self.sigma is None):
             raise ValueError("give exactly one of epsilon (a target for the whole run) and sigma")
         allowed: dict[str, tuple[Noise, ...]] = {
-            "patient": ("local", "distributed"), "example": ("local", "distributed"),
+            "patient": ("local", "distributed"),
+            "example": ("local",),
             "site": ("central",),
         }  # fmt: skip
         if self.noise not in allowed[self.unit]:

@@ -2,6 +2,7 @@
 
     mechanisms.py    what was done to a unit, as values: each says all of its mathematics
     account.py       everything that was done to one unit, and its epsilon
+    tally.py         a running account, for whoever keeps a hundred thousand entries
     cap.py           whether one thing more may be done, whoever chose it and why
     calibrate.py     the least noise that keeps a planned run under a target
     renyi.py         Rényi DP of a mechanism, and what it means as (ε, δ)
