@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from wardround.client.ledger import Ledger
+from wardround.client.ledger.ledger import Ledger
 from wardround.core.plan import TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.core.seeds import Purpose
-from wardround.privacy.accounting.of_plan import RoundCost, round_cost
+from wardround.privacy.accounting.of_plan import RoundCost
 from wardround.privacy.noise.source import RandomSource
 from wardround.privacy.sums.noise import ring_noise
 from wardround.training.private.local import PrivateRound
@@ -30,8 +30,7 @@ class SitePrivacy:
     Attributes:
         rules: The plan's.
         cost: Of one round, here.
-        units: What is sampled: the unit of each training row.
-        patients: Whom the ledger charges: the patient of each training row.
+        patients: The patient of each training row, whom the ledger charges.
         expected_batch: B, of the plan.
         ledger: Opens the site's ledger, for as long as something is written.
         sources: Randomness of batches and noise.
@@ -40,12 +39,17 @@ class SitePrivacy:
 
     rules: PrivacyRules
     cost: RoundCost
-    units: Sequence[str]
     patients: Sequence[str]
     expected_batch: float
     ledger: Callable[[], AbstractContextManager[Ledger]]
     sources: Sources
     simulation: bool
+
+    @property
+    def units(self) -> Sequence[str]:
+        """What is sampled: the unit of each training row."""
+        of_rows = self.cost.unit == "example"
+        return [str(row) for row in range(len(self.patients))] if of_rows else self.patients
 
     def reserve(self, plan: TrainingPlan, run_id: str, round: int, *, cohort: int, coordinates: int) -> float:
         """Charge a round to every unit of the site, durably, before it is trained.
@@ -104,36 +108,3 @@ class SitePrivacy:
             self.rules, self.cost, self.expected_batch, self.units, clip_norm or self.rules.clip_norm,
             self.sources(Purpose.BATCH, round), self.sources(Purpose.NOISE, round), self.simulation,
         )  # fmt: skip
-
-
-def site_privacy(
-    plan: TrainingPlan,
-    units: Sequence[str],
-    ledger: Callable[[], AbstractContextManager[Ledger]],
-    sources: Sources,
-    *,
-    simulation: bool,
-) -> SitePrivacy | None:
-    """A site's side of the plan's privacy; None where sites train without noise of their own.
-
-    Args:
-        plan: What this site accepted.
-        units: The patient of each training row.
-        ledger: Opens the site's ledger.
-        sources: Randomness of batches and noise.
-        simulation: Whether it may come from a seed.
-
-    Raises:
-        ConfigError: The plan asks for larger batches than the site has units.
-        PolicyError: δ ≥ 1 / units.
-    """
-    rules = plan.privacy
-    if rules is None or not rules.trains_privately:
-        return None
-    named = [f"{row}" for row in range(len(units))] if rules.unit == "example" else list(units)
-    cost = round_cost(plan, len(set(named)))
-    if cost is None:
-        return None
-    return SitePrivacy(
-        rules, cost, named, units, float(plan.local.batch_size), ledger, sources, simulation=simulation
-    )

@@ -280,8 +280,9 @@ def bounded(arm: Arm) -> Arm:
     for name, rows in arm.sites.items():
         seed = seed_for(arm.plan.seed, Purpose.BATCH, site=name)
         kept = bounded_rows(rows.units, privacy.most_examples, seed=seed)
-        training, units = ([column[row] for row in kept] for column in (rows.training, rows.units))
-        sites[name] = replace(rows, training=training, units=units)
+        sites[name] = replace(
+            rows, training=[rows.training[row] for row in kept], units=[rows.units[row] for row in kept]
+        )
     return replace(arm, sites=sites)
 
 

@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from wardround.client.ledger import BudgetPolicy, Ledger
-from wardround.client.private import SitePrivacy, site_privacy
+from wardround.client.ledger.ledger import Ledger
+from wardround.client.ledger.policy import BudgetPolicy
+from wardround.client.private import SitePrivacy
 from wardround.core.plan import TrainingPlan
+from wardround.core.privacy_rules import PrivacyRules
 from wardround.core.seeds import Purpose
+from wardround.privacy.accounting.of_plan import round_cost
 from wardround.privacy.noise.source import RandomSource, RepeatableSource
 
 _SLACK: Final = 1 + 1e-6
@@ -40,29 +43,33 @@ def simulated_privacy(
     def sources(purpose: Purpose, round: int) -> RandomSource:
         return RepeatableSource(plan.seed, purpose, round=round, site=site)
 
+    rules, patients = plan.privacy, len(set(units))
+    cost = round_cost(plan, len(units) if rules and rules.unit == "example" else patients)
+    if rules is None or cost is None:
+        return None
+    policy = BudgetPolicy(epsilon=granted(rules, cap), delta=rules.delta)
+    path = folder / "ledger"
+
     @contextmanager
     def ledger() -> Iterator[Ledger]:
-        path = folder / "ledger"
-        if path.exists():
-            opened = Ledger.open(path)
-        else:
-            planned = None if privacy is None else privacy.cost.account(plan.rounds.rounds)
-            policy = BudgetPolicy(epsilon=granted(plan, cap), delta=plan.privacy.delta)
-            opened = Ledger.create(path, policy, units=len(set(units)), planned=planned)
+        planned = cost.account(plan.rounds.rounds)
+        opened = (
+            Ledger.open(path)
+            if path.exists()
+            else Ledger.create(path, policy, units=patients, planned=planned)
+        )
         with opened:
             yield opened
 
-    privacy = site_privacy(plan, units, ledger, sources, simulation=True)
-    return privacy
+    return SitePrivacy(rules, cost, units, float(plan.local.batch_size), ledger, sources, simulation=True)
 
 
-def granted(plan: TrainingPlan, cap: float | None) -> float | None:
+def granted(rules: PrivacyRules, cap: float | None) -> float | None:
     """ε of the site's policy.
 
     Protecting rows says nothing of a patient with several, whom the ledger charges: there is no cap for it
     but one that somebody wrote.
     """
-    rules = plan.privacy
-    if cap is not None or rules is None or rules.unit == "example" or rules.epsilon is None:
+    if cap is not None or rules.unit == "example" or rules.epsilon is None:
         return cap
     return rules.epsilon * _SLACK

@@ -58,11 +58,15 @@ def privacy_text(record: Mapping[str, Any]) -> str:
     figures = sorted(record["arms"].get("federated", {}).values())
     sites = "" if len(figures) < 2 else f"; {figures[0]:.3g} to {figures[-1]:.3g} over the sites"  # noqa: PLR2004
     sentences = [
-        f"Differential privacy: **{record['differential_privacy']}** (Rényi accounting, the site that spent "
-        f"most{sites}), under adding or removing one {unit}: {NOISE[rules['noise']]}; clip norm "
-        f"{rules['clip_norm']:g}, {rules['clipping']} clipping.",
-        "**Not private as it was run: batches and noise came from the simulation's seed**, so that it can be "
-        "repeated; the figures are those of the same run with a site's own randomness.",
+        (
+            f"Differential privacy: **{record['differential_privacy']}** (Rényi accounting, the site that "
+            f"spent most{sites}), under adding or removing one {unit}: {NOISE[rules['noise']]}; clip norm "
+            f"{rules['clip_norm']:g}, {rules['clipping']} clipping."
+        ),
+        (
+            "**Not private as it was run: batches and noise came from the simulation's seed**, so that it "
+            "can be repeated; the figures are those of the same run with a site's own randomness."
+        ),
         f"The number of a site's {unit}s is taken as public."
         if unit != "site"
         else "All sites are known to take part.",

@@ -98,7 +98,7 @@ def secure_text(record: Mapping[str, Any]) -> str:
 def privacy_section(private: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     """The card's section on what protected the sites, in Markdown."""
     return (
-        f"## Privacy\n\n{privacy_text(private)}\n\n{secure_text(record)} The adapter may have memorised training rows. "
-        "This was a simulation on one machine: all rows were in one place, and nothing protected them from "
-        "its operator."
+        f"## Privacy\n\n{privacy_text(private)}\n\n{secure_text(record)} The adapter may have memorised "
+        "training rows. This was a simulation on one machine: all rows were in one place, and nothing "
+        "protected them from its operator."
     )

@@ -41,7 +41,7 @@ class MeanGradients:
         return len(self.batches)
 
     def write(self, step: int) -> tuple[torch.Tensor, int]:
-        """Put the gradient of a step, counted from 0, into the parameters' `.grad`; as `accumulate_gradient`."""
+        """Put a step's gradient, counted from 0, into the parameters' `.grad`; as `accumulate_gradient`."""
         return accumulate_gradient(self.bench, self.rows, self.batches[step])
 
     def stepped(self) -> None:

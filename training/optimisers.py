@@ -58,7 +58,7 @@ def check_settings(work: LocalWork) -> None:
     if work.optimiser == "dp_adam" and work.epsilon < LEAST_DP_EPSILON:
         raise ConfigError(
             "local.epsilon is too small for local.optimiser=dp_adam", found=work.epsilon,
-            expected=f"at least {LEAST_DP_EPSILON:g}: what the noise leaves of a second moment is often nothing",
+            expected=f"at least {LEAST_DP_EPSILON:g}: noise often leaves nothing of a second moment",
             remedy="set it to about the size of a gradient's entries; 0.001 is a beginning",
         )  # fmt: skip
     unread = _ADAM_ONLY if work.optimiser == "sgd" else _SGD_ONLY

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 from wardround.core.errors import ConfigError
 from wardround.core.plan import LocalWork, RoundRules, TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
-from wardround.privacy.accounting.account import Account, Epsilon, Unit
+from wardround.privacy.accounting.account import Account, Epsilon
 from wardround.privacy.accounting.calibrate import least_noise, sample_rate
 from wardround.privacy.accounting.mechanisms import SampledGaussian
 
@@ -38,7 +39,7 @@ class RoundCost:
     steps: int
     rounds: int
     delta: float
-    unit: Unit
+    unit: Literal["patient", "example"]
 
     @property
     def mechanism(self) -> SampledGaussian:
@@ -97,7 +98,9 @@ def cost_of(rules: PrivacyRules, local: LocalWork, rounds: RoundRules, units: in
         sigma = least_noise(
             rules.epsilon, rules.delta, units=units, sample_rate=rate, steps=steps * rounds.rounds
         )
-    unit: Unit = "example" if rules.unit == "example" else "patient"
-    cost = RoundCost(units, rate, sigma, steps, rounds.rounds, rules.delta, unit)
+    cost = RoundCost(
+        units, rate, sigma, steps, rounds.rounds, rules.delta,
+        "example" if rules.unit == "example" else "patient",
+    )  # fmt: skip
     cost.epsilon()  # names a δ that is too large for so few units
     return cost

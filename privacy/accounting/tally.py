@@ -48,7 +48,8 @@ class Step(NamedTuple):
     def rdp(self) -> Array:
         """ρ(α) at `renyi.ORDERS`, float64; of no mixture."""
         if self.shares[0]:
-            return rdp_of_lattice_step(self.sample_rate, self.sigma, self._discrete(1).excess)
+            shares, share_sigma, coordinates = self.shares
+            return rdp_of_lattice_step(self.sample_rate, self.sigma, share_sigma, shares, coordinates)
         return rdp_of_step(self.sample_rate, self.sigma)
 
     def rdp_at(self, order: float) -> float:

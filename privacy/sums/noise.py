@@ -136,7 +136,7 @@ def ring_noise(plan: TrainingPlan, *, cohort: int, coordinates: int, round: int)
     largest = scale.largest - (room / cohort + 1) * scale.quantum
     if not largest > 0:
         raise ConfigError(
-            "the ring has no room for the noise", found=f"noise of {math.sqrt(total * variance):.3g} ring units",
+            "the ring has no room for the noise", found=f"noise of {room / NOISE_TAIL:.3g} units of it",
             expected=f"less than {2.0 ** (scale.bits - 1) / NOISE_TAIL:.3g}, with room for the sum beside it",
             remedy="raise encoding.largest or encoding.bits, or leave encoding.largest to auto",
         )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wardround.client.ledger import Ledger
+from wardround.client.ledger.ledger import Ledger
 from wardround.core.errors import ConfigError, PolicyError, QuorumError
 from wardround.core.messages import SPENT
 from wardround.privacy.accounting.of_plan import round_cost
@@ -40,15 +40,18 @@ def wards(notes: Callable[..., Make]) -> Make:
 
 
 def run(config: RunConfig) -> tuple[SimulationResult, RecorderSink]:
+    """The result and what was told."""
     recorder = RecorderSink()
     return run_simulation(config, sinks=(recorder,)), recorder
 
 
 def spent_in(recorder: RecorderSink) -> list[PrivacySpent]:
+    """ε by round."""
     return [event for event in recorder.events if isinstance(event, PrivacySpent)]
 
 
 def ledger_of(result: SimulationResult, site: str) -> Path:
+    """Folder of a site's ledger."""
     return result.folder / "arms" / "federated" / "sites" / site / "ledger"
 
 
@@ -84,16 +87,16 @@ def test_equal_seeds_give_equal_runs_and_a_resumed_one_is_charged_once(wards: Ma
     digests = [each.federated.outcome.last.adapter.digest for each in (whole, again, other)]
     assert digests[0] == digests[1] != digests[2]
 
-    class Killed(Exception):
+    class KilledError(Exception):
         """Stands for the end of the process."""
 
     class Kill(RecorderSink):
         def emit(self, event: Any) -> None:
             if isinstance(event, SiteReplied) and event.round == 2:
-                raise Killed
+                raise KilledError
             super().emit(event)
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run_simulation(wards("killed", PATIENT), sinks=(Kill(),))
     config = wards("killed", PATIENT)
     resumed, recorder = run(config.model_copy(update={"resume": config.output}))
@@ -145,7 +148,7 @@ def test_the_counters_of_a_private_sum_are_the_weights_alone(
 
 
 def test_without_noise_and_clipping_a_private_step_is_the_plain_one(wards: Make) -> None:
-    """All rows in every batch, each a unit: the mean over them, as SGD takes it; and so is the sum of sites."""
+    """All rows in every batch, each a unit: the mean over them, as SGD takes it."""
     rules = {"unit": "example", "sigma": 1e-9, "sample_rate": 1.0, "delta": 1e-3, "clip_norm": 1e6}
     local = ONE_STEP | {"batch_size": 28}
     wide = {"bits": 64, "largest": 1.0}

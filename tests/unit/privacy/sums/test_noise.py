@@ -37,13 +37,16 @@ CENTRAL = {"unit": "site", "noise": "central", "sigma": 2.0, "delta": 1e-2, "cli
 
 
 def plan_of(privacy: dict[str, Any], *, bits: Any = 32, largest: float = 1.0, **local: Any) -> TrainingPlan:
+    """A plan with noise in its sums."""
     of_site = privacy["unit"] == "site"
     return TrainingPlan(
         name="toy", seed=7, base=BaseModelSpec(name="none", digest="0" * 64),
         task=TaskSpec(name="sequence_classification", metrics="classification"),
         data=DataContract(columns={}, unit_column="p", validation_fraction=0.0),
         adapter=AdapterSpec(layout=Layout(tensors=(TensorSpec(name="a"),)), initial_digest="1" * 64),
-        local=LocalWork(steps=1, optimiser="sgd", max_grad_norm=None, batch_size=10, learning_rate=0.5, **local),
+        local=LocalWork(
+            steps=1, optimiser="sgd", max_grad_norm=None, batch_size=10, learning_rate=0.5, **local
+        ),
         strategy=StrategySpec(weighting="uniform"), rounds=RoundRules(rounds=4),
         encoding=Encoding(bits=bits, largest=largest, most_weight=1, norm=0.5 if of_site else None),
         privacy=PrivacyRules(**privacy),
@@ -51,6 +54,7 @@ def plan_of(privacy: dict[str, Any], *, bits: Any = 32, largest: float = 1.0, **
 
 
 def source(place: int) -> RepeatableSource:
+    """Words for one place."""
     return RepeatableSource(3, Purpose.NOISE, round=place, site="s")
 
 
