@@ -5,7 +5,8 @@ Batches and noise can be repeated here, so that a run can: they protect nobody, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -16,8 +17,9 @@ from wardround.client.private import SitePrivacy
 from wardround.core.plan import TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.core.seeds import Purpose
-from wardround.privacy.accounting.of_plan import round_cost
+from wardround.privacy.accounting.of_plan import round_cost, sigma_of_sums
 from wardround.privacy.noise.source import RandomSource, RepeatableSource
+from wardround.server.rounds import cohort_size
 
 _SLACK: Final = 1 + 1e-6
 """Of a cap that is the plan's own target: float64 must not refuse the last round."""
@@ -73,3 +75,27 @@ def granted(rules: PrivacyRules, cap: float | None) -> float | None:
     if cap is not None or rules.unit == "example" or rules.epsilon is None:
         return cap
     return rules.epsilon * _SLACK
+
+
+def drowned(plan: TrainingPlan, units: Mapping[str, int]) -> str | None:
+    """A notice where the noise of a sum is longer than anything that could be under it; None elsewhere.
+
+    Args:
+        plan: What is trained.
+        units: Site → its units.
+    """
+    rules = plan.privacy
+    if rules is None or rules.noise == "local":
+        return None
+    sigma, size = sigma_of_sums(rules, plan.rounds.rounds), plan.adapter.layout.size
+    if rules.unit == "site":
+        most, what = cohort_size(plan.rounds, len(units)), "sites"
+    else:
+        most, what = round((rules.sample_rate or 1.0) * sum(units.values())), "patients a round"
+    length = sigma * math.sqrt(size)
+    if length <= most:
+        return None
+    return (
+        f"the noise drowns this run: σ = {sigma:.3g} on {size:,} coordinates is as long as {length:,.0f} clipped "
+        f"updates that all agree, and there are {most:,} {what}; train fewer parameters, or grant a larger ε"
+    )

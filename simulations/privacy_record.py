@@ -56,7 +56,7 @@ def privacy_text(record: Mapping[str, Any]) -> str:
         return "No differential privacy: what the adapter gives away of a single patient is not bounded."
     rules, unit = record["rules"], record["unit"]
     figures = sorted(record["arms"].get("federated", {}).values())
-    sites = "" if len(figures) < 2 else f"; {figures[0]:.3g} to {figures[-1]:.3g} over the sites"  # noqa: PLR2004
+    sites = f"; {figures[0]:.3g} to {figures[-1]:.3g} over the sites" if figures[1:] else ""
     sentences = [
         (
             f"Differential privacy: **{record['differential_privacy']}** (Rényi accounting, the site that "
