@@ -17,6 +17,7 @@ from wardround.server.rounds import Outcome
 from wardround.simulations.arms import FEDERATED, Arm, Train, centralised_arm, local_arm, run_arms
 from wardround.simulations.comparison import local_site
 from wardround.simulations.config import RunConfig
+from wardround.simulations.first_checks import check_first
 from wardround.simulations.preparation import Preparation, encode_all, prepare
 from wardround.simulations.result_folder import ResultFolder, alone_in
 from wardround.simulations.scoring import Scorer
@@ -64,7 +65,7 @@ def run_simulation(config: RunConfig, *, sinks: tuple[EventSink, ...] = ()) -> S
     Raises:
         WardroundError: What is wrong with configuration, data, model or disk, before anything is lost.
     """
-    ResultFolder.check(config)
+    check_first(config)
     prepared = prepare(config)
     path = Path(config.resume or config.output)
     with alone_in(path):

@@ -167,7 +167,8 @@ def read_processor(processor: Processor, path: str, revision: str | None = None,
     Raises:
         ModelError: It is not there.
     """
-    from wardround.training.base_model import BaseModelConfig, quiet, resolve
+    from wardround.training.base_model import quiet
+    from wardround.training.settings import BaseModelConfig, resolve
 
     if not path.strip():
         raise ModelError("no model is named", found="an empty path", remedy=remedy)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wardround.core.errors import ConfigError, StorageError
+from wardround.core.errors import StorageError
 from wardround.core.plan import LocalWork
 
 SEPARATOR = "//"
@@ -36,28 +36,6 @@ def build_optimiser(work: LocalWork, parameters: Mapping[str, torch.nn.Parameter
             return torch.optim.Adam(groups, lr=work.learning_rate, betas=work.betas, eps=work.epsilon)
         case "sgd":
             return torch.optim.SGD(groups, lr=work.learning_rate, momentum=work.momentum)
-
-
-_ADAM_ONLY = ("betas", "epsilon")
-_SGD_ONLY = ("momentum",)
-
-
-def check_settings(work: LocalWork) -> None:
-    """Refuse a setting that the chosen optimiser does not read, unless it is left at its default.
-
-    Raises:
-        ConfigError: Names the setting and the optimisers that read it.
-    """
-    unread = _ADAM_ONLY if work.optimiser == "sgd" else _SGD_ONLY
-    readers = "adamw or adam" if work.optimiser == "sgd" else "sgd"
-    for name in unread:
-        default = LocalWork.model_fields[name].default
-        if getattr(work, name) != default:
-            raise ConfigError(
-                f"local.{name} has no effect under local.optimiser={work.optimiser}",
-                found=getattr(work, name), expected=f"its default, {default}",
-                remedy=f"leave it out, or set local.optimiser to {readers}",
-            )  # fmt: skip
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
