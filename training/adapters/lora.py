@@ -140,9 +140,12 @@ class Lora:
 
     def layout(self, model: PeftModel) -> Layout:
         """Every tensor that federates, sorted by PEFT's saved name."""
+        return self._layout(model, self.parameters(model))
+
+    def _layout(self, model: PeftModel, parameters: dict[str, nn.Parameter]) -> Layout:
         factors = {id(parameter): (role, scaling) for parameter, role, scaling in _factors(model)}
         specs = []
-        for name, parameter in sorted(self.parameters(model).items()):
+        for name, parameter in sorted(parameters.items()):
             role, scaling = factors.get(id(parameter), ("dense", 1.0))
             module = name.partition(".lora_")[0] if role != "dense" else ""
             specs.append(
@@ -161,7 +164,8 @@ class Lora:
         Raises:
             PeerError: Another layout than the model's, or not float32; nothing was changed.
         """
-        layout = self.layout(model)
+        parameters = self.parameters(model)
+        layout = self._layout(model, parameters)
         if adapter.layout.digest != layout.digest or adapter.vector.dtype != np.float32:
             raise PeerError(
                 "the adapter does not fit the model that it is loaded into",
@@ -169,7 +173,7 @@ class Lora:
                 expected=f"layout {layout.digest[:12]}, float32",
             )
         with torch.no_grad():
-            for name, parameter in self.parameters(model).items():
+            for name, parameter in parameters.items():
                 parameter.copy_(torch.from_numpy(np.array(adapter[name], dtype=np.float32)))
 
     def save(self, model: PeftModel, folder: Path, base_name: str, base: BaseModelSpec | None = None) -> None:
