@@ -1,8 +1,9 @@
-"""Settings of small runs over made-up notes, and the command line in this process."""
+"""Settings of small runs over made-up notes, runs to compare with, and the command line in this process."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -18,6 +19,7 @@ import torch
 
 from wardround.cli import main
 from wardround.simulations.config import RunConfig
+from wardround.simulations.simulate import SimulationResult, run_simulation
 
 CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -68,6 +70,36 @@ def command_line() -> CommandLine:
                 found = 0 if ended.code is None else ended.code
         assert found == code, out.getvalue() + err.getvalue()
         return subprocess.CompletedProcess(["wardround", *arguments], code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed_runs() -> dict[str, SimulationResult]:
+    """What `undisturbed` has run so far."""
+    return {}
+
+
+@pytest.fixture
+def undisturbed(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    undisturbed_runs: dict[str, SimulationResult],
+) -> Callable[[RunConfig], SimulationResult]:
+    """The run that others are compared with: once a session for equal settings over equal rows.
+
+    Its folder is everybody's: to be read or copied, never written to. While a test has replaced parts of
+    the program it runs its own.
+    """
+
+    def run(config: RunConfig) -> SimulationResult:
+        plain = config.model_copy(update={"output": ""}).model_dump_json().replace(str(tmp_path), "")
+        rows = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(tmp_path.glob("*.jsonl"))))
+        key = plain + rows.hexdigest()
+        if key not in undisturbed_runs:
+            output = tmp_path_factory.mktemp("undisturbed") / "run"
+            undisturbed_runs[key] = run_simulation(config.model_copy(update={"output": str(output)}))
+        return undisturbed_runs[key]
 
     return run
 
