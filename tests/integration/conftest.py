@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from wardround.cli import main
+from wardround.simulations import plots
 from wardround.simulations.config import RunConfig
 from wardround.simulations.simulate import SimulationResult, run_simulation
 
@@ -105,7 +106,13 @@ def undisturbed(
 
 
 @pytest.fixture
-def notes(tmp_path: Path, tiny_bert: Path) -> Callable[..., Callable[..., RunConfig]]:
+def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No picture of a run's curves, which takes as long to draw as such a run trains."""
+    monkeypatch.setattr(plots, "plot_run", lambda *_args, **_options: None)
+
+
+@pytest.fixture
+def notes(tmp_path: Path, tiny_bert: Path, without_curves: None) -> Callable[..., Callable[..., RunConfig]]:
     """Write so many rows of so many wards `w0`, `w1`, …; gives what makes configurations of them by name.
 
     Further keyword arguments replace keys of `data`; those of what it gives replace keys of sections.

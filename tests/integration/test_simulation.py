@@ -107,7 +107,7 @@ def test_the_result_folder_holds_everything_and_the_model_has_learnt(
     """Config, plan, metrics, table, curves, card and adapter are there; the ranking beats chance."""
     result = run_simulation(
         settings(
-            rounds={"rounds": 8},
+            rounds={"rounds": 3},
             local={"epochs": 2},
             release={"metric": "auroc", "direction": "max"},
             bounds={"local_only": True, "centralised": True},

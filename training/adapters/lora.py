@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, cast, final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import peft
@@ -35,6 +36,11 @@ from wardround.training.base_model import without_peft_noise
 from wardround.training.tasks.contract import Task
 
 ADAPTER_NAME: Final = "default"
+
+_SEEN: WeakKeyDictionary[PeftModel, tuple[list[tuple[int, bool]], dict[str, nn.Parameter]]] = (
+    WeakKeyDictionary()
+)
+"""Model → its parameters as they were when their names were last looked up, and those names."""
 
 _HEAD_STD: Final = 0.02
 
@@ -122,6 +128,14 @@ class Lora:
 
     def parameters(self, model: PeftModel) -> dict[str, nn.Parameter]:
         """Every tensor that trains, by PEFT's saved name, in the model's own order."""
+        # Asked for several times a site and round; PEFT walks the model many times to say it.
+        present = [(id(parameter), parameter.requires_grad) for parameter in model.parameters()]
+        seen = _SEEN.get(model)
+        if seen is None or seen[0] != present:
+            seen = _SEEN[model] = (present, self._parameters(model))
+        return dict(seen[1])
+
+    def _parameters(self, model: PeftModel) -> dict[str, nn.Parameter]:
         saved = get_peft_model_state_dict(
             model, model.state_dict(keep_vars=True), ADAPTER_NAME, save_embedding_layers=False
         )
