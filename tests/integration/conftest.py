@@ -37,7 +37,8 @@ def put_back() -> Iterator[None]:
         try:
             yield
         finally:
-            os.environ.clear()
+            for name in os.environ.keys() - environment.keys():
+                del os.environ[name]
             os.environ.update(environment)
             root.setLevel(level)
             for handler in [handler for handler in root.handlers if handler not in handlers]:

@@ -151,6 +151,7 @@ def test_the_configuration_is_shown_without_a_run(place: Place) -> None:
         ("+local.learning_rte=1", "learning_rate"),
         ("strategy.name=fedavgg", "fedavg"),
         ("+rounds.round=3", "rounds"),
+        ("data.columns.text=nott", "note"),
     ],
 )
 def test_a_wrong_setting_is_a_message_and_exit_code_2(place: Place, setting: str, proposal: str) -> None:
