@@ -31,9 +31,10 @@ help:
 demo: .venv/installed-demo
 	$(BIN)/wardround demo
 
-# One thread a worker: two workers share the machine, and the sums stay bit for bit the same.
+# One thread a worker: two workers share the machine, and the sums stay bit for bit the same. A file goes to
+# one worker as a whole, so that what its tests share is made once; the long ones come first.
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow' $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow' $(PYTEST_ARGS)
 
 test-slow: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -57,6 +57,15 @@ class Registry(Generic[T]):
             return cast("T", foreign[name].load())
         raise unknown_name(self.kind, name, self.names())
 
+    def require(self, name: str) -> None:
+        """Refuse an unknown name without importing the implementation; a dotted path is left to `get`.
+
+        Raises:
+            ConfigError: The name is unknown; the nearest known one is named.
+        """
+        if ":" not in name and name not in self._builtin() and name not in self._foreign():
+            raise unknown_name(self.kind, name, self.names())
+
     def _builtin(self) -> list[str]:
         folder = importlib.import_module(self.package)
         return [

@@ -1,97 +1,34 @@
-"""Commands on a finished run: merge, evaluate, predict. Each is a function that a program may call."""
+"""Commands on a finished run: merge, evaluate, predict. Each is a function that a program may call.
+
+torch, which takes seconds, is imported once what was named is there.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from wardround.core.counting import scores
 from wardround.core.errors import ConfigError, DataError, ModelError
 from wardround.core.metrics.contract import Scores
-from wardround.core.plan import TrainingPlan
 from wardround.runtime.files import write_atomic
-from wardround.simulations.comparison import support_unit
-from wardround.simulations.config import RunConfig
-from wardround.simulations.result_folder import scores_record
-from wardround.training.adapters import ADAPTERS
-from wardround.training.adapters.contract import AdapterMethod
-from wardround.training.base_model import BaseModelConfig, load_base
+from wardround.runtime.locations import locate
+from wardround.simulations.finished_run import FinishedRun, finished_run
 from wardround.training.commands import read_processor
-from wardround.training.evaluation import evaluate
-from wardround.training.examples import Example, ExampleSet, read_examples
-from wardround.training.merge import MergeReport, merge_adapter, with_adapter
-from wardround.training.source_spec import SourceSpec, named_source
-from wardround.training.tasks import TASKS, Task
-from wardround.training.workbench import pick_device
+from wardround.training.examples import Example
+from wardround.training.merge_places import check_places
+from wardround.training.settings import resolve
+from wardround.training.source_spec import SourceSpec, named_source, source_of
+
+if TYPE_CHECKING:
+    from wardround.training.merge import MergeReport
 
 MERGE_SAMPLES = 16
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run's plan and configuration, read from its folder."""
-
-    folder: Path
-    plan: TrainingPlan
-    config: RunConfig
-
-    @staticmethod
-    def open(folder: Path) -> FinishedRun:
-        """Read `plan.json` and `config.json`.
-
-        Raises:
-            ConfigError: The folder is not that of a run.
-        """
-        try:
-            plan = TrainingPlan.parse((folder / "plan.json").read_bytes())
-            config = RunConfig.parse(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{folder} is not the folder of a run",
-                found=type(error).__name__,
-                expected="plan.json and config.json, whole",
-            ) from error
-        return FinishedRun(folder, plan, config)
-
-    @property
-    def task(self) -> Task:
-        """The plan's task."""
-        return TASKS.get(self.plan.task.name, allow_dotted=True)
-
-    @property
-    def adapter_method(self) -> AdapterMethod:
-        """The plan's adapter method."""
-        return ADAPTERS.get(self.plan.adapter.method, allow_dotted=True)
-
-    def read(self, source: SourceSpec, *, labelled: bool = True) -> ExampleSet:
-        """Rows of a source through the plan's data contract."""
-        spec, predict = self.plan.task, not labelled
-        return read_examples(
-            source,
-            self.plan.data,
-            self.task.required_roles(spec, predict=predict),
-            fault=lambda example: self.task.fault(example, spec, predict=predict),
-            predict=predict,
-            units=False,
-            allow_dotted=True,
-        )
-
-    def examples(self, source: SourceSpec, *, labelled: bool = True) -> list[Example]:
-        """The usable rows of a source."""
-        return list(self.read(source, labelled=labelled).examples)
-
-    def model_config(self, path: str | None = None) -> BaseModelConfig:
-        """The run's base model, or the same one where it lies now; other weights are refused."""
-        place = {} if path is None else {"path": path}
-        return self.config.model.model_copy(update={"digest": self.plan.base.digest, **place})
 
 
 def merge_run(
@@ -111,7 +48,7 @@ def merge_run(
         rows: What both models are asked, where the run's own rows lie elsewhere now.
 
     Raises:
-        ConfigError: The tolerance is none, or the run is not there.
+        ConfigError: The tolerance is none, the run is not there, or the folder to make is taken.
         DataError: There is no row to ask.
         ModelError: The logits differ by more than the tolerance, or merging changed nothing, or the base is
             not the one that the adapter was trained on; nothing is left.
@@ -119,8 +56,12 @@ def merge_run(
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
         raise ConfigError(f"--tolerance is {tolerance}", expected="a number, at least 0")
     finished = FinishedRun.open(run)
+    base, out = finished.model_config(model), output or run / "merged"
+    check_places(run / "adapter", out)
+    resolve(base)
     asked = _rows_to_ask(finished, rows)
-    base = finished.model_config(model)
+    from wardround.training.merge import merge_adapter
+
     processor = read_processor(finished.task.processor, base.path, base.revision, remedy="correct --model")
     # Each sample alone: the two models are asked in the plain way, without the mask of packed rows.
     alone = finished.plan.data.model_copy(update={"packing": False})
@@ -131,7 +72,7 @@ def merge_run(
         finished.adapter_method,
         finished.task,
         finished.plan.data,
-        output or run / "merged",
+        out,
         samples=samples,
         tolerance=tolerance,
     )
@@ -149,10 +90,12 @@ def merge_run(
 def _rows_to_ask(finished: FinishedRun, rows: str | None) -> list[Example]:
     """Rows of the run, or those that a person names instead."""
     if rows is not None:
-        return _usable(finished, named_source(rows), labelled=False)
+        return _usable(finished, _source(rows), labelled=False)
     data = finished.config.data
     source = data.test or data.source or next(iter(data.sites.values()))
     try:
+        if source.kind is None:
+            source_of(locate(source.path))
         return finished.examples(source)
     except DataError as error:
         raise DataError(
@@ -185,96 +128,6 @@ def parity_lines(report: MergeReport) -> list[str]:
     return lines
 
 
-@dataclass(frozen=True)
-class OpenModel:
-    """A model to evaluate or ask: the run's released adapter on its base, or a merged model."""
-
-    run: FinishedRun
-    model: torch.nn.Module
-    tokenizer: Any
-    device: torch.device
-
-
-def open_model(folder: Path, run: Path | None = None, base: str | None = None) -> OpenModel:
-    """Open a run's folder, its adapter folder, or a merged model.
-
-    Args:
-        folder: What to open.
-        run: The run that it belongs to, where it lies outside.
-        base: The base model of an adapter, where it lies elsewhere now; other weights are refused.
-
-    Raises:
-        ConfigError: The folder is none of these, or the run that it belongs to cannot be found.
-        ModelError: The weights cannot be loaded, are not finite, or the base is not the plan's.
-    """
-    finished = _finished(folder, run)
-    task, data = finished.task, finished.plan.data
-    device = pick_device(finished.config.machine.device)
-    adapter = folder / "adapter" if (folder / "plan.json").exists() else folder
-    if (adapter / "adapter_config.json").exists():
-        finished.adapter_method.changed_weights(adapter)  # whole and finite, before the base is loaded
-        place = finished.model_config(base)
-        if base is not None and not base.strip():
-            raise ModelError("no model is named", found="an empty path", remedy="correct --model")
-        loaded = load_base(place, task, data, device=device)
-        return OpenModel(finished, with_adapter(loaded.model, adapter), loaded.tokenizer, device)
-    if (adapter / "config.json").exists():
-        if base is not None:
-            raise ConfigError(
-                f"{adapter} is a merged model and needs no base", found="--model", remedy="leave --model out"
-            )
-        merged = load_base(BaseModelConfig(path=str(adapter)), task, data, device=device)
-        if merged.missing_heads:
-            raise ModelError(
-                f"{adapter} is not a merged model", found=f"no weights of {', '.join(merged.missing_heads)}",
-                expected="a folder that `wardround merge` wrote", remedy="give the run, or merge it first",
-            )  # fmt: skip
-        return OpenModel(finished, merged.model.train(False), merged.tokenizer, device)
-    raise ModelError(
-        f"{adapter} holds neither an adapter nor a merged model",
-        expected="adapter_config.json or config.json",
-    )
-
-
-def evaluate_rows(opened: OpenModel, source: SourceSpec) -> Scores:
-    """Score an open model on the rows of a source."""
-    return _scored(opened, opened.run.examples(source))
-
-
-def predict_rows(opened: OpenModel, source: SourceSpec) -> list[dict[str, Any]]:
-    """Answer the rows of a source; labels are not needed."""
-    return _answered(opened, opened.run.examples(source, labelled=False))
-
-
-def _scored(opened: OpenModel, examples: list[Example]) -> Scores:
-    plan, task = opened.run.plan, opened.run.task
-    encoded = task.encode(examples, opened.tokenizer, plan.data, plan.task)
-    counters = evaluate(
-        opened.model,
-        task,
-        plan.task,
-        plan.data,
-        encoded,
-        batch_size=opened.run.config.machine.evaluation_batch_size,
-        device=opened.device,
-        tokenizer=opened.tokenizer,
-    )
-    return scores(plan, counters)
-
-
-def _answered(opened: OpenModel, examples: list[Example]) -> list[dict[str, Any]]:
-    plan, task = opened.run.plan, opened.run.task
-    return task.predict(
-        opened.model,
-        opened.tokenizer,
-        examples,
-        plan.data,
-        plan.task,
-        batch_size=opened.run.config.machine.evaluation_batch_size,
-        device=opened.device,
-    )
-
-
 def evaluate_file(
     model: Path, source: str, run: Path | None, *, as_json: bool, base: str | None = None
 ) -> Scores:
@@ -284,9 +137,13 @@ def evaluate_file(
         DataError: No usable row.
         ConfigError, ModelError: As `open_model`.
     """
-    examples = _usable(_finished(model, run), named_source(source), labelled=True)
+    examples = _usable(finished_run(model, run), _source(source), labelled=True)
+    from wardround.simulations.comparison import support_unit
+    from wardround.simulations.open_model import open_model, scored
+    from wardround.simulations.result_folder import scores_record
+
     opened = open_model(model, run, base)
-    found = _scored(opened, examples)
+    found = scored(opened, examples)
     console = Console()
     if as_json:
         console.print_json(data=scores_record(found))
@@ -315,13 +172,22 @@ def predict_file(
         raise ConfigError(
             f"{output} is there already", expected="a new file", remedy="choose another --output"
         )
-    examples = _usable(_finished(model, run), named_source(source), labelled=False)
-    answers = _answered(open_model(model, run, base), examples)
+    examples = _usable(finished_run(model, run), _source(source), labelled=False)
+    from wardround.simulations.open_model import answered, open_model
+
+    answers = answered(open_model(model, run, base), examples)
     lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     if output is None:
         Console().out(lines, end="", highlight=False)
     else:
         write_atomic(output, lines.encode())
+
+
+def _source(path: str) -> SourceSpec:
+    """The source that a person names; one that is not there is refused at once."""
+    source = named_source(path)
+    source_of(locate(source.path))
+    return source
 
 
 def _usable(run: FinishedRun, source: SourceSpec, *, labelled: bool) -> list[Example]:
@@ -338,22 +204,3 @@ def _usable(run: FinishedRun, source: SourceSpec, *, labelled: bool) -> list[Exa
             f"wardround: {len(found.quarantined)} of {found.rows_read} rows left out ({left_out})\n"
         )
     return list(found.examples)
-
-
-def _finished(folder: Path, run: Path | None) -> FinishedRun:
-    if not folder.is_dir():
-        raise ConfigError(
-            f"there is no folder {folder}", expected="a run, an adapter folder or a merged model"
-        )
-    return FinishedRun.open(run or _run_of(folder))
-
-
-def _run_of(folder: Path) -> Path:
-    """The run that a folder is, or lies in."""
-    for candidate in (folder, folder.parent):
-        if (candidate / "plan.json").exists():
-            return candidate
-    raise ConfigError(
-        f"the run that {folder} belongs to is not beside it",
-        remedy="name it: --run RUN (its plan maps the rows and its configuration names the base model)",
-    )

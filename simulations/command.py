@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import yaml
@@ -22,10 +22,12 @@ from wardround.core.errors import ConfigError, WardroundError, nearest, unknown_
 from wardround.runtime.events import EventSink
 from wardround.runtime.sinks import RichSink
 from wardround.simulations.config import RunConfig
+from wardround.simulations.first_checks import check_first
 from wardround.simulations.own_modules import own_modules
-from wardround.simulations.report import print_result
-from wardround.simulations.simulate import SimulationResult, run_simulation
 from wardround.simulations.starter import FILE
+
+if TYPE_CHECKING:
+    from wardround.simulations.simulate import SimulationResult
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -173,7 +175,7 @@ def run_composed(
         sinks: More readers of the event stream.
 
     Raises:
-        ConfigError: A setting is still to be filled in, or as `config_of`.
+        ConfigError: A setting is still to be filled in, or as `config_of` and `check_first`.
         WardroundError: As `run_simulation`.
     """
     if not composed.get("resume") and (open_settings := sorted(OmegaConf.missing_keys(composed))):
@@ -186,6 +188,11 @@ def run_composed(
     if not isinstance(values, dict):
         raise ConfigError("the configuration is not a mapping", found=type(values).__name__)
     config = config_of({str(key): value for key, value in values.items()})
+    check_first(config)
+    # Only now, since torch comes with them: what is wrong so far is told without waiting for it.
+    from wardround.simulations.report import print_result
+    from wardround.simulations.simulate import run_simulation
+
     console = console or Console()
     sink = RichSink(console)
     try:

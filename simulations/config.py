@@ -18,9 +18,8 @@ from wardround.core.plan import (
 )
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.secagg.policy import SecurePolicy
-from wardround.training.base_model import BaseModelConfig
+from wardround.training.settings import BaseModelConfig, Machine
 from wardround.training.source_spec import SourceSpec
-from wardround.training.workbench import Machine
 
 
 class TaskConfig(Frozen):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from queue import Queue
+from queue import Empty, Queue
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -105,12 +106,60 @@ def _interrupted(message: Message) -> Message:
     return Message(Error(ErrorCode.UNKNOWN, "the simulation was interrupted"), reply_to=message)
 
 
+class _Stop(threading.Event):
+    """The end of the engine; Flower's extractor waits on it, for 0.1 s between two looks for messages.
+
+    `news` ends that pause, so that a message goes out when it is sent.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._news = threading.Semaphore(0)
+
+    def news(self, looks: int) -> None:
+        """There are messages; a look takes one a node, so that the fullest node needs so many looks."""
+        if looks:
+            self._news.release(looks)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until the end, the next news or the timeout; gives whether it is the end."""
+        if not self.is_set():
+            self._news.acquire(timeout=timeout)
+        return self.is_set()
+
+
+class _Messages(Queue[Any]):
+    """A queue between Flower's threads, whose readers would wait for a second when the engine has ended."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Message:
+        """The next message.
+
+        Raises:
+            Empty: None came in time, or none comes any more.
+        """
+        message = super().get(block, timeout)
+        if message is None:
+            raise Empty
+        return message  # type: ignore[no-any-return]  # only `close` puts anything else in
+
+    def close(self) -> None:
+        """No more messages come: whoever waits is let go."""
+        self.put(None)
+
+
 class _StoppableGrid(InMemoryGrid):
     """Flower's grid, except that nobody waits on it for sites that are no longer served."""
 
-    def __init__(self, factory: LinkStateFactory, stop: threading.Event) -> None:
+    def __init__(self, factory: LinkStateFactory, stop: _Stop) -> None:
         super().__init__(factory, pull_interval=PULL_INTERVAL_S)
         self._stop = stop
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        lanes = Counter(message.metadata.dst_node_id for message in messages)
+        ids = super().push_messages(messages)
+        self._stop.news(max(lanes.values(), default=0))
+        return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         if self._stop.is_set():
@@ -124,7 +173,7 @@ def simulate(server: Callable[[Grid, list[int]], None], client: ClientApp, *, la
     Args:
         server: Gets the grid and the ids of the nodes; the simulation ends when it returns.
         client: Answers messages.
-        lanes: Number of Flower nodes. Delivery takes about 0.1 s a message and lane, ahead of the work.
+        lanes: Number of Flower nodes.
 
     Raises:
         BaseException: Whatever `server` raised.
@@ -138,7 +187,7 @@ def simulate(server: Callable[[Grid, list[int]], None], client: ClientApp, *, la
     state: Any = factory.state()  # the in-memory one, whose tables are filled by hand
     state.run_ids[run.run_id] = RunRecord(run=run)
     state.task_store[run.primary_task_id] = Task(task_id=run.primary_task_id, run_id=run.run_id)
-    stop = threading.Event()
+    stop, inbox, outbox = _Stop(), _Messages(), _Messages()
     grid = _StoppableGrid(factory, stop)
     grid.set_run(run)
     nodes = vce_api._register_nodes(lanes, factory)  # noqa: SLF001 - Flower has no public way in
@@ -153,6 +202,13 @@ def simulate(server: Callable[[Grid, list[int]], None], client: ClientApp, *, la
     backend = _CallersThread()
     raised: list[BaseException] = []
 
+    def end() -> None:
+        stop.set()
+        stop.news(1)
+        inbox.close()
+        outbox.close()
+        backend.finish()
+
     def in_thread(name: str, work: Callable[[], Any]) -> threading.Thread:
         def guarded() -> None:
             try:
@@ -160,27 +216,27 @@ def simulate(server: Callable[[Grid, list[int]], None], client: ClientApp, *, la
             except BaseException as error:  # noqa: BLE001 - handed to the caller's thread below
                 raised.append(error)
             finally:
-                stop.set()
-                backend.finish()
+                end()
 
         thread = threading.Thread(target=guarded, name=name)
         thread.start()
         return thread
 
     context = Context(run_id=run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    backend.build(lambda: client)
+    # What `vce_api.run_api` starts, over queues that let their readers go.
     threads = [
+        in_thread("flower-extractor", lambda: vce_api.add_messages_to_queue(state, inbox, nodes, stop)),
+        in_thread("flower-injector", lambda: vce_api.put_message_into_state(state, outbox, stop)),
         in_thread(
-            "flower-engine",
-            lambda: vce_api.run_api(
-                lambda: client, lambda: backend, nodes, factory, stores, stop, VceMetrics()
-            ),
+            "flower-worker", lambda: vce_api.worker(inbox, outbox, stores, backend, stop, VceMetrics())
         ),
         in_thread("wardround-server", lambda: app(grid, context)),
     ]
     try:
         backend.serve()
     finally:
-        stop.set()
+        end()
         for thread in threads:
             thread.join()
     if raised:

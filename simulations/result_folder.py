@@ -22,11 +22,12 @@ from wardround.core.metrics.contract import Scores
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.event_log import read_events
 from wardround.runtime.events import EventSink
-from wardround.runtime.files import PART, atomic_folder, storing, write_atomic, write_json
+from wardround.runtime.files import atomic_folder, storing, write_atomic, write_json
 from wardround.runtime.sinks import JsonlSink, TensorBoardSink
 from wardround.simulations.arms import FEDERATED
 from wardround.simulations.comparison import compare
 from wardround.simulations.config import DataConfig, RunConfig
+from wardround.simulations.new_folder import is_temporary, never_began, require_new
 from wardround.simulations.privacy_record import privacy_record
 from wardround.simulations.rows import Rows
 from wardround.simulations.secure_costs import secure_record
@@ -49,9 +50,6 @@ PACKAGES = (
     "datasets",
 )
 
-OPENING = frozenset({"config.yaml", "config.json", "plan.json", "environment.json"})
-"""What stands in the folder before `run.json`, with which a run begins."""
-
 
 @dataclass(frozen=True)
 class ResultFolder:
@@ -70,18 +68,6 @@ class ResultFolder:
     notices: list[str] = field(default_factory=list)
 
     @staticmethod
-    def check(config: RunConfig) -> None:
-        """Refuse a folder that can hold no new run, or none to resume, before anything is loaded.
-
-        Raises:
-            ConfigError: It holds something, or is a file; or the run to resume is not there.
-        """
-        if not config.resume:
-            _require_new(Path(config.output))
-        elif not Path(config.resume).is_dir():
-            raise ConfigError(f"there is no run to resume in {config.resume}", remedy="correct the folder")
-
-    @staticmethod
     def open(path: Path, config: RunConfig, plan: TrainingPlan, rows: Rows) -> ResultFolder:
         """A new folder, or the folder of the run that is resumed.
 
@@ -93,7 +79,7 @@ class ResultFolder:
         if config.resume and not never_began(path):
             return _reopen(path, plan, rows)
         if not config.resume:
-            _require_new(path)
+            require_new(path)
         _sweep(path)
         run_id = uuid.uuid4().hex
         values = config.model_copy(update={"resume": None}).model_dump(mode="json")
@@ -196,39 +182,9 @@ def alone_in(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def never_began(path: Path) -> bool:
-    """Whether a run was killed while its folder was opened: `run.json`, which comes last, is missing."""
-    return (path / "config.yaml").exists() and set(_names(path)) <= OPENING
-
-
-def _names(path: Path) -> list[str]:
-    """What stands in a folder, without what a killed process left under temporary names."""
-    if not path.is_dir():
-        return []
-    return [entry.name for entry in path.iterdir() if not _is_temporary(entry)]
-
-
-def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(PART)
-
-
-def _require_new(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise ConfigError(
-            f"the output folder {path} is a file", remedy="choose another with output=…, or move it away"
-        )
-    if _names(path):
-        run = (path / "run.json").exists() or never_began(path)
-        raise ConfigError(
-            f"the output folder {path} is not empty",
-            remedy="choose another with output=…"
-            + (f", or go on with that run: resume={path}" if run else ""),
-        )
-
-
 def _sweep(path: Path) -> None:
     """Remove what a killed process left under temporary names; nobody else writes in a run's folder."""
-    for stale in filter(_is_temporary, list(path.rglob(".*"))):
+    for stale in filter(is_temporary, list(path.rglob(".*"))):
         shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
 
 

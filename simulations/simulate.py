@@ -25,6 +25,7 @@ from wardround.simulations.arms import (
 )
 from wardround.simulations.comparison import local_site
 from wardround.simulations.config import RunConfig
+from wardround.simulations.first_checks import check_first
 from wardround.simulations.preparation import Preparation, encode_all, prepare
 from wardround.simulations.privacy import drowned
 from wardround.simulations.result_folder import ResultFolder, alone_in
@@ -73,7 +74,7 @@ def run_simulation(config: RunConfig, *, sinks: tuple[EventSink, ...] = ()) -> S
     Raises:
         WardroundError: What is wrong with configuration, data, model or disk, before anything is lost.
     """
-    ResultFolder.check(config)
+    check_first(config)
     prepared = prepare(config)
     path = Path(config.resume or config.output)
     with alone_in(path):

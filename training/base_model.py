@@ -7,24 +7,22 @@ safetensors only: no pickle.
 from __future__ import annotations
 
 import contextlib
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from wardround.core.errors import ModelError
 from wardround.core.plan import DataContract
-from wardround.runtime.locations import locate
 from wardround.training.digests import chat_template_digest, files_digest, tokenizer_digest, weights_digest
 from wardround.training.processors import end_tokens
 from wardround.training.quantised_base import keep_weights_as_loaded, quantised_keywords
+from wardround.training.settings import BaseModelConfig, resolve
 from wardround.training.tasks.contract import Task
 
 __all__ = [
@@ -41,34 +39,7 @@ __all__ = [
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LOAD_FAILURES = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
-
-
-class BaseModelConfig(BaseModel):
-    """Which base model, and in which precision.
-
-    Attributes:
-        path: A folder, `package://NAME/rest`, `data://rest`, or a hub name where no such folder exists.
-        revision: Commit, tag or branch of a hub name.
-        dtype: Of the frozen weights and of the arithmetic outside the adapter. float16 can underflow
-            in the backward pass (no loss scaling); prefer bfloat16.
-        quantisation: 8- or 4-bit base through bitsandbytes (the extra `quantised`); tested on the CPU.
-        attention: Implementation inside transformers.
-        dropout: `base` leaves the checkpoint's own while training, `off` switches it off; the adapter's own
-            is another matter.
-        digest: Digest that the loaded weights must have, or None. It depends on the dtype.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str = Field(min_length=1)
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    quantisation: Literal["none", "8bit", "4bit"] = "none"
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    dropout: Literal["base", "off"] = "base"
-    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,25 +119,6 @@ def switch_dropout_off(model: torch.nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if isinstance(value, float) and "drop" in name.lower():
                 setattr(module, name, 0.0)
-
-
-def resolve(config: BaseModelConfig) -> tuple[str, str]:
-    """What transformers is to load (a folder or a hub name), and the name for people.
-
-    Raises:
-        ModelError: No such folder, and not a hub name either.
-    """
-    folder = locate(config.path)
-    if folder.is_dir():
-        return str(folder), config.path if "://" in config.path else folder.resolve().name
-    if "://" in config.path or not _HUB_NAME.fullmatch(config.path):
-        raise ModelError(
-            f"the base model {config.path!r} is not there",
-            found=f"no folder {folder}",
-            expected="a folder with config.json, *.safetensors and a tokenizer, or a hub name (org/model)",
-            remedy="correct model.path",
-        )
-    return config.path, config.path
 
 
 @contextlib.contextmanager

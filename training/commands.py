@@ -10,9 +10,10 @@ from rich.console import Console
 
 from wardround.core.errors import ConfigError, ModelError
 from wardround.core.plan import DataContract, TaskSpec, TextTemplate
+from wardround.runtime.locations import locate
 from wardround.training.data_check import EncodeLengths, Reading, ReadRow, check_source
 from wardround.training.data_report import print_report
-from wardround.training.source_spec import named_source
+from wardround.training.source_spec import named_source, source_of
 
 if TYPE_CHECKING:
     from wardround.training.processors import Processor
@@ -75,13 +76,16 @@ def check_data(
         unit_column=unit,
         max_length=max_length,
     )
+    place = named_source(source, kind)
+    if kind is None:
+        source_of(locate(source))  # before a tokenizer is loaded, which takes seconds
     if text_format is None:
         lengths = None if tokenizer is None else tokenizer_lengths(tokenizer)
-        report = check_source(named_source(source, kind), data, encode_lengths=lengths)
+        report = check_source(place, data, encode_lengths=lengths)
     else:
         roles = format_roles(text_format) | ({"label": True} if "label" in data.columns else {})
         read_row = format_reader(text_format, tokenizer)
-        report = check_source(named_source(source, kind), data, roles, read_row=read_row)
+        report = check_source(place, data, roles, read_row=read_row)
     if as_json:
         sys.stdout.write(report.model_dump_json(indent=2) + "\n")
     else:
@@ -167,7 +171,8 @@ def read_processor(processor: Processor, path: str, revision: str | None = None,
     Raises:
         ModelError: It is not there.
     """
-    from wardround.training.base_model import BaseModelConfig, quiet, resolve
+    from wardround.training.base_model import quiet
+    from wardround.training.settings import BaseModelConfig, resolve
 
     if not path.strip():
         raise ModelError("no model is named", found="an empty path", remedy=remedy)

@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 from wardround.core.errors import ConfigError, ModelError
 from wardround.core.plan import DataContract
 from wardround.runtime.files import atomic_folder
-from wardround.training.adapters.contract import CONFIG_FILE, WEIGHTS_FILE, AdapterMethod
+from wardround.training.adapters.contract import AdapterMethod
 from wardround.training.base_model import DTYPES, BaseModelConfig, load_base, quiet, without_peft_noise
+from wardround.training.merge_places import check_places
 from wardround.training.tasks.contract import Encoded, Task
 from wardround.training.workbench import pick_device, with_tokenizer
 
@@ -104,7 +105,9 @@ def merge_adapter(
         ModelError: Base or adapter cannot be loaded, or do not belong together.
         StorageError: The merged model cannot be written (a full disk); nothing is left.
     """
-    _check(adapter_folder, out, samples)
+    check_places(adapter_folder, out)
+    if not samples:
+        raise ConfigError("a merge is proven on samples, and there is none", remedy="give at least one row")
     # A quantised base's digest is of its files, not of the weights as they are loaded here.
     plain = (
         base
@@ -201,23 +204,6 @@ def weight_digests(model: torch.nn.Module, names: Sequence[str]) -> dict[str, st
         flat = state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         table[name] = hashlib.sha256(flat.numpy().data).hexdigest()
     return table
-
-
-def _check(adapter_folder: Path, out: Path, samples: Sequence[Encoded]) -> None:
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (adapter_folder / name).is_file():
-            raise ModelError(
-                f"no adapter in {adapter_folder}", found=f"no {name}",
-                expected="a folder with PEFT's two files", remedy="give the run's adapter folder",
-            )  # fmt: skip
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(
-            f"{out} is already there",
-            expected="a new folder",
-            remedy="choose another one, or remove it first",
-        )
-    if not samples:
-        raise ConfigError("a merge is proven on samples, and there is none", remedy="give at least one row")
 
 
 def with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wardround.core.errors import ConfigError, StorageError
+from wardround.core.errors import StorageError
 from wardround.core.plan import LocalWork
 from wardround.training.private.adam import DPAdam
 
@@ -42,35 +42,6 @@ def build_optimiser(work: LocalWork, parameters: Mapping[str, torch.nn.Parameter
             )
         case "sgd":
             return torch.optim.SGD(groups, lr=work.learning_rate, momentum=work.momentum)
-
-
-LEAST_DP_EPSILON = 1e-6
-_ADAM_ONLY = ("betas", "epsilon")
-_SGD_ONLY = ("momentum",)
-
-
-def check_settings(work: LocalWork) -> None:
-    """Refuse a setting that the chosen optimiser does not read, unless it is left at its default.
-
-    Raises:
-        ConfigError: Names the setting and the optimisers that read it.
-    """
-    if work.optimiser == "dp_adam" and work.epsilon < LEAST_DP_EPSILON:
-        raise ConfigError(
-            "local.epsilon is too small for local.optimiser=dp_adam", found=work.epsilon,
-            expected=f"at least {LEAST_DP_EPSILON:g}: noise often leaves nothing of a second moment",
-            remedy="set it to about the size of a gradient's entries; 0.001 is a beginning",
-        )  # fmt: skip
-    unread = _ADAM_ONLY if work.optimiser == "sgd" else _SGD_ONLY
-    readers = "adamw, adam or dp_adam" if work.optimiser == "sgd" else "sgd"
-    for name in unread:
-        default = LocalWork.model_fields[name].default
-        if getattr(work, name) != default:
-            raise ConfigError(
-                f"local.{name} has no effect under local.optimiser={work.optimiser}",
-                found=getattr(work, name), expected=f"its default, {default}",
-                remedy=f"leave it out, or set local.optimiser to {readers}",
-            )  # fmt: skip
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

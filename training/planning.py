@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from wardround.core.checked import invalid, parse_options
+from wardround.core.checked import invalid
 from wardround.core.errors import ConfigError, unknown_name
 from wardround.core.metrics import METRICS
 from wardround.core.packed import Adapter, Layout
@@ -32,10 +32,9 @@ from wardround.core.plan import (
 )
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.sums.noise import NOISE_TAIL
-from wardround.strategies import STRATEGIES
 from wardround.strategies.contract import GroupStrategy, SumStrategy
 from wardround.training.base_model import LoadedBase
-from wardround.training.optimisers import check_settings
+from wardround.training.settings import check_settings, choose_strategy
 from wardround.training.workbench import Workbench, with_tokenizer
 
 
@@ -217,7 +216,7 @@ def bind_strategy(plan: TrainingPlan, *, allow_dotted: bool = False) -> SumStrat
     Raises:
         ConfigError: Unknown strategy or option.
     """
-    strategy, options = _strategy(plan.strategy, allow_dotted=allow_dotted)
+    strategy, options = choose_strategy(plan.strategy, allow_dotted=allow_dotted)
     return strategy(options, plan.adapter.layout)
 
 
@@ -227,15 +226,9 @@ def group_rules(spec: StrategySpec, *, allow_dotted: bool = False) -> GroupStrat
     Raises:
         ConfigError: Unknown strategy or option.
     """
-    strategy, options = _strategy(spec, allow_dotted=allow_dotted)
+    strategy, options = choose_strategy(spec, allow_dotted=allow_dotted)
     bound = strategy(options, Layout(tensors=()))
     return bound if isinstance(bound, GroupStrategy) else None
-
-
-def _strategy(spec: StrategySpec, *, allow_dotted: bool) -> tuple[type[SumStrategy], BaseModel]:
-    """The strategy and its checked options."""
-    strategy = STRATEGIES.get(spec.name, allow_dotted=allow_dotted)
-    return strategy, parse_options(strategy.Options, spec.options, f"options of strategy {spec.name!r}")
 
 
 def check_choices(
@@ -253,7 +246,7 @@ def check_choices(
         ConfigError: The strategy or one of its options is unknown; the release metric is unknown, never
             computed, or its direction chooses the worst round; a setting has no effect under the optimiser.
     """
-    _strategy(strategy, allow_dotted=allow_dotted)
+    choose_strategy(strategy, allow_dotted=allow_dotted)
     check_release(release, task, validation_fraction)
     check_settings(local)
 

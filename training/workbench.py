@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 from transformers import PreTrainedModel
 
 from wardround.core.errors import ConfigError, ModelError
@@ -15,32 +15,9 @@ from wardround.core.packed import Adapter, Layout
 from wardround.core.plan import DataContract
 from wardround.core.seeds import Purpose, seed_for
 from wardround.training.adapters.contract import AdapterMethod
-from wardround.training.base_model import BaseModelConfig, LoadedBase, load_base
+from wardround.training.base_model import LoadedBase, load_base
+from wardround.training.settings import BaseModelConfig, Machine
 from wardround.training.tasks.contract import Task
-
-
-class Machine(BaseModel):
-    """What a machine decides for itself; none of it is part of the plan.
-
-    It changes what is trained by floating-point noise alone, with one exception: under dropout (the base's
-    own, which `model.dropout=off` switches off, or the adapter's) `microbatch_size` decides which masks are
-    drawn.
-
-    Attributes:
-        device: `auto` takes CUDA, then MPS, then the CPU.
-        threads: Of torch; None leaves its choice. Equal counts give equal bits.
-        microbatch_size: Rows that go through the model at once; None: the whole logical batch.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
-        evaluation_batch_size: Rows at once where nothing trains.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int | None = Field(default=None, gt=0)
-    microbatch_size: int | None = Field(default=None, gt=0)
-    gradient_checkpointing: bool = False
-    evaluation_batch_size: int = Field(default=32, gt=0)
 
 
 @dataclass(frozen=True)

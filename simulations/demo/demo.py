@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from hydra import compose, initialize_config_module
@@ -18,11 +18,12 @@ from rich.table import Table
 from wardround.core.errors import ConfigError
 from wardround.runtime.events import Event
 from wardround.runtime.files import write_atomic
-from wardround.simulations.after_run import evaluate_rows, merge_run, open_model, predict_rows
+from wardround.simulations.after_run import merge_run
 from wardround.simulations.command import run_composed
-from wardround.simulations.comparison import EVERYBODY, LOCAL, part_of
-from wardround.simulations.simulate import SimulationResult
 from wardround.training.source_spec import SourceSpec
+
+if TYPE_CHECKING:
+    from wardround.simulations.simulate import SimulationResult
 
 MARKER = ".wardround-demo"
 """File in the folders that the demo made, and may therefore replace."""
@@ -117,6 +118,8 @@ def _nothing_but_begun(folder: Path) -> bool:
 
 def hospital_table(result: SimulationResult) -> Table:
     """Accuracy a hospital, alone and together, on its own test patients and on those of all hospitals."""
+    from wardround.simulations.comparison import EVERYBODY, LOCAL, part_of
+
     table = Table(
         title="What federation buys: accuracy of each hospital's model, trained alone and together",
         title_justify="left",
@@ -138,6 +141,8 @@ def hospital_table(result: SimulationResult) -> Table:
 
 def ask(run: Path, console: Console) -> None:
     """Ask the merged model about the first test patient of each hospital, then about all of them."""
+    from wardround.simulations.open_model import evaluate_rows, open_model, predict_rows
+
     package = resources.files("wardround.simulations.demo").joinpath("heart.csv")
     merged = open_model(run / "merged")
     with resources.as_file(package) as path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from dataclasses import replace
 from importlib import metadata
 from typing import Any
@@ -21,6 +22,7 @@ from wardround.core.messages import Reply, Request
 from wardround.core.packed import Layout, Packed, TensorSpec
 from wardround.runtime.flower_codec import addressee, decode_request, encode_reply
 from wardround.server.grid_transport import GridTransport
+from wardround.simulations import flower_engine
 from wardround.simulations.flower_engine import simulate
 
 LAYOUT = Layout(tensors=(TensorSpec(name="x", shape=(4,)),))
@@ -59,9 +61,13 @@ def test_the_internals_are_where_they_were() -> None:
         "run",
         "app_dir",
     ]
-    assert list(inspect.signature(vce_api.run_api).parameters) == [
-        "app_fn", "backend_fn", "nodes_mapping", "state_factory", "node_info_stores", "f_stop", "metrics",
+    assert list(inspect.signature(vce_api.worker).parameters) == [
+        "messageins_queue", "messageres_queue", "node_info_store", "backend", "f_stop", "metrics",
     ]  # fmt: skip
+    assert list(inspect.signature(vce_api.add_messages_to_queue).parameters) == [
+        "state", "queue", "nodes_mapping", "f_stop",
+    ]  # fmt: skip
+    assert list(inspect.signature(vce_api.put_message_into_state).parameters) == ["state", "queue", "f_stop"]
     assert {"build", "is_worker_idle", "terminate", "process_message"} <= Backend.__abstractmethods__
     assert "run" in inspect.signature(RunRecord).parameters
     run = Run.create_empty(run_id=7)
@@ -137,9 +143,21 @@ def test_a_reply_that_names_another_request_settles_its_own(
 
 def test_what_the_server_raises_reaches_the_caller() -> None:
     """And the engine's threads end."""
+    before = set(threading.enumerate())
 
     def server(grid: Grid, nodes: list[int]) -> None:
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
         simulate(server, echo(), lanes=1)
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.timeout(60)
+def test_no_message_waits_for_flowers_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks for messages every 0.1 s and ends within a second; with endless pauses nothing changes."""
+    wait, get = flower_engine._Stop.wait, flower_engine._Messages.get
+    monkeypatch.setattr(flower_engine._Stop, "wait", lambda stop, timeout=None: wait(stop))
+    monkeypatch.setattr(flower_engine._Messages, "get", lambda queue, block=True, timeout=None: get(queue))
+    test_messages_go_out_and_come_back_over_a_few_lanes()
+    test_what_the_server_raises_reaches_the_caller()

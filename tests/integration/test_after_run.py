@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -265,11 +264,14 @@ TASK = Ours()
 """
 
 
-def test_commands_find_the_task_and_the_adapter_beside_them(place: Path) -> None:
+def test_commands_find_the_task_and_the_adapter_beside_them(
+    place: Path, command_line: Callable[..., object]
+) -> None:
     """A run with `module:attribute` is merged, scored and asked in the folder of that module.
 
-    `-P` keeps Python itself from looking there, as the installed `wardround` does not.
+    Python itself does not look there, neither for these tests nor for the installed `wardround`.
     """
+    assert str(place) not in sys.path
     (place / "mine.py").write_text(OWN_TASK)
     (place / "ours.py").write_text("from wardround.training.adapters.lora import ADAPTER\n")
     for name, changes in (
@@ -285,8 +287,4 @@ def test_commands_find_the_task_and_the_adapter_beside_them(place: Path) -> None
         ["predict", "run", "rows.jsonl", "--output", "answers.jsonl", "--model", "base"],
         ["evaluate", "run", "rows.jsonl", "--model", "base"],
     ):  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "wardround.cli", *command],
-            cwd=place, capture_output=True, text=True, check=False, timeout=240,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+        command_line(place, *command)

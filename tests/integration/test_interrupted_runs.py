@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from wardround.simulations.simulate import SimulationResult, run_simulation
 def settings(notes: Callable[..., Any], tmp_path: Path) -> Callable[..., RunConfig]:
     """Four wards, two rounds, tested on their own rows."""
     return notes(rows=48, wards=4, rounds=2, test={"path": str(tmp_path / "rows.jsonl")})
+
+
+Undisturbed = Callable[[RunConfig], SimulationResult]
 
 
 class Stop:
@@ -49,10 +53,13 @@ def digests(result: SimulationResult) -> dict[str, str]:
 
 @pytest.mark.parametrize("lost", ["config.json", "run.json"])
 def test_a_run_that_was_killed_while_its_folder_was_opened_can_be_resumed(
-    settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, lost: str
+    settings: Callable[..., RunConfig],
+    undisturbed: Undisturbed,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: str,
 ) -> None:
     """Whatever file came last; the message of a new run in that folder says how."""
-    config, whole = settings("cut"), run_simulation(settings("whole"))
+    config, whole = settings("cut"), undisturbed(settings("whole"))
 
     def dying(write: Callable[..., None]) -> Callable[..., None]:
         def until(path: Path, *rest: Any) -> None:
@@ -201,19 +208,24 @@ def test_an_output_that_is_a_file_is_refused(settings: Callable[..., RunConfig],
         '{"run_id": "x", "plan_digest": "y", "rows_digest": "z"}',
     ],
 )
-def test_a_run_record_that_is_none_is_an_error(settings: Callable[..., RunConfig], content: str) -> None:
+def test_a_run_record_that_is_none_is_an_error(
+    settings: Callable[..., RunConfig], undisturbed: Undisturbed, content: str
+) -> None:
     """Torn, a list, without its keys, or another plan's."""
-    config = settings("run", rounds={"rounds": 1})
-    run_simulation(config)
+    config = settings("run")
+    shutil.copytree(undisturbed(config).folder, config.output)
     (Path(config.output) / "run.json").write_text(content)
     with pytest.raises((ConfigError, StorageError), match="resume"):
         resumed(config)
 
 
-def test_a_folder_that_another_process_works_in_is_refused(settings: Callable[..., RunConfig]) -> None:
+def test_a_folder_that_another_process_works_in_is_refused(
+    settings: Callable[..., RunConfig], undisturbed: Undisturbed
+) -> None:
     """Two resumes of one run at once would mix their rounds; once the other has ended, it goes on."""
     config = settings("busy")
-    first = run_simulation(config)
+    first = undisturbed(config)
+    shutil.copytree(first.folder, config.output)
     resumed = config.model_copy(update={"resume": config.output})
     with result_folder.alone_in(Path(config.output)), pytest.raises(ConfigError, match="another process"):
         run_simulation(resumed)

@@ -23,9 +23,10 @@ from wardround.simulations.consortium import simulated_aggregator
 from wardround.simulations.preparation import prepare
 from wardround.simulations.report import print_result
 from wardround.simulations.secure_costs import key_digest
-from wardround.simulations.simulate import run_simulation
+from wardround.simulations.simulate import SimulationResult, run_simulation
 
 Settings = Callable[..., RunConfig]
+Undisturbed = Callable[[RunConfig], SimulationResult]
 KEY = simulated_aggregator(0).public.hex()
 TRUSTED = {"mode": "trusted"}
 
@@ -36,9 +37,11 @@ def settings(notes: Callable[..., Any]) -> Settings:
     return notes(rows=36, wards=3, rounds=2)
 
 
-def test_the_card_and_the_closing_lines_say_that_an_aggregator_was_trusted(settings: Settings) -> None:
+def test_the_card_and_the_closing_lines_say_that_an_aggregator_was_trusted(
+    settings: Settings, undisturbed: Undisturbed
+) -> None:
     """And which: the digest of its key; the plan holds the key itself, the configuration stays as written."""
-    result = run_simulation(settings("run", secure=TRUSTED))
+    result = undisturbed(settings("run", secure=TRUSTED))
     plan = json.loads((result.folder / "plan.json").read_text(encoding="utf-8"))
     assert plan["secure"]["aggregator"] == KEY
     written = yaml.safe_load((result.folder / "config.yaml").read_text(encoding="utf-8"))
@@ -52,9 +55,11 @@ def test_the_card_and_the_closing_lines_say_that_an_aggregator_was_trusted(setti
         assert f"has the SHA-256 {key_digest(KEY)}…" in text
 
 
-def test_two_runs_of_one_seed_have_one_plan_and_one_adapter(settings: Settings) -> None:
+def test_two_runs_of_one_seed_have_one_plan_and_one_adapter(
+    settings: Settings, undisturbed: Undisturbed
+) -> None:
     """Ephemeral keys are fresh, the aggregator's is not; another seed has another."""
-    one, two = (run_simulation(settings(name, secure=TRUSTED)) for name in ("one", "two"))
+    one, two = undisturbed(settings("one", secure=TRUSTED)), run_simulation(settings("two", secure=TRUSTED))
     assert one.plan.digest == two.plan.digest
     assert one.federated.outcome.last.adapter.digest == two.federated.outcome.last.adapter.digest
     assert simulated_aggregator(1).public.hex() != KEY
@@ -63,10 +68,10 @@ def test_two_runs_of_one_seed_have_one_plan_and_one_adapter(settings: Settings) 
 
 
 def test_an_interrupted_run_goes_on_under_the_same_key(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Round 2 never gets its quorum, in no attempt; resumed, the run ends as if nothing had been."""
-    whole = run_simulation(settings("whole", secure=TRUSTED)).federated.outcome.last.adapter.digest
+    whole = undisturbed(settings("whole", secure=TRUSTED)).federated.outcome.last.adapter.digest
     answer, asked, broken = flower_app.answer, list[Request](), [True]
 
     def fault(request: Request, site: Any) -> Reply:

@@ -258,11 +258,15 @@ def test_life_outside_the_clone(
 def test_a_fault_is_a_message_and_an_exit_code(
     environment: Environment, own_rows: Path, tiny_bert: Path, tmp_path: Path
 ) -> None:
-    """A wrong column, an unknown key: exit code 2, what to do, no traceback, and no half-written run."""
+    """A wrong file, an unknown key: exit code 2, what to do, no traceback, and no half-written run.
+
+    A wrong column, which is found once torch is there, is in tests/integration/test_commands.py.
+    """
     work = tmp_path / "work"
-    columns = {"text": "nott", "label": "grade"}
-    write_study(environment, work, own_settings(own_rows, tiny_bert) | {"data.columns": columns})
-    for arguments, remedy in (((), "note"), (("data.columns.text=note", "+rounds.round=3"), "rounds")):
+    wrong = {"data.source.path": str(own_rows.with_name("note.jsonl"))}
+    write_study(environment, work, own_settings(own_rows, tiny_bert) | wrong)
+    right = f"data.source.path={own_rows}"
+    for arguments, remedy in (((), "notes.jsonl"), ((right, "+rounds.round=3"), "rounds")):
         done = environment.run("wardround", "simulate", "--config-dir", "study", *arguments, cwd=work)
         assert done.returncode == 2, (done.returncode, done.stderr[-2000:])
         assert "Traceback" not in done.stderr

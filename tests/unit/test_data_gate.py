@@ -51,6 +51,7 @@ def run_suite(suite: Path, data: Path | None, *arguments: str) -> tuple[int, lis
     kept = {
         key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "WARDROUND_DATA"))
     }
+    kept["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # those of other packages take seconds to import
     if data is not None:
         kept["WARDROUND_DATA"] = str(data)
     done = subprocess.run(
@@ -61,6 +62,8 @@ def run_suite(suite: Path, data: Path | None, *arguments: str) -> tuple[int, lis
             "-q",
             "-p",
             "no:cacheprovider",
+            "-p",
+            "xdist",
             "--rootdir",
             suite,
             *arguments,

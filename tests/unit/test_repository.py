@@ -240,7 +240,11 @@ def make_dry(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("target", "ends_with"), [("demo", "wardround demo"), ("test", "-m pytest -n 2 -m 'not slow'")]
+    ("target", "ends_with"),
+    [
+        ("demo", "wardround demo"),
+        ("test", "-m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'"),
+    ],
 )
 def test_make_sets_everything_up(target: str, ends_with: str) -> None:
     """One command makes the environment, installs the tested set and does the thing."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
-import torch
-from peft import PeftModel
 from pydantic import BaseModel
-from transformers import PreTrainedModel
 
 from wardround.core.packed import Adapter, Layout
 from wardround.core.plan import BaseModelSpec
 from wardround.training.tasks.contract import Task
+
+if TYPE_CHECKING:  # so that the names of the methods are known without torch
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"

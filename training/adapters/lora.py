@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, cast, final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import peft
@@ -35,6 +36,11 @@ from wardround.training.base_model import without_peft_noise
 from wardround.training.tasks.contract import Task
 
 ADAPTER_NAME: Final = "default"
+
+_SEEN: WeakKeyDictionary[PeftModel, tuple[list[tuple[int, bool]], dict[str, nn.Parameter]]] = (
+    WeakKeyDictionary()
+)
+"""Model → its parameters as they were when their names were last looked up, and those names."""
 
 _HEAD_STD: Final = 0.02
 
@@ -122,6 +128,14 @@ class Lora:
 
     def parameters(self, model: PeftModel) -> dict[str, nn.Parameter]:
         """Every tensor that trains, by PEFT's saved name, in the model's own order."""
+        # Asked for several times a site and round; PEFT walks the model many times to say it.
+        present = [(id(parameter), parameter.requires_grad) for parameter in model.parameters()]
+        seen = _SEEN.get(model)
+        if seen is None or seen[0] != present:
+            seen = _SEEN[model] = (present, self._parameters(model))
+        return dict(seen[1])
+
+    def _parameters(self, model: PeftModel) -> dict[str, nn.Parameter]:
         saved = get_peft_model_state_dict(
             model, model.state_dict(keep_vars=True), ADAPTER_NAME, save_embedding_layers=False
         )
@@ -140,9 +154,12 @@ class Lora:
 
     def layout(self, model: PeftModel) -> Layout:
         """Every tensor that federates, sorted by PEFT's saved name."""
+        return self._layout(model, self.parameters(model))
+
+    def _layout(self, model: PeftModel, parameters: dict[str, nn.Parameter]) -> Layout:
         factors = {id(parameter): (role, scaling) for parameter, role, scaling in _factors(model)}
         specs = []
-        for name, parameter in sorted(self.parameters(model).items()):
+        for name, parameter in sorted(parameters.items()):
             role, scaling = factors.get(id(parameter), ("dense", 1.0))
             module = name.partition(".lora_")[0] if role != "dense" else ""
             specs.append(
@@ -161,7 +178,8 @@ class Lora:
         Raises:
             PeerError: Another layout than the model's, or not float32; nothing was changed.
         """
-        layout = self.layout(model)
+        parameters = self.parameters(model)
+        layout = self._layout(model, parameters)
         if adapter.layout.digest != layout.digest or adapter.vector.dtype != np.float32:
             raise PeerError(
                 "the adapter does not fit the model that it is loaded into",
@@ -169,7 +187,7 @@ class Lora:
                 expected=f"layout {layout.digest[:12]}, float32",
             )
         with torch.no_grad():
-            for name, parameter in self.parameters(model).items():
+            for name, parameter in parameters.items():
                 parameter.copy_(torch.from_numpy(np.array(adapter[name], dtype=np.float32)))
 
     def save(self, model: PeftModel, folder: Path, base_name: str, base: BaseModelSpec | None = None) -> None:

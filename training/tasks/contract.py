@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel
-from transformers import PreTrainedModel
 
 from wardround.core.packed import Layout
 from wardround.core.plan import DataContract, TaskSpec
 from wardround.training.examples import Example
-from wardround.training.processors import Processor
 
-__all__ = ["Batch", "Encoded", "Example", "Processor", "Task"]
+if TYPE_CHECKING:  # so that the names of the tasks are known without torch
+    import torch
+    from transformers import PreTrainedModel
+
+    from wardround.training.processors import Processor
+
+__all__ = ["Batch", "Encoded", "Example", "Task"]
 
 
 class Encoded(Protocol):
@@ -38,7 +41,7 @@ class Encoded(Protocol):
         """Tokens that truncation dropped, 0 where nothing is cut."""
 
 
-Batch = dict[str, torch.Tensor]
+Batch: TypeAlias = "dict[str, torch.Tensor]"
 """Keyword arguments of the model's forward, plus `labels` which the task's loss reads.
 
 An example may take several lines of them (the two answers of a preference); its loss is one number.

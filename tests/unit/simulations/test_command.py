@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from wardround.core.errors import ConfigError, WardroundError
-from wardround.simulations import command
+from wardround.simulations import simulate
 from wardround.simulations.command import config_of, for_hydra, main, refuse_changes, run_composed
 from wardround.simulations.config import RunConfig
 
@@ -104,12 +104,12 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytes
     console = Console(record=True, file=io.StringIO())
 
     def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command, "run_simulation", interrupted)
-    for began in (False, True):
         if began:
             (tmp_path / "run.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulate, "run_simulation", interrupted)
+    for began in (False, True):
         with pytest.raises(KeyboardInterrupt):
             run_composed(OmegaConf.create(values), console=console)
         assert (f"resume={tmp_path}" in console.export_text()) is began

@@ -1,10 +1,11 @@
-"""One notice of bitsandbytes stays off the terminal; its other warnings do not."""
+"""One notice of bitsandbytes stays off the terminal; its other warnings do not.
+
+That a new interpreter says nothing of it is held by test_the_simulation_of_the_page_runs.
+"""
 
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 
 import pytest
 
@@ -18,12 +19,3 @@ def test_only_the_notice_on_the_optional_kernel_is_dropped(caplog: pytest.LogCap
         logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "no kernels")
         logger.warning("Something that matters: %s.", "a wrong result")
     assert [record.getMessage() for record in caplog.records] == ["Something that matters: a wrong result."]
-
-
-def test_importing_the_training_room_says_nothing() -> None:
-    """Whoever imports PEFT through us, with bitsandbytes there or not, reads nothing of it."""
-    done = subprocess.run(
-        [sys.executable, "-c", "import wardround.training.workbench, wardround.training.adapters.lora"],
-        check=True, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert "gemm_4bit_forward" not in done.stderr
