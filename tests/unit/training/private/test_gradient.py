@@ -213,6 +213,24 @@ def test_a_base_in_half_precision(opened: Any, toys: Any, rows_of_gradients: Any
     assert error(stepping.written(bench), expected) < 3e-2
 
 
+# bitsandbytes 0.50.2 tells of the float16 products of LLM.int8() by a warning as well.
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_a_quantised_base(
+    bits: str, tiny_llama: Path, toys: Any, rows_of_gradients: Any, stepping: Any
+) -> None:
+    """Its layers make parts of their saved state anew at each call, which is no move."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes has no wheel for this platform")
+    machine = Machine(device="cpu", microbatch_size=2)
+    bench = toys.bench(tiny_llama, toys.causal, quantisation=bits, machine=machine)
+    rows = toys.rows(4)
+    rows_of_gradients.stirred(bench)
+    with stepping.open(bench, rows, **stepping.exact) as steps:
+        steps.write(stepping.batch(range(4)))
+        written = stepping.written(bench)
+    assert error(written, rows_of_gradients.slow(bench, rows).sum(0)) < EXACT
+
+
 def test_masks_of_dropout_are_secret_and_fresh(tiny_llama: Path, toys: Any, stepping: Any) -> None:
     """From the source and not from the caller's seed; torch's own generator is put back."""
     bench, rows = toys.bench(tiny_llama, toys.causal, dropout=0.5), toys.rows(4)

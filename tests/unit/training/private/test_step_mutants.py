@@ -90,6 +90,23 @@ def test_noise_is_added_once(size: int | None, at: Any, rows: list[Any], steppin
     assert as_planned(*spread(at(size), rows, stepping))
 
 
+def test_the_deviation_is_what_was_planned(at: Any, rows: list[Any], stepping: Any) -> None:
+    """To one per cent, on batches that happen to be empty."""
+    bench, statistic, count = at(None), 0.0, 0
+    with stepping.open(
+        bench, rows, rate=1e-12, bound=BOUND, sigma=SIGMA, expected=EXPECTED, steps=60
+    ) as steps:
+        for seed in range(60):
+            steps.write(stepping.batch(UNITS, 1e-12, seed))
+            noise = stepping.written(bench).double() * EXPECTED / (SIGMA * BOUND)
+            statistic, count = statistic + float(noise.square().sum()), count + len(noise)
+            with torch.no_grad():
+                next(iter(bench.parameters().values())).add_(1.0)  # whatever steps here
+            steps.stepped()
+    assert as_planned(statistic, count)
+    assert not as_planned(statistic * 0.99**2, count)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_cuts_change_no_bit_of_the_noise(size: int | None, at: Any, rows: list[Any], stepping: Any) -> None:
     """Equal sources give equal noise for any microbatches: nothing is drawn on the way."""
