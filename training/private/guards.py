@@ -92,9 +92,13 @@ class FrozenWeights:
             )  # fmt: skip
 
     def _watched(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in self._model.state_dict(keep_vars=True).items():
-            if isinstance(tensor, torch.Tensor) and id(tensor) not in self._moving:
-                yield name, tensor
+        # Not `state_dict`: a quantised layer makes parts of it anew at each call.
+        for path, module in self._model.named_modules(remove_duplicate=False):
+            held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            unsaved = module._non_persistent_buffers_set  # noqa: SLF001 - torch's only word for what is saved
+            for name, tensor in held:
+                if name not in unsaved and id(tensor) not in self._moving:
+                    yield f"{path}.{name}".lstrip("."), tensor
 
 
 class AdapterStart:

@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Final, final
 
 import numpy as np
@@ -78,7 +77,7 @@ class PoissonSampler:
         if most_examples is not None:
             _require_some(most_examples)
         self.rate = rate
-        self._below = math.floor(Fraction(rate) * _WORDS)
+        self._below = math.floor(rate * 2.0**64)  # a power of two: exact
         self._source = source
         self._most = most_examples
         self._rows = _by_unit(units)

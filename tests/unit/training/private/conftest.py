@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
 from wardround.privacy.accounting.mechanisms import SampledGaussian
+from wardround.training.private import gradient
 from wardround.training.private.clipping import Clipping, Flat
 from wardround.training.private.gradient import PrivateGradients, private_gradients
 from wardround.training.private.per_example import ExampleGradients, record_gradients
@@ -138,25 +139,30 @@ def seeded() -> type[Seeded]:
 class Stepping:
     """Opens private gradients over a bench, and draws batches of all rows or of some."""
 
-    exact: ClassVar[dict[str, float]] = {"sigma": 1e-12, "bound": 1e4}
-    """Clips nothing, and adds noise of 1e-8 to a sum."""
+    exact: ClassVar[dict[str, Any]] = {"noise": False, "bound": 1e4}
+    """Clips nothing, and adds nothing."""
 
     @contextmanager
     def open(
         self, bench: Workbench, rows: Sequence[Any], clipping: Clipping | None = None, **options: Any
     ) -> Iterator[PrivateGradients]:
-        """Options: rate, sigma, bound, steps, expected, seed, source, parameters, simulation."""
+        """Options: noise, rate, sigma, bound, steps, expected, seed, source, parameters, simulation."""
         mechanism = SampledGaussian(
             sample_rate=options.get("rate", 1.0),
             sigma=options.get("sigma", 1.0),
             steps=options.get("steps", 9),
         )
-        with private_gradients(
-            bench, options.get("parameters") or bench.parameters(), rows, mechanism,
-            clipping or Flat(options.get("bound", 1.0)), expected_batch=options.get("expected", 1.0),
-            source=options.get("source") or Seeded(options.get("seed", 0)),
-            simulation=options.get("simulation", True),
-        ) as steps:  # fmt: skip
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            private_gradients(
+                bench, options.get("parameters") or bench.parameters(), rows, mechanism,
+                clipping or Flat(options.get("bound", 1.0)), expected_batch=options.get("expected", 1.0),
+                source=options.get("source") or Seeded(options.get("seed", 0)),
+                simulation=options.get("simulation", True),
+            ) as steps,
+        ):  # fmt: skip
+            if not options.get("noise", True):
+                patch.setattr(gradient, "add_noise", lambda total, *_: total)
             yield steps
 
     def batch(self, units: Sequence[Any], rate: float = 1.0, seed: int = 0) -> PoissonBatch:

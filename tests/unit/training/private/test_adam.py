@@ -38,19 +38,23 @@ def step(optimiser: torch.optim.Optimizer, named: dict[str, torch.nn.Parameter],
     optimiser.step()
 
 
-def test_steps_are_those_of_the_paper() -> None:
-    """Algorithm 1 by hand, in float64."""
+@pytest.mark.parametrize("variances", [(0.25,) * 7, (0.25, 4.0, 0.1, 0.0, 2.0, 0.3, 0.3)])
+def test_steps_are_those_of_the_paper(variances: tuple[float, ...]) -> None:
+    """Algorithm 1 by hand, in float64; a variance that changes is averaged like the squares."""
     named = parameters()
     optimiser = built(named, weight_decay=0.2)
     theta = {name: value.detach().double() for name, value in named.items()}
     m, v = ({name: torch.zeros_like(value) for name, value in theta.items()} for _ in range(2))
-    for t in range(1, 8):
+    noise = 0.0
+    for t, variance in enumerate(variances, 1):
+        noise = 0.99 * noise + 0.01 * variance
+        set_noise_variance(optimiser, variance)
         step(optimiser, named, t)
         for name, parameter in named.items():
             g = parameter.grad.double()
             m[name] = 0.9 * m[name] + 0.1 * g
             v[name] = 0.99 * v[name] + 0.01 * g * g
-            scale = torch.maximum(v[name] / (1 - 0.99**t) - 0.25, torch.tensor(1e-3)).sqrt()
+            scale = torch.maximum(v[name] / (1 - 0.99**t) - noise / (1 - 0.99**t), torch.tensor(1e-3)).sqrt()
             theta[name] = theta[name] * (1 - 0.1 * 0.2) - 0.1 * m[name] / (1 - 0.9**t) / scale
     for name, parameter in named.items():
         torch.testing.assert_close(parameter.detach().double(), theta[name], rtol=1e-4, atol=1e-5)

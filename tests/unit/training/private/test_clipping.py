@@ -14,7 +14,9 @@ from wardround.training.private.clipping import Adaptive, Automatic, Clipping, F
 from wardround.training.private.units import ClippedSum, ClippedUnits
 
 CPU = torch.device("cpu")
-GRADIENTS = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.3, 0.4], [0.0, 0.0, 0.0], [torch.nan, 1.0, 1.0]])
+GRADIENTS = torch.tensor(
+    [[3.0, 4.0, 0.0], [0.0, 0.3, 0.4], [0.0, 0.0, 0.0], [torch.nan, 1.0, 1.0], [1.0, 1.0, -torch.inf]]
+)
 
 
 def clipped(rule: Clipping, gradients: torch.Tensor = GRADIENTS) -> ClippedUnits:
@@ -28,7 +30,7 @@ def test_flat_shortens_what_is_too_long() -> None:
     """And leaves the rest as it is."""
     found = clipped(Flat(1.0))
     assert found.total.tolist() == pytest.approx([0.6, 0.8 + 0.3, 0.4], rel=1e-5)
-    assert (found.units, found.clipped, found.dropped) == (4, 1, 1)
+    assert (found.units, found.clipped, found.dropped) == (5, 1, 2)
 
 
 def test_automatic_brings_all_to_nearly_one_length() -> None:
@@ -36,7 +38,7 @@ def test_automatic_brings_all_to_nearly_one_length() -> None:
     found = clipped(Automatic(2.0, stability=0.5))
     expected = 2 * (torch.tensor([3.0, 4.0, 0.0]) / 5.5 + torch.tensor([0.0, 0.3, 0.4]) / 1.0)
     assert found.total.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
-    assert (found.clipped, found.dropped) == (1, 1)
+    assert (found.clipped, found.dropped) == (1, 2)
     assert float(clipped(Automatic(2.0, stability=1e-12), GRADIENTS[:1]).total.norm()) < 2.0
 
 
@@ -146,7 +148,7 @@ def test_the_balance_counts_half_for_and_half_against() -> None:
     found = clipped(Adaptive(1.0, expected=8, count_sigma=1.0))
     assert found.balance == (2 - 1) / 2
     assert clipped(Flat(1.0), GRADIENTS[:0]).balance == 0.0
-    for row in range(4):
+    for row in range(5):
         rest = clipped(Flat(1.0), torch.cat([GRADIENTS[:row], GRADIENTS[row + 1 :]]))
         assert abs(found.balance - rest.balance) <= 0.5
 
