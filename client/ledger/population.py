@@ -145,8 +145,8 @@ class Population:
                 others.append(world)
                 hits.append(member[number] | touched[world].any(axis=0))
         return Worlds(
-            np.array(owner, np.int64), np.array(hits, bool).reshape(-1, self.sources),
-            np.array(others, bool).reshape(-1, batches), member, batch_of,
+            np.array(owner, np.int64), np.array(hits, bool).reshape(len(owner), self.sources),
+            np.array(others, bool).reshape(len(owner), batches), member, batch_of,
         )  # fmt: skip
 
     def _found(self, ids: Array) -> tuple[Array, Array]:
