@@ -204,13 +204,14 @@ class Population:
         return np.array(sorted(doubtful), HASHES)
 
     def _apart(self, one: bytes, other: bytes) -> bool:
-        """Whether the ledger would never take these two ids for one patient."""
+        """Whether the ledger does not, or may come not to, take these two ids for one patient."""
         found = np.array([one, other], HASHES)
         place, known = self._found(found)
-        if not known[0]:  # new: a declaration may yet set it apart
+        if not known[0]:
             return True
         ours, theirs = (self.batch_of[int(self.class_of[at])] for at in place)
-        return ours != theirs and self.batches[max(ours, theirs)].declared
+        # Undeclared is not enough: somebody may yet declare it, but for a contested batch.
+        return ours != theirs and not self.batches[max(ours, theirs)].contested
 
 
 @dataclass(frozen=True)

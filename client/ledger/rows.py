@@ -74,7 +74,7 @@ class SourceAdded(Row):
     """Of the list's file."""
     units: Count
     unknown: Count
-    """Ids that no earlier list had."""
+    """Ids that no earlier list had, where there was one."""
     contested: Count
     """Units with the content of one that has another id, which no declaration covers."""
 

@@ -12,6 +12,7 @@ import pytest
 from wardround.client.ledger.ledger import Ledger, Reservation
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.sources import Source
+from wardround.core.errors import BudgetError
 from wardround.privacy.accounting.mechanisms import SampledGaussian
 
 PLAN = "ab" * 32
@@ -31,6 +32,16 @@ class Asked:
             "run": "run", "plan": PLAN, "round": round, "stage": 0, "draw": "first", "mechanism": STEP,
         }  # fmt: skip
         return ledger.reserve(source, **(fields | changes))
+
+    @staticmethod
+    def exhaust(ledger: Ledger, source: Source, **changes: Any) -> int:
+        """Reserves round after round until one is refused; how many were not."""
+        for round in range(10_000):
+            try:
+                Asked.reserve(ledger, source, round, run="run to the end", **changes)
+            except BudgetError:
+                return round
+        raise AssertionError("nothing was ever refused")
 
 
 @pytest.fixture

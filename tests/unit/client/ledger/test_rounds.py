@@ -1,4 +1,4 @@
-"""Reserve, settle, seal: nothing is charged twice, nothing is charged too little, one contribution a stage."""
+"""Reserve, settle, seal: nothing charged twice, nothing charged too little, one contribution a stage."""
 
 from __future__ import annotations
 
