@@ -26,7 +26,7 @@ from wardround.client.ledger.rows import (
     Terms,
     WrittenOff,
     fields_of,
-    split_terms,
+    reserved_parts,
     typed,
 )
 from wardround.client.ledger.units import UnitList
@@ -60,6 +60,7 @@ class Known(NamedTuple):
     """Terms that were read before, and where they are counted."""
 
     terms: Terms
+    run: str
     total: Tally
     of_run: Tally
     step: Step | None
@@ -158,18 +159,19 @@ class Book:
         Raises:
             StorageError: It cannot be read, or what it is about is not there.
         """
-        front, terms = split_terms(body)
-        fields = fields_of(front, self.rows)
         try:
-            if terms:  # the one kind of which there are many: no model is built
-                known = self._known.get(terms) or self._terms(terms)
+            reserved = reserved_parts(body, self.rows)
+            if reserved is None:
+                self._apply(typed(fields_of(body, self.rows), self.rows), lists)
+            else:  # the one kind of which there are many: no model is built
+                draw, round, stage, encoded = reserved
+                known = self._known.get(encoded) or self._terms(encoded)
                 known.total.count(known.step, known.steps)
                 known.of_run.count(known.step, known.steps)
-                stage = known.terms.run, fields["round"], fields["stage"]
-                charge = Charge(self.rows, fields["draw"], known.terms)
-                self.charges[stage] = (*self.charges.get(stage, ()), charge)
-            else:
-                self._apply(typed(fields, self.rows), lists)
+                place = known.run, round, stage
+                charge = Charge(self.rows, draw, known.terms)
+                held = self.charges.get(place)
+                self.charges[place] = (charge,) if held is None else (*held, charge)
         except (LookupError, TypeError, ValueError):
             raise _misplaced(self.rows) from None
         self.rows += 1
@@ -221,10 +223,10 @@ class Book:
         ]
 
     def _terms(self, encoded: bytes) -> Known:
-        terms = Terms.model_validate_json(encoded)
+        terms = Terms.model_validate_json(encoded[:-1])  # the row's own brace is behind them
         step, count = steps_of(terms.mechanism) or (None, 1)
         of_run = self._of_run(terms.source, terms.run)
-        known = Known(terms, self.totals[terms.source], of_run, step, count)
+        known = Known(terms, terms.run, self.totals[terms.source], of_run, step, count)
         self._known[encoded] = known
         self.plans.setdefault(terms.run, terms.plan)
         return known

@@ -101,13 +101,14 @@ class Chain:
                 )  # fmt: skip
 
     def _is_signed(self, row: int, key: str) -> bool:
+        written = self.lines[row][_SIGNED_PART]
         try:
-            signature = bytes.fromhex(self.lines[row][_SIGNED_PART].decode())
+            signature = bytes.fromhex(written.decode())
             public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
             public.verify(signature, _statement(self.head(row)))
         except (InvalidSignature, ValueError):
             return False
-        return True
+        return signature.hex().encode() == written  # hex has two ways to write a letter
 
     def _before(self, row: int) -> bytes:
         return _bound(self.lines[row - 1]) if row else b""

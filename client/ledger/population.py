@@ -145,8 +145,8 @@ class Population:
                 others.append(world)
                 hits.append(member[number] | touched[world].any(axis=0))
         return Worlds(
-            np.array(owner, np.int64), np.array(hits, bool).reshape(-1, self.sources),
-            np.array(others, bool).reshape(-1, batches), member, batch_of,
+            np.array(owner, np.int64), np.array(hits, bool).reshape(len(owner), self.sources),
+            np.array(others, bool).reshape(len(owner), batches), member, batch_of,
         )  # fmt: skip
 
     def _found(self, ids: Array) -> tuple[Array, Array]:
@@ -204,13 +204,14 @@ class Population:
         return np.array(sorted(doubtful), HASHES)
 
     def _apart(self, one: bytes, other: bytes) -> bool:
-        """Whether the ledger would never take these two ids for one patient."""
+        """Whether the ledger does not, or may come not to, take these two ids for one patient."""
         found = np.array([one, other], HASHES)
         place, known = self._found(found)
-        if not known[0]:  # new: a declaration may yet set it apart
+        if not known[0]:
             return True
         ours, theirs = (self.batch_of[int(self.class_of[at])] for at in place)
-        return ours != theirs and self.batches[max(ours, theirs)].declared
+        # Undeclared is not enough: somebody may yet declare it, but for a contested batch.
+        return ours != theirs and not self.batches[max(ours, theirs)].contested
 
 
 @dataclass(frozen=True)

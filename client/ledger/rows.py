@@ -7,6 +7,7 @@ shown to whoever is to check them, as they are. A kind is never removed and neve
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
@@ -74,7 +75,7 @@ class SourceAdded(Row):
     """Of the list's file."""
     units: Count
     unknown: Count
-    """Ids that no earlier list had."""
+    """Ids that no earlier list had, where there was one."""
     contested: Count
     """Units with the content of one that has another id, which no declaration covers."""
 
@@ -181,6 +182,9 @@ AnyRow: TypeAlias = Annotated[
     Field(discriminator="kind"),
 ]  # fmt: skip
 _ROWS: Final[TypeAdapter[AnyRow]] = TypeAdapter(AnyRow)
+_PLAIN: Final = re.compile(
+    rb'\{"at":\d+,"draw":"([^"\\]*)","kind":"reserve","round":(\d+),"row":(\d+),"stage":(\d+)'
+).fullmatch
 _fields = TypeAdapter(dict[str, Any]).validator.validate_json
 
 
@@ -219,13 +223,23 @@ def canonical(row: Row) -> bytes:
     return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def split_terms(body: bytes) -> tuple[bytes, bytes]:
-    """A reservation's body without its terms, and the terms; any other body, and nothing.
+def reserved_parts(body: bytes, number: int) -> tuple[str, int, int, bytes] | None:
+    """Draw, round, stage and encoded terms of a reservation; None of any other row.
 
-    No text in a row can hold the words that this looks for: its quotation marks would be escaped.
+    There are many of these, most with the same terms: JSON is parsed only where the draw needs it. No text in
+    a row can hold the words that this looks for, since its quotation marks would be escaped.
+
+    Raises:
+        StorageError: Not a row, or one of another number.
     """
     front, found, terms = body.partition(b',"terms":')
-    return (front + b"}", terms[:-1]) if found else (body, b"")
+    if not found:
+        return None
+    plain = _PLAIN(front)
+    if plain is not None and int(plain[3]) == number:
+        return plain[1].decode(), int(plain[2]), int(plain[4]), terms
+    fields = fields_of(front + b"}", number)
+    return fields["draw"], fields["round"], fields["stage"], terms
 
 
 def fields_of(body: bytes, number: int) -> dict[str, Any]:

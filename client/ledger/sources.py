@@ -27,7 +27,7 @@ class Source:
         name: As it was asked for.
         digest: Of its list of units.
         units: How many.
-        unknown: Ids that the ledger did not know when they came.
+        unknown: Units who came when the ledger knew others, and none of them by this id.
     """
 
     number: int
@@ -48,10 +48,11 @@ def add_source(
     unknown = contested = 0
     if number is None:
         arrival = book.population.arrival(units)
-        unknown, contested = arrival.unknown, arrival.contested
-        check_delta(book.policy.delta, max(book.units, book.population.size + unknown))
+        check_delta(book.policy.delta, max(book.units, book.population.size + arrival.unknown))
         store.add_list(units)
-        if unknown and book.population.size:
+        if book.population.size:  # the first source brings nobody who could be known already
+            unknown, contested = arrival.unknown, arrival.contested
+        if unknown:
             LOG.warning(
                 "source %r has %d units whom the ledger does not know: they are charged like the worst-off "
                 "whom it knows, until a person signs that they are others", name, unknown,
