@@ -147,6 +147,8 @@ class Account(Frozen):
     def fixed_schedule_epsilon(self, delta: float, *, units: int) -> Epsilon:
         """ε by privacy loss distributions: tighter, and false unless the whole schedule was fixed beforehand.
 
+        (Looser for shares of a few ring units, whose losses are those of a Gaussian with less noise.)
+
         Raises:
             ConfigError: δ is no probability, or there are no units.
             PolicyError: δ ≥ 1/units.
