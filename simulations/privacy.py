@@ -97,5 +97,6 @@ def drowned(plan: TrainingPlan, units: Mapping[str, int]) -> str | None:
         return None
     return (
         f"the noise drowns this run: σ = {sigma:.3g} on {size:,} coordinates is as long as {length:,.0f} "
-        f"clipped updates that all agree, and there are {most:,} {what}; train fewer parameters, or grant a larger ε"
+        f"clipped updates that all agree, and there are {most:,} {what}: train fewer parameters, or grant "
+        "a larger ε"
     )
