@@ -156,6 +156,7 @@ class Adaptive:
     With each noised sum goes a noised count: s = Σ_u (b_u − ½) + N(0, σ_b²), b_u = 1 where unit u is not
     clipped. Then C ← C · exp(−η (½ + s/B − γ)). Counting b_u − ½ instead of b_u is what makes one unit move
     the count by ½ at most (their § 2.2); B is the plan's constant, since the batch's own size is exact.
+    (Opacus 1.6's `AdaClipDPOptimizer` counts b_u, at the price of b_u − ½, and divides by the batch's size.)
 
     Guarantee: gradient noise of z_Δ C, z_Δ = (z⁻² − (2 σ_b)⁻²)^(−½) (their Theorem 1), and the count together
         cost as much as one sum with noise z C: as vectors over their noise, one unit moves both by no more

@@ -83,7 +83,8 @@ def private_gradients(
         units that `rows` are grouped by, and its rate is the mechanism's. Gradients of other units are taken
         to be what they are without the unit: batched kernels round with the size of the batch, by about 1e-6.
         Dropout masks are drawn under a fresh secret seed at each step, since under a known one a unit that is
-        missing would shift everybody's masks.
+        missing would shift everybody's masks. Torch keeps 32 bits of a seed on the CPU and 64 on CUDA, which
+        is what hides them: without dropout nothing has to be hidden.
 
     Args:
         bench: Model, task, microbatch size; in training mode, with only `parameters` requiring gradients.
