@@ -37,14 +37,13 @@ GRID_BITS: Final = 20
 CHUNK: Final = 1 << 15
 """Values at a time: all of a chunk's arrays stay in the cache."""
 _DOUBT: float = 2.0**-20
-"""In units of the grid: nearer to a boundary than this, float64 is not asked. It errs by 2^−24 at most: the
-interval that 64 bits leave 2^−25, ndtri 2^−27, products and sums 2^−27."""
-_DOUBT_OF_CENTRE: Final = 2.0**-51
-"""Added to it, of the largest |x|: what the sum x + σ Z rounds away, four times over."""
+"""In units of the grid: nearer to a boundary than this, float64 is not asked. σ Z is off by 2^−24 at most:
+by 2^−25 for the interval that 64 bits leave, by 2^−27 for ndtri, by 2^−29 for products. What the sum x + σ Z
+rounds can carry it onto a half, which is a float64, and never across."""
 _DOUBTFUL_TAIL: int = 1 << 43
 """A tail of fewer times 2^−64 is known to fewer than 43 bits."""
 _FARTHEST: Final = 2.0**44
-"""In units of the grid: beyond it, float64 could decide too little, and σ means nothing beside x."""
+"""In units of the grid: beyond it, too much would be left to exact arithmetic, and σ is nothing beside x."""
 _LEAST_DEVIATION: Final = 1e-200
 _MOST_DEVIATION: Final = 1e200
 
@@ -131,7 +130,7 @@ def _add_rounded_normals(centres: Array, deviation: float, source: RandomSource)
     found = np.rint(normals)
     normals -= found
     np.abs(normals, out=normals)
-    doubtful = normals > 0.5 - (_DOUBT + _DOUBT_OF_CENTRE * farthest)
+    doubtful = normals > 0.5 - _DOUBT
     doubtful |= halves < _DOUBTFUL_TAIL
     for place in np.flatnonzero(doubtful):
         found[place] = _decide(centres[place], deviation, int(halves[place]), bool(signs[place]), source)

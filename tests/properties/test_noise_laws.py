@@ -31,20 +31,22 @@ from wardround.privacy.noise.source import RepeatableSource
 quick = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**32)
 words = st.integers(0, 2**64 - 1)
+after = st.sampled_from((1, 2**63, 2**64 - 2))
+"""What comes after the known bits: near the low end of what they leave open, in the middle, near the high."""
 
 
 class Scripted:
-    """These words, and the same middling one after them."""
+    """These words, and always the same one after them."""
 
     repeatable = True
 
-    def __init__(self, script: Iterable[int]) -> None:
-        self._script = list(script)
+    def __init__(self, script: Iterable[int], after: int) -> None:
+        self._script, self._after = list(script), after
 
     def words(self, count: int) -> Array:
         """The next ones."""
         taken, self._script = self._script[:count], self._script[count:]
-        return np.array(taken + [1 << 63] * (count - len(taken)), dtype=np.uint64)
+        return np.array(taken + [self._after] * (count - len(taken)), dtype=np.uint64)
 
 
 def repeatable(seed: int) -> RepeatableSource:
@@ -54,9 +56,15 @@ def repeatable(seed: int) -> RepeatableSource:
 
 @settings(max_examples=300, deadline=None)
 @given(
-    words, st.floats(2.0**20, 2.0**21, exclude_max=True), st.integers(-(2**40), 2**40), st.floats(-2.0, 2.0)
+    words,
+    st.floats(2.0**20, 2.0**21, exclude_max=True),
+    st.integers(-(2**40), 2**40),
+    st.floats(-2.0, 2.0),
+    after,
 )
-def test_no_normal_is_rounded_the_wrong_way(word: int, deviation: float, step: int, offset: float) -> None:
+def test_no_normal_is_rounded_the_wrong_way(
+    word: int, deviation: float, step: int, offset: float, further: int
+) -> None:
     """Centres chosen so that the value lies next to a half, nearer or farther than float64 can see."""
     from scipy.special import ndtri
 
@@ -64,26 +72,28 @@ def test_no_normal_is_rounded_the_wrong_way(word: int, deviation: float, step: i
     normal = float(ndtri(half * 2.0**-64 + 2.0**-65)) * (-1 if upper else 1)
     centre = step + 0.5 - deviation * normal + math.copysign(2.0 ** (-18 - 8 * abs(offset)), offset)
     values = np.array([centre])
-    gaussian._add_rounded_normals(values, deviation, Scripted([word]))
-    assert values[0] == gaussian._decide(centre, deviation, half, upper, Scripted([]))
+    gaussian._add_rounded_normals(values, deviation, Scripted([word], further))
+    assert values[0] == gaussian._decide(centre, deviation, half, upper, Scripted([], further))
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(1, 2**30), st.floats(0.0, 30.0), st.floats(-2.0, 2.0), st.booleans())
-def test_no_size_is_floored_the_wrong_way(scale: int, mean: float, offset: float, negative: bool) -> None:
+@given(st.integers(1, 2**30), st.floats(0.0, 40.0), st.floats(-2.0, 2.0), st.booleans(), after)
+def test_no_size_is_floored_the_wrong_way(
+    scale: int, mean: float, offset: float, negative: bool, further: int
+) -> None:
     """Words chosen so that −t ln U lies next to an integer."""
     size = math.floor(mean * scale)
     uniform = math.exp(-size / scale) * (1 + math.copysign(2.0 ** (-38 - 8 * abs(offset)), offset))
     half = min(2**63 - 1, int(Fraction(uniform) * 2**63))
     word = np.array([half << 1 | negative], dtype=np.uint64)
-    sizes, signs = discrete._laplace_sizes(word, scale, Scripted([]))
-    assert sizes[0] == floor_of_exponential(Real(half, 63, Scripted([])), scale)
+    sizes, signs = discrete._laplace_sizes(word, scale, Scripted([], further))
+    assert sizes[0] == floor_of_exponential(Real(half, 63, Scripted([], further)), scale)
     assert signs[0] == negative
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.floats(1e-3, 1e15), st.floats(0.0, 8.0), st.floats(-2.0, 2.0))
-def test_no_coin_falls_the_wrong_way(variance: float, deviations: float, offset: float) -> None:
+@given(st.floats(1e-3, 1e15), st.floats(0.0, 8.0), st.floats(-2.0, 2.0), after)
+def test_no_coin_falls_the_wrong_way(variance: float, deviations: float, offset: float, further: int) -> None:
     """Words chosen next to the probability of keeping."""
     scale = math.floor(math.sqrt(variance)) + 1
     size = math.floor(deviations * math.sqrt(variance))
@@ -92,9 +102,9 @@ def test_no_coin_falls_the_wrong_way(variance: float, deviations: float, offset:
     near = math.exp(-float(exponent)) + math.copysign(2.0 ** (-38 - 8 * abs(offset)), offset)
     word = min(2**64 - 1, max(0, int(Fraction(near) * 2**64)))
     kept = discrete._kept(
-        np.array([float(size)]), np.array([word], dtype=np.uint64), scale, variance, Scripted([])
+        np.array([float(size)]), np.array([word], dtype=np.uint64), scale, variance, Scripted([], further)
     )
-    assert kept[0] == below_exponential(Real(word, 64, Scripted([])), exponent)
+    assert kept[0] == below_exponential(Real(word, 64, Scripted([], further)), exponent)
 
 
 @quick
