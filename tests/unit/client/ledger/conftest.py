@@ -24,6 +24,7 @@ class Asked:
 
     PLAN = PLAN
     STEP = STEP
+    BITE = STEP.model_copy(update={"steps": 500})
 
     @staticmethod
     def reserve(ledger: Ledger, source: Source, round: int = 1, **changes: Any) -> Reservation:
@@ -35,10 +36,11 @@ class Asked:
 
     @staticmethod
     def exhaust(ledger: Ledger, source: Source, **changes: Any) -> int:
-        """Reserves round after round until one is refused; how many were not."""
-        for round in range(10_000):
+        """Reserves round after round, by the bite, until one is refused; how many were not."""
+        fields = {"run": "run to the end", "mechanism": Asked.BITE} | changes
+        for round in range(1_000):
             try:
-                Asked.reserve(ledger, source, round, run="run to the end", **changes)
+                Asked.reserve(ledger, source, round, **fields)
             except BudgetError:
                 return round
         raise AssertionError("nothing was ever refused")

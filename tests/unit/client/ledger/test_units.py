@@ -230,8 +230,8 @@ def test_a_source_with_every_patient_refuses_what_one_of_them_cannot_take(make: 
     everybody, one = ledger.source("all", OLD), ledger.source("one", OLD[:1])
     asked.exhaust(ledger, one)
     with pytest.raises(BudgetError):
-        asked.reserve(ledger, everybody, 1000)
-    asked.reserve(ledger, ledger.source("others", OLD[1:]), 1001)
+        asked.reserve(ledger, everybody, 1000, mechanism=asked.BITE)
+    asked.reserve(ledger, ledger.source("others", OLD[1:]), 1001, mechanism=asked.BITE)
 
 
 def test_a_charge_is_refused_for_whom_it_may_meet(make: Any, asked: Any) -> None:
@@ -240,7 +240,7 @@ def test_a_charge_is_refused_for_whom_it_may_meet(make: Any, asked: Any) -> None
     ward = ledger.source("ward", OLD)
     asked.exhaust(ledger, ward)
     with pytest.raises(BudgetError):
-        asked.reserve(ledger, ledger.source("unknown", ["who"]), 1000)
+        asked.reserve(ledger, ledger.source("unknown", ["who"]), 1000, mechanism=asked.BITE)
 
 
 def test_delta_is_below_one_over_the_units_that_are_known(make: Any) -> None:
