@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from wardround.core.checked import known_keys
 from wardround.simulations.config import RunConfig
 
-# A source, a template and a strategy's or adapter's options are values of their own; so is privacy, which is null.
+# A source, a template and a strategy's or adapter's options are values of their own; so is privacy.
 WHOLE = ("data.source", "data.test", "data.template", "data.sites", "data.site_tests", "privacy")
 
 
