@@ -156,7 +156,11 @@ def units_of(plan: TrainingPlan, rows: SiteRows) -> int:
 
 def _bounds(plan: TrainingPlan, rows: SiteRows) -> PrivateBounds | None:
     cost = round_cost(plan, units_of(plan, rows))
-    return None if cost is None or plan.privacy is None else PrivateBounds(plan.privacy, cost.sigma, 1)
+    return (
+        None
+        if cost is None or plan.privacy is None
+        else PrivateBounds(plan.privacy, cost.sigma, 1, cost.units)
+    )
 
 
 def _alone(plan: TrainingPlan) -> TrainingPlan:

@@ -29,6 +29,7 @@ from wardround.simulations.rows import Rows, gather
 from wardround.simulations.scoring import TestRows
 from wardround.strategies.contract import GroupStrategy
 from wardround.training.adapters import ADAPTERS
+from wardround.training.column_mapping import LABEL
 from wardround.training.examples import Example, split_validation
 from wardround.training.planning import PrivateBounds, bounds_of, check_choices, group_rules, make_plan
 from wardround.training.tasks import TASKS
@@ -96,6 +97,11 @@ def prepare(config: RunConfig, rows: Rows | None = None) -> Preparation:
         partition = PARTITIONS.get(config.partition.kind, allow_dotted=True)
         kind = config.partition.kind
         parse_options(partition.Options, config.partition.options, f"options of partition {kind!r}")
+    if config.privacy is not None and config.data.labels == "auto" and LABEL in task.required_roles(spec):
+        raise ConfigError(
+            "the label list would be learnt from private rows", found="data.labels=auto",
+            expected="a list that is written down", remedy="set data.labels to the ordered list of labels",
+        )  # fmt: skip
     rows = rows or gather(config, task, spec)
     encoding, sites = encoding_of(config, rows), len(rows.sites)
     groups = group_rules(config.strategy, allow_dotted=True)
@@ -177,11 +183,13 @@ def encoding_of(config: RunConfig, rows: Rows) -> Encoding:
     given = config.encoding
     bounds: dict[str, Any] = {}
     if "auto" in (given.largest, given.most_weight):
+        private = private_bounds(config, rows)
+        # Of a private run units: how many rows they have is nobody's affair.
         most = max((len(examples) for examples in rows.sites.values()), default=1)
+        most = most if private is None else private.units
         local = config.local
         if given.largest != "auto":  # then nothing has to bound the update
             local = local.model_copy(update={"max_grad_norm": local.max_grad_norm or 1.0})
-        private = private_bounds(config, rows)
         bounds = bounds_of(local, config.strategy.weighting, most, config.data.max_length, private)
     chosen = {name: value for name, value in given.model_dump().items() if value != "auto"}
     if config.privacy is not None and config.privacy.unit == "site":  # every site's whole update is clipped
@@ -202,13 +210,19 @@ def private_bounds(config: RunConfig, rows: Rows) -> PrivateBounds | None:
     cohort = cohort_size(config.rounds, len(rows.sites))
     if not rules.trains_privately:
         check_delta(rules.delta, len(rows.sites))
-        return PrivateBounds(rules, sigma_of_sums(rules, config.rounds.rounds), cohort)
-    sigmas = []
+        return PrivateBounds(rules, sigma_of_sums(rules, config.rounds.rounds), cohort, units=1)
+    if rules.noise == "distributed" and rules.colluders < config.secure.policy.assumed_colluders:
+        raise PolicyError(
+            "sites assume that more of them collude than the shares of the noise are made for",
+            found=f"privacy.colluders={rules.colluders}",
+            expected=f"at least secure.policy.assumed_colluders={config.secure.policy.assumed_colluders}",
+        )  # fmt: skip
+    costs = []
     for name, examples in rows.sites.items():
         training, _ = split_validation(examples, config.data.validation_fraction, config.seed, name)
         units = len(training if rules.unit == "example" else {examples[index].unit for index in training})
         try:
-            sigmas.append(cost_of(rules, config.local, config.rounds, units).sigma)
+            costs.append(cost_of(rules, config.local, config.rounds, units))
         except (ConfigError, PolicyError) as error:
             raise type(error)(
                 f"site {name}: {error.what}", found=error.found, expected=error.expected, remedy=error.remedy
@@ -217,7 +231,8 @@ def private_bounds(config: RunConfig, rows: Rows) -> PrivateBounds | None:
     if rules.noise == "distributed":
         least = config.secure.threshold or default_threshold(cohort)
         shares = honest_shares(least_survivors=least, colluders=rules.colluders, site_is_adversary=True)
-    return PrivateBounds(rules, max(sigmas, default=0.0), cohort, shares)
+    sigma, units = (max((getattr(cost, name) for cost in costs), default=1) for name in ("sigma", "units"))
+    return PrivateBounds(rules, sigma, cohort, units, shares)
 
 
 def encode_all(prepared: Preparation, events: EventStream) -> tuple[Arm, TestRows]:

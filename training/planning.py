@@ -137,15 +137,17 @@ class PrivateBounds:
         rules: The plan's.
         sigma: The largest of the sites'.
         cohort: Sites that are asked in a round.
+        units: Of the largest site.
         shares: Of noise in the ring, so many are sure to be in a sum.
     """
 
     rules: PrivacyRules
     sigma: float
     cohort: int
+    units: int
     shares: int = 1
 
-    def largest(self, local: LocalWork, rows: int, steps: int) -> float:
+    def largest(self, local: LocalWork, steps: int) -> float:
         """Bound on a coordinate of an update, the noise and its tail included."""
         rules, tail = self.rules, NOISE_TAIL * self.sigma * self.rules.clip_norm
         if rules.unit == "site":
@@ -153,8 +155,8 @@ class PrivateBounds:
         step = local.learning_rate / local.batch_size
         if rules.noise == "distributed":
             together = math.sqrt(self.cohort / self.shares) / self.cohort
-            return step * (rules.clip_norm * rows + tail * together)
-        units = rules.clip_norm * min(rows, 2 * local.batch_size) * steps
+            return step * (rules.clip_norm * self.units + tail * together)
+        units = rules.clip_norm * min(self.units, 2 * local.batch_size) * steps
         return step * (units + tail * math.sqrt(steps)) / (1 - local.momentum)
 
 
@@ -181,7 +183,7 @@ def bounds_of(
     steps = local.steps or math.ceil((local.epochs or 1) * math.ceil(rows / local.batch_size))
     largest = SLACK * local.learning_rate * steps
     if private is not None and (local.optimiser == "sgd" or private.rules.noise != "local"):
-        largest = SLACK * private.largest(local, rows, steps)
+        largest = SLACK * private.largest(local, steps)
     elif private is not None and local.optimiser == "dp_adam":
         largest *= MOST_OF_DP_ADAM
     elif local.optimiser == "sgd":

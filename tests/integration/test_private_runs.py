@@ -30,7 +30,7 @@ REAL = {"mode": "real", "policy": {"least_cohort": 3, "least_honest": 2, "modes"
 @pytest.fixture
 def wards(notes: Callable[..., Make]) -> Make:
     """Three sites of 20 patients with two rows each; a third of the patients is held back."""
-    make = notes(120, 3, 2, unit_column="patient")
+    make = notes(120, 3, 2, unit_column="patient", labels=["0", "1"])
 
     def private(name: str, privacy: dict[str, Any], **sections: Any) -> RunConfig:
         local = {"max_grad_norm": None, **sections.pop("local", {})}
@@ -185,7 +185,7 @@ def test_a_site_that_has_run_dry_leaves_and_the_run_goes_on(
     notes: Callable[..., Make], tmp_path: Path
 ) -> None:
     """The smallest site pays most for a given noise: its ledger refuses, by how much, and stays as it was."""
-    make = notes(120, 3, 4, unit_column="patient")
+    make = notes(120, 3, 4, unit_column="patient", labels=["0", "1"])
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     few = [row for index, row in enumerate(rows) if row["ward"] != "w2" or index < 60]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few))
@@ -216,6 +216,11 @@ def test_what_a_private_run_cannot_be_is_refused_before_a_model_is_loaded(
         run(wards("large", PATIENT, local={"batch_size": 15}))
     with pytest.raises(PolicyError, match="site w0: δ is too large"):
         run(wards("delta", PATIENT | {"delta": 0.5}))
+    with pytest.raises(ConfigError, match="label list would be learnt"):
+        run(wards("labels", PATIENT, data={"labels": "auto"}))
+    policy = REAL["policy"] | {"assumed_colluders": 2}
+    with pytest.raises(PolicyError, match="more of them collude"):
+        run(wards("colluders", DISTRIBUTED, local=ONE_STEP, secure=REAL | {"policy": policy}))
     with pytest.raises(PolicyError, match="δ is too large"):
         run(wards("sites", CENTRAL | {"delta": 0.4}, data={"validation_fraction": 0.0}))
 

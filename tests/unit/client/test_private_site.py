@@ -1,0 +1,159 @@
+"""A site under a private plan: reserved before it trains, sealed before anything leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wardround.client.ledger.ledger import Ledger
+from wardround.client.ledger.policy import BudgetPolicy
+from wardround.client.private import SitePrivacy
+from wardround.client.round import answer
+from wardround.core.messages import SPENT
+from wardround.core.plan import StrategySpec
+from wardround.core.privacy_rules import PrivacyRules
+from wardround.core.seeds import Purpose
+from wardround.privacy.accounting.of_plan import round_cost
+from wardround.privacy.noise.source import RandomSource, RepeatableSource, SystemSource
+from wardround.privacy.sums.contract import TRAINING
+from wardround.simulations.consortium import Consortium
+
+RULES = PrivacyRules(unit="patient", epsilon=4.0, delta=1e-2)
+UNITS = ["ann", "ann", "bob", "cyd", "dan", "dan"]
+
+
+def system(purpose: Purpose, round: int) -> RandomSource:
+    """What a real site draws from."""
+    return SystemSource(f"{purpose} {round}")
+
+
+def seeded(purpose: Purpose, round: int) -> RandomSource:
+    """What a simulated one draws from."""
+    return RepeatableSource(5, purpose, round=round, site="ward")
+
+
+@pytest.fixture
+def private(make: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """Makes the server's side of a private site, which keeps its ledger in `tmp_path`."""
+
+    def server(
+        sources: Any = system, *, simulation: bool = False, cap: float = 4.1, rules: PrivacyRules = RULES
+    ) -> Any:
+        plain = make(max_grad_norm=None)
+        site = plain.site
+        plan = site.plan.model_copy(
+            update={
+                "privacy": rules,
+                "strategy": StrategySpec(weighting="uniform"),
+                "data": site.plan.data.model_copy(update={"unit_column": "patient"}),
+            }
+        )
+        cost = round_cost(plan, 4)
+        assert cost is not None
+
+        @contextmanager
+        def ledger() -> Iterator[Ledger]:
+            path = tmp_path / "ledger"
+            policy = BudgetPolicy(epsilon=cap, delta=1e-2)
+            planned = cost.account(3)
+            opened = (
+                Ledger.open(path) if path.exists() else Ledger.create(path, policy, units=4, planned=planned)
+            )
+            with opened:
+                yield opened
+
+        privacy = SitePrivacy(rules, cost, UNITS, 2.0, ledger, sources, simulation=simulation)
+        consortium = Consortium.of(plain.wards, plain.consortium.policy)
+        parties = consortium.parties("ward", plan, "run")
+        folds = replace(site.folds, plan=plan)
+        fresh = replace(site, plan=plan, parties=parties, folds=folds, privacy=privacy)
+        return replace(plain, site=fresh, consortium=consortium)
+
+    return server
+
+
+def test_a_round_is_reserved_before_it_is_trained(
+    private: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And whoever is killed while training has paid: the row stands."""
+    from wardround.client import work
+
+    def dies(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, "train_locally", dies)
+    server = private()
+    with pytest.raises(KeyboardInterrupt):
+        answer(server.request(sums=(TRAINING,)), server.site)
+    with server.site.privacy.ledger() as ledger:
+        source = ledger.source("again", sorted(set(UNITS)))
+        assert ledger.epsilon(source, run="run").value > 0
+        assert ledger.sealed(run="run", round=1, stage=0) is None
+
+
+def test_a_sealed_round_gets_no_fresh_noise(private: Callable[..., Any]) -> None:
+    """Asked anew, as after a restart, a real site refuses: its system would draw other noise."""
+    server = private()
+    first = answer(server.request(sums=(TRAINING,)), server.site)
+    assert (first.status, first.local[SPENT] > 0) == ("ok", True)
+    again = private()
+    reply = answer(again.request(sums=(TRAINING,)), again.site)
+    assert (reply.status, reply.code) == ("refused", "policy")
+    assert not reply.sums
+
+
+def test_a_simulated_site_gives_the_same_contribution_again(private: Callable[..., Any]) -> None:
+    """Its noise comes from the seed: the ledger knows the draw, and charges it once."""
+    replies = []
+    for _ in range(2):
+        server = private(seeded, simulation=True)
+        request = server.request(sums=(TRAINING,))
+        reply = answer(request, server.site)
+        assert reply.status == "ok", reply.reason
+        replies.append((server.read(request, reply, TRAINING)[0], reply.local[SPENT]))
+    np.testing.assert_array_equal(replies[0][0], replies[1][0])
+    assert replies[0][1] == replies[1][1]
+
+
+def test_two_sites_with_the_same_rows_draw_different_noise(
+    private: Callable[..., Any], tmp_path: Path
+) -> None:
+    """From the operating system: nobody can repeat it."""
+    vectors = []
+    for _ in range(2):
+        server = private()
+        request = server.request(sums=(TRAINING,))
+        vectors.append(server.read(request, answer(request, server.site), TRAINING)[0])
+        (tmp_path / "ledger").rename(tmp_path / f"ledger_{len(vectors)}")
+    assert np.abs(vectors[0] - vectors[1]).max() > 0
+
+
+def test_a_seed_is_refused_where_nothing_is_simulated(private: Callable[..., Any]) -> None:
+    """By the engine itself, before a row is read: the site says why, and sends nothing."""
+    server = private(seeded)
+    reply = answer(server.request(sums=(TRAINING,)), server.site)
+    assert (reply.status, reply.code) == ("refused", "policy")
+    assert not reply.sums
+
+
+def test_a_site_that_cannot_pay_refuses_the_round(private: Callable[..., Any]) -> None:
+    """With the code of a budget; nothing is trained, nothing leaves."""
+    server = private(cap=0.5)
+    reply = answer(server.request(sums=(TRAINING,)), server.site)
+    assert (reply.status, reply.code) == ("refused", "budget")
+    assert SPENT not in reply.local
+    assert not reply.sums
+
+
+def test_nothing_exact_is_in_a_reply_of_a_real_site(private: Callable[..., Any]) -> None:
+    """Beside the contribution: what was spent, what the bounds did to a noised vector, and times."""
+    server = private()
+    reply = answer(server.request(), server.site)
+    allowed = {SPENT, "clipped", "shortened_by", "seconds", "seconds.training", "seconds.evaluation"}
+    assert {name for name in reply.local if not name.startswith("validation.")} <= allowed
