@@ -29,6 +29,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
+from wardround.training.private.clipping import Flat
 from wardround.training.private.per_example import record_gradients
 from wardround.training.private.units import ClippedSum
 
@@ -93,7 +94,7 @@ def contender(name: str, model: Any, tokens: torch.Tensor, bound: float) -> Sum:
 
         def ours() -> torch.Tensor:
             rows, _ = gradients.of(lambda: losses_of(model, tokens), len(tokens))
-            total = ClippedSum(gradients.size, bound, DEVICE)
+            total = ClippedSum(gradients.size, Flat(bound), DEVICE)
             total.add(rows, range(len(tokens)))
             return total.close().total
 

@@ -19,6 +19,7 @@ from wardround.core.packed import Adapter, Statistics, zeros
 from wardround.core.plan import TrainingPlan
 from wardround.privacy.secagg.draw import Groups
 from wardround.privacy.secagg.total import Sum
+from wardround.privacy.sums.noise import ring_noise
 from wardround.privacy.sums.opened import OpenedSum, read_opened, statistics_of
 from wardround.strategies.contract import Broadcast, GroupStrategy, ServerState, SumStrategy, combined
 
@@ -141,7 +142,8 @@ class FoldCheck:
                 raise PeerError("a sum is of another round", found=(message.round, message.stage))
             self._require_members(message, total, confirmed, after=before)
             before = message.group
-            statistics, counters = statistics_of(total, layout, encoding, cohort=message.cohort)
+            noise = ring_noise(self.plan, cohort=message.cohort, coordinates=layout.size, round=round)
+            statistics, counters = statistics_of(total, layout, encoding, cohort=message.cohort, noise=noise)
             sums.append((statistics, float(counters[WEIGHT])))
         return sums
 

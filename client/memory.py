@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from wardround.core.errors import StorageError
 from wardround.core.packed import Adapter, Array, Layout, Packed
 from wardround.runtime.files import load_tensors, save_tensors, storing
@@ -19,6 +21,7 @@ from wardround.strategies.contract import SiteMemory
 
 KEPT_FILES = 2
 LAYOUT, MEMORY, OPTIMISER, ADAPTER = "layout/", "memory/", "optimiser/", "adapter"
+CLIP_NORM = "privacy/clip_norm"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Kept:
 
     memory: SiteMemory = field(default_factory=SiteMemory)
     optimiser_state: dict[str, Array] | None = None
+    clip_norm: float | None = None
+    """Of the next private step, where it adapts: a function of what was released."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,9 @@ class Trained:
         after: Adapter after the last step, float32.
         figures: Weight, rows, steps and loss.
         optimiser_state: To keep for the next round, or None where the plan resets it.
+        update: Instead of `after`, where noise is added to the contribution itself (`LocalResult`). It never
+            lies on disk.
+        clip_norm: To keep for the next round, where it adapts.
     """
 
     broadcast: str
@@ -65,10 +73,12 @@ class Trained:
     after: Adapter
     figures: Figures
     optimiser_state: dict[str, Array] | None = None
+    update: Packed | None = None
+    clip_norm: float | None = None
 
     def kept(self, memory: SiteMemory) -> Kept:
         """What the site keeps of it after the stage that left this memory."""
-        return Kept(memory, self.optimiser_state)
+        return Kept(memory, self.optimiser_state, self.clip_norm)
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,9 @@ class SiteStore:
         except (KeyError, ValueError, TypeError) as error:
             raise StorageError(f"{path} holds no trained stage", found=type(error).__name__) from error
         kept = _kept(tensors, notes)
-        return Trained(broadcast, before, after, figures, kept.optimiser_state), kept
+        return Trained(
+            broadcast, before, after, figures, kept.optimiser_state, clip_norm=kept.clip_norm
+        ), kept
 
     def save_stage(self, trained: Trained, memory: SiteMemory, *, round: int, stage: int) -> None:
         """Keep what a stage leaves to the next one; what other rounds left goes.
@@ -170,6 +182,8 @@ def _as_tensors(kept: Kept) -> tuple[dict[str, Array], dict[str, str]]:
     slots = kept.memory.slots
     tensors: dict[str, Array] = {MEMORY + name: slot.vector for name, slot in slots.items()}
     tensors |= {OPTIMISER + name: array for name, array in (kept.optimiser_state or {}).items()}
+    if kept.clip_norm is not None:
+        tensors[CLIP_NORM] = np.array(kept.clip_norm)
     return tensors, {LAYOUT + name: slot.layout.model_dump_json() for name, slot in slots.items()}
 
 
@@ -179,7 +193,8 @@ def _kept(tensors: Mapping[str, Array], notes: Mapping[str, str]) -> Kept:
         for name in _under(LAYOUT, notes)
     }
     optimiser = {name: tensors[OPTIMISER + name] for name in _under(OPTIMISER, tensors)}
-    return Kept(SiteMemory(slots), optimiser or None)
+    clip_norm = float(tensors[CLIP_NORM]) if CLIP_NORM in tensors else None
+    return Kept(SiteMemory(slots), optimiser or None, clip_norm)
 
 
 def _under(prefix: str, names: Iterable[str]) -> list[str]:

@@ -11,15 +11,17 @@ from typing import TypeAlias
 
 import numpy as np
 
-from wardround.core.errors import PeerError, TrainingError
+from wardround.core.errors import InternalError, PeerError, TrainingError
 from wardround.core.messages import Request
 from wardround.core.packed import Array, Counters, Layout
 from wardround.core.plan import TrainingPlan
 from wardround.core.seeds import Purpose, generator
+from wardround.privacy.noise.source import RandomSource
 from wardround.privacy.packing import word_of
 from wardround.privacy.quantisation import Quantised, quantise
 from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.sums.contract import Lanes, Party
+from wardround.privacy.sums.noise import ring_noise
 from wardround.privacy.sums.offers import check_offer, scale_of
 
 Kept: TypeAlias = tuple[tuple[int, int, bytes], Lanes]
@@ -138,7 +140,13 @@ class Parties:
 
 
 def contribution(
-    statistics: Array, counters: Counters, weight: int, offer: Offer, plan: TrainingPlan, site: str
+    statistics: Array,
+    counters: Counters,
+    weight: int,
+    offer: Offer,
+    plan: TrainingPlan,
+    site: str,
+    noise: RandomSource | None = None,
 ) -> tuple[Lanes, Quantised]:
     """A contribution as ring integers, and what the bounds did to it.
 
@@ -149,6 +157,7 @@ def contribution(
         offer: Its cohort decides the scale.
         plan: Its encoding gives the bounds, its seed the rounding.
         site: Name of the site.
+        noise: Words for this site's share of the noise, where the plan has it added here.
 
     Raises:
         TrainingError: A value is not finite, or the weight is above the plan's largest.
@@ -161,8 +170,15 @@ def contribution(
         )  # fmt: skip
     place = f"{site}\x1f{offer.stage}" if offer.stage else site
     rng = generator(plan.seed, Purpose.ROUNDING, round=offer.round, site=place)
-    quantised = quantise(statistics, weight, scale_of(plan.encoding, len(offer.cohort)), rng)
-    return Lanes(quantised.integers, counts(counters)), quantised
+    added = ring_noise(plan, cohort=len(offer.cohort), coordinates=statistics.size, round=offer.round)
+    scale = scale_of(plan.encoding, len(offer.cohort)) if added is None else added.signal
+    quantised = quantise(statistics, weight, scale, rng)
+    integers = quantised.integers
+    if added is not None and plan.privacy is not None and plan.privacy.noise == "distributed":
+        if noise is None:
+            raise InternalError("a contribution would leave without its share of the noise")
+        integers = added.added_to(integers, noise)
+    return Lanes(integers, counts(counters)), quantised
 
 
 def scores_only(counters: Counters) -> Lanes:

@@ -14,10 +14,10 @@ import logging
 import time
 from typing import Literal
 
-from wardround.client.memory import Figures, Trained
-from wardround.client.parties import contribution, scores_only
+from wardround.client.parties import scores_only
 from wardround.client.site import Site
-from wardround.core.counting import metric_counters, scores, train_loss, training_counters
+from wardround.client.work import contribute, measure, trained_for
+from wardround.core.counting import metric_counters, scores
 from wardround.core.errors import (
     BudgetError,
     ConfigError,
@@ -28,12 +28,9 @@ from wardround.core.errors import (
     WardroundError,
 )
 from wardround.core.messages import Reply, Request, reply_to
-from wardround.core.packed import Adapter, Array, Counters, require_finite
-from wardround.privacy.secagg.offer import Offer
+from wardround.core.packed import require_finite
 from wardround.privacy.sums.contract import EVALUATION, GROUPS, SUMS, TRAINING, Lanes
-from wardround.strategies.contract import Broadcast, SiteMemory
-from wardround.training.evaluation import evaluate
-from wardround.training.local_round import LocalResult, train_locally
+from wardround.strategies.contract import Broadcast
 
 LOG = logging.getLogger(__name__)
 
@@ -192,7 +189,7 @@ def work(
         local |= {f"validation.{name}": value for name, value in scores(site.plan, counted).values.items()}
     if TRAINING in request.sums:
         try:
-            trained, memory = trained_for(request, broadcast, site)
+            trained, memory = trained_for(request, broadcast, site, offers[TRAINING], local)
             lanes = contribute(request, broadcast, site, trained, memory, offers[TRAINING], local)
         except PeerError as error:  # the request has passed its checks: this is what the site made itself
             raise TrainingError("bad_contribution", error.what, found=error.found) from error
@@ -227,129 +224,6 @@ def begin_again(name: str, request: Request, site: Site) -> bytes:
     return site.parties.again(name, request, broadcast)
 
 
-def measure(adapter: Adapter, site: Site) -> dict[str, Array]:
-    """Metric numerators of the broadcast adapter on the site's validation part; empty where it has none."""
-    if not site.validation:
-        return {}
-    bench = site.bench
-    bench.load_adapter(adapter)
-    counters = evaluate(
-        bench.model,
-        bench.task,
-        site.plan.task,
-        site.plan.data,
-        site.validation,
-        batch_size=bench.machine.evaluation_batch_size,
-        device=bench.device,
-        tokenizer=bench.tokenizer,
-    )
-    return counters.tensors()
-
-
-def trained_for(request: Request, broadcast: Broadcast, site: Site) -> tuple[Trained, SiteMemory]:
-    """What this round's training gave, and the strategy's memory before this stage.
-
-    With a strategy of one stage a site trains whenever it is asked. With more of them it trains once for a
-    broadcast: the later stages, and a stage 0 that is asked again, take what it trained then.
-
-    Raises:
-        TrainingError: As `train_locally`, or a later stage is asked of a site that has not trained.
-        StorageError: What it kept is damaged.
-    """
-    if request.stage:
-        found = site.store.load_stage(round=request.round, stage=request.stage - 1)
-        if found is None:
-            raise TrainingError(
-                "nothing_trained", f"site {site.name!r} has trained nothing that stage {request.stage} could "
-                "go on from", remedy="the round has to begin again with stage 0",
-            )  # fmt: skip
-        return found[0], found[1].memory
-    kept = site.store.load(before_round=request.round)
-    before = site.store.load_stage(round=request.round, stage=0) if site.strategy.stages > 1 else None
-    if before is not None and before[0].broadcast == broadcast.digest:
-        return before[0], kept.memory
-    return train(request, broadcast, site, kept.memory, kept.optimiser_state), kept.memory
-
-
-def train(
-    request: Request,
-    broadcast: Broadcast,
-    site: Site,
-    memory: SiteMemory,
-    optimiser_state: dict[str, Array] | None,
-) -> Trained:
-    """Train one local round from the broadcast adapter.
-
-    Raises:
-        TrainingError: No rows, or a loss that is not finite.
-    """
-    adapter = site.strategy.adapter_of(broadcast)
-    result = train_locally(
-        site.bench,
-        site.training,
-        adapter,
-        site.plan.local,
-        site.strategy.local_rules(broadcast, memory, request.stage),
-        round=request.round,
-        rounds=site.plan.rounds.rounds,
-        seed_root=site.plan.seed,
-        site=site.name,
-        optimiser_state=optimiser_state,
-    )
-    figures = Figures(
-        weight=weight_of(site, result),
-        examples=result.examples,
-        targets=result.targets,
-        steps=result.steps,
-        loss_sum=result.loss_sum,
-    )
-    return Trained(broadcast.digest, adapter, result.adapter, figures, result.optimiser_state)
-
-
-def contribute(
-    request: Request,
-    broadcast: Broadcast,
-    site: Site,
-    trained: Trained,
-    memory: SiteMemory,
-    offer: Offer,
-    local: dict[str, float],
-) -> Lanes:
-    """The weighted statistics as ring integers; what strategy and optimiser keep stays in the store.
-
-    Raises:
-        TrainingError: The statistics are not finite, or the site weighs more than the plan allows.
-        StorageError: What is to be kept cannot be written.
-    """
-    statistics, after = site.strategy.contribute(
-        broadcast, trained.before, trained.after, memory, request.stage
-    )
-    counters = counted(trained.figures, request.stage)
-    lanes, quantised = contribution(
-        statistics.vector, counters, trained.figures.weight, offer, site.plan, site.name
-    )
-    if request.stage < site.strategy.stages - 1:
-        site.store.save_stage(trained, after, round=request.round, stage=request.stage)
-    else:
-        site.store.save(trained.kept(after), round=request.round)
-    loss = train_loss(counters)
-    if loss is not None:
-        local |= {
-            "train.loss": loss,
-            "train.steps": float(trained.figures.steps),
-            "train.examples": float(trained.figures.examples),
-        }
-    local |= {"clipped": float(quantised.clipped), "shortened_by": quantised.shortened_by}
-    return lanes
-
-
-def counted(figures: Figures, stage: int) -> Counters:
-    """What rides beside a contribution; training sums are counted in stage 0 alone."""
-    if stage:
-        return training_counters(weight=figures.weight)
-    return training_counters(weight=figures.weight, loss_sum=figures.loss_sum, targets=figures.targets)
-
-
 def told(error: Exception, request: Request, site: Site) -> tuple[Literal["refused", "failed"], str, str]:
     """Status, code and reason of an error; the whole of it goes to the site's own log."""
     status, code, reason = named(error)
@@ -375,14 +249,3 @@ def named(error: Exception) -> tuple[Literal["refused", "failed"], str, str]:
     if isinstance(error, WardroundError):
         return "failed", INTERNAL, error.what
     return "failed", INTERNAL, type(error).__name__
-
-
-def weight_of(site: Site, result: LocalResult) -> int:
-    """The site's weight in the mean, as the plan defines it."""
-    match site.plan.strategy.weighting:
-        case "examples":
-            return max(1, result.examples)
-        case "targets":
-            return max(1, result.targets)
-        case "uniform":
-            return 1

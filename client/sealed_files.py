@@ -228,7 +228,24 @@ def storage_key(folder: Path) -> Secret:
     path = Path(folder) / KEY_FILE
     private_folder(path.parent)
     if not os.path.lexists(path):
-        _make_key(path)
+        make_key(path)
+    return read_key(
+        path,
+        remedy="put a copy back with the right owner and mode; where others may have read it, leave "
+        "the run and begin with a new folder",
+    )
+
+
+def read_key(path: Path, *, remedy: str) -> Secret:
+    """The key in a file that its owner alone can use.
+
+    Args:
+        path: Of the file.
+        remedy: What to do where it is not as it should be.
+
+    Raises:
+        StorageError: It cannot be read, or another user owns it, could have read it, or it holds no key.
+    """
     with storing(path):
         _sweep(path)
         found = path.lstat()
@@ -240,17 +257,17 @@ def storage_key(folder: Path) -> Secret:
         ("holds no key", found.st_size == SECRET_BYTES, f"{found.st_size} bytes", f"{SECRET_BYTES} bytes"),
     ):
         if not is_right:
-            raise StorageError(
-                f"{path} {what}", found=value, expected=expected,
-                remedy="put a copy back with the right owner and mode; where others may have read it, leave "
-                "the run and begin with a new folder",
-            )  # fmt: skip
+            raise StorageError(f"{path} {what}", found=value, expected=expected, remedy=remedy)
     with storing(path):
         return Secret(path.read_bytes())
 
 
-def _make_key(path: Path) -> None:
-    """A whole key under its name, or none: written elsewhere, then linked, which replaces nothing."""
+def make_key(path: Path) -> None:
+    """A whole fresh key under its name, or none: written elsewhere, then linked, which replaces nothing.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}{PART}")
     with storing(path, SECRET_BYTES):
         try:

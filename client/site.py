@@ -9,6 +9,7 @@ from wardround.client.fold_check import FoldCheck
 from wardround.client.grouping import Grouped
 from wardround.client.memory import SiteStore
 from wardround.client.parties import Parties
+from wardround.client.private import SitePrivacy
 from wardround.core.plan import TrainingPlan
 from wardround.strategies.contract import SumStrategy
 from wardround.training.tasks.contract import Encoded
@@ -31,6 +32,7 @@ class Site:
         parties: Its side of the run's sums.
         folds: What it knows of the server's state.
         grouped: Its part in the draw of the groups, where the strategy sums over groups.
+        privacy: Its side of the plan's differential privacy, where it trains privately.
     """
 
     name: str
@@ -44,3 +46,4 @@ class Site:
     parties: Parties
     folds: FoldCheck
     grouped: Grouped | None = None
+    privacy: SitePrivacy | None = None

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from wardround.core.packed import Packed
+
+SPENT: Final = "epsilon"
+"""Among a reply's figures: the ε that the site's units have spent in this run. It follows from the plan and
+from the site's number of units, and tells nothing of a row."""
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
@@ -22,27 +20,16 @@ from pydantic import (
     model_validator,
 )
 
-from wardround.core.errors import ConfigError, nearest
+from wardround.core.checked import Frozen, invalid
+from wardround.core.errors import ConfigError
 from wardround.core.packed import Layout
+from wardround.core.privacy_rules import PrivacyRules
 
 PLAN_VERSION: Final = 1
 MOST_WEIGHT: Final = 2**32
 """Largest weight of a site that a plan may allow."""
 HexKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A public key of 32 bytes, as people write it."""
-
-
-class Frozen(BaseModel):
-    """Immutable, and strict about unknown keys; NaN and infinity are no settings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """As pydantic's, without what was computed from the original's values, its digest above all."""
-        copied = super().model_copy(update=update, deep=deep)
-        for name in copied.__dict__.keys() - type(self).model_fields.keys():
-            del copied.__dict__[name]
-        return copied
 
 
 class BaseModelSpec(Frozen):
@@ -129,11 +116,13 @@ class LocalWork(Frozen):
     steps: int | None = Field(default=None, gt=0)
     batch_size: int = Field(default=16, gt=0)
     """Logical batch, in examples; how it is cut into microbatches changes nothing."""
-    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
+    optimiser: Literal["adamw", "adam", "sgd", "dp_adam"] = "adamw"
+    """`dp_adam` takes the noise out of its second moment; of privacy with local noise alone."""
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment; under dp_adam that root is never smaller."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     schedule: Schedule = Schedule()
@@ -247,6 +236,17 @@ class TrainingPlan(Frozen):
     secure: SecureRules = SecureRules()
     rounds: RoundRules
     release: ReleaseRule = ReleaseRule()
+    privacy: PrivacyRules | None = None
+    """None: no differential privacy."""
+
+    @model_validator(mode="after")
+    def _private(self) -> TrainingPlan:
+        faults = [] if self.privacy is None else list(_faults(self, self.privacy))
+        if self.local.optimiser == "dp_adam" and (self.privacy is None or self.privacy.noise != "local"):
+            faults.append("local.optimiser=dp_adam corrects for noise that no step has: set it to adamw")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
 
     @model_validator(mode="after")
     def _an_aggregator(self) -> TrainingPlan:
@@ -266,10 +266,11 @@ class TrainingPlan(Frozen):
         try:
             json.dumps(options, allow_nan=False)  # pydantic would write NaN and infinity there as null
             fields = self.model_dump(mode="json")
-            if (
-                self.secure.aggregator is None
-            ):  # such plans have the digest that they had before there were any
+            # Plans without these have the digest that they had before there were any.
+            if self.secure.aggregator is None:
                 del fields["secure"]["aggregator"]
+            if self.privacy is None:
+                del fields["privacy"]
             return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
         except (ValueError, TypeError) as error:
             raise ConfigError(
@@ -300,47 +301,38 @@ class TrainingPlan(Frozen):
 DataContract.model_rebuild()
 
 
-def invalid(what: str, error: ValidationError, known: dict[str, list[str]] | None = None) -> ConfigError:
-    """A ConfigError that lists every fault of a validation, without the values that were given."""
-    faults = []
-    remedies = []
-    for fault in error.errors(include_url=False, include_input=False):
-        place = ".".join(str(part) for part in fault["loc"]) or what
-        faults.append(f"{place}: {fault['msg'].removeprefix('Value error, ')}")
-        if fault["type"] == "extra_forbidden" and known is not None:
-            guess = nearest(str(fault["loc"][-1]), _known_in(known, fault["loc"][:-1]))
-            if guess:
-                remedies.append(f"did you mean {guess!r} instead of {fault['loc'][-1]!r}?")
-    return ConfigError(f"faults in the {what}", found="; ".join(faults), remedy=" ".join(remedies) or None)
+def _faults(plan: TrainingPlan, privacy: PrivacyRules) -> Iterator[str]:
+    """What of a plan its privacy does not allow.
 
-
-def _known_in(known: dict[str, list[str]], section: tuple[int | str, ...]) -> list[str]:
-    """Keys of a section; `*` stands for a name that a person chose (`data.sites.*`)."""
-    path = ".".join(map(str, section))
-    chosen = ".".join([*map(str, section[:-1]), "*"])
-    return known.get(path) or known.get(chosen, [])
-
-
-def known_keys(model: type[BaseModel], prefix: str = "") -> dict[str, list[str]]:
-    """Dotted section → its known keys, for proposing the nearest one."""
-    table = {prefix: list(model.model_fields)}
-    for name, field in model.model_fields.items():
-        place = f"{prefix}.{name}" if prefix else name
-        if getattr(field.annotation, "__origin__", None) is dict:
-            place += ".*"
-        for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                table.update(known_keys(candidate, place))
-    return table
-
-
-def parse_options(model: type[BaseModel], options: dict[str, Any], what: str) -> BaseModel:
-    """Check an `options` mapping against the model of the file that it belongs to.
-
-    Raises:
-        ConfigError: An unknown key (the nearest known one is named) or a wrong value.
+    Nothing exact leaves beside the noised sum, so that weights are constants; and distributed noise protects
+    one clipped sum a site and round, whose release is the only one.
     """
-    try:
-        return model.model_validate(options)
-    except ValidationError as error:
-        raise invalid(what, error, known_keys(model)) from error
+    local, mode, of_site = plan.local, plan.secure.mode, privacy.unit == "site"
+    if plan.strategy.weighting != "uniform":
+        yield (
+            f"strategy.weighting={plan.strategy.weighting} tells how much data a site has: set it to uniform"
+        )
+    if plan.data.packing:
+        yield "data.packing=true puts rows of several units into one: set it to false"
+    if privacy.unit == "patient" and plan.data.unit_column is None:
+        yield "privacy.unit=patient needs data.unit_column, the column that names the patient"
+    if of_site and plan.data.validation_fraction > 0:
+        yield "privacy.unit=site does not cover scores of a site's rows: set data.validation_fraction to 0"
+    if of_site and plan.encoding.norm != privacy.clip_norm:
+        yield "no update may be longer than privacy.clip_norm: set encoding.norm to it"
+    if privacy.trains_privately and local.max_grad_norm is not None:
+        yield "privacy clips every unit by itself: set local.max_grad_norm to null"
+    if privacy.noise != "distributed":
+        return
+    if mode not in ("real", "accounted"):
+        yield (
+            f"under secure.mode={mode} somebody sees a site's sum with its share of the noise alone: "
+            "set secure.mode to real"
+        )
+    if local.steps != 1:
+        yield ("distributed noise protects one step a round: set local.steps to 1 and local.epochs to null")
+    if local.optimiser != "sgd" or local.momentum > 0 or local.optimiser_state == "keep":
+        yield (
+            "under distributed noise a site sends its clipped sum and steps nowhere: set local.optimiser to "
+            "sgd, without momentum and without a kept state"
+        )

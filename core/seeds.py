@@ -1,8 +1,9 @@
 """One seed tree for everything that only has to be reproducible.
 
 (root seed, purpose, round, site) → generator. What protects somebody (keys, masks, privacy noise,
-the patients of a private batch) never comes from here: it comes from the site's operating system. The key of
-a simulated aggregator does: it protects nobody, and the plan that names it has one digest.
+the patients of a private batch) never comes from here: it comes from the site's operating system. In a
+simulation it may, where every output says "not private". The key of a simulated aggregator does: it protects
+nobody, and the plan that names it has one digest.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ class Purpose(StrEnum):
     GROUPS = "groups"
     """What a simulated site adds to the draw of the groups; a real one takes it from its system."""
     AGGREGATOR = "aggregator"
+    NOISE = "noise"
+    """Privacy noise, only in a simulation, which then says "not private": a seed's owner can subtract it."""
+    BATCH = "batch"
+    """Which units a private batch holds, only in a simulation, which then says "not private"."""
+    SHARE = "share"
+    """A site\'s share of the noise of a sum, likewise."""
 
 
 def seed_for(root: int, purpose: Purpose, *, round: int = 0, site: str = "") -> int:

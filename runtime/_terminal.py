@@ -14,6 +14,7 @@ from wardround.runtime.events import (
     Event,
     Improved,
     Notice,
+    PrivacySpent,
     RoundBurnt,
     RoundFolded,
     RoundStarted,
@@ -48,6 +49,7 @@ class _Arm:
     best: int | None = None
     start_waits: bool = False
     headed: bool = False
+    spent: dict[int, float] = field(default_factory=dict)
 
 
 class RichSink:
@@ -89,6 +91,8 @@ class RichSink:
                 self._row(arm)
                 arm.folded = event
                 self._refresh(event.arm, event.round, completed=event.round)
+            case PrivacySpent():
+                arm.spent[event.round] = max(event.sites.values(), default=0.0)
             case RoundBurnt():
                 self._print(Text(f"  round {event.round} is lost: {event.reason}", style="bold red"))
                 self._refresh(event.arm, event.round, completed=event.round)
@@ -178,7 +182,8 @@ class RichSink:
         if not self._metrics and arm.scores:
             self._metrics = _columns(next(iter(arm.scores.values())), arm.metric)
         names = "".join(f"{name:>15}" for name in self._metrics)
-        title = f"  {'round':>5}{'train loss':>12}{names}{'sites':>9}{'up':>11}{'time':>9}"
+        epsilon = f"{'ε':>9}" if arm.spent else ""
+        title = f"  {'round':>5}{'train loss':>12}{names}{epsilon}{'sites':>9}{'up':>11}{'time':>9}"
         self._print(Text(title, style="bold"))
 
     def _refresh(self, name: str, round: int, completed: int | None = None) -> None:
@@ -213,6 +218,8 @@ def _line(arm: _Arm, round: int, folded: RoundFolded | None, metrics: Sequence[s
     line = Text(f"  {round:>5}{_figure(folded.train_loss if folded else None):>12}")
     for name in metrics:
         line.append(f"{_figure(scores.get(name)):>15}")
+    if arm.spent:
+        line.append(f"{arm.spent.get(round, 0.0):>9.3f}")
     if folded is not None:
         asked = len(folded.survivors) + len(folded.missing)
         line.append(f"{len(folded.survivors):>5}/{asked:<3}", style="red" if folded.missing else "")

@@ -83,6 +83,21 @@ class SumOpened:
 
 
 @dataclass(frozen=True)
+class PrivacySpent:
+    """What the run has cost so far in differential privacy: (ε, δ) for each `unit` of each site.
+
+    `sites` maps a site to its ε after this round, as it is reserved; of a site that did not take part it is
+    what it had spent before. Under `unit=site` it is one figure for all of them.
+    """
+
+    arm: str
+    round: int
+    unit: str
+    delta: float
+    sites: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class RoundBurnt:
     """A round ends without a fold: the adapter stays, the round is spent, the next one trains afresh."""
 
@@ -167,6 +182,7 @@ Event: TypeAlias = (
     | RoundStarted
     | SiteReplied
     | SumOpened
+    | PrivacySpent
     | Evaluated
     | RoundFolded
     | RoundBurnt

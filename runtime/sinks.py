@@ -10,7 +10,7 @@ from typing import Any
 from wardround.core.errors import ConfigError
 from wardround.runtime._terminal import RichSink
 from wardround.runtime.event_log import JsonlSink, truncate_after_round
-from wardround.runtime.events import Evaluated, Event, RoundFolded, RunStarted, SiteReplied
+from wardround.runtime.events import Evaluated, Event, PrivacySpent, RoundFolded, RunStarted, SiteReplied
 from wardround.runtime.files import storing
 
 __all__ = ["JsonlSink", "RecorderSink", "RichSink", "TensorBoardSink", "truncate_after_round"]
@@ -61,6 +61,9 @@ class TensorBoardSink:
             case SiteReplied():
                 later = f"/stage_{event.stage}" if event.stage else ""
                 self._scalars(event.arm, event.round, f"site/{event.site}{later}", event.local)
+            case PrivacySpent():
+                largest = {"epsilon": max(event.sites.values(), default=None)}
+                self._scalars(event.arm, event.round, "privacy", largest)
             case RoundFolded():
                 figures = {
                     "train_loss": event.train_loss, "update_norm": event.update_norm,

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from wardround.core.errors import PeerError, QuorumError
-from wardround.core.messages import Reply, Request, answers
+from wardround.core.messages import SPENT, Reply, Request, answers
 from wardround.core.packed import Layout, Packed
 from wardround.core.plan import TrainingPlan
+from wardround.privacy.noise.source import RandomSource
 from wardround.privacy.secagg.total import Sum
 from wardround.privacy.sums.aggregation import Aggregation
 from wardround.privacy.sums.contract import TRAINING, Collector, plain_name
@@ -37,6 +38,7 @@ class Channel:
         aggregation: How contributions become sums.
         events: Where the run tells what happens.
         clock: Seconds by which deadlines are kept.
+        noise: Round → words for the noise that the server adds.
     """
 
     run_id: str
@@ -46,6 +48,7 @@ class Channel:
     aggregation: Aggregation
     events: EventStream
     clock: Callable[[], float]
+    noise: Callable[[int], RandomSource]
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Collected:
         burnt: Sums that sites may have helped to open, and that cannot be opened any more.
         liars: Sites that were caught.
         bytes_up: Of all replies.
+        epsilon: Site → what it says to have spent in this run, where it trains privately.
     """
 
     sums: dict[str, Sum] = field(default_factory=dict)
@@ -91,6 +95,7 @@ class Collected:
     burnt: set[str] = field(default_factory=set)
     liars: set[str] = field(default_factory=set)
     bytes_up: int = 0
+    epsilon: dict[str, float] = field(default_factory=dict)
 
 
 def collect(channel: Channel, stage: Stage) -> Collected:
@@ -219,6 +224,8 @@ class _Attempt:
         if wrong:
             self._tell(request, status="quarantined", code="malformed_reply", reason=wrong, bytes_up=size)
             return
+        if SPENT in reply.local:
+            self.collected.epsilon[reply.site] = reply.local[SPENT]
         if request.exchange == 0 or reply.status != "ok":
             self._tell(
                 request,

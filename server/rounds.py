@@ -16,7 +16,7 @@ judged as well.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,12 +26,21 @@ from wardround.core.errors import ConfigError, PeerError
 from wardround.core.packed import Adapter, Counters
 from wardround.core.plan import RoundRules, TrainingPlan
 from wardround.core.seeds import Purpose, generator
+from wardround.privacy.noise.source import RandomSource, SystemSource
 from wardround.privacy.secagg.draw import Groups
 from wardround.privacy.sums.aggregation import Aggregation
 from wardround.privacy.sums.contract import EVALUATION, TRAINING, name_of
+from wardround.privacy.sums.noise import central_epsilon
 from wardround.privacy.sums.offers import scale_of
 from wardround.privacy.sums.opened import opened
-from wardround.runtime.events import EventStream, RoundBurnt, RoundFolded, RunFinished, RunStarted
+from wardround.runtime.events import (
+    EventStream,
+    PrivacySpent,
+    RoundBurnt,
+    RoundFolded,
+    RunFinished,
+    RunStarted,
+)
 from wardround.server.exchange import Channel, Stage, collect
 from wardround.server.grouping import draw_groups
 from wardround.server.journal import Journal, Position
@@ -59,6 +68,8 @@ class Run:
         on_state: Called with each new state (and the one it starts from) before the next request is sent.
         clock: Seconds by which the deadline of an exchange is kept. How long things took is always told in
             the wall clock's seconds.
+        noise: Round → words for the noise that the server adds; from the operating system, but in a
+            simulation.
     """
 
     run_id: str
@@ -72,12 +83,20 @@ class Run:
     events: EventStream
     on_state: Callable[[ServerState], None] = field(default=lambda _: None)
     clock: Callable[[], float] = time.monotonic
+    noise: Callable[[int], RandomSource] = field(default=lambda _: SystemSource("noise of a sum"))
 
     @property
     def channel(self) -> Channel:
         """What `exchange.py` needs of it."""
         return Channel(
-            self.run_id, self.arm, self.plan, self.transport, self.aggregation, self.events, self.clock
+            self.run_id,
+            self.arm,
+            self.plan,
+            self.transport,
+            self.aggregation,
+            self.events,
+            self.clock,
+            self.noise,
         )
 
 
@@ -109,6 +128,7 @@ class Folded:
         opened: The sums, one a stage (or group), as they go to the sites with the next broadcast.
         liars: Sites that were caught: they are not asked again.
         rounding: The most by which quantisation moved a coordinate of the mean.
+        epsilon: Site → what it says to have spent, where it trains privately.
     """
 
     state: ServerState
@@ -119,6 +139,7 @@ class Folded:
     opened: tuple[bytes, ...] = ()
     liars: frozenset[str] = frozenset()
     rounding: float = 0.0
+    epsilon: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_rounds(run: Run, initial: Adapter) -> Outcome:
@@ -147,6 +168,7 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
     groups = groups_of(run, at)
     if groups:  # who is not in the draw is not in the run
         run = replace(run, sites=tuple(sorted(site for group in groups for site in group)))
+    spent: Mapping[str, float] = {}
     while at.state.round < run.plan.rounds.rounds and not at.selection.exhausted:
         round_started, before = time.perf_counter(), at.state
         # Groups are fixed for the run, whoever was caught since.
@@ -160,6 +182,8 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
             at.left_out | folded.liars,
         )
         run.journal.commit(at)
+        spent = {**spent, **folded.epsilon}
+        tell_spent(run, at.state.round, spent)
         if folded.counters is not None:
             run.events.emit(
                 RoundFolded(
@@ -188,6 +212,19 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
 def asked_of(run: Run, at: Position) -> list[str]:
     """Sites that may be asked, sorted."""
     return sorted(set(run.sites) - at.left_out)
+
+
+def tell_spent(run: Run, round: int, spent: Mapping[str, float]) -> None:
+    """What the rounds so far cost in privacy, burnt ones included; nothing where nobody trains privately."""
+    privacy = run.plan.privacy
+    if privacy is not None and privacy.noise == "central":
+        cohort, size = cohort_size(run.plan.rounds, len(run.sites)), run.strategy.statistics_layout(0).size
+        cost = central_epsilon(run.plan, sites=len(run.sites), cohort=cohort, coordinates=size, rounds=round)
+        spent = dict.fromkeys(run.sites, cost.value)
+    if privacy is not None and spent:
+        run.events.emit(
+            PrivacySpent(run.arm, round, privacy.unit, privacy.delta, dict(sorted(spent.items())))
+        )
 
 
 def groups_of(run: Run, at: Position) -> Groups:
@@ -258,6 +295,7 @@ def train_round(run: Run, at: Position, cohort: Sequence[str], groups: Groups = 
             else scored_of(run.channel, collected, evaluators, folded=before.round),
             bytes_up=folded.bytes_up + collected.bytes_up,
             liars=folded.liars | collected.liars,
+            epsilon={**folded.epsilon, **collected.epsilon},
         )
         try:
             sums = sums_of(run.channel, run.strategy, collected, round, stage, members, survivors)

@@ -13,6 +13,7 @@ from wardround.core.errors import PeerError, QuorumError
 from wardround.core.packed import Counters, Statistics
 from wardround.core.plan import TrainingPlan
 from wardround.privacy.secagg.total import Sum
+from wardround.privacy.sums.noise import RingNoise, ring_noise
 from wardround.privacy.sums.opened import ImpossibleSumError, statistics_of
 from wardround.runtime.events import Notice
 from wardround.server.exchange import Channel, Collected
@@ -86,8 +87,12 @@ def sums_of(
         own = [site for site in before if site in sites]
         try:
             total = sum_of(channel, collected, name, round, stage, own)
+            noise = ring_noise(channel.plan, cohort=len(sites), coordinates=layout.size, round=round)
+            total = noised(channel, total, noise, round)
             sums[name] = StageSum(
-                total, *statistics_of(total, layout, encoding, cohort=len(sites)), cohort=len(sites)
+                total,
+                *statistics_of(total, layout, encoding, cohort=len(sites), noise=noise),
+                cohort=len(sites),
             )
         except ImpossibleSumError as error:
             lost.append(BurntError(error.what, found=error.found, expected=error.expected))
@@ -103,6 +108,14 @@ def sums_of(
     if sums and not burnt:  # what was opened is spent: nobody helps to open it a second time
         raise BurntError(f"too few groups are left for a vote: {lost[0].what}")
     raise (burnt or lost)[0]
+
+
+def noised(channel: Channel, total: Sum, noise: RingNoise | None, round: int) -> Sum:
+    """The sum with the server's noise, where the plan has the server add it: before anything looks at it."""
+    privacy = channel.plan.privacy
+    if noise is None or privacy is None or privacy.noise != "central":
+        return total
+    return noise.added_to_sum(total, channel.noise(round))
 
 
 def sum_of(

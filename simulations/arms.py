@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
@@ -25,7 +25,9 @@ from wardround.client.site import Site
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Adapter
 from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan
-from wardround.core.seeds import Purpose, generator
+from wardround.core.seeds import Purpose, generator, seed_for
+from wardround.privacy.accounting.of_plan import round_cost
+from wardround.privacy.noise.source import RepeatableSource
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.runtime.events import EventStream
 from wardround.server.grid_transport import GridTransport
@@ -33,9 +35,11 @@ from wardround.server.journal import Journal
 from wardround.server.rounds import Outcome, Run, cohort_size, round_half_up, run_rounds
 from wardround.simulations.consortium import Consortium
 from wardround.simulations.flower_engine import simulate
+from wardround.simulations.privacy import simulated_privacy
 from wardround.strategies.contract import ServerState
 from wardround.training.batches import plan_batches
-from wardround.training.planning import bind_strategy, bounds_of
+from wardround.training.planning import PrivateBounds, bind_strategy, bounds_of
+from wardround.training.private.sampling import bounded_rows
 from wardround.training.tasks import TASKS
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
@@ -56,10 +60,17 @@ Train: TypeAlias = Callable[[Callable[[ServerState], None]], Outcome]
 
 @dataclass(frozen=True)
 class SiteRows:
-    """Encoded rows of one site."""
+    """Encoded rows of one site.
+
+    Attributes:
+        training: What it trains on.
+        validation: What it holds back.
+        units: Of each training row, whose it is; empty where rows of several units were packed into one.
+    """
 
     training: list[Encoded]
     validation: list[Encoded]
+    units: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,32 +110,36 @@ def centralised_arm(federated: Arm, learning_rate: float | None) -> Arm:
     pooled = SiteRows(
         [row for rows in federated.sites.values() for row in rows.training],
         [row for rows in federated.sites.values() for row in rows.validation],
+        [f"{site}\x1f{unit}" for site, rows in federated.sites.items() for unit in rows.units],
     )
     plan = _alone(federated.plan)
-    local = plan.local.model_copy(
-        update={
-            "epochs": None,
-            "steps": steps_a_round(federated),
-            "learning_rate": learning_rate or plan.local.learning_rate,
-        }
+    privacy, work = federated.plan.privacy, plan.local
+    amount: dict[str, object] = {"epochs": None, "steps": steps_a_round(federated)}
+    if privacy is not None and privacy.noise == "distributed":  # one step a round along the sum of all sites
+        amount = {"steps": 1, "batch_size": work.batch_size * len(federated.sites)}
+    rate = {"learning_rate": learning_rate or work.learning_rate}
+    local = work.model_copy(update=amount | rate)
+    plan = plan.model_copy(update={"local": local})
+    encoding = bounds_of(
+        local, plan.strategy.weighting, len(pooled.training), plan.data.max_length, _bounds(plan, pooled)
     )
-    encoding = bounds_of(local, plan.strategy.weighting, len(pooled.training), plan.data.max_length)
-    plan = plan.model_copy(
-        update={"local": local, "encoding": plan.encoding.model_copy(update=encoding | {"norm": None})}
-    )
+    plan = plan.model_copy(update={"encoding": plan.encoding.model_copy(update=encoding | {"norm": None})})
     return Arm(CENTRALISED, plan, {POOL: pooled})
 
 
 def steps_a_round(arm: Arm) -> int:
     """Optimiser steps that all sites of an average cohort take together in one round, to the nearest step."""
-    total = sum(site_steps(arm.plan, rows.training) for rows in arm.sites.values())
+    total = sum(site_steps(arm.plan, rows) for rows in arm.sites.values())
     return max(1, round_half_up(total * cohort_share(arm)))
 
 
-def site_steps(plan: TrainingPlan, rows: Sequence[Encoded]) -> int:
+def site_steps(plan: TrainingPlan, rows: SiteRows) -> int:
     """Optimiser steps that a site with these rows takes in one round: the batches that its training plans."""
+    cost = round_cost(plan, units_of(plan, rows))
+    if cost is not None:
+        return cost.steps
     task = TASKS.get(plan.task.name, allow_dotted=True)
-    usable = sum(1 for row in rows if task.targets(row) > 0)
+    usable = sum(1 for row in rows.training if task.targets(row) > 0)
     return len(plan_batches(usable, plan.local, generator(plan.seed, Purpose.SHUFFLE)))
 
 
@@ -133,11 +148,30 @@ def cohort_share(arm: Arm) -> float:
     return cohort_size(arm.plan.rounds, len(arm.sites)) / len(arm.sites)
 
 
+def units_of(plan: TrainingPlan, rows: SiteRows) -> int:
+    """Units that a site trains on, as the plan's privacy counts them."""
+    of_rows = plan.privacy is not None and plan.privacy.unit == "example"
+    return len(rows.training) if of_rows else len(set(rows.units))
+
+
+def _bounds(plan: TrainingPlan, rows: SiteRows) -> PrivateBounds | None:
+    cost = round_cost(plan, units_of(plan, rows))
+    return None if cost is None or plan.privacy is None else PrivateBounds(plan.privacy, cost.sigma, 1)
+
+
 def _alone(plan: TrainingPlan) -> TrainingPlan:
-    """The plan of one site, which has nothing to hide from itself, and no reason for a narrow ring."""
+    """The plan of one site, which has nothing to hide from itself, and no reason for a narrow ring.
+
+    What protects a site's units stays: one site alone draws all of its noise itself. What protects whole
+    sites has no meaning for one of them.
+    """
+    privacy = plan.privacy
+    if privacy is not None:
+        privacy = privacy.model_copy(update={"noise": "local"}) if privacy.trains_privately else None
     return plan.model_copy(
         update={
             "secure": SecureRules(mode="off"),
+            "privacy": privacy,
             "encoding": plan.encoding.model_copy(update={"bits": ALONE_BITS}),
             "strategy": StrategySpec(name="fedavg", weighting=plan.strategy.weighting),
             "local": plan.local.model_copy(update={"optimiser_state": "keep"}),
@@ -157,6 +191,7 @@ def run_arms(
     lanes: int,
     policy: SecurePolicy,
     each: Callable[[Arm, Train], T],
+    privacy_cap: float | None = None,
 ) -> list[T]:
     """Run arms one after another on Flower's engine, in this process.
 
@@ -170,6 +205,7 @@ def run_arms(
         lanes: Flower nodes over which messages are delivered.
         policy: What every site demands of secure aggregation.
         each: Called with an arm and the function that trains it; what it returns is collected.
+        privacy_cap: ε that every site grants its patients; None: what the plan asks for.
 
     Raises:
         ConfigError: Two arms, or two sites of one, have the same name: they would share folder and run id.
@@ -180,6 +216,7 @@ def run_arms(
         require_distinct(f"sites of {arm.name}", arm.sites)
     consortia = {arm.name: Consortium.of(arm.sites, policy_of(arm, policy)) for arm in arms}
     strategies = {arm.name: bind_strategy(arm.plan, allow_dotted=True) for arm in arms}
+    arms = [bounded(arm) for arm in arms]
     sites = {
         (run_of(run_id, arm), name): Site(
             name,
@@ -193,6 +230,7 @@ def run_arms(
             consortia[arm.name].parties(name, arm.plan, run_of(run_id, arm)),
             FoldCheck(arm.plan, strategies[arm.name]),
             consortia[arm.name].grouped(name, arm.plan, run_of(run_id, arm), strategies[arm.name]),
+            simulated_privacy(arm.plan, name, rows.units, folder_of(arm.name) / "sites" / name, privacy_cap),
         )
         for arm in arms
         for name, rows in arm.sites.items()
@@ -223,6 +261,7 @@ def run_arms(
                 events,
                 on_state,
                 standing_still,
+                lambda round: RepeatableSource(arm.plan.seed, Purpose.NOISE, round=round, site=""),
             )
             return run_rounds(run, initial)
 
@@ -230,6 +269,21 @@ def run_arms(
 
     simulate(server, client_app(sites), lanes=min(lanes, max(len(arm.sites) for arm in arms)))
     return collected
+
+
+def bounded(arm: Arm) -> Arm:
+    """The arm with no more rows of a patient than its privacy of single rows counts on."""
+    privacy = arm.plan.privacy
+    if privacy is None or privacy.unit != "example" or privacy.most_examples is None:
+        return arm
+    sites = {}
+    for name, rows in arm.sites.items():
+        seed = seed_for(arm.plan.seed, Purpose.BATCH, site=name)
+        kept = bounded_rows(rows.units, privacy.most_examples, seed=seed)
+        sites[name] = replace(
+            rows, training=[rows.training[row] for row in kept], units=[rows.units[row] for row in kept]
+        )
+    return replace(arm, sites=sites)
 
 
 def policy_of(arm: Arm, policy: SecurePolicy) -> SecurePolicy:

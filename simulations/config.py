@@ -6,18 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from wardround.core.checked import Frozen, invalid, known_keys
 from wardround.core.plan import (
     MOST_WEIGHT,
-    Frozen,
     LocalWork,
     ReleaseRule,
     RoundRules,
     SecureRules,
     StrategySpec,
     TextTemplate,
-    invalid,
-    known_keys,
 )
+from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.training.settings import BaseModelConfig, Machine
 from wardround.training.source_spec import SourceSpec
@@ -131,10 +130,12 @@ class BoundsConfig(Frozen):
 
 
 class SimulationConfig(Frozen):
-    """How the simulation is executed; changes nothing of its result."""
+    """How the simulation is executed; changes nothing of its result but where a budget runs dry."""
 
     lanes: int = Field(default=8, gt=0)
     """Flower nodes over which messages are delivered."""
+    privacy_cap: float | None = Field(default=None, gt=0)
+    """ε that every simulated site grants its patients in its ledger; None: what the plan asks for."""
 
 
 class RunConfig(Frozen):
@@ -154,6 +155,7 @@ class RunConfig(Frozen):
     secure: SecureConfig = SecureConfig()
     rounds: RoundRules
     release: ReleaseRule = ReleaseRule()
+    privacy: PrivacyRules | None = None
     partition: PartitionConfig = PartitionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     bounds: BoundsConfig = BoundsConfig()

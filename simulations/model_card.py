@@ -52,7 +52,7 @@ class CardFacts:
         comparison: How it was trained → metrics on everybody's test rows, in the order to show.
         test_rows: Site → its own test rows.
         data: What `data_record` says of the rows: description, licence, sources, meanings of the labels.
-        noise: The differential privacy that protected the sites.
+        privacy: What `privacy_record` says of the differential privacy.
         secure: What `secure_record` says of the sums.
         notices: What happened to the data, a line each.
         samples: A few answers to test rows, without ids.
@@ -72,7 +72,7 @@ class CardFacts:
     comparison: Mapping[str, Figures] = field(default_factory=dict)
     test_rows: Mapping[str, int] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
-    noise: str = "none"
+    privacy: Mapping[str, Any] = field(default_factory=lambda: {"differential_privacy": "none"})
     secure: Mapping[str, Any] = field(default_factory=dict)
     notices: Sequence[str] = ()
     samples: Sequence[Mapping[str, Any]] = ()
@@ -108,7 +108,7 @@ def card_of(plan: TrainingPlan, summary: Mapping[str, Any], samples: Sequence[Ma
             comparison=summary["comparison"],
             test_rows=summary["test_rows"]["sites"],
             data=summary["data"],
-            noise=summary["privacy"]["differential_privacy"],
+            privacy=summary["privacy"],
             secure=summary["secure"],
             notices=summary["notices"],
             samples=samples,
@@ -121,7 +121,7 @@ def model_card(facts: CardFacts) -> str:
     """Render the card: Markdown with YAML front matter, ending in a newline."""
     sections = [
         _front_matter(facts), _opening(facts), _data(facts), _training(facts), _sites(facts), _results(facts),
-        _released(facts), _answers(facts), privacy_section(facts.noise, facts.secure), _limits(facts),
+        _released(facts), _answers(facts), privacy_section(facts.privacy, facts.secure), _limits(facts),
         _loading(facts),
         _provenance(facts),
     ]  # fmt: skip

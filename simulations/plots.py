@@ -18,12 +18,20 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from wardround.runtime.event_log import read_events, without_repetitions
-from wardround.runtime.events import Evaluated, Event, Improved, RoundFolded, RunFinished, RunStarted
+from wardround.runtime.events import (
+    Evaluated,
+    Event,
+    Improved,
+    PrivacySpent,
+    RoundFolded,
+    RunFinished,
+    RunStarted,
+)
 from wardround.runtime.files import write_atomic
 from wardround.simulations.arms import CENTRALISED, FEDERATED
 from wardround.simulations.comparison import EVERYBODY, LOCAL, local_site, mean_where_all, site_of
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8c8c8c"
+BLUE, ORANGE, GREEN, GREY, VIOLET = "#0072B2", "#D55E00", "#009E73", "#8c8c8c", "#CC79A7"
 LABELS = {
     "macro_f1": "macro-F1", "weighted_f1": "weighted F1", "auroc": "AUROC", "ece": "calibration error",
     "bits_per_byte": "bits per byte", "rouge_l": "ROUGE-L", "loss": "loss (nats)",
@@ -45,6 +53,8 @@ class Curves:
         best: Arm → its released round.
         by_site: Arm kind (`federated`, `centralised`, `local/`) → site → score on the site's test rows.
         sites: Sites in their order.
+        spent: Round → the largest ε of the federation's sites, where it trained privately.
+        claim: What the last of them means: δ and unit.
     """
 
     name: str = ""
@@ -54,6 +64,8 @@ class Curves:
     best: dict[str, int] = field(default_factory=dict)
     by_site: dict[str, dict[str, float]] = field(default_factory=dict)
     sites: list[str] = field(default_factory=list)
+    spent: dict[int, float] = field(default_factory=dict)
+    claim: str = ""
 
 
 def plot_run(events: Path | Iterable[Event], out: Path, *, metric: str | None = None) -> None:
@@ -83,6 +95,9 @@ def curves_of(events: Sequence[Event], metric: str | None = None) -> Curves:
             curves.name, curves.sites = event.name, sorted(event.sites)
         elif isinstance(event, RunFinished):
             curves.best[event.arm] = event.best_round
+        elif isinstance(event, PrivacySpent) and event.arm == FEDERATED:
+            curves.spent[event.round] = max(event.sites.values(), default=0.0)
+            curves.claim = f"at δ = {event.delta:g} per {event.unit}"
     for event in scored:
         value, site = event.values.get(curves.metric), site_of(event.part)
         if value is None or site is None:
@@ -145,6 +160,22 @@ def _draw_rounds(axes: Axes, curves: Curves) -> None:
     axes.set_xlabel("rounds folded")
     axes.set_ylabel(metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if curves.spent:
+        _draw_spent(axes, curves)
+
+
+def _draw_spent(axes: Axes, curves: Curves) -> None:
+    """ε by round on an axis of its own, which begins at zero."""
+    right = axes.twinx()
+    points = {0: 0.0, **curves.spent}
+    last = list(points.values())[-1]
+    right.plot(
+        list(points), list(points.values()), color=VIOLET, linestyle="-.", linewidth=1.4,
+        label=f"ε spent: {last:.3g} {curves.claim}",
+    )  # fmt: skip
+    right.set_ylabel("ε spent")
+    right.set_ylim(0, max(last, 1e-9) * 1.15)
+    right.spines["top"].set_visible(False)
 
 
 def _draw_sites(axes: Axes, curves: Curves, sites: Sequence[str]) -> None:
@@ -183,7 +214,9 @@ def _finish(panel: SubFigure) -> None:
     axes.grid(visible=True, axis="y", color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
+    found = [drawn.get_legend_handles_labels() for drawn in panel.axes]
+    handles = [handle for some, _ in found for handle in some]
+    labels = [label for _, some in found for label in some]
     if not handles:
         axes.text(0.5, 0.5, "nothing was scored", ha="center", transform=axes.transAxes, color=GREY)
         return
@@ -196,7 +229,7 @@ def _finish(panel: SubFigure) -> None:
     )  # fmt: skip
 
 
-_LEGEND = (FEDERATED, "released", CENTRALISED, "local-only")
+_LEGEND = (FEDERATED, "released", CENTRALISED, "local-only", "ε spent")
 
 
 def label_of(metric: str) -> str:

@@ -9,9 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wardround.core.errors import ConfigError
+from wardround.core.checked import parse_options
+from wardround.core.errors import ConfigError, PolicyError
 from wardround.core.packed import Adapter
-from wardround.core.plan import Encoding, TaskSpec, TrainingPlan, parse_options
+from wardround.core.plan import Encoding, TaskSpec, TrainingPlan
+from wardround.privacy.accounting.account import check_delta
+from wardround.privacy.accounting.of_plan import cost_of, sigma_of_sums
+from wardround.privacy.noise.shares import honest_shares
+from wardround.privacy.secagg.policy import default_threshold
 from wardround.privacy.sums.offers import check_sites
 from wardround.runtime.events import EventStream, Notice
 from wardround.runtime.locations import locate
@@ -25,7 +30,7 @@ from wardround.simulations.scoring import TestRows
 from wardround.strategies.contract import GroupStrategy
 from wardround.training.adapters import ADAPTERS
 from wardround.training.examples import Example, split_validation
-from wardround.training.planning import bounds_of, check_choices, group_rules, make_plan
+from wardround.training.planning import PrivateBounds, bounds_of, check_choices, group_rules, make_plan
 from wardround.training.tasks import TASKS
 from wardround.training.tasks.contract import Encoded, Task
 from wardround.training.workbench import Workbench, open_workbench
@@ -122,6 +127,7 @@ def prepare(config: RunConfig, rows: Rows | None = None) -> Preparation:
         secure=config.secure.rules,
         rounds=config.rounds,
         release=config.release,
+        privacy=config.privacy,
         allow_dotted=True,
     )
     return Preparation(config, rows, bench, plan, initial)
@@ -175,9 +181,43 @@ def encoding_of(config: RunConfig, rows: Rows) -> Encoding:
         local = config.local
         if given.largest != "auto":  # then nothing has to bound the update
             local = local.model_copy(update={"max_grad_norm": local.max_grad_norm or 1.0})
-        bounds = bounds_of(local, config.strategy.weighting, most, config.data.max_length)
+        private = private_bounds(config, rows)
+        bounds = bounds_of(local, config.strategy.weighting, most, config.data.max_length, private)
     chosen = {name: value for name, value in given.model_dump().items() if value != "auto"}
+    if config.privacy is not None and config.privacy.unit == "site":  # every site's whole update is clipped
+        chosen["norm"] = config.privacy.clip_norm
     return Encoding(**(bounds | chosen))
+
+
+def private_bounds(config: RunConfig, rows: Rows) -> PrivateBounds | None:
+    """What privacy means for the bounds; what no site could do is refused here, before a model is loaded.
+
+    Raises:
+        ConfigError: A site has fewer units than a batch, or no noise meets the target.
+        PolicyError: δ is too large for a site of so few units.
+    """
+    rules = config.privacy
+    if rules is None:
+        return None
+    cohort = cohort_size(config.rounds, len(rows.sites))
+    if not rules.trains_privately:
+        check_delta(rules.delta, len(rows.sites))
+        return PrivateBounds(rules, sigma_of_sums(rules, config.rounds.rounds), cohort)
+    sigmas = []
+    for name, examples in rows.sites.items():
+        training, _ = split_validation(examples, config.data.validation_fraction, config.seed, name)
+        units = len(training if rules.unit == "example" else {examples[index].unit for index in training})
+        try:
+            sigmas.append(cost_of(rules, config.local, config.rounds, units).sigma)
+        except (ConfigError, PolicyError) as error:
+            raise type(error)(
+                f"site {name}: {error.what}", found=error.found, expected=error.expected, remedy=error.remedy
+            ) from error
+    shares = 1
+    if rules.noise == "distributed":
+        least = config.secure.threshold or default_threshold(cohort)
+        shares = honest_shares(least_survivors=least, colluders=rules.colluders, site_is_adversary=True)
+    return PrivateBounds(rules, max(sigmas, default=0.0), cohort, shares)
 
 
 def encode_all(prepared: Preparation, events: EventStream) -> tuple[Arm, TestRows]:
@@ -198,10 +238,13 @@ def encode_site(
     plan: TrainingPlan, bench: Workbench, name: str, examples: Sequence[Example], events: EventStream
 ) -> SiteRows:
     """Carve the validation part by unit, then encode both parts."""
-    training, validation = split_validation(examples, plan.data.validation_fraction, plan.seed, name)
+    parts = split_validation(examples, plan.data.validation_fraction, plan.seed, name)
+    training, validation = ([examples[index] for index in part] for part in parts)
+    encoded = encode_rows(plan, bench, training, name, events)
     return SiteRows(
-        encode_rows(plan, bench, [examples[index] for index in training], name, events),
-        encode_rows(plan, bench, [examples[index] for index in validation], name, events),
+        encoded,
+        encode_rows(plan, bench, validation, name, events),
+        [] if plan.data.packing else [example.unit for example in training],
     )
 
 

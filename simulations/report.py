@@ -59,6 +59,13 @@ def print_result(result: SimulationResult, console: Console) -> None:
     lines: dict[str, dict[str, float]] = result.summary["comparison"]
     if lines:
         console.print(_comparison(result, lines))
+    private = result.summary["privacy"]
+    if private["differential_privacy"] != "none":
+        console.print(
+            f"Differential privacy: {private['differential_privacy']}. Not private as it was run: "
+            "batches and noise came from the seed.",
+            highlight=False,
+        )
     console.print(secure_text(result.summary["secure"]), highlight=False)
     outcome = result.federated.outcome
     console.print(

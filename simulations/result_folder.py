@@ -28,6 +28,7 @@ from wardround.simulations.arms import FEDERATED
 from wardround.simulations.comparison import compare
 from wardround.simulations.config import DataConfig, RunConfig
 from wardround.simulations.new_folder import is_temporary, never_began, require_new
+from wardround.simulations.privacy_record import privacy_record
 from wardround.simulations.rows import Rows
 from wardround.simulations.secure_costs import secure_record
 from wardround.training.processors import TOKENIZER
@@ -125,6 +126,7 @@ class ResultFolder:
         from wardround.simulations.report import write_report
 
         self.save_adapters(bench, results[FEDERATED])
+        told = read_events(self.path / "metrics.jsonl")
         summary = {
             "name": plan.name,
             "run_id": self.run_id,
@@ -137,8 +139,8 @@ class ResultFolder:
                 "caution": bench.task.caution,
             },
             "strategy": plan.strategy.name,
-            "privacy": {"differential_privacy": "none", "secure_aggregation": plan.secure.mode},
-            "secure": secure_record(plan, read_events(self.path / "metrics.jsonl")),
+            "privacy": privacy_record(plan, told),
+            "secure": secure_record(plan, told),
             "data": data_record(config.data),
             "sites": {name: len(examples) for name, examples in rows.sites.items()},
             "test_rows": {

@@ -8,8 +8,9 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from wardround.core.checked import parse_options
 from wardround.core.errors import DataError
-from wardround.core.plan import DataContract, TaskSpec, parse_options
+from wardround.core.plan import DataContract, TaskSpec
 from wardround.core.seeds import Purpose, generator
 from wardround.simulations.config import DataConfig, RunConfig
 from wardround.simulations.partitions import PARTITIONS

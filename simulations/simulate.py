@@ -14,11 +14,20 @@ from wardround.core.metrics.contract import Scores
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.events import EventSink, EventStream, Notice
 from wardround.server.rounds import Outcome
-from wardround.simulations.arms import FEDERATED, Arm, Train, centralised_arm, local_arm, run_arms
+from wardround.simulations.arms import (
+    FEDERATED,
+    Arm,
+    Train,
+    centralised_arm,
+    local_arm,
+    run_arms,
+    units_of,
+)
 from wardround.simulations.comparison import local_site
 from wardround.simulations.config import RunConfig
 from wardround.simulations.first_checks import check_first
 from wardround.simulations.preparation import Preparation, encode_all, prepare
+from wardround.simulations.privacy import drowned
 from wardround.simulations.result_folder import ResultFolder, alone_in
 from wardround.simulations.scoring import Scorer
 from wardround.strategies.contract import ServerState
@@ -82,6 +91,9 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
     for notice in [*prepared.rows.notices, *folder.notices]:
         events.emit(Notice(FEDERATED, "warning", notice))
     federated, test = encode_all(prepared, events)
+    drowning = drowned(plan, {name: units_of(plan, rows) for name, rows in federated.sites.items()})
+    if drowning:
+        events.emit(Notice(FEDERATED, "warning", drowning))
     scorer = Scorer(bench, plan, test, events)
     before = scorer.score(prepared.initial, arm=FEDERATED, round=0)
     arms = [federated, *bounds_of(config, federated)]
@@ -94,6 +106,7 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
         run_id=folder.run_id,
         lanes=config.simulation.lanes,
         policy=config.secure.policy,
+        privacy_cap=config.simulation.privacy_cap,
         each=lambda arm, train: train_and_score(arm, train, scorer, config.evaluation.every),
     )
     results = {result.arm.name: result for result in ended}

@@ -21,11 +21,11 @@ from transformers import PreTrainedModel
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Adapter
 from wardround.core.plan import TrainingPlan
+from wardround.core.schedules import rate
 from wardround.core.seeds import Purpose, generator, seed_for
 from wardround.server.rounds import choose_cohort
 from wardround.simulations.arms import Arm, SiteRows
 from wardround.training.batches import plan_batches
-from wardround.training.schedules import rate
 from wardround.training.workbench import Workbench
 
 

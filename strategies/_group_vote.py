@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, Field
 
+from wardround.core.checked import Frozen
 from wardround.core.errors import PeerError
 from wardround.core.packed import Array, Layout, Packed, Statistics
-from wardround.core.plan import Frozen
 from wardround.strategies._mean_update import MeanUpdate, mean_update
 from wardround.strategies.contract import Broadcast, LocalRules, SiteMemory
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from pydantic import Field
 
+from wardround.core.checked import Frozen
 from wardround.core.packed import Array, Packed
-from wardround.core.plan import Frozen
 from wardround.strategies._mean_update import require_layout
 
 M, V = "m", "v"

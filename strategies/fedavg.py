@@ -18,8 +18,8 @@ from typing import ClassVar, final
 
 from pydantic import BaseModel
 
+from wardround.core.checked import Frozen
 from wardround.core.packed import Packed, Statistics
-from wardround.core.plan import Frozen
 from wardround.strategies._mean_update import MeanUpdate
 from wardround.strategies.contract import Broadcast, LocalRules, SiteMemory, SumStrategy
 

@@ -1,24 +1,29 @@
 """One local round of one site, in one place.
 
 load adapter → batches → forward, backward → constrain the gradient → step → read adapter
+
+Private or not, the loop is the same: the gradient of a step comes from the mean over a batch, or from a
+clipped and noised sum over units (`gradients.py`, `private/`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from wardround.core.errors import TrainingError
-from wardround.core.packed import Adapter
+from wardround.core.packed import Adapter, Packed, zeros
 from wardround.core.plan import LocalWork
+from wardround.core.schedules import rate, single_rate
 from wardround.core.seeds import Purpose, generator, seed_for
 from wardround.strategies.contract import LocalRules
-from wardround.training.batches import Indices, microbatches, plan_batches
+from wardround.training.batches import plan_batches
+from wardround.training.gradients import MeanGradients
 from wardround.training.optimisers import (
     OptimiserState,
     build_optimiser,
@@ -26,7 +31,9 @@ from wardround.training.optimisers import (
     import_state,
     set_rate,
 )
-from wardround.training.schedules import rate
+from wardround.training.private.adam import DPAdam, set_noise_variance
+from wardround.training.private.gradient import StepFigures
+from wardround.training.private.local import NoisedGradients, PrivateRound, clipped_sum, noised_gradients
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
 
@@ -42,6 +49,10 @@ class LocalResult:
         examples: Distinct rows that this site trains on, n_k of FedAvg; rows without a target do not count.
         targets: Loss terms processed, over all passes: target tokens, or rows of a classifier.
         loss_sum: Their summed loss in nats, each at the time of its step.
+        update: Where noise is added to the contribution itself: the step along one clipped sum, float64;
+            `adapter` then is where training started. None otherwise.
+        private: Figures of a private round's steps, exact, for the site's own eyes; empty otherwise.
+        clip_norm: What adaptive clipping leaves to the next round.
     """
 
     adapter: Adapter
@@ -50,6 +61,9 @@ class LocalResult:
     examples: int
     targets: int
     loss_sum: float
+    update: Packed | None = None
+    private: tuple[StepFigures, ...] = ()
+    clip_norm: float | None = None
 
 
 def train_locally(
@@ -64,6 +78,7 @@ def train_locally(
     seed_root: int,
     site: str,
     optimiser_state: OptimiserState | None = None,
+    private: PrivateRound | None = None,
 ) -> LocalResult:
     """Train one local round from `before`; equal inputs give equal bits at equal thread counts on a CPU.
 
@@ -82,69 +97,95 @@ def train_locally(
         seed_root: Root of the seed tree.
         site: Name of the site, part of the seeds.
         optimiser_state: What the last round kept, or None.
+        private: What makes the round private, or None.
 
     Raises:
         TrainingError: `no_rows`, `nothing_trains`, or `non_finite_loss` before the step that it would spoil.
     """
     usable = [row for row in encoded if bench.task.targets(row) > 0]
-    if not usable:
+    if not usable and private is None:
         raise TrainingError(
             "no_rows", f"site {site!r} has no row to train on",
             found=f"{len(encoded)} rows, none of them with a target",
             remedy="leave the site out, or look at what the column mapping and max_length leave of its rows",
         )  # fmt: skip
     bench.load_adapter(before)
-    batches = plan_batches(len(usable), work, generator(seed_root, Purpose.SHUFFLE, round=round, site=site))
     dropout_seed = seed_for(seed_root, Purpose.DROPOUT, round=round, site=site)
     losses, targets = [], []
-    with _training(bench, rules, dropout_seed) as parameters:
+    with ExitStack() as opened:
+        parameters = opened.enter_context(_training(bench, rules, dropout_seed))
+        if private is not None and private.rules.noise == "distributed":
+            return _one_sum(bench, parameters, encoded, before, work, private, round=round, rounds=rounds)
+        gradients: MeanGradients | NoisedGradients
+        if private is None:
+            shuffle = generator(seed_root, Purpose.SHUFFLE, round=round, site=site)
+            gradients = MeanGradients(bench, usable, plan_batches(len(usable), work, shuffle))
+        else:
+            gradients = opened.enter_context(noised_gradients(bench, parameters, encoded, private))
         optimiser = build_optimiser(work, parameters)
         strategy_terms = pulls(rules, before, parameters, bench.device)
         if optimiser_state is not None and work.optimiser_state == "keep":
             import_state(optimiser, parameters, optimiser_state)
-        for step, batch in enumerate(batches):
-            done = (step + 0.5) / len(batches)  # its middle, so that warm-up never begins with a step of zero
+        for step in range(gradients.steps):
+            done = (
+                step + 0.5
+            ) / gradients.steps  # its middle, so that warm-up never begins with a step of zero
             set_rate(
                 optimiser,
                 rate(work.schedule, work.learning_rate, round=round, rounds=rounds, fraction=done),
             )
             optimiser.zero_grad(set_to_none=True)
-            loss, count = accumulate_gradient(bench, usable, batch)
+            loss, count = gradients.write(step)
             for name, pull in strategy_terms.items():
                 pull.add_to(parameters[name])
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), work.max_grad_norm or math.inf)
             losses.append(_require_finite(loss, norm, step=step + 1, site=site))
             targets.append(count)
+            if isinstance(optimiser, DPAdam):
+                set_noise_variance(optimiser, gradients.noise_variance)
             optimiser.step()
+            gradients.stepped()
         kept = export_state(optimiser, parameters) if work.optimiser_state == "keep" else None
     return LocalResult(
         adapter=bench.read_adapter(),
         # Moments of tensors that are frozen in this round wait for the round in which they train again.
         optimiser_state=None if kept is None else {**(optimiser_state or {}), **kept},
-        steps=len(batches),
+        steps=gradients.steps,
         examples=sum(map(rows_in, usable)),
         targets=sum(targets),
         loss_sum=sum(losses),
+        private=tuple(gradients.figures),
+        clip_norm=gradients.clip_norm,
     )
 
 
-def accumulate_gradient(
-    bench: Workbench, rows: Sequence[Encoded], batch: Indices
-) -> tuple[torch.Tensor, int]:
-    """Add ∇ (Σ loss terms / number of terms) of one logical batch to the parameters' `.grad`.
-
-    Returns:
-        The summed loss in nats, as a scalar on the device, and the number of terms.
-    """
-    count = sum(bench.task.targets(rows[index]) for index in batch)
-    total = torch.zeros((), device=bench.device)
-    for piece in microbatches(batch, rows, bench.machine.microbatch_size):
-        tensors = bench.task.collate([rows[index] for index in piece], bench.data)
-        on_device = {name: tensor.to(bench.device) for name, tensor in tensors.items()}
-        loss = bench.task.example_losses(bench.model, on_device).sum()
-        (loss / count).backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
-        total += loss.detach()
-    return total, count
+def _one_sum(
+    bench: Workbench,
+    parameters: dict[str, torch.nn.Parameter],
+    encoded: Sequence[Encoded],
+    before: Adapter,
+    work: LocalWork,
+    private: PrivateRound,
+    *,
+    round: int,
+    rounds: int,
+) -> LocalResult:
+    """The step along one clipped sum that the noise is still missing from; the adapter stays where it was."""
+    mean, figures = clipped_sum(bench, parameters, encoded, private)
+    step = single_rate(work, round=round, rounds=rounds)
+    update = zeros(before.layout, np.float64)
+    for name, part in mean.items():
+        update[name][...] = -step * part
+    return LocalResult(
+        adapter=before,
+        optimiser_state=None,
+        steps=1,
+        examples=sum(map(rows_in, encoded)),
+        targets=0,
+        loss_sum=0.0,
+        update=update,
+        private=(figures,),
+    )
 
 
 def rows_in(encoded: Encoded) -> int:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wardround.core.errors import StorageError
 from wardround.core.plan import LocalWork
+from wardround.training.private.adam import DPAdam
 
 SEPARATOR = "//"
 """Between a tensor's name and the slot's: `…lora_A.weight//exp_avg`."""
@@ -34,6 +35,11 @@ def build_optimiser(work: LocalWork, parameters: Mapping[str, torch.nn.Parameter
             return torch.optim.AdamW(groups, lr=work.learning_rate, betas=work.betas, eps=work.epsilon)
         case "adam":
             return torch.optim.Adam(groups, lr=work.learning_rate, betas=work.betas, eps=work.epsilon)
+        case "dp_adam":
+            floor = work.epsilon**2
+            return DPAdam(
+                groups, work.learning_rate, work.betas, weight_decay=0.0, noise_variance=0.0, floor=floor
+            )
         case "sgd":
             return torch.optim.SGD(groups, lr=work.learning_rate, momentum=work.momentum)
 

@@ -7,11 +7,13 @@ initialises anything that federates.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from wardround.core.checked import invalid
 from wardround.core.errors import ConfigError, unknown_name
 from wardround.core.metrics import METRICS
 from wardround.core.packed import Adapter, Layout
@@ -27,8 +29,9 @@ from wardround.core.plan import (
     StrategySpec,
     TaskSpec,
     TrainingPlan,
-    invalid,
 )
+from wardround.core.privacy_rules import PrivacyRules
+from wardround.privacy.sums.noise import NOISE_TAIL
 from wardround.strategies.contract import GroupStrategy, SumStrategy
 from wardround.training.base_model import LoadedBase
 from wardround.training.settings import check_settings, choose_strategy
@@ -50,6 +53,7 @@ def make_plan(
     rounds: RoundRules,
     release: ReleaseRule,
     secure: SecureRules | None = None,
+    privacy: PrivacyRules | None = None,
     adapter_method: str = "lora",
     allow_dotted: bool = False,
 ) -> tuple[TrainingPlan, Adapter]:
@@ -94,18 +98,69 @@ def make_plan(
             secure=secure or SecureRules(),
             rounds=rounds,
             release=release,
+            privacy=privacy,
         )
     except ValidationError as error:
         raise invalid("training plan", error) from error
-    bind_strategy(plan, allow_dotted=allow_dotted)
+    bound = bind_strategy(plan, allow_dotted=allow_dotted)
+    if privacy is not None and privacy.noise != "local":
+        check_noise_of_sums(bound)
     return plan, initial
 
 
+def check_noise_of_sums(strategy: SumStrategy) -> None:
+    """Refuse noise in sums where a strategy has another kind of them.
+
+    Raises:
+        ConfigError: It sums over groups, each of which would need noise of its own, or it has two stages,
+            each of which would be a release.
+    """
+    if isinstance(strategy, GroupStrategy) or strategy.stages > 1:
+        raise ConfigError(
+            "the plan adds noise to one sum a round, and its strategy has several",
+            found=f"strategy {type(strategy).__name__}", expected="one sum over all sites",
+            remedy="set privacy.noise to local, or take a strategy such as fedavg",
+        )  # fmt: skip
+
+
+MOST_OF_DP_ADAM = 10.0
+"""DP-Adam may step beyond its rate where the noise leaves little of a second moment; hardly ever so far."""
 SLACK = 1.05
 """Beyond rate times steps: for float32, for weight decay and for the odd step of Adam above its rate."""
 
 
-def bounds_of(local: LocalWork, weighting: str, rows: int, max_length: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PrivateBounds:
+    """What of a plan's privacy decides how large a contribution can be.
+
+    Attributes:
+        rules: The plan's.
+        sigma: The largest of the sites'.
+        cohort: Sites that are asked in a round.
+        shares: Of noise in the ring, so many are sure to be in a sum.
+    """
+
+    rules: PrivacyRules
+    sigma: float
+    cohort: int
+    shares: int = 1
+
+    def largest(self, local: LocalWork, rows: int, steps: int) -> float:
+        """Bound on a coordinate of an update, the noise and its tail included."""
+        rules, tail = self.rules, NOISE_TAIL * self.sigma * self.rules.clip_norm
+        if rules.unit == "site":
+            return rules.clip_norm + tail / self.cohort
+        step = local.learning_rate / local.batch_size
+        if rules.noise == "distributed":
+            together = math.sqrt(self.cohort / self.shares) / self.cohort
+            return step * (rules.clip_norm * rows + tail * together)
+        units = rules.clip_norm * min(rows, 2 * local.batch_size) * steps
+        return step * (units + tail * math.sqrt(steps)) / (1 - local.momentum)
+
+
+def bounds_of(
+    local: LocalWork, weighting: str, rows: int, max_length: int, private: PrivateBounds | None = None
+) -> dict[str, Any]:
     """Bounds of a contribution that follow from the local work: `largest` and `most_weight` of an `Encoding`.
 
     Adam moves no coordinate by more than about its rate in a step (Kingma and Ba 2015, section 2.1), SGD by
@@ -117,6 +172,7 @@ def bounds_of(local: LocalWork, weighting: str, rows: int, max_length: int) -> d
         weighting: The strategy's.
         rows: Training rows of the largest site.
         max_length: Tokens of a row.
+        private: Of a plan with differential privacy: noise needs room as well.
 
     Raises:
         ConfigError: SGD without a bound on the gradient's norm bounds nothing.
@@ -124,7 +180,11 @@ def bounds_of(local: LocalWork, weighting: str, rows: int, max_length: int) -> d
     rows = max(1, rows)
     steps = local.steps or math.ceil((local.epochs or 1) * math.ceil(rows / local.batch_size))
     largest = SLACK * local.learning_rate * steps
-    if local.optimiser == "sgd":
+    if private is not None and (local.optimiser == "sgd" or private.rules.noise != "local"):
+        largest = SLACK * private.largest(local, rows, steps)
+    elif private is not None and local.optimiser == "dp_adam":
+        largest *= MOST_OF_DP_ADAM
+    elif local.optimiser == "sgd":
         if local.max_grad_norm is None:
             raise ConfigError(
                 "nothing bounds a contribution",

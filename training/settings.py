@@ -10,8 +10,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wardround.core.checked import parse_options
 from wardround.core.errors import ConfigError, ModelError
-from wardround.core.plan import LocalWork, StrategySpec, parse_options
+from wardround.core.plan import LocalWork, StrategySpec
 from wardround.runtime.locations import locate
 from wardround.strategies import STRATEGIES
 from wardround.strategies.contract import SumStrategy
@@ -88,6 +89,7 @@ class Machine(BaseModel):
     evaluation_batch_size: int = Field(default=32, gt=0)
 
 
+LEAST_DP_EPSILON = 1e-6
 _ADAM_ONLY = ("betas", "epsilon")
 _SGD_ONLY = ("momentum",)
 
@@ -98,8 +100,14 @@ def check_settings(work: LocalWork) -> None:
     Raises:
         ConfigError: Names the setting and the optimisers that read it.
     """
+    if work.optimiser == "dp_adam" and work.epsilon < LEAST_DP_EPSILON:
+        raise ConfigError(
+            "local.epsilon is too small for local.optimiser=dp_adam", found=work.epsilon,
+            expected=f"at least {LEAST_DP_EPSILON:g}: noise often leaves nothing of a second moment",
+            remedy="set it to about the size of a gradient's entries; 0.001 is a beginning",
+        )  # fmt: skip
     unread = _ADAM_ONLY if work.optimiser == "sgd" else _SGD_ONLY
-    readers = "adamw or adam" if work.optimiser == "sgd" else "sgd"
+    readers = "adamw, adam or dp_adam" if work.optimiser == "sgd" else "sgd"
     for name in unread:
         default = LocalWork.model_fields[name].default
         if getattr(work, name) != default:

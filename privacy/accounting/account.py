@@ -16,14 +16,16 @@ from typing import Literal, Self, TypeAlias
 
 from pydantic import ValidationError, model_validator
 
+from wardround.core.checked import Frozen, invalid
 from wardround.core.errors import BudgetError, ConfigError, PolicyError
 from wardround.core.packed import Array
-from wardround.core.plan import Frozen, invalid
+from wardround.privacy.accounting.lattice import total_lattice_rdp
 from wardround.privacy.accounting.mechanisms import (
     BoundedMixture,
     Gaussian,
     Mechanism,
     NoPrivacy,
+    SampledDiscreteGaussians,
     SampledGaussian,
 )
 from wardround.privacy.accounting.privacy_loss import composed_epsilon
@@ -106,17 +108,20 @@ class Account(Frozen):
         if self.needs_losses:
             raise BudgetError(
                 "this account has no Rényi bound", found="a bounded mixture",
-                expected="sampled or plain Gaussians",
+                expected="sampled or plain Gaussians, or sums of discrete ones",
                 remedy="clip once per patient, or fix the schedule beforehand and ask for losses",
             )  # fmt: skip
         steps: Counter[tuple[float, float]] = Counter()
+        lattice_steps: Counter[tuple[float, float, float, int, int]] = Counter()
         for mechanism in self.mechanisms:
             match mechanism:
                 case SampledGaussian():
                     steps[mechanism.sample_rate, mechanism.sigma] += mechanism.steps
                 case Gaussian():
                     steps[1.0, mechanism.sigma] += mechanism.count
-        total = total_rdp(steps)
+                case SampledDiscreteGaussians():
+                    lattice_steps[mechanism.step()] += mechanism.steps
+        total = total_rdp(steps) + total_lattice_rdp(lattice_steps)
         return total + math.inf if any(isinstance(m, NoPrivacy) for m in self.mechanisms) else total
 
     def epsilon(self, delta: float, *, units: int) -> Epsilon:
@@ -142,6 +147,8 @@ class Account(Frozen):
     def fixed_schedule_epsilon(self, delta: float, *, units: int) -> Epsilon:
         """ε by privacy loss distributions: tighter, and false unless the whole schedule was fixed beforehand.
 
+        (Looser for shares of a few ring units, whose losses are those of a Gaussian with less noise.)
+
         Raises:
             ConfigError: δ is no probability, or there are no units.
             PolicyError: δ ≥ 1/units.
@@ -154,7 +161,7 @@ class Account(Frozen):
                     steps[mechanism.model_copy(update={"count": 1})] += mechanism.count
                 case SampledGaussian(sample_rate=1.0):
                     steps[Gaussian(sigma=mechanism.sigma)] += mechanism.steps
-                case SampledGaussian() | BoundedMixture():
+                case SampledGaussian() | BoundedMixture() | SampledDiscreteGaussians():
                     steps[mechanism.model_copy(update={"steps": 1})] += mechanism.steps
                 case NoPrivacy():
                     steps[mechanism] += 1

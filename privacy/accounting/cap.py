@@ -18,11 +18,11 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from wardround.core.checked import Frozen
 from wardround.core.errors import BudgetError, ConfigError
-from wardround.core.plan import Frozen
-from wardround.privacy.accounting.account import Account, check_delta
+from wardround.privacy.accounting.account import Account, Unit, check_delta
 from wardround.privacy.accounting.mechanisms import Mechanism
-from wardround.privacy.accounting.renyi import ORDERS, budget_at
+from wardround.privacy.accounting.renyi import ORDERS, budget_at, epsilon_at
 
 
 class Cap(Frozen):
@@ -94,7 +94,31 @@ class Cap(Frozen):
         Raises:
             BudgetError: Something in it has no Rényi bound.
         """
-        return float(account.rdp()[ORDERS.index(self.order)]) / self.budget
+        return self._rdp(account) / self.budget
+
+    def reached(self, rdp: float) -> float:
+        """ε at δ that a sum ρ at the cap's order implies, however its mechanisms were chosen."""
+        return epsilon_at(self.order, rdp, self.delta)
+
+    def check(self, before: float, after: float, *, unit: Unit = "patient") -> None:
+        """Refuse a sum ρ that goes beyond the cap; for whoever keeps a running sum at the cap's order.
+
+        Args:
+            before: ρ of what was let through so far.
+            after: ρ with one mechanism more.
+            unit: Whose account it is.
+
+        Raises:
+            BudgetError: It would go beyond the cap; says how far.
+        """
+        if not after / self.budget <= 1:  # as `fits` has it, to the last bit
+            raise BudgetError(
+                "the privacy budget would be overdrawn",
+                found=f"{after / self.budget:.1%} of the budget with this mechanism, "
+                f"{before / self.budget:.1%} before it (ε = {self.reached(after):.4g}, not {self.epsilon:g})",
+                expected=f"at most ε = {self.epsilon:g} at δ = {self.delta:g} per {unit}",
+                remedy="fewer steps, more noise or a smaller sample rate; a cap is not raised underway",
+            )
 
     def admit(self, account: Account, following: Mechanism) -> Account:
         """The account with one mechanism more, to be made durable before that mechanism runs.
@@ -103,15 +127,11 @@ class Cap(Frozen):
             BudgetError: It would go beyond the cap, or has no Rényi bound.
         """
         after = account.plus(following)
-        share = self.used(after)
-        if not share <= 1:
-            raise BudgetError(
-                "the privacy budget would be overdrawn",
-                found=f"{share:.1%} of the budget with this mechanism, {self.used(account):.1%} before it",
-                expected=f"at most ε = {self.epsilon:g} at δ = {self.delta:g} per {account.unit}",
-                remedy="fewer steps, more noise or a smaller sample rate; a cap is not raised underway",
-            )  # fmt: skip
+        self.check(self._rdp(account), self._rdp(after), unit=account.unit)
         return after
+
+    def _rdp(self, account: Account) -> float:
+        return float(account.rdp()[ORDERS.index(self.order)])
 
 
 def _roomiest(epsilon: float, delta: float, units: int, costs: list[float]) -> Cap:

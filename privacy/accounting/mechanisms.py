@@ -14,11 +14,14 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Field
 
-from wardround.core.plan import Frozen
+from wardround.core.checked import Frozen
+from wardround.privacy.accounting.lattice import LEAST_SHARE_SIGMA
 
 MOST_STEPS: Final = 10**9
 MOST_EXAMPLES: Final = 1_000
 """Larger bounds on a unit's contribution have a mixture that nobody would release."""
+MOST_SHARES: Final = 10**6
+MOST_COORDINATES: Final = 10**12
 
 Rate: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 Sigma: TypeAlias = Annotated[float, Field(gt=0)]
@@ -92,6 +95,38 @@ class BoundedMixture(Frozen):
         )  # fmt: skip
 
 
+class SampledDiscreteGaussians(Frozen):
+    """Poisson-subsampled sum of integer vectors under a sum of discrete Gaussian shares.
+
+    Each step takes each unit with probability q, apart from all others, and releases a sum of integer
+    vectors + Z: Z is the sum of m independent shares, in each of d coordinates a discrete Gaussian
+    P(z) ∝ exp(−z² / 2 σ_1²). More shares in the sum, and reducing it modulo a ring, are post-processing.
+    Kairouz, Liu & Steinke 2021, arXiv:2102.06387; what it costs is in `lattice.py`.
+
+    Guarantee: neighbours differ by one unit (added or removed) that moves the sum of integers of a step by at
+        most √m σ_1 / σ (L2): clipped *once*, and rounded (`noise/shares.py:rounded_sensitivity`). The sample
+        is a real Poisson draw and nobody learns it. At least m of the shares are known to nobody who looks at
+        the sum: whoever colludes, and whose own share that is, is not among them.
+    """
+
+    kind: Literal["sampled_discrete_gaussians"] = "sampled_discrete_gaussians"
+    sample_rate: Rate
+    """q, in (0, 1]: of units, not of examples."""
+    sigma: Sigma
+    """σ: standard deviation of the m shares' sum, √m σ_1, over the sensitivity after rounding."""
+    share_sigma: Annotated[float, Field(ge=LEAST_SHARE_SIGMA)]
+    """σ_1: of one share, in units of the integers."""
+    shares: Annotated[int, Field(ge=1, le=MOST_SHARES, strict=True)]
+    """m: the least that nobody who attacks knows."""
+    coordinates: Annotated[int, Field(ge=1, le=MOST_COORDINATES, strict=True)]
+    """d: of the vector."""
+    steps: Steps = 1
+
+    def step(self) -> tuple[float, float, float, int, int]:
+        """What decides the cost of one step: the arguments of `lattice.rdp_of_lattice_step`."""
+        return self.sample_rate, self.sigma, self.share_sigma, self.shares, self.coordinates
+
+
 class NoPrivacy(Frozen):
     """A release without noise, or one whose mathematics nobody knows: ε is infinite from here on."""
 
@@ -99,5 +134,6 @@ class NoPrivacy(Frozen):
 
 
 Mechanism: TypeAlias = Annotated[
-    SampledGaussian | Gaussian | BoundedMixture | NoPrivacy, Field(discriminator="kind")
+    SampledGaussian | Gaussian | BoundedMixture | SampledDiscreteGaussians | NoPrivacy,
+    Field(discriminator="kind"),
 ]

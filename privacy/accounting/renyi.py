@@ -7,8 +7,9 @@ Mironov, Talwar & Zhang 2019, arXiv:1908.10530, section 3.3, from `dp_accounting
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -36,7 +37,19 @@ def rdp_of_step(sample_rate: float, sigma: float) -> Array:
         sample_rate: q, in (0, 1]; 1 is the plain Gaussian, ρ(α) = α / (2 σ²).
         sigma: σ.
     """
-    orders = np.array(ORDERS)
+    rdp = _rdp(ORDERS, sample_rate, sigma)
+    rdp.flags.writeable = False
+    return rdp
+
+
+@lru_cache(maxsize=65_536)
+def rdp_of_step_at(order: float, sample_rate: float, sigma: float) -> float:
+    """`rdp_of_step` at one order alone, a hundred times quicker; the same bits."""
+    return float(_rdp((order,), sample_rate, sigma)[0])
+
+
+def _rdp(at: Sequence[float], sample_rate: float, sigma: float) -> Array:
+    orders = np.array(at)
     if sample_rate == 1:
         with np.errstate(over="ignore", divide="ignore"):
             rdp = orders / (2 * np.square(np.float64(sigma)))
@@ -44,14 +57,17 @@ def rdp_of_step(sample_rate: float, sigma: float) -> Array:
         from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
         from dp_accounting.rdp import RdpAccountant
 
-        accountant = RdpAccountant(ORDERS)
+        accountant = RdpAccountant(at)
+        logger = logging.getLogger("absl")
+        told, logger.disabled = logger.disabled, True  # of orders without a bound, which are never the best
         try:
             accountant.compose(PoissonSampledDpEvent(sample_rate, GaussianDpEvent(sigma)))
             rdp = np.maximum(accountant.rdp, 0.0) + SLACK
         except (OverflowError, ZeroDivisionError):  # a σ so small that its square is 0: no bound
             rdp = np.full(orders.shape, np.inf)
+        finally:
+            logger.disabled = told
         rdp[np.isnan(rdp)] = np.inf
-    rdp.flags.writeable = False
     return np.asarray(rdp)
 
 

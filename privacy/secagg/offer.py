@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
+from wardround.core.checked import Frozen
 from wardround.core.errors import PeerError
-from wardround.core.plan import Frozen
 from wardround.privacy.packing import Bits
 from wardround.privacy.secagg.hashing import DIGEST_BYTES, digest
 from wardround.privacy.secagg.identity import SIGNATURE_BYTES, Signer, check, statement

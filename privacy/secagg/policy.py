@@ -8,8 +8,9 @@ from typing import Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
+from wardround.core.checked import Frozen
 from wardround.core.errors import PolicyError
-from wardround.core.plan import Frozen, HexKey
+from wardround.core.plan import HexKey
 from wardround.privacy.secagg.odds import exposure
 
 Mode: TypeAlias = Literal["real", "accounted", "off", "trusted"]

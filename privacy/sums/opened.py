@@ -16,6 +16,7 @@ from wardround.privacy.quantisation import dequantise
 from wardround.privacy.secagg.messages import Laned, decode, encode
 from wardround.privacy.secagg.offer import MOST_SITES, SiteName
 from wardround.privacy.secagg.total import Sum, centred
+from wardround.privacy.sums.noise import RingNoise
 from wardround.privacy.sums.offers import scale_of
 
 
@@ -67,7 +68,7 @@ def read_opened(data: bytes, statistics: Layout, bits: Bits) -> tuple[OpenedSum,
 
 
 def statistics_of(
-    total: Sum, layout: Layout, encoding: Encoding, *, cohort: int
+    total: Sum, layout: Layout, encoding: Encoding, *, cohort: int, noise: RingNoise | None = None
 ) -> tuple[Statistics, Counters]:
     """The weighted sum in float64 and its counters, if honest sites can have made them.
 
@@ -76,6 +77,7 @@ def statistics_of(
         layout: Of the statistics.
         encoding: The plan's bounds.
         cohort: Sites that were asked.
+        noise: What the plan has added to the sum.
 
     Raises:
         ImpossibleSumError: Σw is not from n to n·w_max, or the sum is beyond Σw times the bound of one site.
@@ -89,6 +91,8 @@ def statistics_of(
     vector = dequantise(total.coordinates, scale)
     rounding = sites * scale.quantum
     most, longest = weight * scale.largest + rounding, weight * scale.norm + rounding * vector.size**0.5
+    if noise is not None:  # its tail has room in `largest`; all coordinates together are longer
+        longest += noise.longest * scale.quantum
     slack = 1 + 1e-9  # a wide ring has more bits than float64
     if np.abs(vector).max(initial=0.0) > slack * most or np.linalg.norm(vector) > slack * longest:
         raise ImpossibleSumError(

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from wardround.core.checked import Frozen
 from wardround.core.errors import DataError
-from wardround.core.plan import Frozen
 from wardround.training.examples import Example
 
 DRAWS = 1000

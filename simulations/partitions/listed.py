@@ -10,8 +10,8 @@ from typing import Any, final
 
 from pydantic import Field
 
+from wardround.core.checked import Frozen
 from wardround.core.errors import DataError
-from wardround.core.plan import Frozen
 from wardround.runtime.locations import locate
 from wardround.training.examples import Example
 from wardround.training.source_spec import plain

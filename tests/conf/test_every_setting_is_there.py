@@ -7,11 +7,11 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from wardround.core.plan import known_keys
+from wardround.core.checked import known_keys
 from wardround.simulations.config import RunConfig
 
-# A source, a template and a strategy's or adapter's options are values of their own.
-WHOLE = ("data.source", "data.test", "data.template", "data.sites", "data.site_tests")
+# A source, a template and a strategy's or adapter's options are values of their own; so is privacy.
+WHOLE = ("data.source", "data.test", "data.template", "data.sites", "data.site_tests", "privacy")
 
 
 def test_every_key_of_the_run_configuration_is_in_the_composed_one() -> None:

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from wardround.core.checked import parse_options
 from wardround.core.errors import ConfigError, PeerError
 from wardround.core.packed import Layout, Packed, TensorSpec, zeros
-from wardround.core.plan import parse_options
 from wardround.strategies import STRATEGIES
 from wardround.strategies.contract import ServerState, SiteMemory, SumStrategy
 

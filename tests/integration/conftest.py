@@ -124,7 +124,13 @@ def notes(tmp_path: Path, tiny_bert: Path, without_curves: None) -> Callable[...
             for number in range(rows):
                 note = f"{'slow' if number % 2 else 'sharp'} {number}"
                 ward = f"w{number % (2 * wards) // 2}"
-                file.write(json.dumps({"note": note, "kind": str(number % 2), "ward": ward}) + "\n")
+                row = {
+                    "note": note,
+                    "kind": str(number % 2),
+                    "ward": ward,
+                    "patient": f"p{number // 2}",
+                }
+                file.write(json.dumps(row) + "\n")
 
         def make(name: str, **sections: Any) -> RunConfig:
             base: dict[str, Any] = {

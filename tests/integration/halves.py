@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from wardround.core.checked import Frozen
 from wardround.core.packed import Adapter, Layout, Packed, Statistics, TensorSpec
-from wardround.core.plan import Frozen
 from wardround.strategies.contract import LocalRules, ServerState, SiteMemory
 
 SCALAR = Layout(tensors=(TensorSpec(name="count"),))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from wardround.client import flower_app
-from wardround.client import round as handler
+from wardround.client import work as handler
 from wardround.core.errors import PolicyError, QuorumError
 from wardround.core.messages import Reply, Request, reply_to
 from wardround.runtime.events import EventStream, Notice, RoundBurnt, RoundFolded, SiteReplied, SumOpened

@@ -232,7 +232,7 @@ def test_a_site_whose_loss_is_not_finite_is_named_and_the_others_go_on(
     settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One ward's loss becomes NaN in every round: it is missing by name, and the adapter stays finite."""
-    from wardround.client import round as handler
+    from wardround.client import work as handler
     from wardround.core.errors import TrainingError
 
     train = handler.train_locally

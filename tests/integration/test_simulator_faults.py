@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from wardround.client import round as handler
+from wardround.client import work as handler
 from wardround.core.errors import ConfigError, QuorumError
 from wardround.runtime.events import RoundFolded, SiteReplied
 from wardround.runtime.sinks import RecorderSink

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wardround.client import round as handler
+from wardround.client import work as handler
 from wardround.runtime.event_log import read_events
 from wardround.runtime.events import Event, RoundBurnt, RoundFolded, RoundStarted, SiteReplied, SumOpened
 from wardround.runtime.sinks import RecorderSink

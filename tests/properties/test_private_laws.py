@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from wardround.training.private.clipping import Adaptive, Automatic, Clipping, Flat, PerLayer
 from wardround.training.private.per_example import record_gradients
-from wardround.training.private.units import ClippedSum, unit_pieces
+from wardround.training.private.units import ClippedSum, ClippedUnits, unit_pieces
 
 BAD = (math.inf, -math.inf, math.nan, 3e38, 1e30, -1e25)
 
@@ -89,12 +91,36 @@ def test_gradients_are_those_of_single_examples(
 def clipped_sum(
     rows: torch.Tensor, units: list[int], bound: float, size: int | None = None, order: int = 0
 ) -> torch.Tensor:
+    """Of a flat bound."""
+    return clipped(rows, units, Flat(bound), size, order).total
+
+
+def clipped(
+    rows: torch.Tensor, units: list[int], rule: Clipping, size: int | None = None, order: int = 0
+) -> ClippedUnits:
     """Through pieces, in a drawn order of the batch."""
     places = torch.randperm(len(units), generator=torch.Generator().manual_seed(order)).tolist()
-    total = ClippedSum(rows.shape[1], bound, torch.device("cpu"))
+    total = ClippedSum(rows.shape[1], rule, torch.device("cpu"))
     for piece in unit_pieces([units[place] for place in places], [1] * len(units), size):
         total.add(rows[[places[index] for index in piece.examples]], piece.units)
-    return total.close().total
+    return total.close()
+
+
+@st.composite
+def rules(draw: st.DrawFn, columns: int, bound: float) -> Clipping:
+    """Any rule, layers cut anywhere and dealt to groups in any way."""
+    kind = draw(st.sampled_from(["flat", "automatic", "per layer", "adaptive"]))
+    if kind == "flat":
+        return Flat(bound)
+    if kind == "automatic":
+        return Automatic(bound, draw(st.sampled_from([1e-30, 1e-6, 0.01, 1.0, 1e6])))
+    if kind == "adaptive":
+        return Adaptive(bound, expected=4, count_sigma=2.0, smallest=1e-9, largest=1e9)
+    cuts = sorted(draw(st.sets(st.integers(1, columns), max_size=4)) | {0, columns})
+    groups: dict[int, list[slice]] = {}
+    for start, stop in itertools.pairwise(cuts):
+        groups.setdefault(draw(st.integers(0, 2)), []).append(slice(start, stop))
+    return PerLayer(bound, tuple(tuple(places) for places in groups.values()))
 
 
 @st.composite
@@ -128,6 +154,30 @@ def test_one_unit_moves_the_sum_by_no_more_than_the_bound(
     assert float((whole - again).norm()) <= bound * 1e-12
 
 
+@settings(deadline=None, max_examples=200)
+@given(batches(), st.none() | st.integers(1, 15), st.data())
+def test_under_every_rule_one_unit_moves_the_sum_by_no_more_than_the_bound(
+    batch: tuple[torch.Tensor, list[int], float], size: int | None, data: st.DataObject
+) -> None:
+    """Hostile values, cancellation, empty rests; and the count of adaptive clipping by no more than ½."""
+    rows, units, bound = batch
+    rule = data.draw(rules(rows.shape[1], bound))
+    whole = clipped(rows, units, rule, size)
+    assert whole.total.isfinite().all()
+    for unit in set(units):
+        left = [index for index, each in enumerate(units) if each != unit]
+        rest = clipped(rows[left], [units[index] for index in left], rule, size)
+        moved = float((whole.total - rest.total).norm())
+        assert moved <= bound
+        assert abs(whole.balance - rest.balance) <= 0.5
+        assert whole.units - rest.units == 1
+        if isinstance(rule, Adaptive):
+            for sigma in (0.1, 1.0, 3.9):
+                # Both releases as one vector over their noise: what one Gaussian of the planned σ allows.
+                joint = math.hypot(moved / (rule.gradient_sigma(sigma) * bound), 0.5 / rule.count_sigma)
+                assert joint <= 1 / sigma * (1 + 1e-12)
+
+
 @settings(deadline=None, max_examples=50)
 @given(batches(), st.integers(0, 2**16), st.none() | st.integers(1, 15))
 def test_order_and_microbatches_have_no_say(
@@ -153,7 +203,7 @@ def test_a_hostile_loss_moves_a_models_sum_by_no_more_than_the_bound(factor: flo
     def total(rows: list[int]) -> torch.Tensor:
         scale = torch.tensor([factor if unit == 1 else 1.0 for unit in units])
         with record_gradients(model, trained(model)) as gradients:
-            clip = ClippedSum(gradients.size, bound, torch.device("cpu"))
+            clip = ClippedSum(gradients.size, Flat(bound), torch.device("cpu"))
             for piece in unit_pieces([units[row] for row in rows], [1] * len(rows), size):
                 some = [rows[index] for index in piece.examples]
                 found, _ = gradients.of(lambda: model(tokens[some], lengths[some]) * scale[some], len(some))  # noqa: B023 - it runs at once

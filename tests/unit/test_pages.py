@@ -14,15 +14,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from wardround.core.plan import (
-    LocalWork,
-    ReleaseRule,
-    RoundRules,
-    Schedule,
-    SecureRules,
-    StrategySpec,
-    known_keys,
-)
+from wardround.core.checked import known_keys
+from wardround.core.plan import LocalWork, ReleaseRule, RoundRules, Schedule, SecureRules, StrategySpec
 from wardround.core.registry import Registry
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.simulations.config import BoundsConfig, DataConfig, EncodingConfig, RunConfig, SimulationConfig
@@ -252,7 +245,7 @@ def test_the_strategy_of_the_docs_works_by_dotted_path(tmp_path: Path) -> None:
 import numpy as np
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Layout, Packed, TensorSpec
-from wardround.core.plan import parse_options
+from wardround.core.checked import parse_options
 from wardround.strategies import STRATEGIES
 from wardround.strategies.contract import SiteMemory
 

@@ -8,7 +8,26 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from wardround.core.errors import InternalError
+from wardround.core.errors import ConfigError, InternalError, TrainingError
+
+_MIXING = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def require_examples_apart(model: nn.Module) -> None:
+    """No layer normalises over the batch: every example's loss would depend on all others, frozen or not.
+
+    Raises:
+        ConfigError: Names the layer.
+    """
+    found = [
+        name for name, module in model.named_modules() if isinstance(module, _MIXING) and module.training
+    ]
+    if found:
+        raise ConfigError(
+            "a layer normalises over the batch, so that no example has a gradient of its own",
+            found=", ".join(found[:3]), expected="layers that read one example at a time",
+            remedy="use a base model without batch normalisation, or train without differential privacy",
+        )  # fmt: skip
 
 
 def require_no_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
@@ -73,9 +92,41 @@ class FrozenWeights:
             )  # fmt: skip
 
     def _watched(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in self._model.state_dict(keep_vars=True).items():
-            if isinstance(tensor, torch.Tensor) and id(tensor) not in self._moving:
-                yield name, tensor
+        # Not `state_dict`: a quantised layer makes parts of it anew at each call.
+        for path, module in self._model.named_modules(remove_duplicate=False):
+            held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            unsaved = module._non_persistent_buffers_set  # noqa: SLF001 - torch's only word for what is saved
+            for name, tensor in held:
+                if name not in unsaved and id(tensor) not in self._moving:
+                    yield f"{path}.{name}".lstrip("."), tensor
+
+
+class AdapterStart:
+    """Where the adapter stood before the first step.
+
+    Args:
+        parameters: What trains.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters = dict(parameters)
+        self._before = {name: p.detach().clone() for name, p in parameters.items()}
+
+    def require_moved(self) -> None:
+        """The optimiser steps the tensors that the model reads: max |Δ| > 0.
+
+        Noise moves every tensor, so this reads nothing that is not released; it does not see a model whose
+        losses ignore the adapter (that has no gradient at all, which `ExampleGradients.of` refuses).
+
+        Raises:
+            TrainingError: `nothing_moved`.
+        """
+        if all(torch.equal(p.detach(), self._before[name]) for name, p in self._parameters.items()):
+            raise TrainingError(
+                "nothing_moved", "the adapter is the same after the first private step",
+                found=f"{len(self._parameters)} tensors, none of them moved", expected="max |Δ| > 0",
+                remedy="build the optimiser over the bench's own parameters, with a learning rate above 0",
+            )  # fmt: skip
 
 
 def _mark(tensor: torch.Tensor) -> _Mark:

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from wardround.core.errors import ConfigError, InternalError
-from wardround.training.private.guards import require_no_gradients
-from wardround.training.private.rules import Rule, rule_of, unruled_layer
+from wardround.training.private.guards import require_examples_apart, require_no_gradients
+from wardround.training.private.rules import Rule, by_distance, rule_of, unruled_layer
 
 
 @contextmanager
@@ -34,10 +34,12 @@ def record_gradients(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -
         What computes the gradients, of one microbatch after the other.
 
     Raises:
-        ConfigError: A parameter trains that has no rule; names it. Nothing was changed.
+        ConfigError: A parameter trains that has no rule, or a layer normalises over the batch; names it.
+            Nothing was changed.
         InternalError: `parameters` are not what trains, or the model is being recorded already.
     """
     rules = _rules(model, parameters)
+    require_examples_apart(model)
     gradients = ExampleGradients(parameters)
     if any(isinstance(module.__dict__.get("forward"), _Recorded) for module in rules):
         raise InternalError("gradients by example are being recorded on this model already")
@@ -156,6 +158,8 @@ def _rules(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[nn.
         if unruled_layer(module):
             refused |= {named[id(p)] for p in _adapter_parameters(module) if id(p) in named}
         rule = rule_of(module)
+        if rule is not None and by_distance(name):
+            refused |= {named[id(p)] for p in rule.parameters}
         if rule is not None:
             found[module] = (name, rule)
             taken |= {id(p) for p in rule.parameters}
@@ -205,7 +209,8 @@ class _Recorded:
             inputs = inputs.expand(lines, *inputs.shape[1:])
         with _held_constant(self.rule.parameters):
             output = self.plain(inputs, *args[1:], **keywords)
-        if inputs.shape[0] != lines or output.shape[0] != lines:
+        flat = self.rule.looks_up and inputs.ndim == 1  # positions, one for all: as many as lines by chance
+        if flat or inputs.shape[0] != lines or output.shape[0] != lines:
             raise ConfigError(
                 f"module {self.name} does not keep examples apart along its first dimension",
                 found=f"input {tuple(inputs.shape)}, output {tuple(output.shape)}", expected=f"({lines}, …)",

@@ -45,6 +45,12 @@ class Rule:
 _RMS_NORMS: Final = frozenset(
     {"LlamaRMSNorm", "MistralRMSNorm", "MixtralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Phi3RMSNorm"}
 )
+_BY_DISTANCE: Final = frozenset(
+    {
+        "relative_attention_bias", "global_relative_attention_bias", "rel_attn_embed", "rel_embeddings",
+        "rel_pos_emb", "distance_embedding", "bias_values",
+    }
+)  # fmt: skip
 # Layers of PEFT whose forward is B(A(dropout(x))) through the factors' own modules; Embedding has its rule.
 _PRODUCTS: Final = frozenset({"Linear", "Linear8bitLt", "Linear4bit", "Embedding"})
 
@@ -73,6 +79,15 @@ def rule_of(module: nn.Module) -> Rule | None:
     if kind.__name__ in _RMS_NORMS and kind.__module__.startswith("transformers.models."):
         return Rule(trained, bound(_rms_norm))
     return None
+
+
+def by_distance(name: str) -> bool:
+    """True for a table that is looked up by the distance of two positions, once for all examples.
+
+    T5 and its kin read theirs at (T, T) places. Where a batch happens to have T examples, places pass for
+    examples, and nothing but the table's name tells.
+    """
+    return not _BY_DISTANCE.isdisjoint(name.split("."))
 
 
 def unruled_layer(module: nn.Module) -> bool:

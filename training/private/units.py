@@ -1,13 +1,12 @@
 """From the gradients of single examples to one clipped sum over units (patients).
 
-S = Σ_u min(1, C / ‖h_u‖₂) h_u with h_u = Σ_{i ∈ u} g_i: Abadi et al. 2016, arXiv:1607.00133v2, Algorithm 1,
-with a unit where they have an example. A unit's gradients are summed first and clipped once: clipping its K
-examples one by one and then summing them has sensitivity K · C.
+S = Σ_u f(‖h_u‖) h_u with h_u = Σ_{i ∈ u} g_i and the factor f of a clipping rule (`clipping.py`): Abadi et
+al. 2016, arXiv:1607.00133v2, Algorithm 1, with a unit where they have an example. A unit's gradients are
+summed first and clipped once: clipping its K examples one by one and then summing them has sensitivity K · C.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,10 +14,9 @@ from typing import Final, final
 
 import torch
 
-from wardround.core.errors import ConfigError, InternalError
+from wardround.core.errors import InternalError
+from wardround.training.private.clipping import Clipping, Groups
 
-_SLACK: Final = 2.0**-20
-"""How far clipping stays below C, relatively: 10⁴ units in float64 round by less than 10⁻⁷ · C in all."""
 _BLOCK: Final = 1 << 15
 """Columns that are widened to float64 at once."""
 
@@ -76,7 +74,7 @@ class ClippedUnits:
     Attributes:
         total: (P,) float64.
         units: How many there were.
-        clipped: How many were longer than the bound.
+        clipped: How many were longer than the bound (or than a group's share of it).
         dropped: How many were not finite and contributed zero.
         norms: (units,) float64, before clipping.
     """
@@ -87,34 +85,39 @@ class ClippedUnits:
     dropped: int
     norms: torch.Tensor
 
+    @property
+    def balance(self) -> float:
+        """Σ_u (b_u − ½), b_u = 1 where u is not clipped: what adaptive clipping noises.
+
+        A unit that contributes nothing counts for nothing, so that none moves it by more than ½.
+        """
+        return (self.units - self.dropped) / 2 - self.clipped
+
 
 @final
 class ClippedSum:
-    """Sums units of a logical batch, each clipped to the bound; microbatches change float64 rounding alone.
+    """Sums units of a logical batch, each clipped by the rule; microbatches change float64 rounding alone.
 
-    Guarantee: with one unit added or taken away (its examples all at once), `total` changes by at most
-    `bound` in the Euclidean norm, whatever the unit's gradients are, as long as every other unit's gradients
-    stay what they were. Norms, factors and sums are float64.
+    Guarantee: with one unit added or taken away (its examples all at once), `total` changes by at most the
+    rule's `bound` in the Euclidean norm, whatever the unit's gradients are, as long as every other unit's
+    gradients stay what they were. Norms, factors and sums are float64.
 
     Args:
         size: P.
-        bound: C, the greatest norm of a unit's contribution.
+        clipping: How a unit is shortened.
         device: Of the gradients.
 
     Raises:
-        ConfigError: The bound is not positive and finite.
+        InternalError: The rule's groups do not hold every column once.
     """
 
-    def __init__(self, size: int, bound: float, device: torch.device) -> None:
-        if not (math.isfinite(bound) and bound > 0):
-            raise ConfigError(
-                "the clipping norm is no bound", found=bound, expected="a finite number above 0",
-                remedy="set a positive clipping norm",
-            )  # fmt: skip
-        self._bound = bound * (1 - _SLACK)
+    def __init__(self, size: int, clipping: Clipping, device: torch.device) -> None:
+        self._clipping = clipping
+        self._blocks = _blocks(clipping.groups or ((slice(0, size),),), size)
         wide = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
         self._total = torch.zeros(size, dtype=torch.float64, device=wide)
         self._norms: list[torch.Tensor] = []
+        self._longer: list[torch.Tensor] = []
         self._seen: set[Hashable] = set()
         self._open: tuple[Hashable, torch.Tensor] | None = None
 
@@ -170,12 +173,11 @@ class ClippedSum:
             self._fold(self._open[1].unsqueeze(0))
             self._open = None
         norms = torch.cat(self._norms) if self._norms else self._total.new_zeros(0)
-        finite = torch.isfinite(norms)
         return ClippedUnits(
             total=self._total.clone(),
             units=len(norms),
-            clipped=int((finite & (norms > self._bound)).sum()),
-            dropped=int((~finite).sum()),
+            clipped=sum(int(longer.sum()) for longer in self._longer),
+            dropped=int((~torch.isfinite(norms)).sum()),
             norms=norms,
         )
 
@@ -183,21 +185,41 @@ class ClippedSum:
         """Clip whole units (u, P) and add them: one pass for the norms, one for the sum."""
         if not len(rows):
             return
-        squares = self._total.new_zeros(len(rows))
-        for place in self._blocks():
-            squares += self._wide(rows[:, place]).square_().sum(1)
-        norms = squares.sqrt()
-        finite = torch.isfinite(norms)
+        limits = self._total.new_tensor(self._clipping.limits).unsqueeze(1)
+        squares = self._total.new_zeros(len(limits), len(rows))
+        for group, place in self._blocks:
+            squares[group] += self._wide(rows[:, place]).square_().sum(1)
+        norms, whole = squares.sqrt(), squares.sum(0).sqrt()
         # float64 holds the squares of all float32 numbers: a norm is not finite where a gradient is not.
-        factors = torch.where(finite, (self._bound / norms.clamp_min(1e-300)).clamp_max(1), 0.0)
+        finite = torch.isfinite(whole)
+        factors = torch.where(finite, self._clipping.factors(norms), 0.0)
+        self._longer.append((finite & (norms > limits)).any(0))
         if not finite.all():
-            rows, factors = rows[finite.to(rows.device)], factors[finite]  # 0 · NaN is NaN
-        for place in self._blocks():
-            self._total[place] += factors @ self._wide(rows[:, place])
-        self._norms.append(norms)
-
-    def _blocks(self) -> list[slice]:
-        return [slice(start, start + _BLOCK) for start in range(0, len(self._total), _BLOCK)]
+            rows, factors = rows[finite.to(rows.device)], factors[:, finite]  # 0 · NaN is NaN
+        for group, place in self._blocks:
+            self._total[place] += factors[group] @ self._wide(rows[:, place])
+        self._norms.append(whole)
 
     def _wide(self, block: torch.Tensor) -> torch.Tensor:
         return block.to(self._total.device).to(torch.float64)
+
+
+def _blocks(groups: Groups, size: int) -> list[tuple[int, slice]]:
+    """(group, columns) in pieces that are widened at once.
+
+    Raises:
+        InternalError: A column is in no group, or in two.
+    """
+    places = sorted((place.start, place.stop) for group in groups for place in group)
+    ends = [0, *(stop for _, stop in places)]
+    if [start for start, _ in places] != ends[:-1] or ends[-1] != size:
+        raise InternalError(
+            "the groups of a clipping rule do not hold every column once",
+            found=f"{len(groups)} groups", expected=f"{size} columns",
+        )  # fmt: skip
+    return [
+        (number, slice(start, min(start + _BLOCK, place.stop)))
+        for number, group in enumerate(groups)
+        for place in group
+        for start in range(place.start, place.stop, _BLOCK)
+    ]

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wardround.core.checked import parse_options
 from wardround.core.errors import DataError
-from wardround.core.plan import parse_options
 from wardround.training.sources._files import is_text, open_text
 from wardround.training.sources.contract import BrokenRow, Row
 

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict
 
+from wardround.core.checked import parse_options
 from wardround.core.errors import DataError, unknown_name
-from wardround.core.plan import parse_options
 from wardround.training.sources._arrow import BATCH_ROWS, arrow_rows
 from wardround.training.sources.contract import BrokenRow, Row
 

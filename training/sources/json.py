@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict
 
+from wardround.core.checked import parse_options
 from wardround.core.errors import DataError
-from wardround.core.plan import parse_options
 from wardround.training.sources._files import is_text, open_text, present
 from wardround.training.sources.contract import BrokenRow, Row
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict
 
-from wardround.core.plan import parse_options
+from wardround.core.checked import parse_options
 from wardround.training.sources._files import is_text, open_text, present
 from wardround.training.sources.contract import BrokenRow, Row
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from wardround.core.checked import parse_options
 from wardround.core.errors import DataError
-from wardround.core.plan import parse_options
 from wardround.training.sources._arrow import BATCH_ROWS, arrow_rows, check_columns
 from wardround.training.sources._files import open_binary
 from wardround.training.sources.contract import BrokenRow, Row

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from wardround.core.checked import Frozen, parse_options
 from wardround.core.errors import ConfigError, DataError, ModelError, TrainingError
 from wardround.core.metrics import METRICS
 from wardround.core.metrics.contract import LARGEST_LOSS, LOSS_UNIT
 from wardround.core.packed import Layout
-from wardround.core.plan import DataContract, Frozen, TaskSpec, parse_options
+from wardround.core.plan import DataContract, TaskSpec
 from wardround.training.chat_spans import Written, render_chat, write_chat
 from wardround.training.encoded_text import EncodedText
 from wardround.training.generation import count_answers, decode, generate_greedy, sample_answers

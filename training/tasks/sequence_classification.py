@@ -17,11 +17,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from wardround.core.checked import Frozen, parse_options
 from wardround.core.errors import ConfigError, DataError, ModelError, TrainingError
 from wardround.core.metrics import METRICS
 from wardround.core.metrics.classification import count_rows
 from wardround.core.packed import Layout
-from wardround.core.plan import DataContract, Frozen, TaskSpec, parse_options
+from wardround.core.plan import DataContract, TaskSpec
 from wardround.training.encoded_text import EncodedText
 from wardround.training.processors import TOKENIZER, Processor
 from wardround.training.tasks._longest_row import check_length

@@ -172,7 +172,7 @@ def server_of(
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     """How often the site has trained in each round."""
-    from wardround.client import round as handler
+    from wardround.client import work as handler
 
     counted: Counter[int] = Counter()
     train = handler.train_locally

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from wardround.client.fold_check import TOLERANCE, FoldCheck
+from wardround.core.checked import parse_options
 from wardround.core.errors import PeerError
 from wardround.core.packed import Layout, Packed, TensorSpec
 from wardround.core.plan import (
@@ -21,7 +22,6 @@ from wardround.core.plan import (
     StrategySpec,
     TaskSpec,
     TrainingPlan,
-    parse_options,
 )
 from wardround.privacy.quantisation import quantise
 from wardround.privacy.secagg.total import Sum, centred

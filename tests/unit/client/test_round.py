@@ -258,13 +258,14 @@ def test_every_error_is_named_and_its_text_stays_at_the_site(
 ) -> None:  # fmt: skip
     """Wherever it happens: a stable code goes out; a foreign exception's text and traceback into the log."""
     from wardround.client import round as handler
+    from wardround.client import work
 
     error, expected = FAULTS[kind]
 
     def broken(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(handler, where, broken)
+    monkeypatch.setattr(work if where in ("train_locally", "contribution") else handler, where, broken)
     server = make()
     reply = answer(server.request(), server.site)
     assert (reply.status, reply.code, reply.reason) == expected
@@ -277,7 +278,7 @@ def test_every_error_is_named_and_its_text_stays_at_the_site(
 
 def spoiling(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     """Training that leaves its first coordinate at a value."""
-    from wardround.client import round as handler
+    from wardround.client import work as handler
 
     train = handler.train_locally
 

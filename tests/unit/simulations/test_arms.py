@@ -93,7 +93,7 @@ def test_the_bounds_take_the_steps_that_the_federation_takes(work: dict[str, Any
     assert centralised.plan.local.steps * centralised.plan.rounds.rounds == sum(taken.values())
     for site in ROWS:
         alone = local_arm(federated, site)
-        steps = site_steps(alone.plan, alone.sites[site].training) * alone.plan.rounds.rounds
+        steps = site_steps(alone.plan, alone.sites[site]) * alone.plan.rounds.rounds
         assert steps == taken[site]
 
 
@@ -110,7 +110,7 @@ def test_with_a_share_of_the_sites_the_bounds_take_the_average_steps(
         alone = local_arm(federated, site)
         assert alone.plan.rounds.rounds == round(asked)
         assert alone.plan.rounds.participation == 1
-        assert site_steps(alone.plan, alone.sites[site].training) == batches(n, plan, 1, site)
+        assert site_steps(alone.plan, alone.sites[site]) == batches(n, plan, 1, site)
     everybody = sum(batches(n, plan, 1, site) for site, n in ROWS.items())
     assert abs(steps_a_round(federated) - everybody * asked / 20) <= 0.5 or steps_a_round(federated) == 1
 

@@ -155,7 +155,8 @@ def test_the_card_says_what_was_trained_on_what() -> None:
         plan.digest, "b" * 64, "r" * 64,
         "| strategy | fedavg",
         "Round 7. Chosen by macro_f1 on the sites' validation rows, the highest wins: 0.812",
-        "The last round had 0.780", "No differential privacy. Secure aggregation real",
+        "The last round had 0.780", "No differential privacy: what the adapter gives away",
+        "Secure aggregation real",
         "Not a medical device",
         "not validated clinically", "torch 2.13", "2,400", "Seed 7", "2 rows were quarantined",
     ):  # fmt: skip

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from wardround.core.checked import parse_options
 from wardround.core.errors import ConfigError, DataError
-from wardround.core.plan import DataContract, parse_options
+from wardround.core.plan import DataContract
 from wardround.simulations.partitions import PARTITIONS
 from wardround.training.examples import Example, read_examples
 from wardround.training.source_spec import SourceSpec

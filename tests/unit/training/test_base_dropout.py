@@ -13,7 +13,8 @@ from transformers import OPTConfig, OPTForSequenceClassification
 
 from wardround.core.plan import LocalWork
 from wardround.strategies.contract import LocalRules
-from wardround.training.local_round import accumulate_gradient, train_locally
+from wardround.training.gradients import accumulate_gradient
+from wardround.training.local_round import train_locally
 from wardround.training.planning import base_spec
 from wardround.training.workbench import Machine, Workbench
 

@@ -17,7 +17,8 @@ from wardround.core.seeds import Purpose, generator
 from wardround.strategies.contract import LocalRules
 from wardround.training.batches import plan_batches
 from wardround.training.encoded_text import EncodedText
-from wardround.training.local_round import LocalResult, accumulate_gradient, rows_in, train_locally
+from wardround.training.gradients import accumulate_gradient
+from wardround.training.local_round import LocalResult, rows_in, train_locally
 from wardround.training.tasks.contract import Task
 from wardround.training.workbench import Machine, Workbench
 

@@ -15,9 +15,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from wardround.core.checked import parse_options
 from wardround.core.errors import ConfigError, InternalError, ModelError, PeerError, StorageError
 from wardround.core.packed import Adapter
-from wardround.core.plan import parse_options
 from wardround.training.adapters import ADAPTERS
 from wardround.training.adapters.lora import ADAPTER, LoraOptions
 from wardround.training.workbench import Workbench

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from wardround.core.errors import ConfigError, ModelError
-from wardround.core.packed import Adapter
+from wardround.core.packed import Adapter, Layout, TensorSpec
 from wardround.core.plan import (
     DataContract,
     Encoding,
@@ -23,10 +23,18 @@ from wardround.core.plan import (
     TrainingPlan,
 )
 from wardround.core.seeds import Purpose, generator
+from wardround.strategies import STRATEGIES
 from wardround.training.adapters.lora import ADAPTER, LoraOptions
 from wardround.training.base_model import BaseModelConfig
 from wardround.training.batches import plan_batches
-from wardround.training.planning import SLACK, base_spec, bounds_of, check_choices, make_plan
+from wardround.training.planning import (
+    SLACK,
+    base_spec,
+    bounds_of,
+    check_choices,
+    check_noise_of_sums,
+    make_plan,
+)
 from wardround.training.tasks.sequence_classification import TASK
 from wardround.training.workbench import Machine, Workbench, open_workbench
 
@@ -116,7 +124,7 @@ def test_a_release_metric_that_is_never_computed_is_refused(metric: str) -> None
         ({"local": LocalWork(steps=1, momentum=0.9)}, r"local\.momentum has no effect"),
         ({"local": LocalWork(steps=1, optimiser="adam", momentum=0.9)}, "optimiser to sgd"),
         ({"local": LocalWork(steps=1, optimiser="sgd", betas=(0.8, 0.9))}, r"local\.betas has no effect"),
-        ({"local": LocalWork(steps=1, optimiser="sgd", epsilon=1e-6)}, "optimiser to adamw or adam"),
+        ({"local": LocalWork(steps=1, optimiser="sgd", epsilon=1e-6)}, "optimiser to adamw, adam or dp_adam"),
     ],
 )
 def test_a_choice_that_cannot_stand_is_refused_without_a_model(changed: dict[str, Any], message: str) -> None:
@@ -216,3 +224,12 @@ def test_a_site_without_rows_still_has_bounds() -> None:
     """An encoding has no room for a weight of zero."""
     for weighting in ("examples", "targets", "uniform"):
         Encoding(**bounds_of(LocalWork(epochs=1), weighting, 0, 32))
+
+
+def test_noise_in_sums_wants_one_sum_a_round() -> None:
+    """Groups would each need noise of their own, and a second stage would be a second release."""
+    layout = Layout(tensors=(TensorSpec(name="a"),))
+    plain, grouped = (STRATEGIES.get(name) for name in ("fedavg", "group_median"))
+    check_noise_of_sums(plain(plain.Options(), layout))
+    with pytest.raises(ConfigError, match="one sum a round"):
+        check_noise_of_sums(grouped(grouped.Options(attackers=1), layout))

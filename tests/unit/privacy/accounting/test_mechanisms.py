@@ -10,7 +10,13 @@ from pydantic import ValidationError
 
 from wardround.core.errors import ConfigError
 from wardround.privacy.accounting.account import Account
-from wardround.privacy.accounting.mechanisms import BoundedMixture, Gaussian, NoPrivacy, SampledGaussian
+from wardround.privacy.accounting.mechanisms import (
+    BoundedMixture,
+    Gaussian,
+    NoPrivacy,
+    SampledDiscreteGaussians,
+    SampledGaussian,
+)
 
 GOOD: dict[type[Any], dict[str, Any]] = {
     SampledGaussian: {"sample_rate": 0.01, "sigma": 1.0, "steps": 10},
@@ -70,13 +76,18 @@ def test_the_written_form_keeps_its_bytes() -> None:
             Gaussian(sigma=2.5),
             BoundedMixture(sample_rate=0.002, sigma=1.5, most_examples=4, steps=7),
             NoPrivacy(),
+            SampledDiscreteGaussians(
+                sample_rate=0.01, sigma=1.0, share_sigma=40.0, shares=4, coordinates=300, steps=2
+            ),
         )
     )
     assert account.canonical() == (
         b'{"mechanisms":[{"kind":"sampled_gaussian","sample_rate":0.01,"sigma":1.0,"steps":10},'
         b'{"count":1,"kind":"gaussian","sigma":2.5},'
         b'{"kind":"bounded_mixture","most_examples":4,"sample_rate":0.002,"sigma":1.5,"steps":7},'
-        b'{"kind":"no_privacy"}],"unit":"patient"}'
+        b'{"kind":"no_privacy"},'
+        b'{"coordinates":300,"kind":"sampled_discrete_gaussians","sample_rate":0.01,"share_sigma":40.0,'
+        b'"shares":4,"sigma":1.0,"steps":2}],"unit":"patient"}'
     )
     assert Account.parse(account.canonical()) == account
 

@@ -49,6 +49,19 @@ def test_running_statistics_are_seen() -> None:
         guard.require_unmoved(exact=True)
 
 
+def test_what_is_not_saved_may_change() -> None:
+    """Tables that a model fills as it goes, such as rotary frequencies of longer rows."""
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.register_buffer("saved", torch.zeros(2))
+    model.register_buffer("made", torch.zeros(2), persistent=False)
+    guard = FrozenWeights(model, [])
+    model.made = torch.ones(3)
+    guard.require_unmoved(exact=True)
+    model.saved.add_(1)
+    with pytest.raises(InternalError, match="saved"):
+        guard.require_unmoved()
+
+
 def test_replaced_and_lost_tensors_are_seen() -> None:
     """A new tensor under an old name, and none."""
     model = nn.Linear(3, 2)

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
 from wardround.core.errors import ConfigError, InternalError
 from wardround.training.private.per_example import record_gradients
@@ -48,45 +46,6 @@ CASES = [
     *(("bert", name, options) for name, options in BERT.items()),
     *(("gpt2", name, options) for name, options in GPT2.items()),
 ]
-
-
-@pytest.fixture(scope="session")
-def folders(
-    tiny_llama: Path, tiny_bert: Path, tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    """The tiny models by family; Llama with embeddings of their own, which alone can be adapted."""
-    untied = tmp_path_factory.mktemp("private") / "untied_llama"
-    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(untied)
-    config = AutoConfig.from_pretrained(tiny_llama)
-    config.tie_word_embeddings = False
-    with torch.random.fork_rng():
-        torch.manual_seed(21)
-        LlamaForCausalLM(config).save_pretrained(untied)
-    return {"llama": untied, "bert": tiny_bert, "gpt2": tiny_gpt2}
-
-
-def without_dropout(bench: Any) -> Any:
-    """Masks of a batch are not those of its rows one by one."""
-    for module in bench.model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-        if hasattr(module, "attn_dropout") and isinstance(module.attn_dropout, nn.Dropout):
-            module.attn_dropout.p = 0.0
-    return bench
-
-
-@pytest.fixture
-def opened(folders: dict[str, Path], toys: Any, rows_of_gradients: Any) -> Any:
-    """`opened(family, **options)`: a stirred bench without dropout, in training mode."""
-
-    def make(family: str, **options: Any) -> Any:
-        task = toys.classifier if family == "bert" else toys.causal
-        bench = toys.bench(folders[family], task, base_dropout="off", **options)
-        return without_dropout(rows_of_gradients.stirred(bench))
-
-    return make
 
 
 @pytest.mark.parametrize(("family", "name", "options"), CASES, ids=lambda value: str(value)[:24])

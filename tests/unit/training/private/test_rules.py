@@ -256,3 +256,44 @@ def test_opacus_gives_the_same_where_it_is_right(
     finally:
         hooked.remove_hooks()
     assert rows_of_gradients.error(ours, torch.cat(theirs, dim=1)) < 5e-6
+
+
+class Biased(nn.Module):
+    """Attention scores with a table by distance, as in T5: looked up once, at (T, T) places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 6).requires_grad_(False)
+        self.relative_attention_bias = nn.Embedding(9, 1)
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        """Losses (n,)."""
+        hidden, places = self.embed(indices), torch.arange(indices.shape[1])
+        bias = self.relative_attention_bias(places[:, None] - places + 4).squeeze(-1)
+        return ((hidden @ hidden.mT + bias).softmax(-1) @ hidden).tanh().flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_table_by_distance_is_refused_by_name(lora: bool) -> None:
+    """With as many examples as tokens nothing else would tell."""
+    model: Any = Biased()
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["relative_attention_bias"]))
+    with pytest.raises(ConfigError, match="relative_attention_bias"), record_gradients(model, trained(model)):
+        pytest.fail("recorded")
+
+
+def test_positions_without_a_batch_are_refused() -> None:
+    """One line of them for all, as many as examples by chance."""
+
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places = nn.Embedding(5, 6)
+
+        def forward(self, indices: torch.Tensor) -> torch.Tensor:
+            return (self.places(torch.arange(indices.shape[1])) * indices[..., None]).tanh().flatten(1).sum(1)
+
+    model = Placed()
+    with pytest.raises(ConfigError, match="places"):
+        fast(model, INDICES.new_ones(5, 5))

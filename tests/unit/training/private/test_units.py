@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from wardround.core.errors import ConfigError, InternalError
+from wardround.training.private.clipping import Flat
 from wardround.training.private.per_example import record_gradients
 from wardround.training.private.units import ClippedSum, ClippedUnits, unit_pieces
 
@@ -17,7 +18,7 @@ CPU = torch.device("cpu")
 
 def clipped(gradients: torch.Tensor, units: list[Any], bound: float, size: int | None = None) -> ClippedUnits:
     """The clipped sum of a batch that comes in pieces."""
-    total = ClippedSum(gradients.shape[1], bound, CPU)
+    total = ClippedSum(gradients.shape[1], Flat(bound), CPU)
     for piece in unit_pieces(units, [1] * len(units), size):
         total.add(gradients[list(piece.examples)].clone(), piece.units)
     return total.close()
@@ -68,7 +69,7 @@ def test_an_empty_batch_sums_to_zero() -> None:
 def test_a_bound_that_is_none_is_refused(bound: float) -> None:
     """Before anything is summed."""
     with pytest.raises(ConfigError, match="no bound"):
-        ClippedSum(3, bound, CPU)
+        ClippedSum(3, Flat(bound), CPU)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_a_bound_that_is_none_is_refused(bound: float) -> None:
 )
 def test_a_unit_in_two_places_is_refused(first: list[int], second: list[int]) -> None:
     """It would be clipped twice; the message does not name it."""
-    total = ClippedSum(2, 1.0, CPU)
+    total = ClippedSum(2, Flat(1.0), CPU)
 
     def add_both() -> None:
         for units in (first, second):
@@ -88,7 +89,7 @@ def test_a_unit_in_two_places_is_refused(first: list[int], second: list[int]) ->
 
 def test_gradients_have_to_fit_their_units() -> None:
     """One row a line, all columns."""
-    total = ClippedSum(2, 1.0, CPU)
+    total = ClippedSum(2, Flat(1.0), CPU)
     for gradients in (torch.ones(2, 2), torch.ones(1, 3)):
         with pytest.raises(InternalError, match="fit"):
             total.add(gradients, [0])
@@ -120,7 +121,7 @@ def test_microbatches_of_a_model_change_nothing(
     bound = float(torch.stack(sums).norm(dim=1).median())
     expected = sum(s * min(1.0, bound / float(s.norm())) for s in sums)
     with record_gradients(bench.model, bench.parameters()) as gradients:
-        total = ClippedSum(gradients.size, bound, bench.device)
+        total = ClippedSum(gradients.size, Flat(bound), bench.device)
         for piece in unit_pieces(units, [row.length for row in rows], size):
             some = [rows[index] for index in piece.examples]
             found = gradients.of(lambda some=some: rows_of_gradients.losses(bench, some), len(some))[0]

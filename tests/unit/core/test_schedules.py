@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wardround.core.plan import Schedule
-from wardround.training.schedules import rate
+from wardround.core.schedules import rate
 
 SCHEDULES = st.builds(
     Schedule,

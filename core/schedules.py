@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from wardround.core.plan import Schedule
+from wardround.core.plan import LocalWork, Schedule
 
 
 def rate(schedule: Schedule, peak: float, *, round: int, rounds: int, fraction: float) -> float:
@@ -36,3 +36,8 @@ def rate(schedule: Schedule, peak: float, *, round: int, rounds: int, fraction: 
         case "cosine":
             share = (1.0 + math.cos(math.pi * after)) / 2.0
     return peak * (schedule.floor + (1.0 - schedule.floor) * share)
+
+
+def single_rate(work: LocalWork, *, round: int, rounds: int) -> float:
+    """The rate of a round's one step, where a site steps once: that of the round's middle."""
+    return rate(work.schedule, work.learning_rate, round=round, rounds=rounds, fraction=0.5)

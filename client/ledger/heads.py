@@ -1,0 +1,96 @@
+"""Heads: what others keep of a ledger, so that a restored backup is noticed.
+
+A copy of a ledger that ends earlier is a whole chain. Only who has seen a later row can tell: the peers of a
+run, to whom the site shows its head with every advertisement, and the site's own mirror. What peers see is
+encrypted under a key of their consortium: they learn neither how many rows there are, nor whether it moved,
+nor that two consortia have the same site's ledger before them; and the site recognises its own head again.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from wardround.client.ledger.chain import Chain
+from wardround.core.errors import PeerError, StorageError
+from wardround.privacy.secagg.secret import Secret
+
+_NONCE_BYTES: Final = 12
+_BOUND: Final = b"wardround ledger head 1"
+_SIZES: Final = struct.Struct("<IQ32s")
+BLINDED_BYTES: Final = _NONCE_BYTES + _SIZES.size + 16
+
+
+class RolledBackError(StorageError):
+    """The ledger is older than what others have seen of it."""
+
+
+@dataclass(frozen=True, order=True)
+class Head:
+    """How far a ledger has come.
+
+    Attributes:
+        epoch: How often its cap was written off: the branch that it is on.
+        rows: How many it has.
+        digest: Head of the last one, in hex.
+    """
+
+    epoch: int
+    rows: int
+    digest: str
+
+    def blinded(self, key: Secret) -> bytes:
+        """As a consortium sees it; another one each time (RFC 8439, a random nonce)."""
+        nonce = os.urandom(_NONCE_BYTES)
+        content = _SIZES.pack(self.epoch, self.rows, bytes.fromhex(self.digest))
+        return nonce + ChaCha20Poly1305(key.reveal()).encrypt(nonce, content, _BOUND)
+
+    @staticmethod
+    def seen(blinded: bytes, key: Secret) -> Head:
+        """The head that was blinded.
+
+        Raises:
+            PeerError: This ledger never showed it to this consortium.
+        """
+        try:
+            nonce, sealed = blinded[:_NONCE_BYTES], blinded[_NONCE_BYTES:]
+            epoch, rows, digest = _SIZES.unpack(ChaCha20Poly1305(key.reveal()).decrypt(nonce, sealed, _BOUND))
+        except (InvalidTag, ValueError, struct.error):
+            raise PeerError(
+                "what a peer kept is no head of this ledger", found=f"{len(blinded)} bytes",
+                expected="what the site showed to this consortium",
+                remedy="ask another peer; whoever gave it altered it, or means another site or consortium",
+            ) from None  # fmt: skip
+        return Head(epoch, rows, digest.hex())
+
+
+def require(head: Head, chain: Chain, write_offs: Sequence[int]) -> None:
+    """Refuse a ledger that is not at or beyond a head.
+
+    A head from before a write-off may be of rows that were lost then, and which are charged by it.
+
+    Args:
+        head: What somebody has seen.
+        chain: The ledger's.
+        write_offs: Rows at which its cap was written off.
+
+    Raises:
+        RolledBackError: Rows are missing, or the ledger went another way.
+    """
+    if 0 < head.rows <= len(chain) and chain.head(head.rows - 1) == head.digest:
+        return
+    if head.epoch < len(write_offs) and head.rows > write_offs[head.epoch]:
+        return
+    missing = head.epoch > len(write_offs) or head.rows > len(chain)
+    raise RolledBackError(
+        "the ledger was put back to an older copy" if missing else "the ledger went two ways",
+        found=f"{len(chain)} rows", expected=f"{head.rows} rows, the last of them as others have seen it",
+        remedy="replay the missing rows (`wardround ledger replay`), or write the cap off "
+        "(`wardround ledger write-off`); until then this site takes part in nothing",
+    )  # fmt: skip

@@ -1,0 +1,110 @@
+"""A site's side of a private run: what it reserves before its rows are touched, and with what it trains.
+
+reserve in the ledger → draw, clip, noise → seal the contribution → it may leave
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from wardround.client.ledger.ledger import Ledger
+from wardround.core.plan import TrainingPlan
+from wardround.core.privacy_rules import PrivacyRules
+from wardround.core.seeds import Purpose
+from wardround.privacy.accounting.of_plan import RoundCost
+from wardround.privacy.noise.source import RandomSource
+from wardround.privacy.sums.noise import ring_noise
+from wardround.training.private.local import PrivateRound
+
+Sources = Callable[[Purpose, int], RandomSource]
+"""Purpose and round → words for it."""
+
+
+@dataclass(frozen=True, repr=False)
+class SitePrivacy:
+    """What one site needs to train privately.
+
+    Attributes:
+        rules: The plan's.
+        cost: Of one round, here.
+        patients: The patient of each training row, whom the ledger charges.
+        expected_batch: B, of the plan.
+        ledger: Opens the site's ledger, for as long as something is written.
+        sources: Randomness of batches and noise.
+        simulation: Says "not private": the randomness comes from a seed.
+    """
+
+    rules: PrivacyRules
+    cost: RoundCost
+    patients: Sequence[str]
+    expected_batch: float
+    ledger: Callable[[], AbstractContextManager[Ledger]]
+    sources: Sources
+    simulation: bool
+
+    @property
+    def units(self) -> Sequence[str]:
+        """What is sampled: the unit of each training row."""
+        of_rows = self.cost.unit == "example"
+        return [str(row) for row in range(len(self.patients))] if of_rows else self.patients
+
+    def reserve(self, plan: TrainingPlan, run_id: str, round: int, *, cohort: int, coordinates: int) -> float:
+        """Charge a round to every unit of the site, durably, before it is trained.
+
+        Args:
+            plan: What this site accepted.
+            run_id: Of the run.
+            round: Counts from 1.
+            cohort: Sites that are asked: of distributed noise they decide what is guaranteed.
+            coordinates: Of a contribution.
+
+        Returns:
+            ε that the run has cost the units, this round included.
+
+        Raises:
+            BudgetError: It would go beyond the site's cap.
+            StorageError: The ledger cannot be written, or does not hold what was written.
+        """
+        added = ring_noise(plan, cohort=cohort, coordinates=coordinates, round=round)
+        mechanism = self.cost.mechanism if added is None else added.mechanism
+        with self.ledger() as ledger:
+            source = ledger.source(plan.name, sorted(set(self.patients)))
+            ledger.reserve(
+                source, run=run_id, plan=plan.digest, round=round, stage=0, draw=self.draw(round),
+                mechanism=mechanism, unit=self.cost.unit, most_examples=self.rules.most_examples,
+            )  # fmt: skip
+            if self.cost.unit == "example":  # the ledger's figure is the patient's
+                return self.cost.epsilon(round).value
+            return ledger.epsilon(source, run=run_id).value
+
+    def seal(self, run_id: str, round: int, contribution: str) -> None:
+        """Mark a contribution as the round's: from here on no other may leave, nor other noise be drawn.
+
+        Raises:
+            PolicyError: Another one is sealed already.
+        """
+        with self.ledger() as ledger:
+            ledger.seal(run=run_id, round=round, stage=0, digest=contribution)
+
+    def draw(self, round: int) -> str:
+        """Names the randomness of a round: a seed gives the same one again, a system never does."""
+        return f"seed-{round}" if self.simulation else secrets.token_hex(16)
+
+    def share(self, round: int) -> RandomSource | None:
+        """Words for this site's share of the noise; None where noise is added to each step."""
+        return self.sources(Purpose.SHARE, round) if self.rules.noise == "distributed" else None
+
+    def private_round(self, round: int, clip_norm: float | None) -> PrivateRound:
+        """What the local round is handed.
+
+        Args:
+            round: Counts from 1.
+            clip_norm: What the round before left, where it adapts.
+        """
+        return PrivateRound(
+            self.rules, self.cost, self.expected_batch, self.units, clip_norm or self.rules.clip_norm,
+            self.sources(Purpose.BATCH, round), self.sources(Purpose.NOISE, round), self.simulation,
+        )  # fmt: skip

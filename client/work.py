@@ -1,0 +1,215 @@
+"""What a site computes in a round: scores of the broadcast adapter, the local round, its contribution.
+
+Under differential privacy a round is reserved in the site's ledger before a row is touched, and the
+contribution is sealed there before it may leave. Beside the noised sum nothing exact leaves: no loss, no
+number of targets, and no weight but the plan's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from statistics import fmean
+
+import numpy as np
+
+from wardround.client.memory import Figures, Kept, Trained
+from wardround.client.parties import contribution
+from wardround.client.site import Site
+from wardround.core.counting import train_loss, training_counters
+from wardround.core.errors import TrainingError
+from wardround.core.messages import SPENT, Request
+from wardround.core.packed import Adapter, Array, Counters, zeros
+from wardround.privacy.secagg.offer import Offer
+from wardround.privacy.sums.contract import Lanes
+from wardround.strategies.contract import Broadcast, SiteMemory
+from wardround.training.evaluation import evaluate
+from wardround.training.local_round import LocalResult, train_locally
+from wardround.training.private.gradient import StepFigures
+
+
+def measure(adapter: Adapter, site: Site) -> dict[str, Array]:
+    """Metric numerators of the broadcast adapter on the site's validation part; empty where it has none."""
+    if not site.validation:
+        return {}
+    bench = site.bench
+    bench.load_adapter(adapter)
+    counters = evaluate(
+        bench.model,
+        bench.task,
+        site.plan.task,
+        site.plan.data,
+        site.validation,
+        batch_size=bench.machine.evaluation_batch_size,
+        device=bench.device,
+        tokenizer=bench.tokenizer,
+    )
+    return counters.tensors()
+
+
+def trained_for(
+    request: Request, broadcast: Broadcast, site: Site, offer: Offer, local: dict[str, float]
+) -> tuple[Trained, SiteMemory]:
+    """What this round's training gave, and the strategy's memory before this stage.
+
+    With a strategy of one stage a site trains whenever it is asked. With more of them it trains once for a
+    broadcast: the later stages, and a stage 0 that is asked again, take what it trained then.
+
+    Args:
+        request: The server's.
+        broadcast: Of stage 0.
+        site: Its rows, and what it keeps.
+        offer: Of the sum that the contribution goes into.
+        local: Gets the site's own figures.
+
+    Raises:
+        TrainingError: As `train_locally`, or a later stage is asked of a site that has not trained.
+        BudgetError: The site's ledger does not allow this round.
+        StorageError: What it kept is damaged, or the ledger cannot be written.
+    """
+    if request.stage:
+        found = site.store.load_stage(round=request.round, stage=request.stage - 1)
+        if found is None:
+            raise TrainingError(
+                "nothing_trained", f"site {site.name!r} has trained nothing that stage {request.stage} could "
+                "go on from", remedy="the round has to begin again with stage 0",
+            )  # fmt: skip
+        return found[0], found[1].memory
+    kept = site.store.load(before_round=request.round)
+    before = site.store.load_stage(round=request.round, stage=0) if site.strategy.stages > 1 else None
+    if before is not None and before[0].broadcast == broadcast.digest:
+        return before[0], kept.memory
+    return train(request, broadcast, site, kept, offer, local), kept.memory
+
+
+def train(
+    request: Request,
+    broadcast: Broadcast,
+    site: Site,
+    kept: Kept,
+    offer: Offer,
+    local: dict[str, float],
+) -> Trained:
+    """Train one local round from the broadcast adapter.
+
+    Raises:
+        TrainingError: No rows, or a loss that is not finite.
+        BudgetError: The site's ledger does not allow this round.
+    """
+    adapter, privacy = site.strategy.adapter_of(broadcast), site.privacy
+    if privacy is not None:
+        local[SPENT] = privacy.reserve(
+            site.plan,
+            site.run_id,
+            request.round,
+            cohort=len(offer.cohort),
+            coordinates=offer.coordinates,
+        )
+    result = train_locally(
+        site.bench,
+        site.training,
+        adapter,
+        site.plan.local,
+        site.strategy.local_rules(broadcast, kept.memory, request.stage),
+        round=request.round,
+        rounds=site.plan.rounds.rounds,
+        seed_root=site.plan.seed,
+        site=site.name,
+        optimiser_state=kept.optimiser_state,
+        private=None if privacy is None else privacy.private_round(request.round, kept.clip_norm),
+    )
+    if privacy is not None and privacy.simulation:
+        local |= private_figures(result.private)
+    figures = Figures(
+        weight=weight_of(site, result),
+        examples=result.examples,
+        targets=result.targets,
+        steps=result.steps,
+        loss_sum=result.loss_sum,
+    )
+    return Trained(
+        broadcast.digest, adapter, result.adapter, figures, result.optimiser_state, result.update,
+        result.clip_norm,
+    )  # fmt: skip
+
+
+def private_figures(steps: tuple[StepFigures, ...]) -> dict[str, float]:
+    """What a simulation shows of a private round, under names that say that none of it may leave a site."""
+    if not steps:
+        return {}
+    units, targets = sum(step.units for step in steps), sum(step.targets for step in steps)
+    return {
+        "private.loss": sum(step.loss_sum for step in steps) / max(1, targets),
+        "private.units_a_step": units / len(steps),
+        "private.clipped_share": sum(step.clipped for step in steps) / max(1, units),
+        "private.dropped": float(sum(step.dropped for step in steps)),
+        "private.median_norm": fmean(step.median_norm for step in steps),
+        "private.signal_to_noise": fmean(step.signal_to_noise for step in steps),
+    }
+
+
+def contribute(
+    request: Request,
+    broadcast: Broadcast,
+    site: Site,
+    trained: Trained,
+    memory: SiteMemory,
+    offer: Offer,
+    local: dict[str, float],
+) -> Lanes:
+    """The weighted statistics as ring integers; what strategy and optimiser keep stays in the store.
+
+    Raises:
+        TrainingError: The statistics are not finite, or the site weighs more than the plan allows.
+        PolicyError: Another contribution of a private round is sealed already.
+        StorageError: What is to be kept cannot be written.
+    """
+    before, after, privacy = trained.before, trained.after, site.privacy
+    if trained.update is not None:  # a linear strategy sends it as it is, without float32's rounding
+        before, after = zeros(trained.update.layout, np.float64), trained.update
+    statistics, left = site.strategy.contribute(broadcast, before, after, memory, request.stage)
+    counters = counted(trained.figures, request.stage, private=site.plan.privacy is not None)
+    lanes, quantised = contribution(
+        statistics.vector, counters, trained.figures.weight, offer, site.plan, site.name,
+        None if privacy is None else privacy.share(request.round),
+    )  # fmt: skip
+    if privacy is not None and not request.stage:  # a later stage goes on from what is noised and sealed
+        privacy.seal(site.run_id, request.round, digest_of(lanes))
+    if request.stage < site.strategy.stages - 1:
+        site.store.save_stage(trained, left, round=request.round, stage=request.stage)
+    else:
+        site.store.save(trained.kept(left), round=request.round)
+    loss = train_loss(counters)
+    if loss is not None:
+        local |= {
+            "train.loss": loss,
+            "train.steps": float(trained.figures.steps),
+            "train.examples": float(trained.figures.examples),
+        }
+    if trained.update is None or (privacy is not None and privacy.simulation):
+        local |= {"clipped": float(quantised.clipped), "shortened_by": quantised.shortened_by}
+    return lanes
+
+
+def digest_of(lanes: Lanes) -> str:
+    """SHA-256 of a contribution before it is masked."""
+    state = hashlib.sha256(np.ascontiguousarray(lanes.coordinates).tobytes())
+    state.update(np.ascontiguousarray(lanes.counters).tobytes())
+    return state.hexdigest()
+
+
+def counted(figures: Figures, stage: int, *, private: bool) -> Counters:
+    """What rides beside a contribution; training sums are counted in stage 0 alone, and never privately."""
+    if stage or private:
+        return training_counters(weight=figures.weight)
+    return training_counters(weight=figures.weight, loss_sum=figures.loss_sum, targets=figures.targets)
+
+
+def weight_of(site: Site, result: LocalResult) -> int:
+    """The site's weight in the mean, as the plan defines it."""
+    match site.plan.strategy.weighting:
+        case "examples":
+            return max(1, result.examples)
+        case "targets":
+            return max(1, result.targets)
+        case "uniform":
+            return 1

@@ -1,0 +1,106 @@
+"""What a plan's privacy means at one site: its sample rate, the noise of a step, and what a round costs.
+
+Plan and number of units decide everything, so that a site, its ledger and whoever reads its card come to the
+same figures. The number of units is taken as public: the expected size of a batch tells it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from wardround.core.errors import ConfigError
+from wardround.core.plan import LocalWork, RoundRules, TrainingPlan
+from wardround.core.privacy_rules import PrivacyRules
+from wardround.privacy.accounting.account import Account, Epsilon
+from wardround.privacy.accounting.calibrate import least_noise, sample_rate
+from wardround.privacy.accounting.mechanisms import SampledGaussian
+
+
+@dataclass(frozen=True)
+class RoundCost:
+    """One site's steps under a plan.
+
+    Attributes:
+        units: Units that may be sampled at the site, N.
+        sample_rate: q.
+        sigma: Standard deviation of the noise over the clip norm.
+        steps: Of one round.
+        rounds: Of the whole run.
+        delta: δ.
+        unit: Whom a neighbour lacks.
+    """
+
+    units: int
+    sample_rate: float
+    sigma: float
+    steps: int
+    rounds: int
+    delta: float
+    unit: Literal["patient", "example"]
+
+    @property
+    def mechanism(self) -> SampledGaussian:
+        """What one round does to a unit; where the noise is in the ring, what that stands for."""
+        return SampledGaussian(sample_rate=self.sample_rate, sigma=self.sigma, steps=self.steps)
+
+    def account(self, rounds: int) -> Account:
+        """What so many rounds do to a unit."""
+        return Account(unit=self.unit, mechanisms=(self.mechanism,) * rounds)
+
+    def epsilon(self, rounds: int | None = None) -> Epsilon:
+        """ε after so many rounds; None: after the whole run. As it is reserved, by Rényi DP.
+
+        Raises:
+            PolicyError: δ ≥ 1/units.
+        """
+        return self.account(self.rounds if rounds is None else rounds).epsilon(self.delta, units=self.units)
+
+
+@lru_cache(maxsize=64)
+def sigma_of_sums(rules: PrivacyRules, rounds: int) -> float:
+    """σ of noise that is added to sums, over what one unit can change: one for all sites.
+
+    Raises:
+        ConfigError: A target that no noise meets.
+    """
+    if rules.sigma is not None:
+        return rules.sigma
+    return least_noise(
+        rules.epsilon or 0.0, rules.delta, units=1, sample_rate=rules.sample_rate or 1.0, steps=rounds
+    )
+
+
+def round_cost(plan: TrainingPlan, units: int) -> RoundCost | None:
+    """What one round costs at a site of so many units; None where its training has no noise of its own.
+
+    Raises:
+        ConfigError: A batch larger than the site, or a target that no noise meets.
+        PolicyError: δ ≥ 1/units.
+    """
+    rules = plan.privacy
+    if rules is None or not rules.trains_privately:
+        return None
+    return cost_of(rules, plan.local, plan.rounds, units)
+
+
+@lru_cache(maxsize=1024)
+def cost_of(rules: PrivacyRules, local: LocalWork, rounds: RoundRules, units: int) -> RoundCost:
+    """As `round_cost`, from the parts of the plan that decide it."""
+    rate = rules.sample_rate or sample_rate(local.batch_size, units)
+    steps = local.steps or max(1, math.floor((local.epochs or 0.0) / rate + 0.5))
+    sigma = rules.sigma if rules.noise == "local" else sigma_of_sums(rules, rounds.rounds)
+    if sigma is None:
+        if rules.epsilon is None:
+            raise ConfigError("a plan's privacy has neither a target nor a noise", expected="one of them")
+        sigma = least_noise(
+            rules.epsilon, rules.delta, units=units, sample_rate=rate, steps=steps * rounds.rounds
+        )
+    cost = RoundCost(
+        units, rate, sigma, steps, rounds.rounds, rules.delta,
+        "example" if rules.unit == "example" else "patient",
+    )  # fmt: skip
+    cost.epsilon()  # names a δ that is too large for so few units
+    return cost

@@ -1,0 +1,102 @@
+"""Privacy of a simulated site: a ledger of its own, and randomness from the seed tree.
+
+Batches and noise can be repeated here, so that a run can: they protect nobody, and every output says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from wardround.client.ledger.ledger import Ledger
+from wardround.client.ledger.policy import BudgetPolicy
+from wardround.client.private import SitePrivacy
+from wardround.core.plan import TrainingPlan
+from wardround.core.privacy_rules import PrivacyRules
+from wardround.core.seeds import Purpose
+from wardround.privacy.accounting.of_plan import round_cost, sigma_of_sums
+from wardround.privacy.noise.source import RandomSource, RepeatableSource
+from wardround.server.rounds import cohort_size
+
+_SLACK: Final = 1 + 1e-6
+"""Of a cap that is the plan's own target: float64 must not refuse the last round."""
+
+
+def simulated_privacy(
+    plan: TrainingPlan, site: str, units: Sequence[str], folder: Path, cap: float | None
+) -> SitePrivacy | None:
+    """A simulated site's side of the plan's privacy; None where sites train without noise of their own.
+
+    Args:
+        plan: What is trained.
+        site: Its name.
+        units: The patient of each training row.
+        folder: What the site keeps; its ledger lies in `ledger/`.
+        cap: ε that the site grants its patients; None: what the plan asks for.
+
+    Raises:
+        ConfigError: The plan asks for larger batches than the site has units.
+        PolicyError: δ ≥ 1 / units.
+    """
+
+    def sources(purpose: Purpose, round: int) -> RandomSource:
+        return RepeatableSource(plan.seed, purpose, round=round, site=site)
+
+    rules, patients = plan.privacy, len(set(units))
+    cost = round_cost(plan, len(units) if rules and rules.unit == "example" else patients)
+    if rules is None or cost is None:
+        return None
+    policy = BudgetPolicy(epsilon=granted(rules, cap), delta=rules.delta)
+    path = folder / "ledger"
+
+    @contextmanager
+    def ledger() -> Iterator[Ledger]:
+        planned = cost.account(plan.rounds.rounds)
+        opened = (
+            Ledger.open(path)
+            if path.exists()
+            else Ledger.create(path, policy, units=patients, planned=planned)
+        )
+        with opened:
+            yield opened
+
+    return SitePrivacy(rules, cost, units, float(plan.local.batch_size), ledger, sources, simulation=True)
+
+
+def granted(rules: PrivacyRules, cap: float | None) -> float | None:
+    """ε of the site's policy.
+
+    Protecting rows says nothing of a patient with several, whom the ledger charges: there is no cap for it
+    but one that somebody wrote.
+    """
+    if cap is not None or rules.unit == "example" or rules.epsilon is None:
+        return cap
+    return rules.epsilon * _SLACK
+
+
+def drowned(plan: TrainingPlan, units: Mapping[str, int]) -> str | None:
+    """A notice where the noise of a sum is longer than anything that could be under it; None elsewhere.
+
+    Args:
+        plan: What is trained.
+        units: Site → its units.
+    """
+    rules = plan.privacy
+    if rules is None or rules.noise == "local":
+        return None
+    sigma, size = sigma_of_sums(rules, plan.rounds.rounds), plan.adapter.layout.size
+    if rules.unit == "site":
+        most, what = cohort_size(plan.rounds, len(units)), "sites"
+    else:
+        most, what = round((rules.sample_rate or 1.0) * sum(units.values())), "patients a round"
+    length = sigma * math.sqrt(size)
+    if length <= most:
+        return None
+    return (
+        f"the noise drowns this run: σ = {sigma:.3g} on {size:,} coordinates is as long as {length:,.0f} "
+        f"clipped updates that all agree, and there are {most:,} {what}: train fewer parameters, or grant "
+        "a larger ε"
+    )

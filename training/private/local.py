@@ -1,0 +1,164 @@
+"""A private local round: what the site hands to it, and the gradients that the round steps along.
+
+The loop is the one of every local round (`training/local_round.py`); what differs is where the gradient of a
+step comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from wardround.core.privacy_rules import PrivacyRules
+from wardround.privacy.accounting.of_plan import RoundCost
+from wardround.privacy.noise.source import RandomSource
+from wardround.training.private.clipping import Adaptive, Automatic, Clipping, Flat, split_by_layer
+from wardround.training.private.gradient import PrivateGradients, StepFigures, private_gradients
+from wardround.training.private.sampling import PoissonSampler
+from wardround.training.tasks.contract import Encoded
+from wardround.training.workbench import Workbench
+
+
+@dataclass(frozen=True, repr=False)
+class PrivateRound:
+    """What makes one local round private.
+
+    Attributes:
+        rules: The plan's.
+        cost: Rate, noise and steps, as they were reserved.
+        expected_batch: B, by which sums are divided: a constant of the plan.
+        units: The unit of each training row.
+        clip_norm: C of the first step; under adaptive clipping it is what the last round left.
+        batches: Words for who is in a batch.
+        noise: Words for the noise.
+        simulation: Says "not private": batches and noise may come from a seed.
+    """
+
+    rules: PrivacyRules
+    cost: RoundCost
+    expected_batch: float
+    units: Sequence[str]
+    clip_norm: float
+    batches: RandomSource
+    noise: RandomSource
+    simulation: bool = False
+
+    def sampler(self) -> PoissonSampler:
+        """Draws the batches of the round."""
+        most = self.rules.most_examples if self.rules.unit == "patient" else None
+        return PoissonSampler(self.units, self.cost.sample_rate, self.batches, most)
+
+    def clipping(self, columns: Mapping[str, slice]) -> Clipping:
+        """The plan's rule.
+
+        Args:
+            columns: Name of a tensor → its place in a row of gradients.
+        """
+        match self.rules.clipping:
+            case "flat":
+                return Flat(self.clip_norm)
+            case "per_layer":
+                return split_by_layer(self.clip_norm, columns)
+            case "automatic":
+                return Automatic(self.clip_norm)
+            case "adaptive":
+                settings = self.rules.adaptive
+                return Adaptive(
+                    self.clip_norm,
+                    self.expected_batch,
+                    settings.count_noise,
+                    settings.quantile,
+                    settings.rate,
+                )
+
+
+@dataclass
+class NoisedGradients:
+    """Gradients of a round in which every step is noised at the site.
+
+    Attributes:
+        steps: As they were reserved.
+        figures: Of the steps so far; exact, hence for the site's own eyes.
+    """
+
+    gradients: PrivateGradients
+    sampler: PoissonSampler
+    steps: int
+    device: torch.device
+    figures: list[StepFigures] = field(default_factory=list)
+
+    def write(self, step: int) -> tuple[torch.Tensor, int]:  # noqa: ARG002 - every draw is a fresh one
+        """Draw a batch and put its noised gradient into `.grad`."""
+        self.figures.append(self.gradients.write(self.sampler.draw()))
+        return torch.zeros((), device=self.device), 0
+
+    def stepped(self) -> None:
+        """Close the step."""
+        self.gradients.stepped()
+
+    @property
+    def noise_variance(self) -> float:
+        """Of every entry of the gradient that was written last."""
+        return self.gradients.noise_variance
+
+    @property
+    def clip_norm(self) -> float:
+        """C of the next step: a function of what was released."""
+        return self.gradients.clipping.bound
+
+
+@contextmanager
+def noised_gradients(
+    bench: Workbench, parameters: Mapping[str, nn.Parameter], rows: Sequence[Encoded], private: PrivateRound
+) -> Iterator[NoisedGradients]:
+    """Gradients of the round's steps.
+
+    Raises:
+        ConfigError: A parameter trains that has no rule, or rows are packed.
+        InternalError: A weight outside the adapter moved.
+    """
+    with _opened(bench, parameters, rows, private) as gradients:
+        yield NoisedGradients(gradients, private.sampler(), private.cost.steps, bench.device)
+
+
+def clipped_sum(
+    bench: Workbench, parameters: Mapping[str, nn.Parameter], rows: Sequence[Encoded], private: PrivateRound
+) -> tuple[dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]], StepFigures]:
+    """The clipped sum of one batch over B, without noise: where it is added as a share in the ring.
+
+    Returns:
+        Name of a tensor → its part, float64, of the tensor's shape.
+
+    Raises:
+        ConfigError: As `noised_gradients`.
+    """
+    with _opened(bench, parameters, rows, private) as gradients:
+        clipped, figures = gradients.clipped_sum(private.sampler().draw())
+    columns = _columns(parameters)
+    mean = clipped.total.cpu().numpy() / private.expected_batch
+    return {name: mean[columns[name]].reshape(parameters[name].shape) for name in parameters}, figures
+
+
+@contextmanager
+def _opened(
+    bench: Workbench, parameters: Mapping[str, nn.Parameter], rows: Sequence[Encoded], private: PrivateRound
+) -> Iterator[PrivateGradients]:
+    with private_gradients(
+        bench, parameters, rows, private.cost.mechanism, private.clipping(_columns(parameters)),
+        expected_batch=private.expected_batch, source=private.noise, simulation=private.simulation,
+    ) as gradients:  # fmt: skip
+        yield gradients
+
+
+def _columns(parameters: Mapping[str, nn.Parameter]) -> dict[str, slice]:
+    """Name → its place in a row of gradients, which is sorted by name (`ExampleGradients.columns`)."""
+    columns, start = {}, 0
+    for name, parameter in sorted(parameters.items()):
+        columns[name] = slice(start, start + parameter.numel())
+        start += parameter.numel()
+    return columns
