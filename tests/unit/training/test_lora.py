@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from wardround.core.checked import parse_options
-from wardround.core.errors import ConfigError, ModelError, PeerError, StorageError
+from wardround.core.errors import ConfigError, InternalError, ModelError, PeerError, StorageError
 from wardround.core.packed import Adapter
 from wardround.training.adapters import ADAPTERS
 from wardround.training.adapters.lora import ADAPTER, LoraOptions
@@ -69,6 +69,21 @@ def test_writing_and_reading_an_adapter_is_exact(case: int, benches: Any) -> Non
     bench.load_adapter(adapter)
     assert bench.read_adapter().digest == adapter.digest
     assert all(parameter.dtype == torch.float32 for parameter in bench.parameters().values())
+
+
+def test_parameters_are_those_that_the_model_has_now(tiny_bert: Path, toys: Any) -> None:
+    """Names are looked up again where a parameter was replaced, or began to train."""
+    bench = toys.bench(tiny_bert, toys.classifier)
+    before = bench.parameters()
+    name, module = next((n, m) for n, m in bench.model.named_modules() if n.endswith("lora_A.default"))
+    new = module.weight = torch.nn.Parameter(module.weight.detach().clone())
+    after = bench.parameters()
+    (changed,) = [key for key, parameter in after.items() if parameter is not before[key]]
+    assert changed.removesuffix(".weight") == name.removesuffix(".default")
+    assert after[changed] is new
+    next(p for p in bench.model.parameters() if not p.requires_grad).requires_grad_(True)
+    with pytest.raises(InternalError, match="does not hold"):
+        bench.parameters()
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=IDS)
