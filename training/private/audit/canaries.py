@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar, Final, cast, final
 
 import numpy as np
@@ -92,7 +93,7 @@ def canaries(stage: Stage, *, most: int = 2000, steps: int | None = None, seed: 
     cost = stage.private.cost
     taken = steps or steps_for(cost.sample_rate, cost.sigma)
     mechanism = SampledGaussian(sample_rate=cost.sample_rate, sigma=cost.sigma, steps=taken)
-    claimed = Account(mechanisms=(mechanism,)).fixed_schedule_epsilon(DELTA, units=1).value
+    claimed = claimed_epsilon(mechanism)
     rng = np.random.default_rng(seed)
     with _few_train(stage, most) as parameters:
         columns = columns_of(parameters)
@@ -117,6 +118,12 @@ def canaries(stage: Stage, *, most: int = 2000, steps: int | None = None, seed: 
             scores += written(parameters).numpy()
             gradients.stepped()
     return guessed(scores[places], included, claimed, taken)
+
+
+@lru_cache(maxsize=64)
+def claimed_epsilon(mechanism: SampledGaussian) -> float:
+    """The accountant's tight ε: of a schedule that is fixed beforehand, as this one is."""
+    return Account(mechanisms=(mechanism,)).fixed_schedule_epsilon(DELTA, units=1).value
 
 
 def steps_for(sample_rate: float, sigma: float) -> int:

@@ -169,7 +169,8 @@ def written(parameters: dict[str, nn.Parameter]) -> torch.Tensor:
                 found.append(torch.zeros(parameter.numel(), dtype=torch.float64))
                 continue
             found.append(gradient.detach().reshape(-1).cpu().double())
-            longest = float(gradient.abs().max()) or 1.0
-            parameter.sub_(gradient * (_SMALL_STEP / longest))
+            longest = float(gradient.abs().max())
+            # A broken step may give zeros, which has to be seen by the tests and not by the step.
+            parameter.sub_(gradient * (_SMALL_STEP / longest) if longest > 0 else _SMALL_STEP)
             parameter.grad = None
     return torch.cat(found)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from wardround.core.errors import TrainingError
 from wardround.training.private import gradient
-from wardround.training.private.audit.canaries import canaries
+from wardround.training.private.audit.canaries import canaries, is_powerless
+from wardround.training.private.audit.findings import all_pass
 from wardround.training.private.audit.noise import noise_of_steps
 from wardround.training.private.audit.sensitivity import sensitivity
+from wardround.training.private.audit.stage import on_stage
 from wardround.training.private.clipping import Flat
 from wardround.training.private.units import ClippedSum
 
@@ -140,17 +144,78 @@ TABLE: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
 """Mutant → which of the three catch it, as they are run here."""
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_a_mutant_is_caught_by_whom_the_table_names(
-    name: str, staged: Any, gate: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And by nobody else: what a test does not see is as much to be known."""
-    mutate, catches = TABLE[name]
-    mutate(monkeypatch)
+def catchers(mutate: Callable[[pytest.MonkeyPatch], None], tests: Iterable[str], staged: Any, gate: Any) -> set[str]:
+    """Which of the tests do not pass."""
     caught = set()
-    for test in (S, N, C):
-        with staged() as stage:
-            if not getattr(gate, test)(stage):
-                caught.add(test)
-    assert caught == catches
-    assert caught
+    with pytest.MonkeyPatch.context() as patch:
+        mutate(patch)
+        for test in tests:
+            with staged() as stage:
+                if not getattr(gate, test)(stage):
+                    caught.add(test)
+    return caught
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_mutant_is_caught_by_whom_the_table_names(name: str, staged: Any, gate: Any) -> None:
+    """Each of them notices."""
+    mutate, catches = TABLE[name]
+    assert catches
+    assert catchers(mutate, catches, staged, gate) == catches
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABLE)
+def test_a_mutant_is_caught_by_nobody_else(name: str, staged: Any, gate: Any) -> None:
+    """What a test does not see is as much to be known."""
+    mutate, catches = TABLE[name]
+    assert not catchers(mutate, {S, N, C} - catches, staged, gate)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])
+@pytest.mark.parametrize("rules", RULES, ids=lambda rules: rules.get("clipping", "flat"))
+def test_the_real_step_passes_with_more_power(family: str, rules: dict[str, Any], staged: Any) -> None:
+    """More batches, repeats and canaries; the bound stays below the claim, and is no empty one."""
+    with staged(family, **rules) as stage:
+        assert all_pass(sensitivity(stage, batches=24))
+        assert all_pass(noise_of_steps([stage], repeats=3))
+        shown = canaries(stage, most=2000)
+        assert shown.finding.passed
+        assert not is_powerless(shown)
+        assert shown.epsilon > 0.2
+
+
+def test_noise_of_another_round_or_site_is_another(staged: Any, private_round: Any) -> None:
+    """Two stages from one seed have the same noise, which is seen."""
+    with staged() as stage:
+        again = replace(stage, private=private_round(seed=0))
+        other = replace(stage, private=private_round(seed=5))
+        stage = replace(stage, private=private_round(seed=0))
+        assert all_pass(noise_of_steps([stage, other]))
+        stage = replace(stage, private=private_round(seed=0))
+        failed = [each.test for each in noise_of_steps([stage, again]) if not each.passed]
+        assert failed == ["noise, between steps"]
+
+
+def test_the_bench_is_put_back(staged: Any, opened: Any, toys: Any, private_round: Any, gate: Any) -> None:
+    """Adapter, dropout, modes, gradients."""
+    bench = opened("llama", dropout=0.2)
+    dropout = next(module for module in bench.model.modules() if isinstance(module, torch.nn.Dropout))
+    dropout.p = 0.3
+    before, training = bench.read_adapter(), bench.model.training
+    with on_stage(bench, private_round(), toys.rows(5)) as stage:
+        assert dropout.p == 0
+        assert gate.noise(stage)
+        assert bench.read_adapter().digest != before.digest
+    assert (dropout.p, bench.model.training) == (0.3, training)
+    assert bench.read_adapter().digest == before.digest
+    assert all(p.grad is None and p.requires_grad for p in bench.parameters().values())
+
+
+def test_rows_without_a_gradient_show_nothing(staged: Any) -> None:
+    """They are refused: a sum of zeros never moves."""
+    with staged() as stage:
+        stage.loud.rows = {id(row): 0.0 for row in stage.rows}
+        with pytest.raises(TrainingError, match="no gradient"):
+            sensitivity(stage)
