@@ -63,8 +63,8 @@ def noise_of_steps(stages: Sequence[Stage], *, repeats: int = 1) -> list[Finding
     return judged([noise for stage in stages for _ in range(repeats) for noise in _observed(stage)])
 
 
-def judged(found: Sequence[Noise]) -> list[Finding]:
-    """The findings on some steps' noise.
+def judged(found: Sequence[Noise], *, shape: bool = True) -> list[Finding]:
+    """The findings on some steps' noise; `shape`: that of a continuous distribution.
 
     Raises:
         InternalError: Steps of different adapters.
@@ -72,7 +72,8 @@ def judged(found: Sequence[Noise]) -> list[Finding]:
     if len({(noise.count, len(noise.kept)) for noise in found}) != 1:
         raise InternalError("there is no noise to compare, or it has several sizes", found=len(found))
     kept, count = np.stack([noise.kept for noise in found]), found[0].count
-    return [_deviation(found), _mean(found, count), _between(kept), _shape(kept)]
+    findings = [_deviation(found), _mean(found, count), _between(kept)]
+    return [*findings, _shape(kept)] if shape else findings
 
 
 def planned_deviation(stage: Stage, rule: Clipping) -> float:
