@@ -28,6 +28,8 @@ data_app = typer.Typer(help="Look at data before anything is trained.", no_args_
 app.add_typer(data_app, name="data")
 ledger_app = typer.Typer(help="A site's privacy ledger: look, check, repair.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
+audit_app = typer.Typer(help="Test what a finished run claims.", no_args_is_help=True)
+app.add_typer(audit_app, name="audit")
 
 MOVED_BASE = "Base model, where it lies elsewhere now."
 HYDRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -323,6 +325,25 @@ def predict(
 
     own_modules()
     predict_file(model, source, output, run, base)
+
+
+@audit_app.command("privacy")
+def audit_privacy(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    designed: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads Optional
+        typer.Option("--canaries", help="Beginning of the ids of rows that were planted to be found."),
+    ] = None,
+    model: Annotated[Optional[str], typer.Option(help=MOVED_BASE)] = None,  # noqa: UP045 - as above
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Test a run's differential privacy, and whether its adapter gives its training rows away."""
+    from wardround.simulations.own_modules import own_modules
+    from wardround.simulations.privacy_audit import audit_privacy as audit
+
+    own_modules()
+    if audit(run, as_json=as_json, designed=designed, model=model).passed is False:
+        raise typer.Exit(1)
 
 
 EXTRA_OF = dict.fromkeys(

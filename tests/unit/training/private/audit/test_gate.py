@@ -1,0 +1,221 @@
+"""The three tests pass on the real step, and each seeded mutant is caught by those that the table names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from wardround.core.errors import TrainingError
+from wardround.training.private import gradient
+from wardround.training.private.audit.canaries import canaries, is_powerless
+from wardround.training.private.audit.findings import all_pass
+from wardround.training.private.audit.noise import noise_of_steps
+from wardround.training.private.audit.sensitivity import sensitivity
+from wardround.training.private.audit.stage import on_stage
+from wardround.training.private.clipping import Flat
+from wardround.training.private.units import ClippedSum
+
+RULES: list[dict[str, Any]] = [
+    {},
+    {"clipping": "per_layer"},
+    {"clipping": "automatic"},
+    {"clipping": "adaptive", "adaptive": {"count_noise": 5.0}},
+]
+
+
+@pytest.mark.parametrize("rules", RULES, ids=lambda rules: rules.get("clipping", "flat"))
+@pytest.mark.parametrize("test", ["sensitivity", "noise", "canaries"])
+def test_the_real_step_passes(test: str, rules: dict[str, Any], staged: Any, gate: Any) -> None:
+    """Under every rule of clipping."""
+    with staged(**rules) as stage:
+        assert getattr(gate, test)(stage)
+
+
+def no_clip(patch: pytest.MonkeyPatch) -> None:
+    """The factor is forgotten."""
+    patch.setattr(Flat, "factors", lambda _, norms: torch.ones_like(norms))
+
+
+def clip_by_example(patch: pytest.MonkeyPatch) -> None:
+    """Each row by itself: a unit of three moves the sum by up to 3 C."""
+
+    def fold(total: ClippedSum, gradients: torch.Tensor, units: Sequence[int]) -> None:
+        total.add(gradients, [(unit, row, len(total._norms)) for row, unit in enumerate(units)])
+
+    patch.setattr(gradient, "fold_piece", fold)
+
+
+def token_mean(patch: pytest.MonkeyPatch) -> None:
+    """The mean over the batch's targets, as Hugging Face's `labels=` has it."""
+    patch.setattr(
+        gradient,
+        "example_means",
+        lambda task, model, tensors, counts: task.example_losses(model, tensors) / counts.sum(),
+    )
+
+
+
+
+def noise_times(factor: float) -> Callable[[pytest.MonkeyPatch], None]:
+    """So many times the noise."""
+
+    def patched(patch: pytest.MonkeyPatch) -> None:
+        plain = gradient.add_noise
+        patch.setattr(
+            gradient, "add_noise", lambda total, deviation, source: plain(total, factor * deviation, source)
+        )
+
+    return patched
+
+
+def noise_with_each_piece(pieces: float, deviation: float = 2.0 * 0.3) -> Callable[[pytest.MonkeyPatch], None]:
+    """Noise with each microbatch, as if there were so many of them, and none at the end."""
+
+    def patched(patch: pytest.MonkeyPatch) -> None:
+        rng = np.random.default_rng(1)
+
+        def fold(total: ClippedSum, gradients: torch.Tensor, units: Sequence[int]) -> None:
+            total.add(gradients, units)
+            noise = rng.normal(0, deviation / math.sqrt(pieces), len(total._total))
+            total._total += torch.from_numpy(noise)
+
+        patch.setattr(gradient, "fold_piece", fold)
+        patch.setattr(gradient, "add_noise", lambda total, *_: total)
+
+    return patched
+
+
+def same_noise_again(patch: pytest.MonkeyPatch) -> None:
+    """One noise for all steps: their difference has none."""
+    kept: dict[int, np.ndarray] = {}
+    plain = gradient.add_noise
+
+    def add(total: np.ndarray, deviation: float, source: Any) -> np.ndarray:
+        if total.size not in kept:
+            kept[total.size] = plain(np.zeros(total.size), deviation, source)
+        return total + kept[total.size]
+
+    patch.setattr(gradient, "add_noise", add)
+
+
+def flat_noise(patch: pytest.MonkeyPatch) -> None:
+    """The right variance from a distribution without tails, which bounds no ε."""
+
+    def add(total: np.ndarray, deviation: float, source: Any) -> np.ndarray:
+        uniform = source.words(total.size) / 2.0**64 - 0.5
+        return total + deviation * math.sqrt(12) * uniform
+
+    patch.setattr(gradient, "add_noise", add)
+
+
+def one_tensor_without(patch: pytest.MonkeyPatch) -> None:
+    """The last entries get no noise."""
+    plain = gradient.add_noise
+
+    def add(total: np.ndarray, deviation: float, source: Any) -> np.ndarray:
+        noised = plain(total, deviation, source)
+        noised[-32:] = total[-32:]
+        return noised
+
+    patch.setattr(gradient, "add_noise", add)
+
+
+S, N, C = "sensitivity", "noise", "canaries"
+TABLE: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
+    "no clip": (no_clip, {S, C}),
+    "clip by example": (clip_by_example, {S}),
+    "token mean over the batch": (token_mean, {S}),
+    "half the noise": (noise_times(0.5), {N}),
+    "a twentieth less noise": (noise_times(0.95), {N}),
+    "more noise than planned": (noise_times(1.05), {N}),
+    "no noise": (noise_times(1e-6), {N, C}),
+    "noise with each microbatch": (noise_with_each_piece(1), {S, N}),
+    "noise split over microbatches": (noise_with_each_piece(4), {S, N}),
+    "the same noise again": (same_noise_again, {N}),
+    "noise without tails": (flat_noise, {N}),
+    "one tensor without noise": (one_tensor_without, {N}),
+}
+"""Mutant → which of the three catch it, as they are run here."""
+
+
+def catchers(mutate: Callable[[pytest.MonkeyPatch], None], tests: Iterable[str], staged: Any, gate: Any) -> set[str]:
+    """Which of the tests do not pass."""
+    caught = set()
+    with pytest.MonkeyPatch.context() as patch:
+        mutate(patch)
+        for test in tests:
+            with staged() as stage:
+                if not getattr(gate, test)(stage):
+                    caught.add(test)
+    return caught
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_mutant_is_caught_by_whom_the_table_names(name: str, staged: Any, gate: Any) -> None:
+    """Each of them notices."""
+    mutate, catches = TABLE[name]
+    assert catches
+    assert catchers(mutate, catches, staged, gate) == catches
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABLE)
+def test_a_mutant_is_caught_by_nobody_else(name: str, staged: Any, gate: Any) -> None:
+    """What a test does not see is as much to be known."""
+    mutate, catches = TABLE[name]
+    assert not catchers(mutate, {S, N, C} - catches, staged, gate)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])
+@pytest.mark.parametrize("rules", RULES, ids=lambda rules: rules.get("clipping", "flat"))
+def test_the_real_step_passes_with_more_power(family: str, rules: dict[str, Any], staged: Any) -> None:
+    """More batches, repeats and canaries; the bound stays below the claim, and is no empty one."""
+    with staged(family, **rules) as stage:
+        assert all_pass(sensitivity(stage, batches=24))
+        assert all_pass(noise_of_steps([stage], repeats=3))
+        shown = canaries(stage, most=2000)
+        assert shown.finding.passed
+        assert not is_powerless(shown)
+        assert shown.epsilon > 0.2
+
+
+def test_noise_of_another_round_or_site_is_another(staged: Any, private_round: Any) -> None:
+    """Two stages from one seed have the same noise, which is seen."""
+    with staged() as stage:
+        again = replace(stage, private=private_round(seed=0))
+        other = replace(stage, private=private_round(seed=5))
+        stage = replace(stage, private=private_round(seed=0))
+        assert all_pass(noise_of_steps([stage, other]))
+        stage = replace(stage, private=private_round(seed=0))
+        failed = [each.test for each in noise_of_steps([stage, again]) if not each.passed]
+        assert failed == ["noise, between steps"]
+
+
+def test_the_bench_is_put_back(staged: Any, opened: Any, toys: Any, private_round: Any, gate: Any) -> None:
+    """Adapter, dropout, modes, gradients."""
+    bench = opened("llama", dropout=0.2)
+    dropout = next(module for module in bench.model.modules() if isinstance(module, torch.nn.Dropout))
+    dropout.p = 0.3
+    before, training = bench.read_adapter(), bench.model.training
+    with on_stage(bench, private_round(), toys.rows(5)) as stage:
+        assert dropout.p == 0
+        assert gate.noise(stage)
+        assert bench.read_adapter().digest != before.digest
+    assert (dropout.p, bench.model.training) == (0.3, training)
+    assert bench.read_adapter().digest == before.digest
+    assert all(p.grad is None and p.requires_grad for p in bench.parameters().values())
+
+
+def test_rows_without_a_gradient_show_nothing(staged: Any) -> None:
+    """They are refused: a sum of zeros never moves."""
+    with staged() as stage:
+        stage.loud.rows = {id(row): 0.0 for row in stage.rows}
+        with pytest.raises(TrainingError, match="no gradient"):
+            sensitivity(stage)
