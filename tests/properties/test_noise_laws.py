@@ -170,6 +170,7 @@ def test_no_share_is_missing(sigma: float, honest: int, colluders: int, curious:
     least = honest + colluders + curious
     worst: dict[str, Any] = {"colluders": colluders, "site_is_adversary": curious}
     variance = share_variance(sigma, least_survivors=least, **worst)
+    assert honest * Fraction(variance) >= Fraction(sigma) ** 2
     assert sigma <= guaranteed(variance, least_survivors=least, **worst) <= sigma * (1 + 1e-12)
     assert guaranteed(variance, least_survivors=least + more, **worst) >= sigma
     assert surplus(least + more, least_survivors=least, **worst) >= 1

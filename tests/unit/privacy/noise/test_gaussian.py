@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -130,6 +132,21 @@ def test_the_last_bits_do_not_know_the_data(repeatable: Repeatable) -> None:
     assert abs(float(last_bits(naive[0]).mean()) - float(last_bits(naive[1]).mean())) > 0.05
     assert not last_bits(ours[0]).any()
     assert not last_bits(ours[1]).any()
+
+
+def test_importing_costs_nothing_heavy() -> None:
+    """SciPy comes when noise is drawn, torch never."""
+    code = (
+        "import sys\n"
+        "from wardround.privacy.noise import discrete, gaussian, shares, source\n"
+        "print([name for name in ('torch', 'scipy', 'dp_accounting') if name in sys.modules])\n"
+        "gaussian.gaussian(source.SystemSource('noise'), 10, 1.0)\n"
+        "print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines() == ["[]", "False"], done.stderr
 
 
 @pytest.mark.parametrize("deviation", [0.0, -1.0, math.nan, math.inf, 1e-201, 1e201])
