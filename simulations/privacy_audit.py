@@ -126,8 +126,13 @@ def audited(run: Path, *, designed: str | None = None, model: str | None = None)
         bench.load_adapter(released)
         _gate(audit, prepared, plan)
     members, others, from_validation = _sides(prepared, plan)
+    if not others:
+        audit.notices.append("membership inference has nobody to compare with: no test rows, none held back")
+        return audit
     if from_validation:
-        audit.notices.append("there are no test rows: what sites held back stands for rows that were not trained on")
+        audit.notices.append(
+            "there are no test rows: what sites held back stands for rows that were not trained on"
+        )
     for name, beginning in (("rows", None), ("designed canaries", designed)):
         pair = [_asked(prepared, plan, part, beginning, designed) for part in (members, others)]
         if name == "rows" or beginning is not None:
@@ -248,9 +253,7 @@ def _asked(
         rng = np.random.default_rng(seed_for(plan.seed, Purpose.SAMPLES))
         part = [part[index] for index in sorted(rng.permutation(len(part))[:ASKED_ROWS])]
     by_patient = plan.data.unit_column is not None
-    units = [
-        example.unit if by_patient else f"{place}\x1f{example.number}" for place, example in part
-    ]
+    units = [example.unit if by_patient else f"{place}\x1f{example.number}" for place, example in part]
     return Asked(_encoded(prepared, plan, [example for _, example in part]), units)
 
 

@@ -43,7 +43,7 @@ _CLAIM: Final = 2.0
 """Steps are taken until about this ε is claimed: a larger claim hides more, a smaller one shows less."""
 _MOST_STEPS: Final = 256
 _GUESSES: Final = ((0.05, 0.05), (0.125, 0.125), (0.125, 0.0), (0.5, 0.5))
-"""Shares of the canaries that are guessed in and out; all are tried, each at its part of what may go wrong."""
+"""Shares of the canaries that are guessed in and out; all are tried, each at its part of the 5 %."""
 _BUFFER: Final = 1 << 24
 """Entries of gradients at once."""
 
@@ -75,8 +75,8 @@ class Shown:
     def finding(self) -> Finding:
         """The bound against the claim."""
         note = (
-            f"ε at δ = {DELTA:g}, 95 %; {self.right} of {self.guesses} guesses right, {self.canaries} canaries, "
-            f"{self.steps} steps; at most {self.most:.2f} could be shown"
+            f"ε at δ = {DELTA:g}, 95 %; {self.right} of {self.guesses} guesses right, "
+            f"{self.canaries} canaries, {self.steps} steps; at most {self.most:.2f} could be shown"
         )
         return Finding("canaries, lower bound", self.epsilon, 0.0, self.claimed, note)
 

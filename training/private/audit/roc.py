@@ -1,4 +1,4 @@
-"""How well scores tell members from others: AUC with an interval, and the rate of hits at few false alarms."""
+"""How well scores tell members from others: AUC with an interval, and the hits at few false alarms."""
 
 from __future__ import annotations
 

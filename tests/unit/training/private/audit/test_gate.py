@@ -60,8 +60,6 @@ def token_mean(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-
-
 def noise_times(factor: float) -> Callable[[pytest.MonkeyPatch], None]:
     """So many times the noise."""
 
@@ -74,7 +72,9 @@ def noise_times(factor: float) -> Callable[[pytest.MonkeyPatch], None]:
     return patched
 
 
-def noise_with_each_piece(pieces: float, deviation: float = 2.0 * 0.3) -> Callable[[pytest.MonkeyPatch], None]:
+def noise_with_each_piece(
+    pieces: float, deviation: float = 2.0 * 0.3
+) -> Callable[[pytest.MonkeyPatch], None]:
     """Noise with each microbatch, as if there were so many of them, and none at the end."""
 
     def patched(patch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,9 @@ TABLE: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
 """Mutant → which of the three catch it, as they are run here."""
 
 
-def catchers(mutate: Callable[[pytest.MonkeyPatch], None], tests: Iterable[str], staged: Any, gate: Any) -> set[str]:
+def catchers(
+    mutate: Callable[[pytest.MonkeyPatch], None], tests: Iterable[str], staged: Any, gate: Any
+) -> set[str]:
     """Which of the tests do not pass."""
     caught = set()
     with pytest.MonkeyPatch.context() as patch:
@@ -189,13 +191,13 @@ def test_the_real_step_passes_with_more_power(family: str, rules: dict[str, Any]
 def test_noise_of_another_round_or_site_is_another(staged: Any, private_round: Any) -> None:
     """Two stages from one seed have the same noise, which is seen."""
     with staged() as stage:
-        again = replace(stage, private=private_round(seed=0))
-        other = replace(stage, private=private_round(seed=5))
-        stage = replace(stage, private=private_round(seed=0))
-        assert all_pass(noise_of_steps([stage, other]))
-        stage = replace(stage, private=private_round(seed=0))
-        failed = [each.test for each in noise_of_steps([stage, again]) if not each.passed]
-        assert failed == ["noise, between steps"]
+
+        def failed(*seeds: int) -> list[str]:
+            sides = [replace(stage, private=private_round(seed=seed)) for seed in seeds]
+            return [each.test for each in noise_of_steps(sides) if not each.passed]
+
+        assert failed(0, 5) == []
+        assert failed(0, 0) == ["noise, between steps"]
 
 
 def test_the_bench_is_put_back(staged: Any, opened: Any, toys: Any, private_round: Any, gate: Any) -> None:
