@@ -7,6 +7,7 @@ randomness. Membership inference is done on what the run released, and reported.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -74,7 +75,7 @@ class Audit:
         return {
             "claim": self.claim,
             "gate_passed": self.passed,
-            "gate": [asdict(finding) | {"passed": finding.passed} for finding in self.gate],
+            "gate": [_record(finding) for finding in self.gate],
             "untested": self.untested,
             "membership": {
                 rows: {name: asdict(found) for name, found in scores.items()}
@@ -82,6 +83,15 @@ class Audit:
             },
             "notices": self.notices,
         }
+
+
+def _record(finding: Finding) -> dict[str, Any]:
+    """JSON has no infinity: it becomes a word."""
+    values = asdict(finding) | {"passed": finding.passed}
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
 def audit_privacy(

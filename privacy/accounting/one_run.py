@@ -1,9 +1,9 @@
 """The least ε that guesses about many canaries in one run can show.
 
-m canaries, each put into the run with probability 1/2 and apart from the others; whoever looks at what the run
-released guesses for some of them whether they were in it. Under (ε, δ)-DP with one canary more or less as
-neighbours, so many right guesses are as unlikely as Steinke, Nasr & Jagielski 2023, arXiv:2305.08846v1,
-theorem 5.2 says:
+m canaries, each put into the run with probability 1/2 and apart from the others; whoever looks at what the
+run released guesses for some of them whether they were in it. Under (ε, δ)-DP with one canary more or less as
+neighbours, so many right guesses are as unlikely as Steinke, Nasr & Jagielski 2023, arXiv:2305.08846, say
+(their theorem for approximate DP, as their `p_value_DP_audit` computes it):
 
     P[W ≥ v] ≤ P[Ŵ ≥ v] + 2 m δ · max_i P[v > Ŵ ≥ v − i] / i,    Ŵ ~ Binomial(r, e^ε / (1 + e^ε))
 """

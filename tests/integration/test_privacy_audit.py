@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from wardround.simulations.config import RunConfig
 from wardround.simulations.privacy_audit import Audit, audited
 from wardround.simulations.simulate import run_simulation
 from wardround.training.private import gradient
+from wardround.training.private.audit.findings import Finding
 from wardround.training.private.audit.sensitivity import sensitivity
 
 Make = Callable[..., RunConfig]
@@ -28,6 +30,7 @@ LOCAL: dict[str, Any] = {"unit": "patient", "epsilon": 4.0, "delta": 1e-2}
 def few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward passes are most of the time; other tests take more of them."""
     monkeypatch.setattr(privacy_audit, "sensitivity", partial(sensitivity, batches=2))
+    monkeypatch.setattr(privacy_audit, "ROUNDS", (1,))
 
 
 @pytest.fixture
@@ -116,3 +119,12 @@ def test_other_rows_or_an_unfinished_run_are_refused(wards: Make, tmp_path: Path
     rows.write_text(rows.read_text().replace("slow 7", "slow 8", 1))
     with pytest.raises(DataError, match="not those of the run"):
         audited(run)
+
+
+def test_json_has_words_for_infinity() -> None:
+    """A sum that is not finite is a finding too, and a claim of no noise at all."""
+    findings = [Finding("sensitivity", math.inf, 0.0, 1.0), Finding("canaries", 3.0, 0.0, math.inf)]
+    record = json.loads(json.dumps(Audit("none", findings).record(), allow_nan=False))
+    assert [found["passed"] for found in record["gate"]] == [False, True]
+    assert record["gate"][0]["found"] == record["gate"][1]["most"] == "inf"
+    assert record["gate_passed"] is False

@@ -1,6 +1,6 @@
 """The third test of the gate: a lower bound on ε, from canaries in one run of the private step.
 
-White-box gradient canaries (Steinke, Nasr & Jagielski 2023, arXiv:2305.08846v1, §§ 5 and 6): canary j is a
+White-box gradient canaries (Steinke, Nasr & Jagielski 2023, arXiv:2305.08846): canary j is a
 unit whose gradient is K e_j, K far beyond C, on a coordinate of its own. Each is in the run with probability
 1/2. The run's noised sums are observed at every step; a canary's score is what they hold at its coordinate,
 added up over the steps. The highest scores are guessed to be in, the lowest to be out, and
@@ -222,7 +222,7 @@ class _Given:
         self._task, self._length = task, length
         self._device = next(iter(self.parameters.values())).device
 
-    def of(self, losses: object, lines: int) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG002 - given
+    def of(self, losses: object, lines: int) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG002 - they are given
         """K e_j for each line."""
         gradients = torch.zeros(lines, self.size, device=self._device)
         if lines:

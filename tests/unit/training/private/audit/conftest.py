@@ -43,7 +43,7 @@ def small(family: str) -> dict[str, Any]:
 
 @pytest.fixture
 def staged(opened: Any, toys: Any, private_round: Any) -> Callable[..., Any]:
-    """`with staged(**settings) as stage`: a tiny Llama with ragged rows, one of them very long."""
+    """Opens a tiny Llama with ragged rows, one of them very long; settings are the private round's."""
 
     @contextmanager
     def make(family: str = "llama", **settings: Any) -> Iterator[Stage]:

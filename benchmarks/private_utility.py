@@ -1,0 +1,179 @@
+"""What privacy costs in score: macro-F1 by ε, noise in the sum beside noise at each site.
+
+    python benchmarks/private_utility.py run SET [--noise distributed local] [--epsilons 1 8 inf] [--seeds 0 1]
+    python benchmarks/private_utility.py tune SET NOISE EPSILON [KEY=VALUE ...]
+    python benchmarks/private_utility.py table
+
+`run` adds what is missing to benchmarks/results/private_utility.jsonl, a line a run, scored on the test
+rows; `tune` scores a tenth of the patients, held out of the training rows, and writes nothing. The sets are
+public, so that tuning on them is declared and not paid for: **each ε excludes tuning**. Patients are what is
+protected (δ = 1e-4), all of them: nobody is held back, and the last round is the one that counts.
+
+The peer is the non-private federation of `quality.py` on the same set and seed, whole adapter and all.
+Results stand in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import quality
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from wardround.runtime.events import Event, EventStream, PrivacySpent
+from wardround.simulations.config import RunConfig
+from wardround.simulations.preparation import task_of
+from wardround.simulations.rows import gather
+
+RESULTS = Path(__file__).parent / "results" / "private_utility.jsonl"
+# The head and one rank beside it: noise grows with the root of what it falls on.
+SETS: dict[str, list[str]] = {
+    "heart": [
+        "experiment=demo", "++adapter.options={r: 1, alpha: 2, targets: [pooler.dense]}", "model.dropout=off",
+        "data.validation_fraction=0", "machine.threads=1", "machine.microbatch_size=16",
+        "bounds.local_only=false", "bounds.centralised=false",
+    ],
+}  # fmt: skip
+NOISES: dict[str, list[str]] = {
+    "distributed": [
+        "privacy=distributed", "rounds.rounds=30", "local.batch_size=100", "local.learning_rate=2.0",
+        "local.schedule={shape: cosine, floor: 0.1}", "++privacy.clip_norm=0.5",
+    ],
+    "local": [
+        "privacy=patient", "rounds.rounds=30", "local.epochs=null", "local.steps=1", "local.batch_size=40",
+        "local.optimiser=sgd", "local.learning_rate=2.0", "local.schedule={shape: cosine, floor: 0.1}",
+        "++privacy.clip_norm=0.5", "encoding.bits=32",
+    ],
+}  # fmt: skip
+NO_NOISE = 1e-6
+
+
+def config_of(name: str, noise: str, epsilon: float, seed: int, extra: list[str]) -> RunConfig:
+    """The checked configuration; ε = ∞ is the same run with next to no noise."""
+    target = (
+        [f"privacy.epsilon={epsilon:g}"]
+        if math.isfinite(epsilon)
+        else ["privacy.epsilon=null", f"privacy.sigma={NO_NOISE}"]
+    )
+    overrides = [*SETS[name], *NOISES[noise], *target, "++privacy.delta=1e-4", f"seed={seed}", *extra]
+    with initialize_config_module("wardround.conf", version_base="1.3"):
+        composed = compose("config", overrides=overrides)
+    return RunConfig.parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]  # a mapping
+
+
+class Spent:
+    """Keeps the largest ε that was told."""
+
+    def __init__(self) -> None:
+        self.epsilon = 0.0
+
+    def emit(self, event: Event) -> None:
+        """Look at what was spent."""
+        if isinstance(event, PrivacySpent):
+            self.epsilon = max(self.epsilon, *event.sites.values())
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def score(config: RunConfig, *, held_out: bool) -> dict[str, Any]:
+    """Train the federation and score its last adapter."""
+    rows = None
+    if held_out:
+        task, spec = task_of(config)
+        rows = quality.without_a_tenth(gather(config, task, spec))
+    bench = quality.Bench.open(config, rows, EventStream())
+    spent, started = Spent(), time.monotonic()
+    _, adapter = bench.train(bench.federated, EventStream((spent,)))
+    return {
+        "plan": bench.prepared.plan.digest,
+        "coordinates": bench.prepared.plan.adapter.layout.size,
+        "spent": round(spent.epsilon, 4),
+        "wall_s": round(time.monotonic() - started, 1),
+        **bench.answers(adapter),
+    }
+
+
+def run(name: str, noises: list[str], epsilons: list[float], seeds: list[int]) -> None:
+    """Train and score what is missing."""
+    known = {(r["set"], r["noise"], r["epsilon"], r["seed"]) for r in read()}
+    for seed in seeds:
+        for epsilon in epsilons:
+            for noise in noises:
+                if (name, noise, str(epsilon), seed) in known:
+                    continue
+                found = score(config_of(name, noise, epsilon, seed, []), held_out=False)
+                line = {"set": name, "noise": noise, "epsilon": str(epsilon), "seed": seed, **found}
+                with RESULTS.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(name, noise, epsilon, seed, found["values"]["macro_f1"], flush=True)
+
+
+def table() -> None:
+    """Means over seeds, and their share of the non-private federation's."""
+    plain = {
+        (r["set"], r["seed"]): r["values"]["macro_f1"]
+        for r in quality.read("quality")
+        if r["arm"] == "federated"
+    }
+    shown = Table("set", "noise", "ε", "seeds", "macro-F1", "of the non-private federation")
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for record in read():
+        groups.setdefault((record["set"], record["noise"], record["epsilon"]), []).append(record)
+    for (name, noise, epsilon), records in sorted(groups.items()):
+        scores = [record["values"]["macro_f1"] for record in records]
+        shares = [s / plain[name, r["seed"]] for s, r in zip(scores, records, strict=True)]
+        shown.add_row(
+            name, noise, epsilon, str(len(records)), f"{statistics.mean(scores):.3f}",
+            f"{statistics.mean(shares):.3f} ({min(shares):.3f} to {max(shares):.3f})",
+        )  # fmt: skip
+    Console().print(shown)
+
+
+def read() -> list[dict[str, Any]]:
+    """What was measured so far."""
+    if not RESULTS.exists():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run")
+    running.add_argument("set", choices=SETS)
+    running.add_argument("--noise", nargs="+", choices=NOISES, default=list(NOISES))
+    running.add_argument("--epsilons", nargs="+", type=float, default=[1.0, 3.0, 8.0, math.inf])
+    running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    tuning = commands.add_parser("tune")
+    tuning.add_argument("set", choices=SETS)
+    tuning.add_argument("noise", choices=NOISES)
+    tuning.add_argument("epsilon", type=float)
+    tuning.add_argument("overrides", nargs="*")
+    commands.add_parser("table")
+    given = parser.parse_args(arguments)
+    match given.command:
+        case "run":
+            run(given.set, given.noise, given.epsilons, given.seeds)
+        case "tune":
+            config = config_of(given.set, given.noise, given.epsilon, 0, given.overrides)
+            found = score(config, held_out=True)
+            kept = {name: found[name] for name in ("coordinates", "spent", "wall_s", "values")}
+            print(given.overrides, json.dumps(kept))
+        case "table":
+            table()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
