@@ -1,6 +1,6 @@
 """What privacy costs in score: macro-F1 by ε, noise in the sum beside noise at each site.
 
-    python benchmarks/private_utility.py run SET [--noise distributed local] [--epsilons 1 8 inf] [--seeds 0 1]
+    python benchmarks/private_utility.py run SET [--noise distributed local] [--epsilons 1 8 inf]
     python benchmarks/private_utility.py tune SET NOISE EPSILON [KEY=VALUE ...]
     python benchmarks/private_utility.py table
 

@@ -53,20 +53,15 @@ def test_a_module_that_no_extra_brings_is_not_explained_away(monkeypatch: pytest
         cli.main([])
 
 
-<<<<<<< HEAD
 LEDGER = ("create", "show", "verify", "export", "amend", "declare", "replay", "mend", "write-off")
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        *(["init"], ["data", "check"], ["merge"], ["evaluate"], ["predict"]),
+        *(["init"], ["data", "check"], ["merge"], ["evaluate"], ["predict"], ["audit", "privacy"]),
         *(["ledger", name] for name in LEDGER),
     ],
-=======
-@pytest.mark.parametrize(
-    "command", [["init"], ["data", "check"], ["merge"], ["evaluate"], ["predict"], ["audit", "privacy"]]
->>>>>>> audit
 )
 def test_help_explains_every_argument_and_option(command: list[str]) -> None:
     """No line of `--help` is a bare name."""
