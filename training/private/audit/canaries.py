@@ -232,10 +232,16 @@ class _Given:
 
 @contextmanager
 def _few_train(stage: Stage, enough: int) -> Iterator[dict[str, nn.Parameter]]:
-    """The smallest tensors of the adapter that have room for so many canaries, or all of them."""
+    """The smallest tensor of the adapter with room for so many canaries, or the largest ones together.
+
+    Under clipping by layer the largest alone: a canary would get no more than its layer's part of C.
+    """
     parameters = stage.bench.parameters()
+    by_size = sorted(parameters.items(), key=lambda item: item[1].numel())
+    roomy = [(name, parameter) for name, parameter in by_size if parameter.numel() >= enough][:1]
     chosen: dict[str, nn.Parameter] = {}
-    for name, parameter in sorted(parameters.items(), key=lambda item: item[1].numel()):
+    largest = by_size[-1:] if stage.private.rules.clipping == "per_layer" else by_size[::-1]
+    for name, parameter in roomy or largest:
         if sum(each.numel() for each in chosen.values()) < enough:
             chosen[name] = parameter
     try:

@@ -179,7 +179,7 @@ def test_a_mutant_is_caught_by_nobody_else(name: str, staged: Any, gate: Any) ->
 @pytest.mark.parametrize("rules", RULES, ids=lambda rules: rules.get("clipping", "flat"))
 def test_the_real_step_passes_with_more_power(family: str, rules: dict[str, Any], staged: Any) -> None:
     """More batches, repeats and canaries; the bound stays below the claim, and is no empty one."""
-    with staged(family, **rules) as stage:
+    with staged(family, sigma=1.0, **rules) as stage:
         assert all_pass(sensitivity(stage, batches=24))
         assert all_pass(noise_of_steps([stage], repeats=3))
         shown = canaries(stage, most=2000)
