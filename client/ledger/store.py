@@ -152,10 +152,12 @@ class Store:
         before, self.stopped = self.stopped, StorageError(
             "the ledger was interrupted while it wrote", remedy="open it anew"
         )  # fmt: skip
+        size = self.file.size
         try:
             self.file.append(line)
         except BaseException:
-            self.stopped = before
+            if self.file.size == size:
+                self.stopped = before
             raise
         self.book.take(self.chain.take(line[:-1]), self.lists)
         self.stopped = before

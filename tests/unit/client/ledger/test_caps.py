@@ -84,6 +84,22 @@ def test_less_may_still_fit_after_a_refusal(ledger: Ledger, asked: Any) -> None:
     asked.reserve(ledger, source, draw="less", mechanism=Gaussian(sigma=200.0))
 
 
+def test_nobody_is_ever_shown_above_the_cap(ledger: Ledger, asked: Any) -> None:
+    """A charge is also refused where the bound of a patient who is in none of its sources would go over."""
+    cap = ledger.book.cap
+    sixth = Gaussian(sigma=math.sqrt(cap.order / (2 * cap.budget / 6.001)))
+    lists = ("bfa", "ga", "f", "b", "egbc")
+    sources = [ledger.source(name, list(name)) for name in lists]
+    ledger.declare_disjoint(sources[0], **SIGNED)
+    for round, (number, count) in enumerate(((2, 1), (4, 2), (2, 2), (1, 1))):
+        mechanism = sixth.model_copy(update={"count": count})
+        asked.reserve(ledger, sources[number], round, mechanism=mechanism)
+    with pytest.raises(BudgetError, match=r"116\.\d% of the budget"):
+        asked.reserve(ledger, sources[3], 9, mechanism=sixth)
+    for source in sources:
+        assert ledger.epsilon(source).value <= 3.0
+
+
 def test_settling_gives_room_back(ledger: Ledger, asked: Any) -> None:
     """What did not run may run another time."""
     source = ledger.source("ward", IDS)

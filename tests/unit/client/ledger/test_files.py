@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from wardround.client.ledger.book import Book
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.repair import mend
@@ -320,15 +321,20 @@ def test_a_line_that_cannot_be_cut_back_ends_the_process_part(
         Ledger.open(folder)
 
 
+@pytest.mark.parametrize("where", ["before the file returns", "after it"])
 def test_an_interrupt_between_file_and_memory_ends_the_process_part(
-    ledger: Ledger, folder: Path, asked: Any, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, folder: Path, asked: Any, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """A chain that lacks its last row must not go on; the row counts once it is opened anew."""
-    source = ledger.source("ward", IDS)
+    source, real = ledger.source("ward", IDS), RowFile.append
+
+    def interrupted(self: Any, *arguments: Any) -> None:
+        if isinstance(self, RowFile):
+            real(self, *arguments)
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "wardround.client.ledger.book.Book.take", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
+        patch.setattr(*((RowFile, "append") if where.startswith("before") else (Book, "take")), interrupted)
         with pytest.raises(KeyboardInterrupt):
             asked.reserve(ledger, source)
     with pytest.raises(StorageError, match="interrupted while it wrote"):

@@ -214,6 +214,8 @@ def test_a_row_of_a_later_version_is_not_read(folder: Path, lines: list[bytes]) 
     chain = chained(b"".join(lines))
     for body in (b'{"at":1,"kind":"refund","row":6}', b'{"at":1,"kind":"mend","row":6,"more":1}', b"[]"):
         refused(folder, [*lines, chain.line(body, keys.sign)], "row 6 of the ledger cannot be read")
+    moved = chained(b"".join(lines)).body(2)
+    refused(folder, [*lines, chain.line(moved, keys.sign)], r"(?s)row 6 of the ledger is another one.*row 2")
     body = b'{"at":1,"digest":"%b","kind":"seal","round":1,"row":7,"run":"r","stage":0}' % (b"11" * 32)
     refused(folder, [*lines, chain.line(body, keys.sign)], r"(?s)row 6 of the ledger is another one.*row 7")
 

@@ -155,6 +155,16 @@ def test_who_comes_after_a_declaration_may_be_of_either(ledger: Ledger, spent: f
     assert spent < ledger.epsilon(ledger.source("ward", OLD)).value < high
 
 
+def test_who_is_declared_is_nobody_of_before_declared_or_not(
+    ledger: Ledger, spent: float, asked: Any
+) -> None:
+    """Neither of the old ones, nor of the unknown who came between."""
+    asked.reserve(ledger, ledger.source("unknown", ["who 1"]), 98)
+    children = ledger.source("children", ["child 1"])
+    ledger.declare_disjoint(children, who="Dr Test", why="others")
+    assert ledger.epsilon(children).value == 0
+
+
 def test_the_highest_spend_is_that_of_one_patient(ledger: Ledger, asked: Any) -> None:
     """Of two halves of one export that were charged apart, an unknown patient is one, not both."""
     ledger.source("all", OLD)
