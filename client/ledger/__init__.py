@@ -5,6 +5,7 @@
     charging.py    whether one charge more fits, and what has been spent
     population.py  who is who: units, what sources share, whom a charge may have met
     book.py        what the rows say, as a fold
+    draws.py       reservations by stage, read when they are asked for
     rows.py        the rows, as values
     chain.py       the lines that they stand in: chained and signed
     units.py       lists of units, by keyed hashes

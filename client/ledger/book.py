@@ -5,10 +5,11 @@ What is written and what is read again goes through the same `take`, from the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+from wardround.client.ledger.draws import Draw, Draws, Stage, Unread
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.population import Population, Worlds
 from wardround.client.ledger.rows import (
@@ -26,7 +27,8 @@ from wardround.client.ledger.rows import (
     Terms,
     WrittenOff,
     fields_of,
-    reserved_parts,
+    plain_seal,
+    split_terms,
     typed,
 )
 from wardround.client.ledger.units import UnitList
@@ -34,33 +36,14 @@ from wardround.core.errors import StorageError
 from wardround.privacy.accounting.cap import Cap
 from wardround.privacy.accounting.tally import Step, Tally, steps_of
 
-Stage: TypeAlias = tuple[str, int, int]
-"""Run, round, stage."""
-Draw: TypeAlias = tuple[str, int, int, str]
-"""Run, round, stage, draw."""
 Lists: TypeAlias = Callable[[str], UnitList]
 """Digest of a list of units → the list."""
-
-
-class Charge(NamedTuple):
-    """A reservation.
-
-    Attributes:
-        row: Where it stands.
-        draw: Of batches and noise.
-        terms: What it charges, with the steps that were reserved.
-    """
-
-    row: int
-    draw: str
-    terms: Terms
 
 
 class Known(NamedTuple):
     """Terms that were read before, and where they are counted."""
 
     terms: Terms
-    run: str
     total: Tally
     of_run: Tally
     step: Step | None
@@ -100,7 +83,7 @@ class Book:
         totals: What each source was charged since the cap was last written off.
         runs: The same by source and run.
         older: What sources were charged before it was, by source and run.
-        charges: Reservations of each stage.
+        draws: Reservations of each stage.
         lowered: Those that were settled at fewer steps → so many.
         seals: Stages whose contribution stands → its digest.
         plans: Plan of each run.
@@ -119,7 +102,7 @@ class Book:
     totals: list[Tally] = field(default_factory=list)
     runs: dict[tuple[int, str], Tally] = field(default_factory=dict)
     older: dict[tuple[int, str], Tally] = field(default_factory=dict)
-    charges: dict[Stage, tuple[Charge, ...]] = field(default_factory=dict)
+    draws: Draws = field(default_factory=Draws)
     lowered: dict[Draw, int] = field(default_factory=dict)
     seals: dict[Stage, str] = field(default_factory=dict)
     plans: dict[str, str] = field(default_factory=dict)
@@ -149,32 +132,33 @@ class Book:
             raise _misplaced(0)
         return Book(row)
 
-    def take(self, body: bytes, lists: Lists) -> None:
-        """One row more.
+    def take(self, bodies: Iterable[bytes], lists: Lists) -> None:
+        """More rows.
 
         Args:
-            body: As it stands in the file; written by this ledger, since its signature is right.
+            bodies: As they stand in the file; written by this ledger, since their signatures are right.
             lists: Reads the list of a new source.
 
         Raises:
-            StorageError: It cannot be read, or what it is about is not there.
+            StorageError: One cannot be read, or what it is about is not there.
         """
-        try:
-            reserved = reserved_parts(body, self.rows)
-            if reserved is None:
-                self._apply(typed(fields_of(body, self.rows), self.rows), lists)
-            else:  # the one kind of which there are many: no model is built
-                draw, round, stage, encoded = reserved
-                known = self._known.get(encoded) or self._terms(encoded)
-                known.total.count(known.step, known.steps)
-                known.of_run.count(known.step, known.steps)
-                place = known.run, round, stage
-                charge = Charge(self.rows, draw, known.terms)
-                held = self.charges.get(place)
-                self.charges[place] = (charge,) if held is None else (*held, charge)
-        except (LookupError, TypeError, ValueError):
-            raise _misplaced(self.rows) from None
-        self.rows += 1
+        waiting: dict[bytes, list[Unread]] = {}
+        for body in bodies:
+            front, terms = split_terms(body, self.rows)
+            if terms:
+                rows = waiting.get(terms)
+                if rows is None:
+                    rows = waiting[terms] = []
+                rows.append((self.rows, front))
+            else:
+                seal = plain_seal(body, self.rows)
+                if seal is not None:
+                    self.seals[seal[:3]] = seal[3]
+                else:
+                    self._charge(waiting)
+                    self._apply(body, lists)
+            self.rows += 1
+        self._charge(waiting)
 
     @property
     def cap(self) -> Cap | None:
@@ -199,13 +183,9 @@ class Book:
         """Number of the source with this list."""
         return next((n for n, source in enumerate(self.sources) if source.digest == digest), None)
 
-    def charge_of(self, draw: Draw) -> Charge | None:
-        """The reservation of a draw."""
-        return next((charge for charge in self.charges.get(draw[:3], ()) if charge.draw == draw[3]), None)
-
     def steps_left(self, draw: Draw) -> int:
         """For how many steps a draw's reservation counts; 0 where there is none."""
-        charge = self.charge_of(draw)
+        charge = self.draws.find(draw)
         if charge is None:
             return 0
         reserved = (steps_of(charge.terms.mechanism) or (None, 1))[1]
@@ -213,7 +193,7 @@ class Book:
 
     def is_drawn(self, stage: Stage) -> bool:
         """Whether anything of a stage is charged."""
-        return any(self.steps_left((*stage, charge.draw)) for charge in self.charges.get(stage, ()))
+        return any(self.steps_left((*stage, charge.draw)) for charge in self.draws.of(stage))
 
     def run_tallies(self, run: str) -> list[Tally]:
         """What one run charged to each source, whatever was written off since."""
@@ -222,16 +202,35 @@ class Book:
             for number in range(len(self.sources))
         ]
 
+    def _charge(self, waiting: dict[bytes, list[Unread]]) -> None:
+        """Reservations of equal terms, together."""
+        for encoded, rows in waiting.items():
+            try:
+                known = self._known.get(encoded) or self._terms(encoded)
+            except (LookupError, ValueError):
+                raise _misplaced(rows[0][0]) from None
+            known.total.count(known.step, len(rows) * known.steps)
+            known.of_run.count(known.step, len(rows) * known.steps)
+            self.draws.add(known.terms, rows)
+        waiting.clear()
+
     def _terms(self, encoded: bytes) -> Known:
-        terms = Terms.model_validate_json(encoded[:-1])  # the row's own brace is behind them
-        step, count = steps_of(terms.mechanism) or (None, 1)
+        terms = Terms.model_validate_json(encoded)
+        step, steps = steps_of(terms.mechanism) or (None, 1)
         of_run = self._of_run(terms.source, terms.run)
-        known = Known(terms, terms.run, self.totals[terms.source], of_run, step, count)
+        known = Known(terms, self.totals[terms.source], of_run, step, steps)
         self._known[encoded] = known
         self.plans.setdefault(terms.run, terms.plan)
         return known
 
-    def _apply(self, row: AnyRow, lists: Lists) -> None:
+    def _apply(self, body: bytes, lists: Lists) -> None:
+        row = typed(fields_of(body, self.rows), self.rows)
+        try:
+            self._one(row, lists)
+        except (LookupError, TypeError, ValueError):
+            raise _misplaced(self.rows) from None
+
+    def _one(self, row: AnyRow, lists: Lists) -> None:
         match row:
             case SourceAdded():
                 self._source(row, lists)
@@ -274,7 +273,7 @@ class Book:
 
     def _settle(self, row: Settled) -> None:
         draw = row.run, row.round, row.stage, row.draw
-        charge = self.charge_of(draw)
+        charge = self.draws.find(draw)
         found = None if charge is None else steps_of(charge.terms.mechanism)
         if charge is None or found is None or draw in self.lowered:
             raise _misplaced(row.row)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from wardround.client.ledger.book import Book, Draw
+from wardround.client.ledger.book import Book
 from wardround.client.ledger.charging import Refusal
+from wardround.client.ledger.draws import Draw
 from wardround.client.ledger.rows import Refused, Terms, Why
 from wardround.client.ledger.store import Store
 from wardround.core.errors import PolicyError

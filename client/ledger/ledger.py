@@ -25,8 +25,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from wardround.client.ledger.book import Book, Draw
+from wardround.client.ledger.book import Book
 from wardround.client.ledger.charging import for_patient, met_in_run, refusal, spent
+from wardround.client.ledger.draws import Draw
 from wardround.client.ledger.guards import admit, check_open, check_run, check_same, record
 from wardround.client.ledger.heads import Head
 from wardround.client.ledger.policy import BudgetPolicy
@@ -208,7 +209,7 @@ class Ledger:
             place: Draw = (run, round, stage, draw)
             terms = checked(Terms, run=run, plan=plan, source=number, unit=unit, mechanism=charged)
             check_run(self.book, run, plan)
-            held = self.book.charge_of(place)
+            held = self.book.draws.find(place)
             if held is not None:
                 self._open.discard(place)  # an earlier asker may have run all of it
                 check_same(held.terms, terms, self.book.lowered.get(place))

@@ -183,8 +183,13 @@ AnyRow: TypeAlias = Annotated[
 ]  # fmt: skip
 _ROWS: Final[TypeAdapter[AnyRow]] = TypeAdapter(AnyRow)
 _PLAIN: Final = re.compile(
-    rb'\{"at":\d+,"draw":"([^"\\]*)","kind":"reserve","round":(\d+),"row":(\d+),"stage":(\d+)'
+    rb'\{"at":\d+,"draw":"([^"\\]*)","kind":"reserve","round":(\d+),"row":\d+,"stage":(\d+)'
 ).fullmatch
+_SEAL: Final = re.compile(
+    rb'\{"at":\d+,"digest":"([0-9a-f]{64})","kind":"seal","round":(\d+),"row":(\d+),'
+    rb'"run":"([^"\\]*)","stage":(\d+)\}'
+).fullmatch
+"""Of the kinds of row of which there are many, those that can be read without a parser."""
 _fields = TypeAdapter(dict[str, Any]).validator.validate_json
 
 
@@ -223,23 +228,41 @@ def canonical(row: Row) -> bytes:
     return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def reserved_parts(body: bytes, number: int) -> tuple[str, int, int, bytes] | None:
-    """Draw, round, stage and encoded terms of a reservation; None of any other row.
+def split_terms(body: bytes, number: int) -> tuple[bytes, bytes]:
+    """A reservation's body up to its terms, and the terms; two times nothing of any other row.
 
-    There are many of these, most with the same terms: JSON is parsed only where the draw needs it. No text in
-    a row can hold the words that this looks for, since its quotation marks would be escaped.
+    No text in a row can hold the words that this looks for, since its quotation marks would be escaped.
 
     Raises:
-        StorageError: Not a row, or one of another number.
+        StorageError: It is a row of another number.
     """
     front, found, terms = body.partition(b',"terms":')
     if not found:
-        return None
+        return b"", b""
+    if b',"row":%d,"stage":' % number not in front:
+        fields_of(front + b"}", number)
+    return front, terms[:-1]
+
+
+def place_of(front: bytes, number: int) -> tuple[str, tuple[int, int]]:
+    """Draw, round and stage of a reservation, of its body up to the terms.
+
+    Raises:
+        StorageError: It cannot be read.
+    """
     plain = _PLAIN(front)
-    if plain is not None and int(plain[3]) == number:
-        return plain[1].decode(), int(plain[2]), int(plain[4]), terms
+    if plain is not None:
+        return plain[1].decode(), (int(plain[2]), int(plain[3]))
     fields = fields_of(front + b"}", number)
-    return fields["draw"], fields["round"], fields["stage"], terms
+    return fields["draw"], (fields["round"], fields["stage"])
+
+
+def plain_seal(body: bytes, number: int) -> tuple[str, int, int, str] | None:
+    """Run, round, stage and digest of a seal, where its run needs no JSON; of other rows None."""
+    found = _SEAL(body)
+    if found is None or int(found[3]) != number:
+        return None
+    return found[4].decode(), int(found[2]), int(found[5]), found[1].decode()
 
 
 def fields_of(body: bytes, number: int) -> dict[str, Any]:

@@ -159,7 +159,7 @@ class Store:
             if self.file.size == size:
                 self.stopped = before
             raise
-        self.book.take(self.chain.take(line[:-1]), self.lists)
+        self.book.take([self.chain.take(line[:-1])], self.lists)
         self.stopped = before
 
     def check(self) -> None:
@@ -205,8 +205,8 @@ def read_rows(whole: bytes, folder: Path) -> tuple[Chain, Book]:
     """
     chain = chained(whole)
     book = Book.begin(chain.body(0))
-    for row in range(1, len(chain)):
-        book.take(chain.body(row), lambda digest: read_list(folder, digest))
+    bodies = (chain.body(row) for row in range(1, len(chain)))
+    book.take(bodies, lambda digest: read_list(folder, digest))
     return chain, book
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from wardround.client.ledger.book import Book, Stage
+from wardround.client.ledger.book import Book
 from wardround.client.ledger.charging import room, spent
+from wardround.client.ledger.draws import Charge
 from wardround.privacy.accounting.account import Account, Epsilon
 from wardround.privacy.accounting.mechanisms import Mechanism
 
@@ -128,9 +129,9 @@ def summarise(book: Book) -> Summary:
         if size
     )
     everybody = list(range(len(population.members)))
-    stages: dict[str, list[Stage]] = {run: [] for run in book.plans}
-    for stage in book.charges:
-        stages[stage[0]].append(stage)
+    drawn: dict[str, list[tuple[Charge, ...]]] = {run: [] for run in book.plans}
+    for (run, _, _), charges in book.draws.everything():
+        drawn[run].append(charges)
     sealed = Counter(stage[0] for stage in book.seals)
     refused = Counter(place[0] for _, place in book.refusals)
     return Summary(
@@ -138,7 +139,7 @@ def summarise(book: Book) -> Summary:
         units=population.size,
         runs=tuple(
             _run(book, run, held, spent(book, everybody, run), sealed[run], refused[run])
-            for run, held in stages.items()
+            for run, held in drawn.items()
         ),
         classes=classes,
         highest=spent(book, everybody),
@@ -153,7 +154,7 @@ def summarise(book: Book) -> Summary:
 
 def reservations(book: Book) -> Iterator[ReservationLine]:
     """Each reservation, in the order of rows."""
-    charges = [(charge, *stage) for stage, held in book.charges.items() for charge in held]
+    charges = [(charge, *stage) for stage, held in book.draws.everything() for charge in held]
     for charge, run, round, stage in sorted(charges, key=lambda entry: entry[0].row):
         steps = book.steps_left((run, round, stage, charge.draw))
         yield ReservationLine(
@@ -174,10 +175,10 @@ def _alone(mechanism: Mechanism, steps: int, delta: float, units: int) -> Epsilo
 
 
 def _run(
-    book: Book, run: str, stages: Sequence[Stage], epsilon: Epsilon, sealed: int, refusals: int
+    book: Book, run: str, drawn: Sequence[tuple[Charge, ...]], epsilon: Epsilon, sealed: int, refusals: int
 ) -> RunLine:
-    made = sum(len(book.charges[stage]) for stage in stages)
+    made = sum(map(len, drawn))
     return RunLine(
-        run=run, plan=book.plans[run], stages=len(stages), reservations=made, extra=made - len(stages),
+        run=run, plan=book.plans[run], stages=len(drawn), reservations=made, extra=made - len(drawn),
         sealed=sealed, refusals=refusals, epsilon=epsilon, left=run in book.left,
     )  # fmt: skip

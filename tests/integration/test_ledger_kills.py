@@ -26,3 +26,11 @@ def test_no_kill_makes_the_ledger_count_too_little(times: int, more: list[str]) 
     assert done.returncode == 0, done.stderr
     assert f"{times} kills" in done.stdout
     assert "nothing missing" in done.stdout
+
+
+def test_the_benchmark_of_size_runs() -> None:
+    """Small; it compares its count with the ledger's before it times anything."""
+    command = [sys.executable, str(SCRIPT), "size", "--entries", "50", "--units", "30"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "reserve, mirrored" in done.stdout

@@ -280,7 +280,7 @@ def test_under_a_cap_a_mixture_is_one_run_and_alone(ledger: Ledger, folder: Path
     spent = ledger.epsilon(source)
     twice = Account(mechanisms=(MIXTURE.model_copy(update={"steps": 10}),))
     assert spent == twice.fixed_schedule_epsilon(1e-5, units=1000)
-    for other in (asked.STEP, MIXTURE):
+    for other in (asked.STEP, MIXTURE):  # refused before anything is composed
         with pytest.raises(
             BudgetError, match=r"(?s)nothing bounds these units' account.*clip once per patient"
         ):

@@ -115,7 +115,7 @@ def test_threads_take_turns(ledger: Ledger, folder: Path, asked: Any) -> None:
         thread.join()
     ledger.close()
     with Ledger.open(folder) as again:
-        assert sum(len(held) for held in again.book.charges.values()) == 20
+        assert sum(len(held) for _, held in again.book.draws.everything()) == 20
 
 
 def test_what_a_call_returned_from_has_been_synced(
@@ -186,14 +186,14 @@ def check(ledger: Ledger, done: list[tuple[str, int]]) -> None:
     for round in ROUNDS:
         reserved = done.count(("reserved", round))
         settling = done.count(("settling", round))
-        held = ledger.book.charges.get(("run", round, 0), ())
+        held = ledger.book.draws.of(("run", round, 0))
         steps = sum(ledger.book.steps_left(("run", round, 0, charge.draw)) for charge in held)
         assert steps >= 10 * reserved - 4 * settling
         if ("sealed", round) in done:
             assert ledger.sealed(run="run", round=round, stage=0) == DIGEST
     total = sum(tally.steps.total() for tally in ledger.book.totals)
     assert total == sum(
-        ledger.book.steps_left((*s, c.draw)) for s, h in ledger.book.charges.items() for c in h
+        ledger.book.steps_left((*s, c.draw)) for s, h in ledger.book.draws.everything() for c in h
     )
 
 
@@ -220,18 +220,16 @@ def failing(call: str, error: BaseException, after: int, *, part: bool = False) 
 
 FULL, BROKEN = OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EIO, "Input/output error")
 FAULTS = [
-    *(("write", FULL, False), ("write", FULL, True), ("write", KilledError(), False)),
-    *(("write", KilledError(), True), ("fsync", FULL, False), ("fsync", BROKEN, False)),
-    *(("fsync", KilledError(), False), ("replace", FULL, False), ("replace", KilledError(), False)),
-    *(("open", FULL, False), ("open", KilledError(), False)),
+    *(("write", FULL, False, False), ("write", FULL, True, True)),
+    *(("write", KilledError(), False, False), ("write", KilledError(), True, True)),
+    *(("fsync", FULL, False, True), ("fsync", KilledError(), False, True)),
+    *(("replace", FULL, False, False), ("replace", KilledError(), False, True)),
+    *(("open", FULL, False, False), ("open", KilledError(), False, True)),
 ]
+"""Call that fails, how, after a part of it was done, and whether there is a mirror."""
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "part", "mirrored"),
-    [(*fault, mirrored) for fault in FAULTS for mirrored in (False, True)],
-    ids=lambda value: repr(value)[:20],
-)
+@pytest.mark.parametrize(("call", "error", "part", "mirrored"), FAULTS, ids=lambda value: repr(value)[:20])
 def test_a_fault_at_any_step_loses_nothing(
     folder: Path,
     policy: BudgetPolicy,
