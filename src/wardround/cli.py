@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
@@ -284,6 +285,7 @@ def merge(
     ] = None,
 ) -> None:
     """Merge the released adapter into its base model, and prove that both give the same logits."""
+    _needs_torch()
     from wardround.simulations.after_run import merge_run
     from wardround.simulations.own_modules import own_modules
 
@@ -302,6 +304,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Score an adapter or a merged model on a file."""
+    _needs_torch()
     from wardround.simulations.after_run import evaluate_file
     from wardround.simulations.own_modules import own_modules
 
@@ -320,6 +323,7 @@ def predict(
     base: Annotated[Optional[str], typer.Option("--model", help=MOVED_BASE)] = None,  # noqa: UP045 - as above
 ) -> None:
     """Answer rows with an adapter or a merged model."""
+    _needs_torch()
     from wardround.simulations.after_run import predict_file
     from wardround.simulations.own_modules import own_modules
 
@@ -344,6 +348,16 @@ def audit_privacy(
     own_modules()
     if audit(run, as_json=as_json, designed=designed, model=model).passed is False:
         raise typer.Exit(1)
+
+
+def _needs_torch() -> None:
+    """Say that an extra is missing before anything is said about files; imports nothing.
+
+    Raises:
+        ModuleNotFoundError: torch is not installed.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
 
 EXTRA_OF = dict.fromkeys(

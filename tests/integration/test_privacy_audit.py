@@ -36,7 +36,7 @@ def few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def wards(notes: Callable[..., Make], tmp_path: Path) -> Make:
     """Three sites of 20 patients with two rows each; a third of the patients is held back."""
-    make = notes(120, 3, 2, unit_column="patient", id_column="note")
+    make = notes(120, 3, 2, unit_column="patient", id_column="note", labels=["0", "1"])
 
     def private(name: str, privacy: dict[str, Any] | None, **sections: Any) -> RunConfig:
         local = {"max_grad_norm": None if privacy else 1.0, **sections.pop("local", {})}

@@ -222,7 +222,7 @@ class _Given:
         self._task, self._length = task, length
         self._device = next(iter(self.parameters.values())).device
 
-    def of(self, losses: object, lines: int) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG002 - they are given
+    def of(self, losses: object, lines: int) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG002 - they stand for losses
         """K e_j for each line."""
         gradients = torch.zeros(lines, self.size, device=self._device)
         if lines:
