@@ -13,6 +13,7 @@ from wardround.core.errors import DataError
 from wardround.core.plan import LocalWork
 from wardround.strategies.contract import LocalRules
 from wardround.training.local_round import train_locally
+from wardround.training.private.audit import membership as module
 from wardround.training.private.audit.membership import Asked, membership
 from wardround.training.private.audit.roc import separation
 
@@ -83,6 +84,25 @@ def test_scores_are_of_units_and_a_unit_of_both_sides_is_a_member(trained: Any) 
     found = membership(bench, adapter, bench.initial_adapter(), members, strangers)["loss"]
     assert found.members == math.ceil(len(rows) / 2)
     assert found.others == math.ceil((len(others) - 2) / 3)
+
+
+def test_the_reference_takes_away_how_hard_a_row_is(toys: Any, tiny_bert: Any, monkeypatch: Any) -> None:
+    """Members have lost a tenth of a nat, which shows in the difference and not in the loss."""
+    rng = np.random.default_rng(0)
+    bench = toys.bench(tiny_bert, toys.classifier)
+    hard = {"a": rng.normal(5, 3, 60), "b": rng.normal(5, 3, 60)}
+    released = bench.initial_adapter().with_vector(bench.initial_adapter().vector + 1)
+
+    def losses(_: Any, adapter: Any, side: Asked) -> tuple[np.ndarray, np.ndarray]:
+        name = side.units[0][0]
+        learned = 0.1 if adapter is released and name == "a" else 0.0
+        return hard[name] - learned, hard[name]
+
+    monkeypatch.setattr(module, "_losses", losses)
+    rows = toys.rows(60)
+    found = membership(bench, released, bench.initial_adapter(), asked(rows, "a"), asked(rows, "b"))
+    assert found["calibrated"].auc == 1.0
+    assert found["loss"].low < 0.5 < found["loss"].high
 
 
 def test_auc_and_interval_are_those_of_the_slow_way() -> None:
