@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from wardround.client.ledger.book import Book
+from wardround.client.ledger.heads import head_of
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.reading import exported, look, verify
@@ -95,8 +96,7 @@ def export_ledger(folder: Path, file: Path) -> None:
         raise ConfigError(f"{file} is there already", remedy="name a new file")
     rows, chain = exported(folder)
     write_atomic(file, rows, private=True)
-    head = chain.head(len(chain) - 1)
-    _say(f"{len(chain)} rows, head {head}; to check them: wardround ledger verify {file}")
+    _say(f"{len(chain)} rows, head {head_of(chain, 0).digest}; to check them: wardround ledger verify {file}")
 
 
 def amend_policy(folder: Path, policy: dict[str, Any], who: str, why: str, mirror: Path | None) -> None:

@@ -23,7 +23,11 @@ from wardround.privacy.secagg.secret import Secret
 
 _NONCE_BYTES: Final = 12
 _BOUND: Final = b"wardround ledger head 1"
-_SIZES: Final = struct.Struct("<IQ32s")
+_SIZES: Final = struct.Struct("<HIH28s")
+"""Epoch, number of rows (48 bits, lower part first), digest."""
+_LOW: Final = 2**32
+DIGEST_DIGITS: Final = 56
+"""Of a row's head, in hex: 224 bits, so that what is shown fits 64 bytes."""
 BLINDED_BYTES: Final = _NONCE_BYTES + _SIZES.size + 16
 
 
@@ -38,7 +42,7 @@ class Head:
     Attributes:
         epoch: How often its cap was written off: the branch that it is on.
         rows: How many it has.
-        digest: Head of the last one, in hex.
+        digest: First `DIGEST_DIGITS` of the last one's head.
     """
 
     epoch: int
@@ -48,7 +52,8 @@ class Head:
     def blinded(self, key: Secret) -> bytes:
         """As a consortium sees it; another one each time (RFC 8439, a random nonce)."""
         nonce = os.urandom(_NONCE_BYTES)
-        content = _SIZES.pack(self.epoch, self.rows, bytes.fromhex(self.digest))
+        high, low = divmod(self.rows, _LOW)
+        content = _SIZES.pack(self.epoch, low, high, bytes.fromhex(self.digest))
         return nonce + ChaCha20Poly1305(key.reveal()).encrypt(nonce, content, _BOUND)
 
     @staticmethod
@@ -60,14 +65,20 @@ class Head:
         """
         try:
             nonce, sealed = blinded[:_NONCE_BYTES], blinded[_NONCE_BYTES:]
-            epoch, rows, digest = _SIZES.unpack(ChaCha20Poly1305(key.reveal()).decrypt(nonce, sealed, _BOUND))
+            content = ChaCha20Poly1305(key.reveal()).decrypt(nonce, sealed, _BOUND)
+            epoch, low, high, digest = _SIZES.unpack(content)
         except (InvalidTag, ValueError, struct.error):
             raise PeerError(
                 "what a peer kept is no head of this ledger", found=f"{len(blinded)} bytes",
                 expected="what the site showed to this consortium",
                 remedy="ask another peer; whoever gave it altered it, or means another site or consortium",
             ) from None  # fmt: skip
-        return Head(epoch, rows, digest.hex())
+        return Head(epoch, _LOW * high + low, digest.hex())
+
+
+def head_of(chain: Chain, epoch: int) -> Head:
+    """How far a chain has come."""
+    return Head(epoch, len(chain), chain.head(len(chain) - 1)[:DIGEST_DIGITS])
 
 
 def require(head: Head, chain: Chain, write_offs: Sequence[int]) -> None:
@@ -83,7 +94,7 @@ def require(head: Head, chain: Chain, write_offs: Sequence[int]) -> None:
     Raises:
         RolledBackError: Rows are missing, or the ledger went another way.
     """
-    if 0 < head.rows <= len(chain) and chain.head(head.rows - 1) == head.digest:
+    if 0 < head.rows <= len(chain) and chain.head(head.rows - 1)[:DIGEST_DIGITS] == head.digest:
         return
     if head.epoch < len(write_offs) and head.rows > write_offs[head.epoch]:
         return

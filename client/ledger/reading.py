@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wardround.client.ledger.book import Book
 from wardround.client.ledger.chain import TORN, Chain, chained, whole_lines
-from wardround.client.ledger.heads import Head
+from wardround.client.ledger.heads import Head, head_of
 from wardround.client.ledger.keys import KEY_FILE, LedgerKeys
 from wardround.client.ledger.row_file import FILE, refuse_if_ahead
 from wardround.client.ledger.rows import AnyRow, Opened, fields_of, typed
@@ -84,7 +84,7 @@ def verify(path: Path, *, key: str | None = None, mirror: Path | None = None) ->
         refuse_if_ahead(held, whole, mirror)
         behind = len(chain) - held.count(b"\n")
     epoch = sum(row.kind == "write_off" for row in rows)
-    head = Head(epoch, len(chain), chain.head(len(chain) - 1))
+    head = head_of(chain, epoch)
     return Verified(len(chain), opened.key, head, 0 if book is None else len(book.sources), behind)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 from wardround.client.ledger.book import Book
 from wardround.client.ledger.chain import TORN, Chain, chained, whole_lines
-from wardround.client.ledger.heads import Head, RolledBackError, require
+from wardround.client.ledger.heads import Head, RolledBackError, head_of, require
 from wardround.client.ledger.keys import KEY_FILE, LedgerKeys
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.row_file import FILE, RowFile, mirrored
@@ -119,7 +119,7 @@ class Store:
     @property
     def head(self) -> Head:
         """How far it has come."""
-        return Head(len(self.book.write_offs), len(self.chain), self.chain.head(len(self.chain) - 1))
+        return head_of(self.chain, len(self.book.write_offs))
 
     def lists(self, digest: str) -> UnitList:
         """A list of units."""

@@ -16,6 +16,7 @@ from wardround.client.ledger.repair import mend, replay, write_off
 from wardround.client.ledger.row_file import FILE
 from wardround.core.errors import BudgetError, ConfigError, PeerError, PolicyError, StorageError
 from wardround.privacy.accounting.mechanisms import Gaussian
+from wardround.privacy.secagg.secret import Secret
 
 IDS = [f"patient {i}" for i in range(20)]
 SIGNED = {"who": "Dr Test", "why": "the disk broke"}
@@ -241,12 +242,21 @@ def test_peers_learn_nothing_from_a_head(ledger: Ledger, asked: Any) -> None:
     asked.reserve(ledger, ledger.source("ward", IDS))
     shown = [*first, ledger.blinded_head("north"), ledger.blinded_head("south")]
     assert len(set(shown)) == 5
-    assert {len(head) for head in shown} == {BLINDED_BYTES}
+    assert {len(head) for head in shown} == {BLINDED_BYTES} == {64}
     assert ledger.seen_head(first[0], "north").rows == 1
     assert ledger.seen_head(shown[3], "north") == ledger.head()
     for wrong in (shown[4], first[0][:-1], b"", bytes(BLINDED_BYTES)):
         with pytest.raises(PeerError, match="no head of this ledger"):
             ledger.seen_head(wrong, "north")
+
+
+@pytest.mark.parametrize(
+    "head", [Head(0, 1, "ab" * 28), Head(65535, 2**48 - 1, "00" * 28), Head(3, 2**32, "ff" * 28)]
+)
+def test_a_head_is_seen_as_it_was_shown(head: Head) -> None:
+    """Of ledgers of any length."""
+    key = Secret.fresh()
+    assert Head.seen(head.blinded(key), key) == head
 
 
 # --- writing the cap off
@@ -300,11 +310,11 @@ def test_a_write_off_covers_the_lost_branch_and_nothing_later(backup: Path, fold
     with Ledger.open(folder) as ledger:
         ledger.amend(BudgetPolicy(epsilon=9.0, delta=1e-5), **SIGNED)
         asked.reserve(ledger, ledger.source("ward", IDS), run="new")
-        ledger.require_head([common, lost, Head(0, lost.rows + 100, "33" * 32)])
+        ledger.require_head([common, lost, Head(0, lost.rows + 100, "33" * 28)])
         later = ledger.head()
         assert later.epoch == 1
         with pytest.raises(RolledBackError, match="two ways"):
-            ledger.require_head([Head(0, common.rows, "33" * 32)])
+            ledger.require_head([Head(0, common.rows, "33" * 28)])
     restore(folder, backup)
     with Ledger.open(folder) as ledger, pytest.raises(RolledBackError, match="older copy"):
         ledger.require_head([later])
