@@ -55,7 +55,7 @@ NOISES: dict[str, list[str]] = {
         "++privacy.clip_norm=0.5", "encoding.bits=32",
     ],
 }  # fmt: skip
-NO_NOISE = 1e-6
+NO_NOISE = 1e-3
 
 
 def config_of(name: str, noise: str, epsilon: float, seed: int, extra: list[str]) -> RunConfig:

@@ -225,6 +225,14 @@ def test_what_a_private_run_cannot_be_is_refused_before_a_model_is_loaded(
         run(wards("sites", CENTRAL | {"delta": 0.4}, data={"validation_fraction": 0.0}))
 
 
+def test_noise_that_the_ring_cannot_hold_is_refused_before_anybody_trains(wards: Make) -> None:
+    """A share of less than a few integers would be no noise at all."""
+    narrow = PATIENT | {"noise": "distributed", "sample_rate": 0.5, "sigma": 1e-9}
+    narrow.pop("epsilon")
+    with pytest.raises(ConfigError, match="too narrow for the ring"):
+        run(wards("narrow", narrow, local=ONE_STEP, secure=REAL, encoding={"bits": 32}))
+
+
 def test_bounds_under_privacy_have_the_same_promise(wards: Make) -> None:
     """A site alone and all rows in one place: each with the plan's ε, and DP-SGD of its own."""
     bounds = {"local_only": True, "centralised": True}
