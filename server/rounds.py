@@ -30,7 +30,7 @@ from wardround.privacy.noise.source import RandomSource, SystemSource
 from wardround.privacy.secagg.draw import Groups
 from wardround.privacy.sums.aggregation import Aggregation
 from wardround.privacy.sums.contract import EVALUATION, TRAINING, name_of
-from wardround.privacy.sums.noise import central_epsilon
+from wardround.privacy.sums.noise import epsilon_of_sums
 from wardround.privacy.sums.offers import scale_of
 from wardround.privacy.sums.opened import opened
 from wardround.runtime.events import (
@@ -219,7 +219,7 @@ def tell_spent(run: Run, round: int, spent: Mapping[str, float]) -> None:
     privacy = run.plan.privacy
     if privacy is not None and privacy.noise == "central":
         cohort, size = cohort_size(run.plan.rounds, len(run.sites)), run.strategy.statistics_layout(0).size
-        cost = central_epsilon(run.plan, sites=len(run.sites), cohort=cohort, coordinates=size, rounds=round)
+        cost = epsilon_of_sums(run.plan, units=len(run.sites), cohort=cohort, coordinates=size, rounds=round)
         spent = dict.fromkeys(run.sites, cost.value)
     if privacy is not None and spent:
         run.events.emit(

@@ -17,7 +17,7 @@ from wardround.privacy.accounting.account import check_delta
 from wardround.privacy.accounting.of_plan import cost_of, sigma_of_sums
 from wardround.privacy.noise.shares import honest_shares
 from wardround.privacy.secagg.policy import default_threshold
-from wardround.privacy.sums.noise import ring_noise
+from wardround.privacy.sums.noise import require_target
 from wardround.privacy.sums.offers import check_sites
 from wardround.runtime.events import EventStream, Notice
 from wardround.runtime.locations import locate
@@ -137,10 +137,9 @@ def prepare(config: RunConfig, rows: Rows | None = None) -> Preparation:
         privacy=config.privacy,
         allow_dotted=True,
     )
-    for round in {1, plan.rounds.rounds}:  # the rate, and the noise in the ring with it, is another in each
-        ring_noise(
-            plan, cohort=cohort_size(plan.rounds, sites), coordinates=plan.adapter.layout.size, round=round
-        )
+    require_target(
+        plan, units=1, cohort=cohort_size(plan.rounds, sites), coordinates=plan.adapter.layout.size
+    )
     return Preparation(config, rows, bench, plan, initial)
 
 

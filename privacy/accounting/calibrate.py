@@ -7,7 +7,6 @@ to meet the target, and one tolerance less noise was found not to.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from pydantic import ValidationError
@@ -15,11 +14,9 @@ from pydantic import ValidationError
 from wardround.core.checked import invalid
 from wardround.core.errors import ConfigError
 from wardround.privacy.accounting.account import Account, check_delta
-from wardround.privacy.accounting.lattice import LEAST_SHARE_SIGMA
 from wardround.privacy.accounting.mechanisms import (
     BoundedMixture,
     Mechanism,
-    SampledDiscreteGaussians,
     SampledGaussian,
 )
 
@@ -27,34 +24,6 @@ LEAST_SIGMA: Final = 0.05
 MOST_SIGMA: Final = 1e5
 """Where the search stops: less noise is none, and more leaves no signal."""
 _SMALL_TOLERANCE: Final = 1e-6
-
-
-@dataclass(frozen=True)
-class RingNoise:
-    """Noise that the sites add in shares: what its cost depends on beside σ.
-
-    Attributes:
-        sensitivity: Of one unit, after rounding, in ring units (`noise/shares.py:rounded_sensitivity`).
-        shares: The least that nobody who attacks knows (`noise/shares.py:honest_shares`).
-        coordinates: Of the vector.
-    """
-
-    sensitivity: float
-    shares: int
-    coordinates: int
-
-    @property
-    def least_sigma(self) -> float:
-        """No sum of shares is bounded with less."""
-        return LEAST_SHARE_SIGMA * math.sqrt(self.shares) / self.sensitivity * (1 + 1e-9)
-
-    def mechanism(self, sample_rate: float, sigma: float, steps: int) -> SampledDiscreteGaussians:
-        """So many steps, with σ = sigma · sensitivity left of them in ring units."""
-        share_sigma = sigma * self.sensitivity / math.sqrt(self.shares)
-        return SampledDiscreteGaussians(
-            sample_rate=sample_rate, sigma=sigma, share_sigma=share_sigma, shares=self.shares,
-            coordinates=self.coordinates, steps=steps,
-        )  # fmt: skip
 
 
 def sample_rate(batch_size: float, units: int) -> float:
@@ -74,36 +43,22 @@ def sample_rate(batch_size: float, units: int) -> float:
     return batch_size / units
 
 
-def planned(
-    sample_rate: float,
-    sigma: float,
-    steps: int,
-    most_examples: int | None = None,
-    ring: RingNoise | None = None,
-) -> Account:
+def planned(sample_rate: float, sigma: float, steps: int, most_examples: int | None = None) -> Account:
     """The account of a whole planned run, per patient.
 
     Args:
         sample_rate: q of patients; of examples where `most_examples` is given.
         sigma: σ over the clip norm of one contribution: a patient's, or an example's where `most_examples`
-            is given; over the sensitivity after rounding with `ring`.
+            is given.
         steps: Of all rounds together.
         most_examples: K, where examples are clipped apart and no patient has more of them.
-        ring: Where the sites add the noise in shares.
 
     Raises:
         ConfigError: A rate, a noise or a number that is none; names it.
     """
-    if most_examples is not None and ring is not None:
-        raise ConfigError(
-            "nobody knows what this costs", found="examples that are clipped apart, under distributed noise",
-            expected="one clipped sum for each patient",
-        )  # fmt: skip
     mechanism: Mechanism
     try:
-        if ring is not None:
-            mechanism = ring.mechanism(sample_rate, sigma, steps)
-        elif most_examples is not None:
+        if most_examples is not None:
             mechanism = BoundedMixture(
                 sample_rate=sample_rate, sigma=sigma, most_examples=most_examples, steps=steps
             )
@@ -122,7 +77,6 @@ def least_noise(
     sample_rate: float,
     steps: int,
     most_examples: int | None = None,
-    ring: RingNoise | None = None,
     spend: Literal["reserve", "report"] = "reserve",
     tolerance: float = 1e-3,
 ) -> float:
@@ -135,10 +89,9 @@ def least_noise(
         sample_rate: q, the site's own.
         steps: Of all rounds together.
         most_examples: As in `planned`; the answer then is a multiple of an example's clip norm.
-        ring: As in `planned`; the answer then is a multiple of `ring.sensitivity`.
         spend: `reserve`: ε as `Account.epsilon` has it (Rényi, or losses for mixtures). `report`: by
             losses, which asks for less noise and holds only if nothing of the schedule changes underway.
-        tolerance: σ (1 − tolerance) misses the target, unless σ is `LEAST_SIGMA` (or the ring's).
+        tolerance: σ (1 − tolerance) misses the target, unless σ is `LEAST_SIGMA`.
 
     Raises:
         ConfigError: An argument is none, or even σ = `MOST_SIGMA` does not meet the target.
@@ -154,7 +107,7 @@ def least_noise(
     renyi = spend == "reserve" and most_examples is None
 
     def meets(sigma: float) -> bool:
-        account = planned(sample_rate, sigma, steps, most_examples, ring)
+        account = planned(sample_rate, sigma, steps, most_examples)
         found = (
             account.epsilon(delta, units=units)
             if spend == "reserve"
@@ -162,14 +115,12 @@ def least_noise(
         )
         return found.value <= epsilon
 
-    least = LEAST_SIGMA if ring is None else max(LEAST_SIGMA, ring.least_sigma)
-    enough, factor = max(1.0, least), 2.0
+    enough, factor = 1.0, 2.0
     if not renyi:
         # Losses take seconds a try: begin where the quick accountant ends, and stay near.
-        planned(sample_rate, enough, steps, most_examples, ring)  # names what is nonsense
+        planned(sample_rate, enough, steps, most_examples)  # names what is nonsense
         enough, factor = least_noise(
-            epsilon, delta, units=units, sample_rate=sample_rate, steps=steps, ring=ring,
-            tolerance=max(tolerance, 0.01),
+            epsilon, delta, units=units, sample_rate=sample_rate, steps=steps, tolerance=max(tolerance, 0.01)
         ), 1.25  # fmt: skip
     while not meets(enough):
         if enough >= MOST_SIGMA:
@@ -181,12 +132,12 @@ def least_noise(
                 remedy="fewer steps, smaller batches, or a larger epsilon",
             )  # fmt: skip
         enough = min(factor * enough, MOST_SIGMA)
-    too_little = max(enough / factor, least)
+    too_little = max(enough / factor, LEAST_SIGMA)
     while meets(too_little):
         enough = too_little
-        if enough <= least:
-            return least
-        too_little = max(enough / factor, least)
+        if enough <= LEAST_SIGMA:
+            return LEAST_SIGMA
+        too_little = max(enough / factor, LEAST_SIGMA)
     while too_little < enough * (1 - tolerance):
         middle = math.sqrt(too_little * enough)
         if meets(middle):

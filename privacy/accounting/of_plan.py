@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Final, Literal
 
 from wardround.core.errors import ConfigError
 from wardround.core.plan import LocalWork, RoundRules, TrainingPlan
@@ -17,6 +17,9 @@ from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.accounting.account import Account, Epsilon
 from wardround.privacy.accounting.calibrate import least_noise, sample_rate
 from wardround.privacy.accounting.mechanisms import SampledGaussian
+
+RING_MARGIN: Final = 1e-4
+"""Of a target, for what rounding to the ring costs beyond the noise."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,8 @@ def sigma_of_sums(rules: PrivacyRules, rounds: int) -> float:
     """
     if rules.sigma is not None:
         return rules.sigma
-    return least_noise(
-        rules.epsilon or 0.0, rules.delta, units=1, sample_rate=rules.sample_rate or 1.0, steps=rounds
-    )
+    target = (rules.epsilon or 0.0) * (1 - RING_MARGIN)
+    return least_noise(target, rules.delta, units=1, sample_rate=rules.sample_rate or 1.0, steps=rounds)
 
 
 def round_cost(plan: TrainingPlan, units: int) -> RoundCost | None:

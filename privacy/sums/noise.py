@@ -148,13 +148,13 @@ def ring_noise(plan: TrainingPlan, *, cohort: int, coordinates: int, round: int)
     return RingNoise(replace(scale, largest=largest), variance, shares, sigma, q, coordinates, wraps, longest)
 
 
-def central_epsilon(plan: TrainingPlan, *, sites: int, cohort: int, coordinates: int, rounds: int) -> Epsilon:
-    """ε of a site after so many rounds under the server's noise, whoever was asked in which.
+def epsilon_of_sums(plan: TrainingPlan, *, units: int, cohort: int, coordinates: int, rounds: int) -> Epsilon:
+    """ε of a unit after so many rounds with noise in the sums, whichever sites were asked in which.
 
     Which sites are asked amplifies nothing: the server and the sites see it.
 
     Raises:
-        PolicyError: δ ≥ 1/sites.
+        PolicyError: δ ≥ 1/units.
         ConfigError: As `ring_noise`, or the plan has no such noise.
     """
     noises = [
@@ -164,7 +164,27 @@ def central_epsilon(plan: TrainingPlan, *, sites: int, cohort: int, coordinates:
     mechanisms = tuple(noise.mechanism for noise in noises if noise is not None)
     if plan.privacy is None or len(mechanisms) < rounds:
         raise ConfigError("the plan has no noise in its sums")
-    return Account(unit="site", mechanisms=mechanisms).epsilon(plan.privacy.delta, units=sites)
+    return Account(unit=plan.privacy.unit, mechanisms=mechanisms).epsilon(plan.privacy.delta, units=units)
+
+
+def require_target(plan: TrainingPlan, *, units: int, cohort: int, coordinates: int) -> None:
+    """Refuse a ring in which the planned noise misses the target.
+
+    Rounding to the ring costs a little beyond the Gaussian that σ was found for: nothing in a wide ring.
+
+    Raises:
+        ConfigError: It costs more than the margin that σ has, or as `ring_noise`.
+        PolicyError: δ ≥ 1/units.
+    """
+    rules, rounds = plan.privacy, plan.rounds.rounds
+    if rules is None or rules.noise == "local":
+        return
+    cost = epsilon_of_sums(plan, units=units, cohort=cohort, coordinates=coordinates, rounds=rounds)
+    if rules.epsilon is not None and cost.value > rules.epsilon:
+        raise ConfigError(
+            "the ring is too narrow to keep the target", found=f"ε = {cost.value:.6g} with this ring",
+            expected=f"at most {rules.epsilon:g}", remedy="raise encoding.bits",
+        )  # fmt: skip
 
 
 def least_survivors(plan: TrainingPlan, cohort: int) -> int:

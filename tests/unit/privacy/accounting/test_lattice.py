@@ -5,17 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 from scipy.stats import norm
 
-from wardround.core.errors import BudgetError, ConfigError
+from wardround.core.errors import BudgetError
 from wardround.core.packed import Array
 from wardround.privacy.accounting.account import Account
-from wardround.privacy.accounting.calibrate import RingNoise, least_noise, planned
 from wardround.privacy.accounting.cap import Cap
 from wardround.privacy.accounting.lattice import closeness, dominating, rdp_of_lattice_step
 from wardround.privacy.accounting.mechanisms import (
@@ -281,43 +279,6 @@ def test_cached_vectors_cannot_be_written() -> None:
     """Whoever changed one would change every account."""
     with pytest.raises(ValueError, match="read-only"):
         rdp_of_lattice_step(*RUN.step())[0] = 0
-
-
-@pytest.mark.parametrize(
-    ("spend", "rate"), [("reserve", 1.0), pytest.param("report", 0.1, marks=pytest.mark.slow)]
-)
-def test_noise_for_a_target_in_the_ring(spend: str, rate: float) -> None:
-    """It meets the target and hardly more; nearly the Gaussian's."""
-    ring = RingNoise(sensitivity=120.0, shares=4, coordinates=20_000)
-    wanted: dict[str, Any] = {
-        "units": UNITS, "sample_rate": rate, "steps": 10, "tolerance": 0.01, "spend": spend,
-    }  # fmt: skip
-    sigma = least_noise(3.0, 1e-5, ring=ring, **wanted)
-    plain = least_noise(3.0, 1e-5, **wanted)
-    assert sigma == pytest.approx(plain, rel=0.02)
-    account = planned(rate, sigma, 10, ring=ring)
-    (mechanism,) = account.mechanisms
-    assert isinstance(mechanism, SampledDiscreteGaussians)
-    assert mechanism.share_sigma == pytest.approx(sigma * 120 / 2)
-    ask = Account.epsilon if spend == "reserve" else Account.fixed_schedule_epsilon
-    assert ask(account, 1e-5, units=UNITS).value <= 3
-    assert ask(planned(rate, sigma * 0.99, 10, ring=ring), 1e-5, units=UNITS).value > 3
-
-
-def test_a_ring_s_least_noise_is_the_floor() -> None:
-    """Shares below half a ring unit have no bound at all, whatever the target allows."""
-    ring = RingNoise(sensitivity=0.1, shares=9, coordinates=1)
-    sigma = least_noise(1e7, 1e-5, units=UNITS, sample_rate=1.0, steps=1, ring=ring)
-    assert sigma == pytest.approx(0.5 * 3 / 0.1)
-    with pytest.raises(ConfigError, match="share_sigma"):
-        planned(1.0, sigma * 0.99, 1, ring=ring)
-
-
-def test_examples_clipped_apart_have_no_distributed_noise() -> None:
-    """Nobody knows what it would cost."""
-    ring = RingNoise(sensitivity=120.0, shares=4, coordinates=20_000)
-    with pytest.raises(ConfigError, match="nobody knows what this costs"):
-        planned(0.1, 1.0, 10, 4, ring)
 
 
 @pytest.mark.parametrize(

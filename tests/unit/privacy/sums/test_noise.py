@@ -28,7 +28,7 @@ from wardround.privacy.noise.shares import rounded_sensitivity
 from wardround.privacy.noise.source import RepeatableSource
 from wardround.privacy.quantisation import quantise
 from wardround.privacy.secagg.total import Sum, centred
-from wardround.privacy.sums.noise import central_epsilon, ring_noise
+from wardround.privacy.sums.noise import epsilon_of_sums, require_target, ring_noise
 from wardround.privacy.sums.offers import scale_of
 
 SIZE = 2_000
@@ -126,9 +126,19 @@ def test_the_cost_of_central_noise_grows_by_the_round() -> None:
     """Nobody's sampling amplifies it; and a δ that covers a whole site is refused."""
     plan = plan_of(CENTRAL)
     costs = [
-        central_epsilon(plan, sites=20, cohort=10, coordinates=SIZE, rounds=rounds).value
+        epsilon_of_sums(plan, units=20, cohort=10, coordinates=SIZE, rounds=rounds).value
         for rounds in (1, 2, 4)
     ]
     assert costs == sorted(set(costs))
     with pytest.raises(PolicyError, match="δ is too large"):
-        central_epsilon(plan, sites=100, cohort=10, coordinates=SIZE, rounds=1)
+        epsilon_of_sums(plan, units=100, cohort=10, coordinates=SIZE, rounds=1)
+
+
+def test_a_ring_in_which_the_noise_misses_its_target_is_refused() -> None:
+    """A wide one keeps it to the end; in a narrow one rounding costs more than the margin."""
+    rules = DISTRIBUTED | {"sigma": None, "epsilon": 8.0, "sample_rate": 0.25}
+    require_target(plan_of(rules), units=10, cohort=10, coordinates=SIZE)
+    cost = epsilon_of_sums(plan_of(rules), units=10, cohort=10, coordinates=SIZE, rounds=4)
+    assert 7.9 < cost.value <= 8.0
+    with pytest.raises(ConfigError, match="too narrow to keep the target"):
+        require_target(plan_of(rules, bits=20, largest=40.0), units=10, cohort=10, coordinates=SIZE)
