@@ -13,8 +13,8 @@ import pytest
 from wardround.client.ledger.ledger import Ledger
 from wardround.core.errors import ConfigError, PolicyError, QuorumError
 from wardround.core.messages import SPENT
-from wardround.privacy.accounting.of_plan import round_cost
-from wardround.runtime.events import PrivacySpent, RoundFolded, SiteReplied
+from wardround.privacy.accounting.of_plan import round_cost, sigma_of_sums
+from wardround.runtime.events import Notice, PrivacySpent, RoundFolded, SiteReplied
 from wardround.runtime.sinks import RecorderSink
 from wardround.simulations.config import RunConfig
 from wardround.simulations.simulate import SimulationResult, run_simulation
@@ -179,6 +179,20 @@ def test_distributed_noise_is_one_for_all_sites(wards: Make) -> None:
     # Three sites: no more than one honest share is guaranteed, so that all three together have √3 of it.
     assert np.mean(moved) == pytest.approx(np.mean(by_site), rel=0.25)
     assert result.plan.privacy is not None
+
+
+def test_the_servers_noise_is_in_what_it_folds(wards: Make) -> None:
+    """As long as σ C √d says, divided by the sites; without it the step would be no longer than C."""
+    sections: dict[str, Any] = {"data": {"validation_fraction": 0.0}, "encoding": {"bits": 32}}
+    result, recorder = run(wards("noised", CENTRAL, **sections))
+    rules = result.plan.privacy
+    assert rules is not None
+    expected = sigma_of_sums(rules, 2) * 0.5 * result.plan.adapter.layout.size**0.5 / 3
+    moved = [event.update_norm for event in recorder.events if isinstance(event, RoundFolded)]
+    assert moved == pytest.approx([expected, expected], rel=0.1)
+    assert min(moved) > 0.5
+    told = [event.text for event in recorder.events if isinstance(event, Notice)]
+    assert any("the noise drowns this run" in text for text in told)
 
 
 def test_a_site_that_has_run_dry_leaves_and_the_run_goes_on(

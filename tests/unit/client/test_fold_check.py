@@ -7,20 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_plans import toy_plan
 
 from wardround.client.fold_check import TOLERANCE, FoldCheck
 from wardround.core.checked import parse_options
 from wardround.core.errors import PeerError
 from wardround.core.packed import Layout, Packed, TensorSpec
 from wardround.core.plan import (
-    AdapterSpec,
-    BaseModelSpec,
-    DataContract,
     Encoding,
-    LocalWork,
     RoundRules,
     StrategySpec,
-    TaskSpec,
     TrainingPlan,
 )
 from wardround.privacy.quantisation import quantise
@@ -47,14 +43,13 @@ class Server:
     opened: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
-        self.plan = TrainingPlan(
-            name="toy", seed=7, base=BaseModelSpec(name="none", digest="0" * 64),
-            task=TaskSpec(name="sequence_classification", metrics="classification"),
-            data=DataContract(columns={"text": "t"}),
-            adapter=AdapterSpec(layout=LAYOUT, initial_digest=INITIAL.digest),
-            local=LocalWork(steps=1), encoding=Encoding(largest=0.5, most_weight=10),
-            strategy=StrategySpec(name=self.name), rounds=RoundRules(rounds=9),
-        )  # fmt: skip
+        self.plan = toy_plan(
+            layout=LAYOUT,
+            initial=INITIAL.digest,
+            encoding=Encoding(largest=0.5, most_weight=10),
+            strategy=StrategySpec(name=self.name),
+            rounds=RoundRules(rounds=9),
+        )
         made = STRATEGIES.get(self.name)
         self.strategy = made(parse_options(made.Options, {}, self.name), LAYOUT)
         self.state = self.strategy.begin(INITIAL)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_plans import toy_plan
 
 from wardround.client.fold_check import FoldCheck
 from wardround.client.grouping import Grouped
@@ -16,15 +17,9 @@ from wardround.core.errors import PeerError
 from wardround.core.messages import Request
 from wardround.core.packed import Layout, Packed, TensorSpec
 from wardround.core.plan import (
-    AdapterSpec,
-    BaseModelSpec,
-    DataContract,
     Encoding,
-    LocalWork,
     RoundRules,
     StrategySpec,
-    TaskSpec,
-    TrainingPlan,
 )
 from wardround.privacy.quantisation import quantise
 from wardround.privacy.secagg.policy import SecurePolicy
@@ -41,14 +36,13 @@ INITIAL = Packed(LAYOUT, np.linspace(-1, 1, 8, dtype=np.float32))
 DRAWN = (("a", "e", "i"), ("b", "c", "d", "h"), ("f", "g", "j"))
 MADE = STRATEGIES.get("group_median")
 STRATEGY = MADE(MADE.Options(group_size=3), LAYOUT)
-PLAN = TrainingPlan(
-    name="toy", seed=7, base=BaseModelSpec(name="none", digest="0" * 64),
-    task=TaskSpec(name="sequence_classification", metrics="classification"),
-    data=DataContract(columns={"text": "t"}),
-    adapter=AdapterSpec(layout=LAYOUT, initial_digest=INITIAL.digest),
-    local=LocalWork(steps=1), encoding=Encoding(largest=0.5, most_weight=10),
-    strategy=StrategySpec(name="group_median", options={"group_size": 3}), rounds=RoundRules(rounds=9),
-)  # fmt: skip
+PLAN = toy_plan(
+    layout=LAYOUT,
+    initial=INITIAL.digest,
+    encoding=Encoding(largest=0.5, most_weight=10),
+    strategy=StrategySpec(name="group_median", options={"group_size": 3}),
+    rounds=RoundRules(rounds=9),
+)
 OWN = 1
 """The group of the site that checks."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_plans import toy_plan
 
 from wardround.client.parties import Parties, contribution, counts, scores_only
 from wardround.core.counting import TRAINING_LAYOUT, metric_counters, training_counters
@@ -14,14 +15,9 @@ from wardround.core.errors import PeerError, PolicyError, TrainingError
 from wardround.core.messages import Request
 from wardround.core.packed import Layout, TensorSpec
 from wardround.core.plan import (
-    AdapterSpec,
-    BaseModelSpec,
     DataContract,
     Encoding,
-    LocalWork,
-    RoundRules,
     SecureRules,
-    TaskSpec,
     TrainingPlan,
 )
 from wardround.core.seeds import Purpose, generator
@@ -47,18 +43,11 @@ EVERY_MODE = SecurePolicy(modes=("real", "accounted", "off"))
 def plan_of(mode: Any = "off", **changes: Any) -> TrainingPlan:
     """A plan; `changes` replace whole sections."""
     sections: dict[str, Any] = {
-        "name": "toy",
-        "seed": 7,
-        "base": BaseModelSpec(name="none", digest="0" * 64),
-        "task": TaskSpec(name="sequence_classification", metrics="classification"),
         "data": DataContract(columns={"text": "t", "label": "l"}, labels=("no", "yes")),
-        "adapter": AdapterSpec(layout=LAYOUT, initial_digest="1" * 64),
-        "local": LocalWork(steps=1),
         "encoding": Encoding(largest=2.0, most_weight=50),
         "secure": SecureRules(mode=mode),
-        "rounds": RoundRules(rounds=5),
     }
-    return TrainingPlan(**(sections | changes))
+    return toy_plan(layout=LAYOUT, **(sections | changes))
 
 
 class Side:

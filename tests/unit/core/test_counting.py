@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from toy_plans import toy_plan
 
 from wardround.core.counting import (
     MOST_COUNT,
@@ -20,25 +21,17 @@ from wardround.core.counting import (
     training_counters,
 )
 from wardround.core.metrics.contract import LARGEST_LOSS, LOSS_UNIT
-from wardround.core.packed import Layout, TensorSpec
 from wardround.core.plan import (
-    AdapterSpec,
-    BaseModelSpec,
     DataContract,
     Encoding,
-    LocalWork,
     RoundRules,
-    TaskSpec,
-    TrainingPlan,
 )
 
-PLAN = TrainingPlan(
-    name="toy", seed=7, base=BaseModelSpec(name="none", digest="0" * 64),
-    task=TaskSpec(name="sequence_classification", metrics="classification"),
+PLAN = toy_plan(
     data=DataContract(columns={"text": "t", "label": "l"}, labels=("no", "yes")),
-    adapter=AdapterSpec(layout=Layout(tensors=(TensorSpec(name="a"),)), initial_digest="1" * 64),
-    local=LocalWork(steps=1), encoding=Encoding(largest=1.0, most_weight=1), rounds=RoundRules(rounds=1),
-)  # fmt: skip
+    encoding=Encoding(largest=1.0, most_weight=1),
+    rounds=RoundRules(rounds=1),
+)
 
 
 def test_the_mean_training_loss_is_that_of_the_sums() -> None:

@@ -8,37 +8,15 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from toy_plans import toy_plan
 
 from wardround.core.errors import ConfigError
-from wardround.core.packed import Layout, TensorSpec
 from wardround.core.plan import (
-    AdapterSpec,
-    BaseModelSpec,
-    DataContract,
     Encoding,
-    LocalWork,
-    RoundRules,
     SecureRules,
     StrategySpec,
-    TaskSpec,
     TrainingPlan,
 )
-
-
-def plan_of(**changes: Any) -> TrainingPlan:
-    """A valid plan; `changes` replace whole sections."""
-    sections: dict[str, Any] = {
-        "name": "toy",
-        "seed": 7,
-        "base": BaseModelSpec(name="none", digest="0" * 64),
-        "task": TaskSpec(name="sequence_classification", metrics="classification"),
-        "data": DataContract(columns={"text": "t"}),
-        "adapter": AdapterSpec(layout=Layout(tensors=(TensorSpec(name="a"),)), initial_digest="1" * 64),
-        "local": LocalWork(steps=1),
-        "encoding": Encoding(largest=0.5, most_weight=100),
-        "rounds": RoundRules(rounds=5),
-    }
-    return TrainingPlan(**(sections | changes))
 
 
 @pytest.mark.parametrize("text", ["Infinity", "-Infinity", "NaN"])
@@ -52,7 +30,7 @@ def plan_of(**changes: Any) -> TrainingPlan:
 def test_what_is_no_number_is_a_named_fault(place: str, text: str) -> None:
     """Infinity and NaN in any figure of a plan: a ConfigError that names the place, never a later crash."""
     section, _, key = place.partition(".")
-    whole = plan_of()
+    whole = toy_plan()
     values = getattr(whole, section)
     broken = whole.model_copy(
         update={section: values.model_copy(update={key: float(text.replace("Infinity", "inf"))})}
@@ -66,14 +44,14 @@ def test_what_is_no_number_is_a_named_fault(place: str, text: str) -> None:
 @pytest.mark.parametrize("value", [math.inf, math.nan, {1, 2}, object()], ids=["inf", "nan", "set", "object"])
 def test_an_option_that_json_does_not_know_is_a_named_fault(value: object) -> None:
     """Options are checked by the file that they belong to; what slips through it is still no digest."""
-    plan = plan_of(strategy=StrategySpec(options={"mu": [value]}))
+    plan = toy_plan(strategy=StrategySpec(options={"mu": [value]}))
     with pytest.raises(ConfigError, match="JSON"):
         _ = plan.digest
 
 
 def test_a_changed_copy_has_a_digest_of_its_own() -> None:
     """Also where the original's was asked for first: a plan made from another one must not pass for it."""
-    plan = plan_of()
+    plan = toy_plan()
     before = plan.digest
     changed = plan.model_copy(update={"name": "another"})
     assert changed.digest != before
@@ -83,7 +61,7 @@ def test_a_changed_copy_has_a_digest_of_its_own() -> None:
 
 def test_the_bounds_of_a_contribution_have_no_default() -> None:
     """No scale follows from a plan that leaves them out: it is no plan, and the place is named."""
-    text = plan_of().model_dump_json()
+    text = toy_plan().model_dump_json()
     for key in ("largest", "most_weight"):
         values = json.loads(text)
         del values["encoding"][key]
@@ -125,14 +103,14 @@ def test_a_ring_or_a_bound_that_is_none_is_refused(encoding: dict[str, Any]) -> 
 )
 def test_how_contributions_are_summed_is_part_of_the_plan(changes: dict[str, Any]) -> None:
     """A ring, a bound or a rule of the sums that differs makes another plan; a plan says nothing: `real`."""
-    assert plan_of(**changes).digest != plan_of().digest
-    assert TrainingPlan.parse(plan_of(**changes).canonical()).digest == plan_of(**changes).digest
-    assert plan_of().secure.mode == "real"
+    assert toy_plan(**changes).digest != toy_plan().digest
+    assert TrainingPlan.parse(toy_plan(**changes).canonical()).digest == toy_plan(**changes).digest
+    assert toy_plan().secure.mode == "real"
 
 
 def test_another_aggregator_is_another_plan() -> None:
     """What is sealed to its key is opened by nobody else: it decides who sees contributions."""
-    plans = [plan_of(secure=SecureRules(mode="trusted", aggregator=key * 32)) for key in ("0f", "f0")]
+    plans = [toy_plan(secure=SecureRules(mode="trusted", aggregator=key * 32)) for key in ("0f", "f0")]
     assert plans[0].digest != plans[1].digest
 
 
@@ -150,6 +128,6 @@ def test_another_aggregator_is_another_plan() -> None:
 )
 def test_a_plan_names_an_aggregator_under_trusted_alone(secure: dict[str, Any], reason: str) -> None:
     """Required there, refused elsewhere, and 32 bytes in hex: a ConfigError says which."""
-    values = json.loads(plan_of().canonical()) | {"secure": secure}
+    values = json.loads(toy_plan().canonical()) | {"secure": secure}
     with pytest.raises(ConfigError, match=f"(?s){reason}"):
         TrainingPlan.parse(json.dumps(values))

@@ -6,18 +6,14 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from toy_plans import toy_plan
 
-from wardround.core.packed import Layout, TensorSpec
 from wardround.core.plan import (
-    AdapterSpec,
-    BaseModelSpec,
     DataContract,
     Encoding,
     LocalWork,
-    RoundRules,
     SecureRules,
     StrategySpec,
-    TaskSpec,
     TrainingPlan,
 )
 from wardround.core.privacy_rules import AdaptiveClipping, PrivacyRules
@@ -32,15 +28,13 @@ def plan_of(privacy: dict[str, Any] | None, **changes: Any) -> TrainingPlan:
     """A plan that goes with this privacy, but for the changes."""
     of_site = privacy is not None and privacy["unit"] == "site"
     sections: dict[str, Any] = {
-        "name": "toy", "seed": 7, "base": BaseModelSpec(name="none", digest="0" * 64),
-        "task": TaskSpec(name="sequence_classification", metrics="classification"),
         "data": DataContract(columns={"text": "t"}, unit_column="patient", validation_fraction=0.0),
-        "adapter": AdapterSpec(layout=Layout(tensors=(TensorSpec(name="a"),)), initial_digest="1" * 64),
-        "local": ONE_STEP, "strategy": StrategySpec(weighting="uniform"), "rounds": RoundRules(rounds=5),
+        "local": ONE_STEP,
+        "strategy": StrategySpec(weighting="uniform"),
         "encoding": Encoding(largest=0.5, most_weight=1, norm=0.5 if of_site else None),
         "privacy": None if privacy is None else PrivacyRules(**privacy),
-    }  # fmt: skip
-    return TrainingPlan(**(sections | changes))
+    }
+    return toy_plan(**(sections | changes))
 
 
 @pytest.mark.parametrize("privacy", [None, LOCAL, DISTRIBUTED, CENTRAL, LOCAL | {"unit": "example"}])

@@ -5,20 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from toy_plans import toy_plan
 
 from wardround.core.counting import TRAINING_LAYOUT, metric_layout, most_count
 from wardround.core.errors import ConfigError, PeerError, PolicyError
 from wardround.core.packed import Layout, TensorSpec
 from wardround.core.plan import (
-    AdapterSpec,
-    BaseModelSpec,
     DataContract,
     Encoding,
-    LocalWork,
     ReleaseRule,
-    RoundRules,
     SecureRules,
-    TaskSpec,
     TrainingPlan,
 )
 from wardround.privacy.secagg.hashing import digest
@@ -34,17 +30,10 @@ COHORT = tuple("abcdefg")
 def plan_of(**changes: Any) -> TrainingPlan:
     """A plan whose sums are secure; `changes` replace whole sections."""
     sections: dict[str, Any] = {
-        "name": "toy",
-        "seed": 7,
-        "base": BaseModelSpec(name="none", digest="0" * 64),
-        "task": TaskSpec(name="sequence_classification", metrics="classification"),
         "data": DataContract(columns={"text": "t", "label": "l"}, labels=("no", "yes")),
-        "adapter": AdapterSpec(layout=LAYOUT, initial_digest="1" * 64),
-        "local": LocalWork(steps=1),
         "encoding": Encoding(largest=2.0, norm=3.0, most_weight=50),
-        "rounds": RoundRules(rounds=5),
     }
-    return TrainingPlan(**(sections | changes))
+    return toy_plan(layout=LAYOUT, **(sections | changes))
 
 
 def proposed(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_plans import toy_plan
 
 from wardround.client.fold_check import FoldCheck
 from wardround.client.grouping import Grouped
@@ -18,15 +19,11 @@ from wardround.core.errors import PeerError, PolicyError, TrainingError
 from wardround.core.messages import Reply, Request, reply_to
 from wardround.core.packed import Counters, Layout, Packed, TensorSpec
 from wardround.core.plan import (
-    AdapterSpec,
-    BaseModelSpec,
     DataContract,
     Encoding,
-    LocalWork,
     ReleaseRule,
     RoundRules,
     SecureRules,
-    TaskSpec,
     TrainingPlan,
 )
 from wardround.core.seeds import Purpose, generator
@@ -66,19 +63,13 @@ SITES = {
 def plan_of(mode: Any = "off", **changes: Any) -> TrainingPlan:
     """A valid plan of five rounds; `changes` replace whole sections."""
     sections: dict[str, Any] = {
-        "name": "toy",
-        "seed": 7,
-        "base": BaseModelSpec(name="none", digest="0" * 64),
-        "task": TaskSpec(name="sequence_classification", metrics="classification"),
         "data": DataContract(columns={"text": "t", "label": "l"}, labels=("no", "yes")),
-        "adapter": AdapterSpec(layout=LAYOUT, initial_digest=INITIAL.digest),
-        "local": LocalWork(steps=1),
         "encoding": Encoding(largest=6.0, most_weight=50),
         "secure": SecureRules(mode=mode, aggregator=KEY if mode == "trusted" else None),
         "rounds": RoundRules(rounds=5, deadline_s=0.5),
         "release": ReleaseRule(metric="accuracy", direction="max"),
     }
-    return TrainingPlan(**(sections | changes))
+    return toy_plan(layout=LAYOUT, initial=INITIAL.digest, **(sections | changes))
 
 
 @dataclass

@@ -7,19 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_plans import toy_plan
 
 from wardround.core.errors import ConfigError
-from wardround.core.packed import Layout, TensorSpec
 from wardround.core.plan import (
-    AdapterSpec,
-    BaseModelSpec,
     DataContract,
     Encoding,
     LocalWork,
     RoundRules,
     SecureRules,
     StrategySpec,
-    TaskSpec,
     TrainingPlan,
 )
 from wardround.core.seeds import Purpose, generator
@@ -60,15 +57,15 @@ def arm_of(
     **rules: Any,
 ) -> Arm:
     """A federation whose sites have so many usable rows, and one more that is not."""
-    plan = TrainingPlan(
-        name="toy", seed=3, base=BaseModelSpec(name="none", digest="0" * 64),
-        task=TaskSpec(name="sequence_classification", metrics="classification"),
+    plan = toy_plan(
+        seed=3,
         data=DataContract(columns={"text": "t"}, labels=("no", "yes")),
-        adapter=AdapterSpec(layout=Layout(tensors=(TensorSpec(name="a"),)), initial_digest="1" * 64),
-        local=LocalWork(**work), encoding=Encoding(largest=0.5, norm=0.7, most_weight=100),
-        secure=SecureRules(mode=mode), strategy=StrategySpec(name="fedprox", weighting=weighting),
+        local=LocalWork(**work),
+        encoding=Encoding(largest=0.5, norm=0.7, most_weight=100),
+        secure=SecureRules(mode=mode),
+        strategy=StrategySpec(name="fedprox", weighting=weighting),
         rounds=RoundRules(**({"rounds": 20} | rules)),
-    )  # fmt: skip
+    )
     sites = {name: SiteRows([*(row() for _ in range(n)), row(target=False)], []) for name, n in rows.items()}
     return Arm("federated", plan, sites)
 

@@ -29,6 +29,7 @@ from wardround.runtime.events import (
     Evaluated,
     Event,
     Improved,
+    PrivacySpent,
     RoundFolded,
     RunFinished,
     RunStarted,
@@ -298,6 +299,20 @@ def test_the_picture_shows_the_curves() -> None:
     assert left.get_ylabel() == "macro-F1"
     heights = sorted(bar.get_height() for bar in right.patches)  # type: ignore[attr-defined]  # bars are rectangles
     assert heights == pytest.approx([0.5, 0.5, 0.8, 0.8, 0.9, 0.9])
+
+
+def test_the_picture_shows_what_was_spent() -> None:
+    """The largest ε of the federation's sites by round, from zero on, with its δ and unit; no other arm's."""
+    spent = [
+        PrivacySpent(name, round, "patient", 1e-4, {"a": 1.0 * round * scale, "b": 2.0 * round * scale})
+        for name, scale in (("federated", 1), ("local/b", 9))
+        for round in (1, 2, 3, 4)
+    ]
+    figure = draw(curves_of([*run_events(), *spent]))
+    (line,) = [line for axes in figure.axes for line in axes.get_lines() if "ε" in str(line.get_label())]
+    assert list(line.get_ydata()) == pytest.approx([0.0, 2.0, 4.0, 6.0, 8.0])
+    assert line.get_label() == "ε spent: 8 at δ = 0.0001 per patient"
+    assert not [line for line in lines_of(draw(curves_of(run_events())).axes[0]) if "ε" in line]
 
 
 def test_without_site_tests_there_is_one_panel() -> None:

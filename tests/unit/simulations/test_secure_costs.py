@@ -6,17 +6,12 @@ import hashlib
 from typing import Any
 
 import pytest
+from toy_plans import toy_plan
 
-from wardround.core.packed import Layout, TensorSpec
 from wardround.core.plan import (
-    AdapterSpec,
-    BaseModelSpec,
-    DataContract,
     Encoding,
-    LocalWork,
     RoundRules,
     SecureRules,
-    TaskSpec,
     TrainingPlan,
 )
 from wardround.runtime.events import Event, RoundBurnt, RoundFolded, SiteReplied, SumOpened
@@ -30,15 +25,11 @@ NONE = {"differential_privacy": "none"}
 
 def plan_of(mode: Any = "real") -> TrainingPlan:
     """A plan; only its mode and its ring are looked at."""
-    return TrainingPlan(
-        name="toy", seed=7, base=BaseModelSpec(name="none", digest="0" * 64),
-        task=TaskSpec(name="sequence_classification", metrics="classification"),
-        data=DataContract(columns={"text": "t"}),
-        adapter=AdapterSpec(layout=Layout(tensors=(TensorSpec(name="a"),)), initial_digest="1" * 64),
-        local=LocalWork(steps=1), encoding=Encoding(bits=20, largest=1.0, most_weight=1),
+    return toy_plan(
+        encoding=Encoding(bits=20, largest=1.0, most_weight=1),
         secure=SecureRules(mode=mode, aggregator=KEY if mode == "trusted" else None),
         rounds=RoundRules(rounds=2),
-    )  # fmt: skip
+    )
 
 
 def opened(arm: str, round: int, name: str, cohort: int, attempt: int = 0) -> Event:

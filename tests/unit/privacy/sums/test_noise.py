@@ -7,19 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_plans import toy_plan
 
 from wardround.core.errors import ConfigError, PolicyError
-from wardround.core.packed import Layout, TensorSpec
 from wardround.core.plan import (
-    AdapterSpec,
-    BaseModelSpec,
     DataContract,
     Encoding,
     LocalWork,
     RoundRules,
     Schedule,
     StrategySpec,
-    TaskSpec,
     TrainingPlan,
 )
 from wardround.core.privacy_rules import PrivacyRules
@@ -39,18 +36,16 @@ CENTRAL = {"unit": "site", "noise": "central", "sigma": 2.0, "delta": 1e-2, "cli
 def plan_of(privacy: dict[str, Any], *, bits: Any = 32, largest: float = 1.0, **local: Any) -> TrainingPlan:
     """A plan with noise in its sums."""
     of_site = privacy["unit"] == "site"
-    return TrainingPlan(
-        name="toy", seed=7, base=BaseModelSpec(name="none", digest="0" * 64),
-        task=TaskSpec(name="sequence_classification", metrics="classification"),
+    return toy_plan(
         data=DataContract(columns={}, unit_column="p", validation_fraction=0.0),
-        adapter=AdapterSpec(layout=Layout(tensors=(TensorSpec(name="a"),)), initial_digest="1" * 64),
         local=LocalWork(
             steps=1, optimiser="sgd", max_grad_norm=None, batch_size=10, learning_rate=0.5, **local
         ),
-        strategy=StrategySpec(weighting="uniform"), rounds=RoundRules(rounds=4),
+        strategy=StrategySpec(weighting="uniform"),
+        rounds=RoundRules(rounds=4),
         encoding=Encoding(bits=bits, largest=largest, most_weight=1, norm=0.5 if of_site else None),
         privacy=PrivacyRules(**privacy),
-    )  # fmt: skip
+    )
 
 
 def source(place: int) -> RepeatableSource:

@@ -6,18 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_plans import toy_plan
 
 from wardround.core.counting import training_counters
 from wardround.core.packed import Layout, TensorSpec
 from wardround.core.plan import (
-    AdapterSpec,
-    BaseModelSpec,
     DataContract,
     Encoding,
-    LocalWork,
-    RoundRules,
     SecureRules,
-    TaskSpec,
     TrainingPlan,
 )
 from wardround.privacy.packing import word_of
@@ -70,14 +66,12 @@ class World:
 
     def plan_of(self, aggregator: str) -> TrainingPlan:
         """A plan that names this aggregator."""
-        return TrainingPlan(
-            name="toy", seed=7, base=BaseModelSpec(name="none", digest="0" * 64),
-            task=TaskSpec(name="sequence_classification", metrics="classification"),
+        return toy_plan(
+            layout=LAYOUT,
             data=DataContract(columns={"text": "t", "label": "l"}, labels=("no", "yes")),
-            adapter=AdapterSpec(layout=LAYOUT, initial_digest="1" * 64), local=LocalWork(steps=1),
-            encoding=Encoding(largest=2.0, most_weight=50), rounds=RoundRules(rounds=5),
+            encoding=Encoding(largest=2.0, most_weight=50),
             secure=SecureRules(mode="trusted", aggregator=aggregator),
-        )  # fmt: skip
+        )
 
     def policy(self, **changes: Any) -> SecurePolicy:
         """Of a site that trusts the aggregator."""

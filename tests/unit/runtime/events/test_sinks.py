@@ -17,6 +17,7 @@ from wardround.core.errors import ConfigError, StorageError
 from wardround.runtime.events import (
     Evaluated,
     Event,
+    PrivacySpent,
     RoundFolded,
     RoundStarted,
     RunStarted,
@@ -46,6 +47,26 @@ def test_a_log_file_gets_one_plain_row_a_round(story: Any) -> None:
     assert rows[2][4] == "1/2"
     header = next(line for line in lines if line.split()[:1] == ["round"])
     assert header.split()[3:5] == ["macro_f1", "loss"]
+
+
+def with_spent(events: list[Any]) -> list[Any]:
+    """The story of a private run: what each round came to is told just before it folds."""
+    told: list[Any] = []
+    for event in events:
+        if isinstance(event, RoundFolded):
+            sites = {"a": float(event.round), "b": event.round + 0.5}
+            told.append(PrivacySpent(event.arm, event.round, "patient", 1e-4, sites))
+        told.append(event)
+    return told
+
+
+def test_the_row_of_a_round_shows_the_largest_epsilon_after_it(story: Any) -> None:
+    """Of a private run alone; row 0 has spent nothing."""
+    lines = story.shown(with_spent(story.run_events()), terminal=False).splitlines()
+    assert "ε" in next(line for line in lines if line.split()[:1] == ["round"])
+    rows = [line.split() for line in lines if line.strip()[:1].isdigit()]
+    assert [row[4] for row in rows] == ["0.000", "1.500", "2.500", "3.500"]
+    assert "ε" not in story.shown(story.run_events(), terminal=False)
 
 
 def test_a_quarantined_site_is_named(story: Any) -> None:
@@ -148,6 +169,9 @@ def test_tensorboard_reads_the_figures(story: Any, tmp_path: Path) -> None:
         "site/budapest/train.loss",
     } <= set(arm.Tags()["scalars"])
     assert [point.step for point in arm.Scalars("round/train_loss")] == [1, 2, 3]
+    story.emit(TensorBoardSink(tmp_path / "private"), with_spent(story.run_events()))
+    arm = reader.EventAccumulator(str(tmp_path / "private" / "federated")).Reload()
+    assert [point.value for point in arm.Scalars("privacy/epsilon")] == [1.5, 2.5, 3.5]
     assert (tmp_path / "local" / "x").is_dir()
 
 
