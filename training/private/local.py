@@ -19,6 +19,7 @@ from wardround.privacy.accounting.of_plan import RoundCost
 from wardround.privacy.noise.source import RandomSource
 from wardround.training.private.clipping import Adaptive, Automatic, Clipping, Flat, split_by_layer
 from wardround.training.private.gradient import PrivateGradients, StepFigures, private_gradients
+from wardround.training.private.per_example import columns_of
 from wardround.training.private.sampling import PoissonSampler
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
@@ -139,7 +140,7 @@ def clipped_sum(
     """
     with _opened(bench, parameters, rows, private) as gradients:
         clipped, figures = gradients.clipped_sum(private.sampler().draw())
-    columns = _columns(parameters)
+    columns = columns_of(parameters)
     mean = clipped.total.cpu().numpy() / private.expected_batch
     return {name: mean[columns[name]].reshape(parameters[name].shape) for name in parameters}, figures
 
@@ -149,16 +150,7 @@ def _opened(
     bench: Workbench, parameters: Mapping[str, nn.Parameter], rows: Sequence[Encoded], private: PrivateRound
 ) -> Iterator[PrivateGradients]:
     with private_gradients(
-        bench, parameters, rows, private.cost.mechanism, private.clipping(_columns(parameters)),
+        bench, parameters, rows, private.cost.mechanism, private.clipping(columns_of(parameters)),
         expected_batch=private.expected_batch, source=private.noise, simulation=private.simulation,
     ) as gradients:  # fmt: skip
         yield gradients
-
-
-def _columns(parameters: Mapping[str, nn.Parameter]) -> dict[str, slice]:
-    """Name → its place in a row of gradients, which is sorted by name (`ExampleGradients.columns`)."""
-    columns, start = {}, 0
-    for name, parameter in sorted(parameters.items()):
-        columns[name] = slice(start, start + parameter.numel())
-        start += parameter.numel()
-    return columns

@@ -57,6 +57,15 @@ def record_gradients(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -
                 module.__dict__["forward"] = forward
 
 
+def columns_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, slice]:
+    """Name → its place in a row of gradients, which is sorted by name."""
+    columns, start = {}, 0
+    for name, parameter in sorted(parameters.items()):
+        columns[name] = slice(start, start + parameter.numel())
+        start += parameter.numel()
+    return columns
+
+
 @final
 class ExampleGradients:
     """A flat buffer (lines, P) of float32, and what fills it; made by `record_gradients`.
@@ -70,12 +79,8 @@ class ExampleGradients:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = dict(sorted(parameters.items()))
-        self.columns: dict[str, slice] = {}
-        start = 0
-        for name, parameter in self.parameters.items():
-            self.columns[name] = slice(start, start + parameter.numel())
-            start += parameter.numel()
-        self.size = start
+        self.columns = columns_of(parameters)
+        self.size = sum(parameter.numel() for parameter in parameters.values())
         self.lines: int | None = None
         self._places = {id(p): self.columns[name] for name, p in self.parameters.items()}
         self._filled: set[int] = set()

@@ -29,10 +29,10 @@ from wardround.privacy.accounting.account import Account
 from wardround.privacy.accounting.mechanisms import SampledGaussian
 from wardround.privacy.accounting.one_run import shown_epsilon
 from wardround.training.private.audit.findings import Finding
-from wardround.training.private.audit.stage import Stage, columns_of, written
+from wardround.training.private.audit.stage import Stage, written
 from wardround.training.private.gradient import PrivateGradients
 from wardround.training.private.guards import FrozenWeights
-from wardround.training.private.per_example import ExampleGradients
+from wardround.training.private.per_example import ExampleGradients, columns_of
 from wardround.training.private.sampling import PoissonSampler
 
 DELTA: Final = 1e-6

@@ -20,8 +20,9 @@ from scipy import stats
 
 from wardround.core.errors import InternalError
 from wardround.training.private.audit.findings import RARE, Finding
-from wardround.training.private.audit.stage import CUTS, Stage, columns_of, written
+from wardround.training.private.audit.stage import CUTS, Stage, written
 from wardround.training.private.clipping import Clipping
+from wardround.training.private.per_example import columns_of
 
 _KEPT: Final = 1 << 16
 """Coordinates of a step that are kept, to compare steps with each other."""

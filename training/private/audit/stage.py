@@ -21,6 +21,7 @@ from wardround.training.base_model import switch_dropout_off
 from wardround.training.private.clipping import Clipping
 from wardround.training.private.gradient import PrivateGradients, private_gradients
 from wardround.training.private.local import PrivateRound
+from wardround.training.private.per_example import columns_of
 from wardround.training.private.sampling import PoissonBatch
 from wardround.training.tasks.contract import Batch, Encoded, Task
 from wardround.training.workbench import Workbench
@@ -145,15 +146,6 @@ def on_stage(bench: Workbench, private: PrivateRound, rows: Sequence[Encoded]) -
         for parameter in bench.parameters().values():
             parameter.grad = None
         bench.load_adapter(before)
-
-
-def columns_of(parameters: dict[str, nn.Parameter]) -> dict[str, slice]:
-    """Name → its place in a row of gradients, which is sorted by name."""
-    columns, start = {}, 0
-    for name, parameter in sorted(parameters.items()):
-        columns[name] = slice(start, start + parameter.numel())
-        start += parameter.numel()
-    return columns
 
 
 def written(parameters: dict[str, nn.Parameter]) -> torch.Tensor:

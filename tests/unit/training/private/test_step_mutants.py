@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mutants import clip_by_example, no_clip, noise_times
 from scipy import stats
 
 from wardround.training.private import gradient
-from wardround.training.private.clipping import Flat
 from wardround.training.private.units import ClippedSum
 from wardround.training.workbench import Machine
 
@@ -119,20 +119,6 @@ def test_cuts_change_no_bit_of_the_noise(size: int | None, at: Any, rows: list[A
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
 
 
-def unclipped(patch: pytest.MonkeyPatch) -> None:
-    """The factor is forgotten."""
-    patch.setattr(Flat, "factors", lambda _, norms: torch.ones_like(norms))
-
-
-def clipped_by_example(patch: pytest.MonkeyPatch) -> None:
-    """Each row by itself: a unit of three moves the sum by up to 3 C."""
-
-    def fold(total: ClippedSum, gradients: torch.Tensor, units: Any) -> None:
-        total.add(gradients, [(unit, row, len(total._norms)) for row, unit in enumerate(units)])
-
-    patch.setattr(gradient, "fold_piece", fold)
-
-
 def mean_over_tokens(patch: pytest.MonkeyPatch) -> None:
     """The mean of the batch's tokens, as Hugging Face's `labels=` has it."""
     patch.setattr(
@@ -140,18 +126,6 @@ def mean_over_tokens(patch: pytest.MonkeyPatch) -> None:
         "example_means",
         lambda task, model, tensors, counts: task.example_losses(model, tensors) / counts.sum() * len(counts),
     )
-
-
-def with_noise(factor: float) -> Callable[[pytest.MonkeyPatch], None]:
-    """The noise is so many times what it should be."""
-
-    def patched(patch: pytest.MonkeyPatch) -> None:
-        plain = gradient.add_noise
-        patch.setattr(
-            gradient, "add_noise", lambda total, deviation, source: plain(total, factor * deviation, source)
-        )
-
-    return patched
 
 
 def noise_in_pieces(split: bool) -> Callable[[pytest.MonkeyPatch], None]:
@@ -172,11 +146,11 @@ def noise_in_pieces(split: bool) -> Callable[[pytest.MonkeyPatch], None]:
     return patched
 
 
-SENSITIVITY = {"no clip": unclipped, "clip by example": clipped_by_example, "token mean": mean_over_tokens}
+SENSITIVITY = {"no clip": no_clip, "clip by example": clip_by_example, "token mean": mean_over_tokens}
 NOISE = {
-    "half the noise": with_noise(0.5),
-    "a tenth less noise": with_noise(0.9),
-    "no noise": with_noise(1e-3),
+    "half the noise": noise_times(0.5),
+    "a tenth less noise": noise_times(0.9),
+    "no noise": noise_times(1e-3),
     "noise with each microbatch": noise_in_pieces(split=False),
     "noise split over microbatches": noise_in_pieces(split=True),
 }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mutants import clip_by_example, no_clip, noise_times
 
 from wardround.core.errors import TrainingError
 from wardround.training.private import gradient
@@ -19,7 +20,6 @@ from wardround.training.private.audit.findings import all_pass
 from wardround.training.private.audit.noise import Noise, judged, noise_of_steps
 from wardround.training.private.audit.sensitivity import sensitivity
 from wardround.training.private.audit.stage import on_stage
-from wardround.training.private.clipping import Flat
 from wardround.training.private.units import ClippedSum
 
 RULES: list[dict[str, Any]] = [
@@ -38,20 +38,6 @@ def test_the_real_step_passes(test: str, rules: dict[str, Any], staged: Any, gat
         assert getattr(gate, test)(stage)
 
 
-def no_clip(patch: pytest.MonkeyPatch) -> None:
-    """The factor is forgotten."""
-    patch.setattr(Flat, "factors", lambda _, norms: torch.ones_like(norms))
-
-
-def clip_by_example(patch: pytest.MonkeyPatch) -> None:
-    """Each row by itself: a unit of three moves the sum by up to 3 C."""
-
-    def fold(total: ClippedSum, gradients: torch.Tensor, units: Sequence[int]) -> None:
-        total.add(gradients, [(unit, row, len(total._norms)) for row, unit in enumerate(units)])
-
-    patch.setattr(gradient, "fold_piece", fold)
-
-
 def token_mean(patch: pytest.MonkeyPatch) -> None:
     """The mean over the batch's targets, as Hugging Face's `labels=` has it."""
     patch.setattr(
@@ -59,18 +45,6 @@ def token_mean(patch: pytest.MonkeyPatch) -> None:
         "example_means",
         lambda task, model, tensors, counts: task.example_losses(model, tensors) / counts.sum(),
     )
-
-
-def noise_times(factor: float) -> Callable[[pytest.MonkeyPatch], None]:
-    """So many times the noise."""
-
-    def patched(patch: pytest.MonkeyPatch) -> None:
-        plain = gradient.add_noise
-        patch.setattr(
-            gradient, "add_noise", lambda total, deviation, source: plain(total, factor * deviation, source)
-        )
-
-    return patched
 
 
 def noise_with_each_piece(
