@@ -34,7 +34,8 @@ from wardround.client.ledger.rows import (
 from wardround.client.ledger.units import UnitList
 from wardround.core.errors import StorageError
 from wardround.privacy.accounting.cap import Cap
-from wardround.privacy.accounting.tally import Step, Tally, steps_of
+from wardround.privacy.accounting.steps import Step, steps_of
+from wardround.privacy.accounting.tally import Tally
 
 Lists: TypeAlias = Callable[[str], UnitList]
 """Digest of a list of units → the list."""

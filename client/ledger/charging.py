@@ -30,7 +30,8 @@ from wardround.privacy.accounting.mechanisms import (
     SampledGaussian,
 )
 from wardround.privacy.accounting.renyi import best_epsilon, epsilon_at
-from wardround.privacy.accounting.tally import Tally, steps_of
+from wardround.privacy.accounting.steps import steps_of
+from wardround.privacy.accounting.tally import Tally
 
 
 @dataclass(frozen=True)

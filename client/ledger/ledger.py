@@ -37,7 +37,8 @@ from wardround.client.ledger.store import Store
 from wardround.core.errors import ConfigError, InternalError, PolicyError
 from wardround.privacy.accounting.account import Account, Epsilon
 from wardround.privacy.accounting.mechanisms import Mechanism, NoPrivacy
-from wardround.privacy.accounting.tally import Tally, steps_of
+from wardround.privacy.accounting.steps import steps_of
+from wardround.privacy.accounting.tally import Tally
 
 WHOLE_RUN = "the whole run"
 """Draw under which the refusal of a run without privacy stands."""

@@ -1,6 +1,7 @@
 """Accounting for differential privacy: what a unit has lost so far, and how much noise a run needs.
 
     mechanisms.py    what was done to a unit, as values: each says all of its mathematics
+    steps.py         mechanisms counted, each as one step of its kind
     account.py       everything that was done to one unit, and its epsilon
     tally.py         a running account, for whoever keeps a hundred thousand entries
     cap.py           whether one thing more may be done, whoever chose it and why

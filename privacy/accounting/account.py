@@ -10,26 +10,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, Self, TypeAlias
 
 from pydantic import ValidationError, model_validator
 
 from wardround.core.checked import Frozen, invalid
-from wardround.core.errors import BudgetError, ConfigError, PolicyError
+from wardround.core.errors import ConfigError, PolicyError
 from wardround.core.packed import Array
-from wardround.privacy.accounting.lattice import total_lattice_rdp
 from wardround.privacy.accounting.mechanisms import (
     BoundedMixture,
-    Gaussian,
     Mechanism,
     NoPrivacy,
-    SampledDiscreteGaussians,
-    SampledGaussian,
 )
 from wardround.privacy.accounting.privacy_loss import composed_epsilon
-from wardround.privacy.accounting.renyi import best_epsilon, total_rdp
+from wardround.privacy.accounting.renyi import best_epsilon
+from wardround.privacy.accounting.steps import counted, rdp_of, without_renyi
 
 Unit: TypeAlias = Literal["patient", "example", "site"]
 
@@ -106,23 +102,13 @@ class Account(Frozen):
             BudgetError: A mixture is in it: the Rényi account is unknown.
         """
         if self.needs_losses:
-            raise BudgetError(
-                "this account has no Rényi bound", found="a bounded mixture",
-                expected="sampled or plain Gaussians, or sums of discrete ones",
-                remedy="clip once per patient, or fix the schedule beforehand and ask for losses",
-            )  # fmt: skip
-        steps: Counter[tuple[float, float]] = Counter()
-        lattice_steps: Counter[tuple[float, float, float, int, int]] = Counter()
-        for mechanism in self.mechanisms:
-            match mechanism:
-                case SampledGaussian():
-                    steps[mechanism.sample_rate, mechanism.sigma] += mechanism.steps
-                case Gaussian():
-                    steps[1.0, mechanism.sigma] += mechanism.count
-                case SampledDiscreteGaussians():
-                    lattice_steps[mechanism.step()] += mechanism.steps
-        total = total_rdp(steps) + total_lattice_rdp(lattice_steps)
-        return total + math.inf if any(isinstance(m, NoPrivacy) for m in self.mechanisms) else total
+            raise without_renyi("account")
+        total = rdp_of(counted(self.mechanisms))
+        return total + math.inf if self._released else total
+
+    @property
+    def _released(self) -> bool:
+        return any(isinstance(mechanism, NoPrivacy) for mechanism in self.mechanisms)
 
     def epsilon(self, delta: float, *, units: int) -> Epsilon:
         """ε by Rényi DP at its best order, or by losses where a mixture is in the account.
@@ -154,17 +140,9 @@ class Account(Frozen):
             PolicyError: δ ≥ 1/units.
         """
         check_delta(delta, units)
-        steps: Counter[Mechanism] = Counter()
-        for mechanism in self.mechanisms:
-            match mechanism:
-                case Gaussian():
-                    steps[mechanism.model_copy(update={"count": 1})] += mechanism.count
-                case SampledGaussian(sample_rate=1.0):
-                    steps[Gaussian(sigma=mechanism.sigma)] += mechanism.steps
-                case SampledGaussian() | BoundedMixture() | SampledDiscreteGaussians():
-                    steps[mechanism.model_copy(update={"steps": 1})] += mechanism.steps
-                case NoPrivacy():
-                    steps[mechanism] += 1
+        if self._released:
+            return Epsilon(math.inf, delta, self.unit, "losses")
+        steps = {step.mechanism(1): count for step, count in counted(self.mechanisms).items()}
         value = composed_epsilon(steps, delta) if steps else 0.0
         return Epsilon(value, delta, self.unit, "losses")
 

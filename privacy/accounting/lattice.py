@@ -52,7 +52,6 @@ times the δ that such Gaussians have at ε − 2 T A'; and ρ(α) is at most th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -134,18 +133,6 @@ def rdp_of_lattice_step(
     rdp[np.isnan(rdp)] = np.inf
     rdp.flags.writeable = False
     return np.asarray(rdp)
-
-
-def total_lattice_rdp(steps: Mapping[tuple[float, float, float, int, int], int]) -> Array:
-    """Σ steps · ρ(α), (len(ORDERS),) float64; the same bits in any order.
-
-    Args:
-        steps: Arguments of `rdp_of_lattice_step` → how often.
-    """
-    total = np.zeros(len(ORDERS))
-    for key, count in sorted(steps.items()):
-        total += count * rdp_of_lattice_step(*key)
-    return total
 
 
 def _log_moment(order: int, q: float, sigma: float, excess: float) -> float:

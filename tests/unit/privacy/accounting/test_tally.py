@@ -18,7 +18,8 @@ from wardround.privacy.accounting.mechanisms import (
     SampledGaussian,
 )
 from wardround.privacy.accounting.renyi import ORDERS, rdp_of_step, rdp_of_step_at
-from wardround.privacy.accounting.tally import Step, Tally, steps_of
+from wardround.privacy.accounting.steps import Step, steps_of
+from wardround.privacy.accounting.tally import Tally
 
 KINDS: tuple[Mechanism, ...] = (
     SampledGaussian(sample_rate=0.01, sigma=2.0, steps=10),
