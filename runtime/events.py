@@ -84,10 +84,10 @@ class SumOpened:
 
 @dataclass(frozen=True)
 class PrivacySpent:
-    """What the run has cost so far in differential privacy: (ε, δ) for each `unit` of each site.
+    """What is reserved of differential privacy so far, by Rényi DP: (ε, δ) for each `unit` of each site.
 
-    `sites` maps a site to its ε after this round, as it is reserved; of a site that did not take part it is
-    what it had spent before. Under `unit=site` it is one figure for all of them.
+    `sites` maps a site to its ε after this round; of a site that did not take part it is what it had reserved
+    before. Under `unit=site` it is one figure for all of them.
     """
 
     arm: str
@@ -95,6 +95,23 @@ class PrivacySpent:
     unit: str
     delta: float
     sites: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class PrivacyReported:
+    """What a run cost each `unit` of each site once it has ended, at `delta`.
+
+    `sites` maps a site to two bounds on ε: `reserved`, by Rényi DP, and `spent`, the smaller of that and the
+    one by privacy losses. `round` is the last one; `rounds` are those that the figures are for: all that the
+    plan has where the run stopped early, since its end was chosen by looking at what came out.
+    """
+
+    arm: str
+    round: int
+    rounds: int
+    unit: str
+    delta: float
+    sites: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -183,6 +200,7 @@ Event: TypeAlias = (
     | SiteReplied
     | SumOpened
     | PrivacySpent
+    | PrivacyReported
     | Evaluated
     | RoundFolded
     | RoundBurnt

@@ -7,7 +7,8 @@ from typing import Any
 
 from wardround.core.plan import TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
-from wardround.runtime.events import Event, PrivacySpent
+from wardround.runtime.events import Event, PrivacyReported, PrivacySpent
+from wardround.simulations.arms import FEDERATED
 
 NOISE = {
     "local": "every step's noise is drawn at the site (DP-SGD)",
@@ -19,28 +20,40 @@ NOISE = {
 def privacy_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any]:
     """What stands under `privacy` in `summary.json`.
 
-    `epsilon` is the largest of the federation's sites; `arms` has each arm's by site.
+    `epsilon` is what was spent and `reserved` what was reserved at the federation's site that spent, or
+    reserved, most; `sites` has both of each. `arms` has what every arm reserved, by site.
     """
     record: dict[str, Any] = {"differential_privacy": "none", "secure_aggregation": plan.secure.mode}
     rules = plan.privacy
     if rules is None:
         return record
     arms: dict[str, dict[str, float]] = {}
+    sites: dict[str, dict[str, float]] = {}
+    rounds = last = 0
     for event in events:
-        if isinstance(event, PrivacySpent):
+        if isinstance(event, PrivacyReported) and event.arm == FEDERATED:
+            sites = {site: dict(figures) for site, figures in event.sites.items()}
+            rounds, last = event.rounds, event.round
+        elif isinstance(event, PrivacySpent):
             spent = arms.setdefault(event.arm, {})
             spent |= {site: max(spent.get(site, 0.0), epsilon) for site, epsilon in event.sites.items()}
-    federated = arms.get("federated", {})
-    epsilon = max(federated.values(), default=0.0)
+    epsilon, reserved = (
+        max((figures[which] for figures in sites.values()), default=0.0) for which in ("spent", "reserved")
+    )
     return record | {
         "differential_privacy": claim(rules, epsilon),
+        "accounting": accounting(epsilon, reserved),
         "rules": rules.model_dump(mode="json"),
         "epsilon": epsilon,
+        "reserved": reserved,
         "delta": rules.delta,
         "unit": rules.unit,
-        "accountant": "renyi",
+        "accountant": "losses" if epsilon < reserved else "renyi",
+        "rounds": rounds,
+        "stopped_early": rounds > last,
         "seeded": True,
         "excluded": plan.data.validation_fraction if rules.trains_privately else 0.0,
+        "sites": sites,
         "arms": arms,
     }
 
@@ -50,18 +63,25 @@ def claim(rules: PrivacyRules, epsilon: float) -> str:
     return f"ε = {epsilon:.4g} at δ = {rules.delta:g} per {rules.unit} and site"
 
 
+def accounting(epsilon: float, reserved: float) -> str:
+    """Who says so: what was spent is the smaller of two bounds, which are at one δ and of one unit."""
+    if epsilon < reserved:
+        return f"by privacy loss distributions; ε = {reserved:.4g} was reserved, by Rényi DP"
+    return "as reserved, by Rényi DP: privacy losses give no smaller figure"
+
+
 def privacy_text(record: Mapping[str, Any]) -> str:
     """The record in a few sentences, for the model card."""
     if record["differential_privacy"] == "none":
         return "No differential privacy: what the adapter gives away of a single patient is not bounded."
     rules, unit = record["rules"], record["unit"]
-    figures = sorted(record["arms"].get("federated", {}).values())
+    figures = sorted(figures["spent"] for figures in record["sites"].values())
     sites = f"; {figures[0]:.3g} to {figures[-1]:.3g} over the sites" if figures[1:] else ""
     sentences = [
         (
-            f"Differential privacy: **{record['differential_privacy']}** (Rényi accounting, the site that "
-            f"spent most{sites}), under adding or removing one {unit}: {NOISE[rules['noise']]}; clip norm "
-            f"{rules['clip_norm']:g}, {rules['clipping']} clipping."
+            f"Differential privacy: **{record['differential_privacy']}** ({record['accounting']}; the site "
+            f"that spent most{sites}), under adding or removing one {unit}: {NOISE[rules['noise']]}; clip "
+            f"norm {rules['clip_norm']:g}, {rules['clipping']} clipping."
         ),
         (
             "**Not private as it was run: batches and noise came from the simulation's seed**, so that it "
@@ -71,6 +91,11 @@ def privacy_text(record: Mapping[str, Any]) -> str:
         if unit != "site"
         else "All sites are known to take part.",
     ]
+    if record["stopped_early"]:
+        sentences.append(
+            f"It stopped early; the figures are those of all {record['rounds']} planned rounds, since where "
+            "to stop was chosen by looking at the scores."
+        )
     if record["excluded"]:
         sentences.append(
             f"The claim excludes the {unit}s that sites held back for validation ({record['excluded']:.0%}): "

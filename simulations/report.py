@@ -62,8 +62,8 @@ def print_result(result: SimulationResult, console: Console) -> None:
     private = result.summary["privacy"]
     if private["differential_privacy"] != "none":
         console.print(
-            f"Differential privacy: {private['differential_privacy']}. Not private as it was run: "
-            "batches and noise came from the seed.",
+            f"Differential privacy: {private['differential_privacy']} ({private['accounting']}). Not private "
+            "as it was run: batches and noise came from the seed.",
             highlight=False,
         )
     console.print(secure_text(result.summary["secure"]), highlight=False)
