@@ -101,9 +101,10 @@ class PrivacySpent:
 class PrivacyReported:
     """What a run cost each `unit` of each site once it has ended, at `delta`.
 
-    `sites` maps a site to two bounds on ε: `reserved`, by Rényi DP, and `spent`, the smaller of that and the
-    one by privacy losses. `round` is the last one; `rounds` are those that the figures are for: all that the
-    plan has where the run stopped early, since its end was chosen by looking at what came out.
+    `sites` maps a site to its `units`, its `sample_rate` q, the `sigma` of its noise over what one unit can
+    change, its `steps`, and two bounds on ε: `reserved`, by Rényi DP, and `spent`, the smaller of that and
+    the one by privacy losses. `round` is the last one; `rounds` are those that the figures are for: all that
+    the plan has where the run stopped early, since its end was chosen by looking at what came out.
     """
 
     arm: str

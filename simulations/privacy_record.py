@@ -9,6 +9,7 @@ from wardround.core.plan import TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.runtime.events import Event, PrivacyReported, PrivacySpent
 from wardround.simulations.arms import FEDERATED
+from wardround.simulations.markdown import markdown_table
 
 NOISE = {
     "local": "every step's noise is drawn at the site (DP-SGD)",
@@ -21,7 +22,8 @@ def privacy_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any
     """What stands under `privacy` in `summary.json`.
 
     `epsilon` is what was spent and `reserved` what was reserved at the federation's site that spent, or
-    reserved, most; `sites` has both of each. `arms` has what every arm reserved, by site.
+    reserved, most; `sites` has both of each, with its units, q (`sample_rate`), σ and steps. `arms` has what
+    every arm reserved, by site.
     """
     record: dict[str, Any] = {"differential_privacy": "none", "secure_aggregation": plan.secure.mode}
     rules = plan.privacy
@@ -79,9 +81,9 @@ def privacy_text(record: Mapping[str, Any]) -> str:
     sites = f"; {figures[0]:.3g} to {figures[-1]:.3g} over the sites" if figures[1:] else ""
     sentences = [
         (
-            f"Differential privacy: **{record['differential_privacy']}** ({record['accounting']}; the site "
-            f"that spent most{sites}), under adding or removing one {unit}: {NOISE[rules['noise']]}; clip "
-            f"norm {rules['clip_norm']:g}, {rules['clipping']} clipping."
+            f"Differential privacy: **{record['differential_privacy']}** ({record['accounting']}; at "
+            f"the site that spent most{sites}), under adding or removing one {unit}: "
+            f"{NOISE[rules['noise']]}; clip norm {rules['clip_norm']:g}, {rules['clipping']} clipping."
         ),
         (
             "**Not private as it was run: batches and noise came from the simulation's seed**, so that it "
@@ -107,3 +109,26 @@ def privacy_text(record: Mapping[str, Any]) -> str:
         sentences.append("A patient known at several sites composes.")
     sentences.append("Choices made by looking at earlier runs (tuning) are not accounted for.")
     return " ".join(sentences)
+
+
+def privacy_table(record: Mapping[str, Any]) -> str:
+    """What stands behind each site's ε, for the model card, after an empty line; empty without privacy."""
+    sites: Mapping[str, Mapping[str, float]] = record.get("sites", {})
+    if not sites:
+        return ""
+    named = sites.items()
+    if record["unit"] == "site":  # one figure for all of them
+        named = {f"each of {len(sites)}": next(iter(sites.values()))}.items()
+    head = ("site", f"{record['unit']}s", "q", "σ", "steps", "ε spent", "ε reserved")
+    rows = [
+        (
+            site, f"{of['units']:,.0f}", f"{of['sample_rate']:.4g}", f"{of['sigma']:.4g}",
+            f"{of['steps']:,.0f}", f"{of['spent']:.4g}", f"{of['reserved']:.4g}",
+        )
+        for site, of in named
+    ]  # fmt: skip
+    return (
+        f"\n\n{markdown_table(head, rows)}\n\nq: probability with which a step takes a {record['unit']}; σ: "
+        f"standard deviation of the noise over what one {record['unit']} can change; every ε at δ = "
+        f"{record['delta']:g}."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +11,8 @@ from wardround.client.ledger.book import Book
 from wardround.client.ledger.reading import look
 from wardround.core.plan import TrainingPlan
 from wardround.privacy.accounting.account import Account
-from wardround.privacy.accounting.of_plan import RoundCost, round_cost
+from wardround.privacy.accounting.of_plan import RoundCost, round_cost, sigma_of_sums
+from wardround.privacy.accounting.steps import counted
 from wardround.privacy.accounting.tally import Tally
 from wardround.privacy.sums.noise import account_of_sums
 from wardround.runtime.events import PrivacyReported
@@ -22,8 +24,25 @@ MOST_SCHEDULES: Final = 32
 """Different schedules whose losses are composed, about a second each; of other sites' what was reserved."""
 
 
+@dataclass(frozen=True)
+class SiteAccount:
+    """What was done to each unit of a site, and with what.
+
+    Attributes:
+        units: How many there are.
+        sample_rate: q.
+        sigma: σ, over what one unit can change.
+        account: Everything that was done to one.
+    """
+
+    units: int
+    sample_rate: float
+    sigma: float
+    account: Account
+
+
 def privacy_report(arm: Arm, outcome: Outcome, run_id: str, folder: Path) -> PrivacyReported | None:
-    """Both bounds on ε at every site of an arm that has ended; None without differential privacy.
+    """Units, q, σ, steps and both bounds on ε at every site of an arm; None without differential privacy.
 
     Where the run stopped early, of all rounds that were planned: where to stop was chosen by looking at what
     had come out, and only the schedule that the plan fixed has an ε by losses, or at the best Rényi order.
@@ -42,43 +61,50 @@ def privacy_report(arm: Arm, outcome: Outcome, run_id: str, folder: Path) -> Pri
         return None
     whole = outcome.reason == "early_stop"
     rounds = plan.rounds.rounds if whole else outcome.last.round
-    found: dict[str, tuple[int, Account]] = {}
+    found: dict[str, SiteAccount] = {}
     for site, rows in bounded(arm).sites.items():
-        cost, units = round_cost(plan, units_of(plan, rows)), len(arm.sites)
+        cost = round_cost(plan, units_of(plan, rows))
         if cost is None or (whole and rules.noise == "distributed"):
             account = _of_sums(plan, len(arm.sites), rounds)
         elif whole:
             account = cost.account(rounds)
         else:
-            ledger = folder / "sites" / site / "ledger"
-            account = _charged(ledger, cost, run_of(run_id, arm))
-        found[site] = (units if cost is None else cost.units), account
+            account = _charged(folder / "sites" / site / "ledger", cost, run_of(run_id, arm))
+        if cost is None:
+            found[site] = SiteAccount(len(arm.sites), 1.0, sigma_of_sums(rules, plan.rounds.rounds), account)
+        else:
+            found[site] = SiteAccount(cost.units, cost.sample_rate, cost.sigma, account)
     return PrivacyReported(
-        arm.name, outcome.last.round, rounds, rules.unit, rules.delta, both_bounds(found, rules.delta)
+        arm.name, outcome.last.round, rounds, rules.unit, rules.delta, figures_of(found, rules.delta)
     )
 
 
-def both_bounds(
-    accounts: Mapping[str, tuple[int, Account]], delta: float, most: int = MOST_SCHEDULES
+def figures_of(
+    accounts: Mapping[str, SiteAccount], delta: float, most: int = MOST_SCHEDULES
 ) -> dict[str, dict[str, float]]:
-    """Site → `reserved` and `spent`: the smaller of that and the ε by losses.
+    """Site → the figures of `PrivacyReported`.
 
     Args:
-        accounts: Site → how many units stand behind its account, and the account.
+        accounts: By site.
         delta: δ.
         most: So many different schedules are composed by losses, those with most reserved first.
     """
-    reserved = {
-        site: account.epsilon(delta, units=units).value for site, (units, account) in accounts.items()
-    }
+    reserved = {site: of.account.epsilon(delta, units=of.units).value for site, of in accounts.items()}
     composed: dict[Account, float] = {}
     for site in sorted(accounts, key=lambda site: -reserved[site]):
-        units, account = accounts[site]
-        if account not in composed and len(composed) < most:
-            composed[account] = account.reported_epsilon(delta, units=units).value
+        of = accounts[site]
+        if of.account not in composed and len(composed) < most:
+            composed[of.account] = of.account.reported_epsilon(delta, units=of.units).value
     return {
-        site: {"reserved": reserved[site], "spent": composed.get(accounts[site][1], reserved[site])}
-        for site in accounts
+        site: {
+            "units": float(of.units),
+            "sample_rate": of.sample_rate,
+            "sigma": of.sigma,
+            "steps": float(sum(counted(of.account.mechanisms).values())),
+            "reserved": reserved[site],
+            "spent": composed.get(of.account, reserved[site]),
+        }
+        for site, of in accounts.items()
     }
 
 

@@ -16,6 +16,7 @@ from wardround.client.ledger.ledger import Ledger
 from wardround.core.errors import ConfigError, PolicyError, QuorumError
 from wardround.core.messages import SPENT
 from wardround.privacy.accounting.of_plan import round_cost, sigma_of_sums
+from wardround.runtime.event_log import read_events
 from wardround.runtime.events import Notice, PrivacyReported, PrivacySpent, RoundFolded, SiteReplied
 from wardround.runtime.sinks import RecorderSink
 from wardround.simulations.config import RunConfig
@@ -90,6 +91,13 @@ def test_a_run_with_local_noise_spends_what_it_says_and_shows_it(wards: Make) ->
     (report,) = [event for event in recorder.events if isinstance(event, PrivacyReported)]
     assert (report.round, report.rounds, report.unit, report.delta) == (2, 2, "patient", 1e-2)
     assert report.sites == summary["sites"]
+    behind = {"units": 14, "sample_rate": cost.sample_rate, "sigma": cost.sigma, "steps": 2 * cost.steps}
+    for both in report.sites.values():
+        assert {name: both[name] for name in behind} == behind
+    row = (14, f"{cost.sample_rate:.4g}", f"{cost.sigma:.4g}", 2 * cost.steps, f"{spent:.4g}", "3.998")
+    assert f"| w1 | {' | '.join(map(str, row))} |" in card.splitlines()
+    logged = read_events(result.folder / "metrics.jsonl")
+    assert [event for event in logged if isinstance(event, PrivacyReported)] == [report]
     assert {site: both["reserved"] for site, both in report.sites.items()} == told[-1].sites
     with Ledger.open(ledger_of(result, "w1")) as ledger:
         source = ledger.source("again", [f"p{number}" for number in range(60)][1::3][:1])
@@ -135,6 +143,8 @@ def test_nothing_exact_leaves_a_private_site(wards: Make) -> None:
     _, recorder = run(wards("fields", PATIENT))
     replies = [event for event in recorder.events if isinstance(event, SiteReplied)]
     assert len(replies) == 9  # two rounds and the last evaluation
+    for name in ("clipped_share", "signal_to_noise"):
+        assert [reply.round for reply in replies if f"private.{name}" in reply.local] == [1, 1, 1, 2, 2, 2]
     for reply in replies:
         for name in reply.local:
             known = name in constant | of_noised or name.startswith((*excluded, *times, "private."))
@@ -213,6 +223,7 @@ def test_the_servers_noise_is_in_what_it_folds(wards: Make) -> None:
     assert min(moved) > 0.5
     private = result.summary["privacy"]
     assert len({tuple(both.values()) for both in private["sites"].values()}) == 1
+    assert "| each of 3 | 3 | 1 | " in (result.folder / "README.md").read_text()
     assert private["epsilon"] < private["reserved"] == spent_in(recorder)[-1].sites["w0"] <= 30
     told = [event.text for event in recorder.events if isinstance(event, Notice)]
     assert any("the noise drowns this run" in text for text in told)
