@@ -65,6 +65,7 @@ class SumOpened:
 
     `name` is `training` or `evaluation`, `mode` the plan's `secure.mode`; bytes are those of the sum's own
     messages, to and from all sites; `site_s` are all sites' seconds together, `server_s` the server's.
+    A site that trains privately says its seconds rounded up, to powers of two.
     """
 
     arm: str

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from wardround.core.errors import PeerError, QuorumError
-from wardround.core.messages import SPENT, Reply, Request, answers
+from wardround.core.messages import SECONDS, SPENT, Reply, Request, answers
 from wardround.core.packed import Layout, Packed
 from wardround.core.plan import TrainingPlan
 from wardround.privacy.noise.source import RandomSource
@@ -252,7 +252,7 @@ class _Attempt:
         if collector is None:
             return  # this sum is lost already
         cost.bytes_up += len(message)
-        cost.site_s += max(0.0, reply.local.get(f"seconds.{name}", 0.0))
+        cost.site_s += max(0.0, reply.local.get(f"{SECONDS}.{name}", 0.0))
         started = time.perf_counter()
         try:
             collector.take(reply.site, message)

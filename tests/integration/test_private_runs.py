@@ -139,7 +139,7 @@ def test_nothing_exact_leaves_a_private_site(wards: Make) -> None:
     constant = {SPENT}  # plan and number of units decide it
     of_noised = {"clipped", "shortened_by"}  # of the update after its noise
     excluded = {"validation."}  # of the patients that were held back
-    times = {"seconds"}  # of a simulation; a site rounds them
+    times = {"seconds"}  # a simulation measures them; a site rounds them up to a grid
     _, recorder = run(wards("fields", PATIENT))
     replies = [event for event in recorder.events if isinstance(event, SiteReplied)]
     assert len(replies) == 9  # two rounds and the last evaluation

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
-from wardround.client.private import SitePrivacy
+from wardround.client.private import SitePrivacy, on_grid
 from wardround.client.round import answer
 from wardround.core.messages import SPENT
 from wardround.core.plan import StrategySpec
@@ -157,3 +158,36 @@ def test_nothing_exact_is_in_a_reply_of_a_real_site(private: Callable[..., Any])
     reply = answer(server.request(), server.site)
     allowed = {SPENT, "clipped", "shortened_by", "seconds", "seconds.training", "seconds.evaluation"}
     assert {name for name in reply.local if not name.startswith("validation.")} <= allowed
+    times = {name: value for name, value in reply.local.items() if name.startswith("seconds")}
+    assert times == dict.fromkeys(("seconds", "seconds.training", "seconds.evaluation"), 1.0)
+
+
+def test_times_leave_a_private_site_on_a_grid(
+    private: Callable[..., Any], make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with a refusal; a simulation and a site without privacy measure them."""
+
+    def replied(server: Any) -> Any:
+        ticks = count()
+        with monkeypatch.context() as patch:
+            patch.setattr("time.perf_counter", lambda: 5.0 * next(ticks))
+            return answer(server.request(), server.site)
+
+    def times(server: Any) -> list[float | None]:
+        local = replied(server).local
+        return [local.get(name) for name in ("seconds", "seconds.training", "seconds.evaluation")]
+
+    assert times(private()) == [32.0, 8.0, 8.0]  # six readings of the clock: 25 s
+    (tmp_path / "ledger").rename(tmp_path / "first")
+    refused = replied(private(cap=0.5))
+    assert (refused.code, refused.local) == ("budget", {"seconds.evaluation": 8.0})
+    (tmp_path / "ledger").rename(tmp_path / "second")
+    assert times(private(seeded, simulation=True)) == times(make()) == [25.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.0, 1), (1e-9, 1), (1.0, 1), (1.0000001, 2), (2.0, 2), (5.3, 8), (8.01, 16)]
+)
+def test_the_grid_is_of_powers_of_two(seconds: float, told: float) -> None:
+    """Rounded up, and nothing below the finest."""
+    assert on_grid(seconds) == told
