@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from wardround.client.ledger.ledger import Ledger
+from wardround.core.errors import PolicyError
 from wardround.core.messages import is_duration
 from wardround.core.plan import TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
@@ -115,8 +116,12 @@ class SitePrivacy:
         return f"seed-{round}" if self.simulation else secrets.token_hex(16)
 
     def share(self, round: int) -> RandomSource | None:
-        """Words for this site's share of the noise; None where noise is added to each step."""
-        return self.sources(Purpose.SHARE, round) if self.rules.noise == "distributed" else None
+        """Words for this site's share of the noise; None where noise is added to each step.
+
+        Raises:
+            PolicyError: They come from a seed, and this is no simulation.
+        """
+        return self._words(Purpose.SHARE, round) if self.rules.noise == "distributed" else None
 
     def private_round(self, round: int, clip_norm: float | None) -> PrivateRound:
         """What the local round is handed.
@@ -124,8 +129,26 @@ class SitePrivacy:
         Args:
             round: Counts from 1.
             clip_norm: What the round before left, where it adapts.
+
+        Raises:
+            PolicyError: Batches or noise come from a seed, and this is no simulation.
         """
         return PrivateRound(
             self.rules, self.cost, self.expected_batch, self.units, clip_norm or self.rules.clip_norm,
-            self.sources(Purpose.BATCH, round), self.sources(Purpose.NOISE, round), self.simulation,
+            self._words(Purpose.BATCH, round), self._words(Purpose.NOISE, round), self.simulation,
         )  # fmt: skip
+
+    def _words(self, purpose: Purpose, round: int) -> RandomSource:
+        """Words for a purpose.
+
+        Raises:
+            PolicyError: They can be drawn again by whoever knows a seed, and this is no simulation.
+        """
+        source = self.sources(purpose, round)
+        if source.repeatable and not self.simulation:
+            raise PolicyError(
+                f"a private site draws its {purpose.value} from a seed, which protects nobody",
+                found="a repeatable source", expected="words from the operating system",
+                remedy="use the system's source, or run a simulation, which says that it is not private",
+            )  # fmt: skip
+        return source

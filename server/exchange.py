@@ -39,6 +39,7 @@ class Channel:
         events: Where the run tells what happens.
         clock: Seconds by which deadlines are kept.
         noise: Round → words for the noise that the server adds.
+        simulation: Says "not private": these words may come from a seed.
     """
 
     run_id: str
@@ -49,6 +50,7 @@ class Channel:
     events: EventStream
     clock: Callable[[], float]
     noise: Callable[[int], RandomSource]
+    simulation: bool
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ def test_a_run_with_local_noise_spends_what_it_says_and_shows_it(wards: Make) ->
     assert {site: both["reserved"] for site, both in report.sites.items()} == told[-1].sites
     with Ledger.open(ledger_of(result, "w1")) as ledger:
         source = ledger.source("again", [f"p{number}" for number in range(60)][1::3][:1])
+        assert [(round, stage) for _, round, stage in ledger.book.seals] == [(1, 0), (2, 0)]
         assert ledger.book.policy.epsilon == pytest.approx(4.0)
         assert ledger.epsilon(source).value <= 4.0
 
