@@ -17,6 +17,8 @@ NOISE = {
     "central": "the server draws the noise, and is trusted to",
 }
 
+TUNING = "Excluding tuning: choices made by looking at earlier runs are not counted."
+
 
 def privacy_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any]:
     """What stands under `privacy` in `summary.json`.
@@ -62,7 +64,7 @@ def privacy_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any
 
 def claim(rules: PrivacyRules, epsilon: float) -> str:
     """ε with all that it means nothing without."""
-    return f"ε = {epsilon:.4g} at δ = {rules.delta:g} per {rules.unit} and site"
+    return f"ε = {epsilon:.4g} at δ = {rules.delta:g} per {rules.unit} and site, excluding tuning"
 
 
 def accounting(epsilon: float, reserved: float) -> str:
@@ -107,7 +109,7 @@ def privacy_text(record: Mapping[str, Any]) -> str:
         sentences.append("A patient with several rows is protected less.")
     if unit == "patient":
         sentences.append("A patient known at several sites composes.")
-    sentences.append("Choices made by looking at earlier runs (tuning) are not accounted for.")
+    sentences.append(TUNING)
     return " ".join(sentences)
 
 

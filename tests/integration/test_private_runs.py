@@ -82,12 +82,16 @@ def test_a_run_with_local_noise_spends_what_it_says_and_shows_it(wards: Make) ->
     assert summary["reserved"] == max(told[-1].sites.values())
     spent = cost.account(2).fixed_schedule_epsilon(1e-2, units=14).value
     assert summary["epsilon"] == spent < summary["reserved"]
-    assert summary["differential_privacy"] == f"ε = {spent:.4g} at δ = 0.01 per patient and site"
+    assert summary["differential_privacy"] == (
+        f"ε = {spent:.4g} at δ = 0.01 per patient and site, excluding tuning"
+    )
     said = f"{summary['differential_privacy']} (by privacy loss distributions; ε = 3.998 was reserved"
     card = (result.folder / "README.md").read_text().replace("*", "")
     for sentence in (said, "Not private as it was run", "excludes the patients"):
         assert sentence in card
     assert f"Differential privacy: {said}, by Rényi DP)" in closing_lines(result)
+    for shown in (card, closing_lines(result)):
+        assert "choices made by looking at earlier runs are not counted" in shown
     (report,) = [event for event in recorder.events if isinstance(event, PrivacyReported)]
     assert (report.round, report.rounds, report.unit, report.delta) == (2, 2, "patient", 1e-2)
     assert report.sites == summary["sites"]
