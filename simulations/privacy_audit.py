@@ -28,6 +28,7 @@ from wardround.simulations.finished_run import FinishedRun
 from wardround.simulations.preparation import Preparation, prepare
 from wardround.simulations.privacy import simulated_privacy
 from wardround.training.examples import Example, split_validation
+from wardround.training.planning import bind_strategy
 from wardround.training.private.audit.canaries import canaries, is_powerless
 from wardround.training.private.audit.findings import Finding, all_pass
 from wardround.training.private.audit.membership import Asked, membership
@@ -188,9 +189,8 @@ def _sums(prepared: Preparation, plan: TrainingPlan) -> list[Finding]:
     """The noise of the first rounds' sums."""
     central = plan.privacy is not None and plan.privacy.noise == "central"
     sites = len(prepared.rows.sites)
-    noise = ring_noise(
-        plan, cohort=cohort_size(plan.rounds, sites), coordinates=prepared.bench.layout.size, round=1
-    )
+    size = bind_strategy(plan, allow_dotted=True).statistics_layout(0).size
+    noise = ring_noise(plan, cohort=cohort_size(plan.rounds, sites), coordinates=size, round=1)
     if noise is None:
         raise InternalError("a plan with noise in its sums has none")
     sources: dict[str, RandomSource] = {}
