@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from site_plans import site_plan
 
-from wardround.client.fold_check import FoldCheck
+from wardround.client.fold_check import TOLERANCE, FoldCheck
 from wardround.client.round import answer
 from wardround.core.errors import PeerError
 from wardround.core.packed import Layout, Packed, TensorSpec
@@ -35,13 +35,14 @@ class Server:
     """An honest server of ten sites whose updates cancel each other, so that the noise alone is folded."""
 
     name: str = "fedavg"
+    sigma: float = 1.0
     plan: TrainingPlan = field(init=False)
     strategy: SumStrategy = field(init=False)
     state: ServerState = field(init=False)
     opened: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
-        plan = site_plan(layout=LAYOUT, strategy=self.name, adaptive={"largest": 1e3})
+        plan = site_plan(layout=LAYOUT, sigma=self.sigma, strategy=self.name, adaptive={"largest": 1e3})
         spec = plan.adapter.model_copy(update={"initial_digest": INITIAL.digest})
         self.plan = plan.model_copy(update={"adapter": spec})
         self.strategy = bind_strategy(self.plan)
@@ -112,15 +113,30 @@ def test_a_norm_that_does_not_follow_from_the_last_sum_is_refused(factor: float)
 
 def test_a_large_norm_does_not_make_the_adapters_tolerance_larger() -> None:
     """Each is held against its own size."""
-    server = Server()
+    server = Server(sigma=0.1)
     site = FoldCheck(server.plan, server.strategy)
     slots = {NORM: server.state.slots[NORM].with_vector(np.array([500.0]))}
     site.known = server.state = replace(server.state, round=4, slots=slots)
     server.fold()
     crafted = server.broadcast.vector.copy()
-    crafted[3] += 1e-4 * np.abs(crafted[:-1]).max()
+    by = 5e-6 * np.abs(crafted[:-1]).max()
+    assert by < TOLERANCE * crafted[-1]
+    crafted[3] += by
     with pytest.raises(PeerError, match="not the fold of the last sum"):
         asked(site, server, server.broadcast.with_vector(crafted))
+
+
+def test_the_next_norm_is_checked_from_the_one_that_was_sent() -> None:
+    """What another machine's exp leaves does not add up over the rounds."""
+    server = Server()
+    site = FoldCheck(server.plan, server.strategy)
+    for _ in range(8):
+        slot = server.state.slots[NORM]
+        sent = slot.with_vector(np.float32(slot.vector * (1 + 0.7 * TOLERANCE)).astype(np.float64))
+        if server.round > 1:
+            server.state = replace(server.state, slots={NORM: sent})
+        assert asked(site, server)
+        server.fold()
 
 
 def test_the_first_norm_is_the_plans() -> None:
