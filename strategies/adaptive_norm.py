@@ -114,12 +114,14 @@ class AdaptiveNorm:
         """
         norm = self._norm_of(broadcast)
         found, left = self.inner.contribute(self._own(broadcast), before, after, memory, stage)
-        vector, limit = found.vector.astype(np.float64), norm * _BELOW
-        length = length_of(vector)
-        if math.isfinite(length):  # the ring refuses the vector otherwise
-            vector *= (limit / length if length > limit else 1.0) * (self.joint.vector / norm)
-        balance = (0.5 if length <= norm else -0.5) * self.joint.count
-        return Packed(self.statistics_layout(stage), np.append(vector, balance)), left
+        length, limit = length_of(found.vector), norm * _BELOW
+        factor = self.joint.vector / norm
+        if limit < length < math.inf:  # of what is not finite it is none, and the ring refuses the vector
+            factor = limit / length * factor
+        sent = np.empty(found.vector.size + 1)
+        np.multiply(found.vector, factor, out=sent[:-1], dtype=np.float64)
+        sent[-1] = (0.5 if length <= norm else -0.5) * self.joint.count
+        return Packed(self.statistics_layout(stage), sent), left
 
     def fold(self, state: ServerState, total: Statistics, weight: float, stage: int) -> ServerState:
         """The strategy's next state, and the next C.
