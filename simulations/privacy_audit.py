@@ -128,7 +128,7 @@ def audited(run: Path, *, designed: str | None = None, model: str | None = None)
     prepared = prepare(config)
     _require_rows(run, prepared)
     bench, plan = prepared.bench, finished.plan
-    released = bench.method.read_saved(run / "adapter", bench.layout, plan.base)
+    released = bench.method.read_saved(run / "adapter", bench.model, plan.base)
     rules = plan.privacy
     audit = Audit("none: the run had no differential privacy, and the gate does not apply")
     if rules is not None:
