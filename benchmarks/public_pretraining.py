@@ -25,7 +25,6 @@ from rich.console import Console
 from wardround.runtime.events import EventStream
 from wardround.runtime.locations import locate
 from wardround.runtime.sinks import RichSink
-from wardround.simulations.config import RunConfig
 from wardround.training.merge import merge_adapter
 
 ABSTRACTS = "data://data/medabs/train.jsonl.gz"
@@ -62,7 +61,9 @@ def pretrain(folder: Path, extra: list[str]) -> None:
     rows = list(sentences())
     with tempfile.TemporaryDirectory() as place:
         table, asked = Path(place) / "sentences.jsonl", Path(place) / "asked.jsonl"
-        lines = [json.dumps({"id": str(n), "label": part, "text": text}) for n, (part, text) in enumerate(rows)]
+        lines = [
+            json.dumps({"id": str(n), "label": part, "text": text}) for n, (part, text) in enumerate(rows)
+        ]
         table.write_text("\n".join(lines), encoding="utf-8")
         asked.write_text("\n".join(lines[:ASKED]), encoding="utf-8")  # what the merge is proven on
         sources = [f"data.source.path={table}", f"data.test.path={asked}"]
@@ -87,6 +88,6 @@ def pretrain(folder: Path, extra: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:  # noqa: PLR2004 - a folder, then overrides
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
     pretrain(Path(sys.argv[1]), sys.argv[2:])

@@ -7,7 +7,7 @@ each sum. Nothing is pickled. Only Flower's public API is used here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from flwr.app import Array as FlowerArray
@@ -24,8 +24,8 @@ LARGEST_MANIFEST = 1 << 20
 MOST_OPENED = 1000
 """Of the sums that come with a broadcast: one a stage, or a group."""
 PLAIN = "wardround.little_endian"
-"""How an array lies in its bytes: one number after the other, nothing before them. NumPy's own form begins with
-a Python expression, which is parsed; two threads at once can fail at that (CPython issue 106905)."""
+"""How an array lies in its bytes: one number after the other, nothing before them. NumPy's own form begins
+with a Python expression, which is parsed; two threads at once can fail at that (CPython issue 106905)."""
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "float32", "float64", "int64")}
 BROADCAST, OPENED, SUM = "broadcast", "opened.", "sum."
 SumName: TypeAlias = Annotated[str, Field(pattern="^[a-z]{1,20}$")]

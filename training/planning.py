@@ -82,7 +82,9 @@ def make_plan(
     layout = bench.layout
     base = base_spec(bench.base)
     initial = (
-        bench.initial_adapter() if start_from is None else bench.method.read_saved(start_from, bench.model, base)
+        bench.initial_adapter()
+        if start_from is None
+        else bench.method.read_saved(start_from, bench.model, base)
     )
     try:
         plan = TrainingPlan(

@@ -71,7 +71,11 @@ def head_input(model: nn.Module) -> HeadInput | None:
 
 
 def normalise_head(
-    model: PeftModel, parameters: Mapping[str, nn.Parameter], tokenizer: Any, texts: Sequence[str], tokens: int
+    model: PeftModel,
+    parameters: Mapping[str, nn.Parameter],
+    tokenizer: Any,
+    texts: Sequence[str],
+    tokens: int,
 ) -> None:
     """Let the model's one linear head read normalised features from now on.
 
@@ -116,7 +120,7 @@ def _head(model: PeftModel, parameters: Mapping[str, nn.Parameter]) -> tuple[str
     if len(heads) != 1 or heads[0].bias is None:
         raise ConfigError(
             "adapter.options.public_texts needs one linear head with a bias",
-            found=", ".join(names[id(head.weight)] for head in heads[:3]) or "no linear layer that trains in full",
+            found=", ".join(names[id(head.weight)] for head in heads[:3]) or "no layer that trains in full",
             expected="a classifier such as BERT's: the mean of its features goes into the bias",
             remedy="leave adapter.options.public_texts out",
         )  # fmt: skip
@@ -126,7 +130,7 @@ def _head(model: PeftModel, parameters: Mapping[str, nn.Parameter]) -> tuple[str
 def _features(
     model: PeftModel, head: nn.Linear, tokenizer: Any, texts: Sequence[str], tokens: int
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """What the head reads of each text, (texts, features); one text at a time, so that padding plays no part."""
+    """What the head reads of each text, (texts, features); one at a time, so that padding plays no part."""
     seen: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().float().cpu()))
     training = model.training

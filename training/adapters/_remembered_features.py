@@ -106,6 +106,8 @@ def _rows(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         row = {name: tensor[place : place + 1] for name, tensor in batch.items()}
         if mask is not None:
             real = mask[place].bool()
-            row = {name: t[:, real] if t.shape == row["attention_mask"].shape else t for name, t in row.items()}
+            row = {
+                name: t[:, real] if t.shape == row["attention_mask"].shape else t for name, t in row.items()
+            }
         rows.append(row)
     return rows

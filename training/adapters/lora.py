@@ -98,7 +98,9 @@ class LoraOptions(BaseModel):
     @classmethod
     def _enough(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
         if 0 < len(texts) < LEAST_TEXTS:
-            raise ValueError(f"a mean of {len(texts)} texts says little: give at least {LEAST_TEXTS}, or none")
+            raise ValueError(
+                f"a mean of {len(texts)} texts says little: give at least {LEAST_TEXTS}, or none"
+            )
         return texts
 
 

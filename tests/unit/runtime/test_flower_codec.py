@@ -204,9 +204,7 @@ def test_a_shape_that_is_not_that_of_the_bytes_is_refused(shape: tuple[int, ...]
     whole = {name: flower_array(array) for name, array in WHOLE.items()}
     arrays = ArrayRecord({**whole, "broadcast": lying})
     with pytest.raises(PeerError, match=r"array 'broadcast'"):
-        decode_request(
-            RecordDict({"manifest": records.config_records["manifest"], "arrays": arrays}), LAYOUT
-        )
+        decode_request(RecordDict({"manifest": records.config_records["manifest"], "arrays": arrays}), LAYOUT)
 
 
 def test_decoding_never_parses_an_expression(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,13 +51,15 @@ def test_logits_are_the_models_own(texts: tuple[str, ...], tiny_bert: Path, toys
     assert own.std() > 1e-4
 
 
-def test_a_row_is_computed_once_and_alone(tiny_bert: Path, toys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_computed_once_and_alone(
+    tiny_bert: Path, toys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever it is batched with, and whatever the head has become."""
     bench = head_bench(tiny_bert, toys)
     known = remembered(bench)
     assert known is not None
     passes = []
-    plain = known._plain  # noqa: SLF001 - counts what it is asked
+    plain = known._plain
     monkeypatch.setattr(known, "_plain", lambda **row: (passes.append(row), plain(**row))[1])
     batch = batch_of(bench, toys, 6)
     del batch["labels"]
@@ -73,7 +75,9 @@ def test_a_row_is_computed_once_and_alone(tiny_bert: Path, toys: Any, monkeypatc
     assert len(passes) == 6
 
 
-def test_what_does_not_fit_is_computed_again(tiny_bert: Path, toys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_computed_again(
+    tiny_bert: Path, toys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Memory is bounded; answers do not change with it."""
     bench = head_bench(tiny_bert, toys)
     known = remembered(bench)
