@@ -88,7 +88,8 @@ class PrivacySpent:
     """What is reserved of differential privacy so far, by Rényi DP: (ε, δ) for each `unit` of each site.
 
     `sites` maps a site to its ε after this round; of a site that did not take part it is what it had reserved
-    before. Under `unit=site` it is one figure for all of them.
+    before. Under `unit=site` it is one figure for all of them. `clip_norm` is that of the next
+    round, where the server moves it: it follows from noised sums alone.
     """
 
     arm: str
@@ -96,6 +97,7 @@ class PrivacySpent:
     unit: str
     delta: float
     sites: Mapping[str, float]
+    clip_norm: float | None = None
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,9 @@ class TensorBoardSink:
                 later = f"/stage_{event.stage}" if event.stage else ""
                 self._scalars(event.arm, event.round, f"site/{event.site}{later}", event.local)
             case PrivacySpent():
-                largest = {"epsilon_reserved": max(event.sites.values(), default=None)}
-                self._scalars(event.arm, event.round, "privacy", largest)
+                largest = max(event.sites.values(), default=None)
+                spent = {"epsilon_reserved": largest, "clip_norm": event.clip_norm}
+                self._scalars(event.arm, event.round, "privacy", spent)
             case PrivacyReported():
                 for site, both in event.sites.items():
                     self._scalars(event.arm, event.round, f"privacy/{site}", both)

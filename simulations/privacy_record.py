@@ -25,7 +25,8 @@ def privacy_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any
 
     `epsilon` is what was spent and `reserved` what was reserved at the federation's site that spent, or
     reserved, most; `sites` has both of each, with its units, q (`sample_rate`), σ and steps. `arms` has what
-    every arm reserved, by site.
+    every arm reserved, by site. Where the server moved the clip norm, `clip_norm` has that of the
+    first round, and what the last one left.
     """
     record: dict[str, Any] = {"differential_privacy": "none", "secure_aggregation": plan.secure.mode}
     rules = plan.privacy
@@ -34,6 +35,7 @@ def privacy_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any
     arms: dict[str, dict[str, float]] = {}
     sites: dict[str, dict[str, float]] = {}
     rounds = last = 0
+    norms: dict[str, dict[str, float]] = {}
     for event in events:
         if isinstance(event, PrivacyReported) and event.arm == FEDERATED:
             sites = {site: dict(figures) for site, figures in event.sites.items()}
@@ -41,10 +43,12 @@ def privacy_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any
         elif isinstance(event, PrivacySpent):
             spent = arms.setdefault(event.arm, {})
             spent |= {site: max(spent.get(site, 0.0), epsilon) for site, epsilon in event.sites.items()}
+            if event.clip_norm is not None:
+                norms["clip_norm"] = {"first": rules.clip_norm, "last": event.clip_norm}
     epsilon, reserved = (
         max((figures[which] for figures in sites.values()), default=0.0) for which in ("spent", "reserved")
     )
-    return record | {
+    known = {
         "differential_privacy": claim(rules, epsilon),
         "accounting": accounting(epsilon, reserved),
         "rules": rules.model_dump(mode="json"),
@@ -60,6 +64,7 @@ def privacy_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any
         "sites": sites,
         "arms": arms,
     }
+    return record | known | norms
 
 
 def claim(rules: PrivacyRules, epsilon: float) -> str:
@@ -81,11 +86,18 @@ def privacy_text(record: Mapping[str, Any]) -> str:
     rules, unit = record["rules"], record["unit"]
     figures = sorted(figures["spent"] for figures in record["sites"].values())
     sites = f"; {figures[0]:.3g} to {figures[-1]:.3g} over the sites" if figures[1:] else ""
+    clipping = f"clip norm {rules['clip_norm']:g}, {rules['clipping']} clipping"
+    if "clip_norm" in record:
+        first, last = (record["clip_norm"][place] for place in ("first", "last"))
+        clipping = (
+            f"adaptive clipping of whole updates, the norm from {first:g} in the first round to {last:.4g} "
+            "after the last, as noised counts moved it"
+        )
     sentences = [
         (
             f"Differential privacy: **{record['differential_privacy']}** ({record['accounting']}; at "
             f"the site that spent most{sites}), under adding or removing one {unit}: "
-            f"{NOISE[rules['noise']]}; clip norm {rules['clip_norm']:g}, {rules['clipping']} clipping."
+            f"{NOISE[rules['noise']]}; {clipping}."
         ),
         (
             "**Not private as it was run: batches and noise came from the simulation's seed**, so that it "

@@ -56,7 +56,7 @@ def with_spent(events: list[Any]) -> list[Any]:
     for event in events:
         if isinstance(event, RoundFolded):
             sites = {"a": float(event.round), "b": event.round + 0.5}
-            told.append(PrivacySpent(event.arm, event.round, "patient", 1e-4, sites))
+            told.append(PrivacySpent(event.arm, event.round, "patient", 1e-4, sites, 0.5 / event.round))
         told.append(event)
     both = {"a": {"reserved": 3.0, "spent": 2.5}, "b": {"reserved": 3.5, "spent": 2.75}}
     return [*told, PrivacyReported("federated", 3, 3, "patient", 1e-4, both)]
@@ -176,6 +176,7 @@ def test_tensorboard_reads_the_figures(story: Any, tmp_path: Path) -> None:
     assert [point.value for point in arm.Scalars("privacy/epsilon_reserved")] == [1.5, 2.5, 3.5]
     assert [(point.step, point.value) for point in arm.Scalars("privacy/b/spent")] == [(3, 2.75)]
     assert arm.Scalars("privacy/a/reserved")[0].value == 3.0
+    assert [point.value for point in arm.Scalars("privacy/clip_norm")] == pytest.approx([0.5, 0.25, 1 / 6])
     assert (tmp_path / "local" / "x").is_dir()
 
 
