@@ -1,6 +1,6 @@
 """What privacy costs in score: macro-F1 by ε, noise in the sum beside noise at each site.
 
-    python benchmarks/private_utility.py run SET [--noise distributed local] [--epsilons 1 8 inf] [--base FOLDER]
+    python benchmarks/private_utility.py run SET [--noise distributed local] [--epsilons 1 inf] [--base FOLDER]
     python benchmarks/private_utility.py tune SET NOISE EPSILON [--base FOLDER] [KEY=VALUE ...]
     python benchmarks/private_utility.py table
 
@@ -9,9 +9,9 @@ rows; `tune` scores a tenth of the patients, held out of the training rows, and 
 public, so that tuning on them is declared and not paid for: **each ε excludes tuning**. Patients are what is
 protected (δ = 1e-4), all of them: nobody is held back, and the last round is the one that counts.
 
-`heart` trains the head of MiniLM as it is, `pqa_sections` (whole abstracts at ten sites) that of FOLDER, which
-`public_pretraining.py` makes. The peer is the non-private federation of `quality.py` on the same set and seed,
-whole adapter and all, from MiniLM as it is.
+`heart` trains the head of MiniLM as it is, `pqa_sections` (whole abstracts at ten sites) that of FOLDER,
+which `public_pretraining.py` makes. The peer is the non-private federation of `quality.py` on the same set
+and seed, whole adapter and all, from MiniLM as it is.
 Results stand in docs/benchmarks.md.
 """
 
@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results" / "private_utility.jsonl"
 SETS: dict[str, list[str]] = {
     "heart": ["experiment=heart_head", "machine.threads=1"],
     "pqa_sections": [
-        *quality.SETS["pqa_sections_unit"], "model.dtype=float32", "adapter.options={targets: none}",
+        *quality.SETS["pqa_sections_unit"], "model.dtype=float32", "adapter.options.targets=none",
         "data.validation_fraction=0", "local.epochs=null", "local.steps=1", "local.batch_size=62",
         "local.optimiser=sgd", "local.learning_rate=10.0", "local.schedule.warmup=0.0", "rounds.rounds=40",
         "++privacy.sample_rate=1.0", "++privacy.clip_norm=1.0", "machine.threads=1",
