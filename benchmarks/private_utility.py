@@ -1,6 +1,6 @@
 """What privacy costs in score: macro-F1 by ε, noise in the sum beside noise at each site.
 
-    python benchmarks/private_utility.py run SET [--noise distributed local] [--epsilons 1 inf] [--base FOLDER]
+    python benchmarks/private_utility.py run SET [--noise distributed local] [--epsilons 8] [--base FOLDER]
     python benchmarks/private_utility.py tune SET NOISE EPSILON [--base FOLDER] [KEY=VALUE ...]
     python benchmarks/private_utility.py table
 
