@@ -44,6 +44,7 @@ SETS: dict[str, list[str]] = {
         "data.validation_fraction=0", "local.epochs=null", "local.steps=1", "local.batch_size=62",
         "local.optimiser=sgd", "local.learning_rate=10.0", "local.schedule.warmup=0.0", "rounds.rounds=40",
         "++privacy.sample_rate=1.0", "++privacy.clip_norm=1.0", "machine.threads=1",
+        "machine.microbatch_size=256",
     ],
 }  # fmt: skip
 PEERS = {"pqa_sections": "pqa_sections_unit"}
