@@ -91,14 +91,15 @@ class Bench:
 
     def arms(self, name: str) -> Iterator[Arm]:
         """The arms of a word of the command line."""
+        bounds = self.prepared.config.bounds
         match name:
             case "federated":
                 yield self.federated
             case "centralised":
-                rate = self.prepared.config.bounds.centralised_learning_rate
-                yield centralised_arm(self.federated, rate)
+                yield centralised_arm(self.federated, bounds.centralised_learning_rate, bounds.optimiser)
             case "local":
-                yield from (local_arm(self.federated, site) for site in self.federated.sites)
+                for site in self.federated.sites:
+                    yield local_arm(self.federated, site, bounds.local_learning_rate, bounds.optimiser)
 
     def train(self, arm: Arm, events: EventStream) -> tuple[int, Adapter]:
         """Released round and adapter."""

@@ -165,6 +165,26 @@ def test_the_bounds_of_the_centralised_arm_are_those_of_its_own_work(weighting: 
     assert (alone.encoding.largest, alone.encoding.most_weight) == (0.5, 100)
 
 
+def test_a_bound_trains_with_an_optimiser_and_a_rate_of_its_own() -> None:
+    """Where the federation's sites take plain gradient steps; how much work is done stays the same."""
+    work = {"epochs": 0.4, "batch_size": 8, "optimiser": "sgd", "learning_rate": 1.0, "max_grad_norm": 10.0}
+    federated = arm_of(ROWS, work)
+    alone, pooled = local_arm(federated, "a", 3e-3, "adamw"), centralised_arm(federated, 2e-3, "adamw")
+    for arm, rate, steps in ((alone, 3e-3, 1), (pooled, 2e-3, steps_a_round(federated))):
+        assert (arm.plan.local.optimiser, arm.plan.local.learning_rate) == ("adamw", rate)
+        assert arm.plan.local.max_grad_norm == 10.0
+        assert arm.plan.encoding.largest == pytest.approx(rate * steps * SLACK)
+        assert arm.plan.encoding.norm is None
+    assert site_steps(alone.plan, alone.sites["a"]) == site_steps(federated.plan, federated.sites["a"])
+    assert alone.plan.encoding.most_weight == len(federated.sites["a"].training)
+    only_rate = local_arm(federated, "a", 0.5).plan.local
+    assert (only_rate.optimiser, only_rate.learning_rate) == ("sgd", 0.5)
+    assert local_arm(federated, "a") == local_arm(federated, "a", None, None)
+    assert local_arm(federated, "a").plan.local == federated.plan.local.model_copy(
+        update={"optimiser_state": "keep"}
+    )
+
+
 def test_no_time_passes_in_a_simulation() -> None:
     """So that no deadline is ever reached."""
     assert standing_still() == standing_still()
