@@ -36,25 +36,13 @@ from wardround.simulations.preparation import task_of
 from wardround.simulations.rows import gather
 
 RESULTS = Path(__file__).parent / "results" / "private_utility.jsonl"
-# The head and one rank beside it: noise grows with the root of what it falls on.
 SETS: dict[str, list[str]] = {
-    "heart": [
-        "experiment=demo", "++adapter.options={r: 1, alpha: 2, targets: [pooler.dense]}", "model.dropout=off",
-        "data.validation_fraction=0", "machine.threads=1", "machine.microbatch_size=16",
-        "bounds.local_only=false", "bounds.centralised=false",
-    ],
-}  # fmt: skip
+    "heart": ["experiment=heart_head", "machine.threads=1"],
+}
 NOISES: dict[str, list[str]] = {
-    "distributed": [
-        "privacy=distributed", "rounds.rounds=30", "local.batch_size=100", "local.learning_rate=2.0",
-        "local.schedule={shape: cosine, floor: 0.1}", "++privacy.clip_norm=0.5",
-    ],
-    "local": [
-        "privacy=patient", "rounds.rounds=30", "local.epochs=null", "local.steps=1", "local.batch_size=40",
-        "local.optimiser=sgd", "local.learning_rate=2.0", "local.schedule={shape: cosine, floor: 0.1}",
-        "++privacy.clip_norm=0.5", "encoding.bits=32",
-    ],
-}  # fmt: skip
+    "distributed": ["privacy=distributed"],
+    "local": ["privacy=patient", "encoding.bits=32"],
+}
 NO_NOISE = 1e-3
 
 

@@ -142,8 +142,13 @@ class Bench:
 def config_of(name: str, seed: int, extra: list[str]) -> RunConfig:
     """The checked configuration of a set and seed."""
     overrides = [text.format(seed=seed) for text in SETS[name]] + PLAIN.get(name, MACHINE)
+    return parsed([*overrides, f"seed={seed}", *extra])
+
+
+def parsed(overrides: list[str]) -> RunConfig:
+    """The checked configuration of these overrides."""
     with initialize_config_module("wardround.conf", version_base="1.3"):
-        composed = compose("config", overrides=[*overrides, f"seed={seed}", *extra])
+        composed = compose("config", overrides=overrides)
     return RunConfig.parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]  # a mapping
 
 

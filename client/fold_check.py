@@ -8,14 +8,14 @@ bounds, or that leaves a site out for a round (docs/threat-model.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from wardround.core.counting import WEIGHT
 from wardround.core.errors import PeerError
-from wardround.core.packed import Adapter, Statistics, zeros
+from wardround.core.packed import Adapter, Array, Packed, Statistics, zeros
 from wardround.core.plan import TrainingPlan
 from wardround.privacy.secagg.draw import Groups
 from wardround.privacy.secagg.total import Sum
@@ -24,7 +24,8 @@ from wardround.privacy.sums.opened import OpenedSum, read_opened, statistics_of
 from wardround.strategies.contract import Broadcast, GroupStrategy, ServerState, SumStrategy, combined
 
 TOLERANCE = 1e-6
-"""Largest difference of a coordinate, as a share of the largest one: another machine may round otherwise."""
+"""Largest difference of a coordinate, as a share of the largest one: another machine may round otherwise. A
+slot that is broadcast beside the adapter is held against its own largest."""
 
 
 @dataclass
@@ -45,7 +46,7 @@ class FoldCheck:
     known: ServerState | None = None
     broken: bool = False
     groups: Groups = ()
-    _memoryless: bool | None = field(default=None, repr=False)
+    _kept: dict[str, Packed] | None = field(default=None, repr=False)
 
     def check(
         self,
@@ -75,37 +76,44 @@ class FoldCheck:
         if known is not None and round <= known.round:
             # Forgotten would be what a crafted broadcast is held against: a replay changes nothing.
             raise PeerError("the request is for an earlier round", found=round, expected=known.round + 1)
-        if round == 1:  # its digest is the plan's, as `client/round.py` checks
-            self.known = self.strategy.begin(adapter)
+        if round == 1:  # the adapter's digest is the plan's, as `client/round.py` checks
+            begun = self.strategy.begin(adapter)
+            if self.strategy.broadcast(begun, 1, 0).digest != broadcast.digest:
+                raise PeerError("the broadcast of round 1 is not what the plan begins with")
+            self.known = begun
             return True
         if known is None or known.round < round - 2:
-            self.known = self._adopted(round - 1, adapter)
+            self.known = self._adopted(round - 1, adapter, broadcast)
             return False
         try:
             if known.round == round - 1:
                 self._require_same(known, round, broadcast)
                 return True
             known = self._fold(known, round - 1, opened, confirmed)
-            self._require_like(self.strategy.broadcast(known, round, 0), broadcast)
+            self._require_like(known, round, broadcast)
         except PeerError:
             self.broken = True
             raise
-        self.known = replace(known, adapter=adapter)
+        told = _told(known.slots, broadcast)
+        self.known = replace(known, adapter=adapter, slots={**known.slots, **told})
         return True
 
     def _require_same(self, known: ServerState, round: int, found: Broadcast) -> None:
         if self.strategy.broadcast(known, round, 0).digest != found.digest:
             raise PeerError("a round is asked for again, with another broadcast")
 
-    def _require_like(self, expected: Broadcast, found: Broadcast) -> None:
-        worst = float(np.abs(expected.vector.astype(np.float64) - found.vector).max(initial=0.0))
-        most = TOLERANCE * float(np.abs(expected.vector).max(initial=0.0))
-        if not worst <= most:
-            raise PeerError(
-                "the broadcast is not the fold of the last sum",
-                found=f"a coordinate that differs by {worst:.3g}", expected=f"at most {most:.3g}",
-                remedy="the server does not follow the plan: tell the consortium",
-            )  # fmt: skip
+    def _require_like(self, expected: ServerState, round: int, found: Broadcast) -> None:
+        own = self.strategy.broadcast(expected, round, 0)
+        apart = [name for name in expected.slots if name in own.layout.offsets]
+        if not apart:
+            _require_near(own.vector, found.vector)
+            return
+        rest = np.ones(own.vector.size, dtype=bool)
+        for name in apart:
+            start, spec = own.layout.offsets[name]
+            rest[start : start + spec.size] = False
+            _require_near(own[name], found[name])
+        _require_near(own.vector[rest], found.vector[rest])
 
     def _fold(
         self,
@@ -162,11 +170,33 @@ class FoldCheck:
         if own and confirmed is not None and confirmed != total.survivors:
             raise PeerError("a sum is of other survivors than this site confirmed")
 
-    def _adopted(self, round: int, adapter: Adapter) -> ServerState | None:
-        """The state after a round whose sum this site did not see: the adapter, if that is all of it."""
-        if self._memoryless is None:
+    def _adopted(self, round: int, adapter: Adapter, broadcast: Broadcast) -> ServerState | None:
+        """The state after a round whose sum this site did not see, if the broadcast tells all of it."""
+        if self.strategy.stages != 1:
+            return None
+        if self._kept is None:  # whatever the server keeps of any round
             begun = self.strategy.begin(zeros(self.plan.adapter.layout))
             first = zeros(self.strategy.statistics_layout(0), np.float64)
-            folded = self.strategy.fold(begun, first, 1.0, 0)
-            self._memoryless = self.strategy.stages == 1 and not folded.slots
-        return ServerState(round, adapter) if self._memoryless else None
+            self._kept = self.strategy.fold(begun, first, 1.0, 0).slots
+        told = _told(self._kept, broadcast)
+        return ServerState(round, adapter, told) if told.keys() == self._kept.keys() else None
+
+
+def _told(slots: Mapping[str, Packed], broadcast: Broadcast) -> dict[str, Packed]:
+    """The slots that stand in the broadcast, as they stand there."""
+    return {
+        name: slot.with_vector(broadcast[name].reshape(-1).astype(slot.vector.dtype))
+        for name, slot in slots.items()
+        if name in broadcast.layout.offsets
+    }
+
+
+def _require_near(expected: Array, found: Array) -> None:
+    worst = float(np.abs(expected.astype(np.float64) - found).max(initial=0.0))
+    most = TOLERANCE * float(np.abs(expected).max(initial=0.0))
+    if not worst <= most:
+        raise PeerError(
+            "the broadcast is not the fold of the last sum",
+            found=f"a coordinate that differs by {worst:.3g}", expected=f"at most {most:.3g}",
+            remedy="the server does not follow the plan: tell the consortium",
+        )  # fmt: skip

@@ -153,14 +153,14 @@ def _check_broadcast(request: Request, broadcast: Broadcast, site: Site) -> None
             "the request names another broadcast layout", found=layout[:12], expected=expected[:12]
         )
     require_finite(broadcast, "the broadcast")
-    spec = site.plan.adapter
-    first = request.round == 1 and request.stage == 0 and layout == spec.layout.digest
-    if first and broadcast.digest != spec.initial_digest:
-        raise PeerError(
-            "the broadcast of round 1 is not the plan's initial adapter",
-            found=broadcast.digest[:12],
-            expected=spec.initial_digest[:12],
-        )
+    if request.round == 1 and request.stage == 0:
+        found, initial = site.strategy.adapter_of(broadcast).digest, site.plan.adapter.initial_digest
+        if found != initial:
+            raise PeerError(
+                "the broadcast of round 1 is not the plan's initial adapter",
+                found=found[:12],
+                expected=initial[:12],
+            )
 
 
 def work(

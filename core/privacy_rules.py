@@ -24,6 +24,10 @@ class AdaptiveClipping(Frozen):
     """η_C: C ← C · exp(−η_C (share − quantile))."""
     count_noise: float = Field(default=10.0, gt=0)
     """σ_b: standard deviation of the noise on the count of unclipped units."""
+    smallest: float = Field(default=1e-6, ge=1e-30)
+    """C never goes below."""
+    largest: float = Field(default=1e6, le=1e30)
+    """C never goes above; of whole sites' updates, a site refuses a larger one."""
 
 
 class PrivacyRules(Frozen):
@@ -71,10 +75,21 @@ class PrivacyRules(Frozen):
                 f"unit={self.unit} cannot be protected by noise={self.noise}: "
                 f"set noise to {' or '.join(allowed[self.unit])}"
             )
-        if self.clipping != "flat" and self.noise != "local":
+        if self.clipping != "flat" and self.noise != "local" and not self.adapts_to_sites:
             raise ValueError(f"clipping={self.clipping} goes with local noise alone: set clipping to flat")
         if self.adaptive != AdaptiveClipping() and self.clipping != "adaptive":
             raise ValueError(f"adaptive has no effect under clipping={self.clipping}: leave it out")
+        limits = self.adaptive
+        if self.clipping == "adaptive" and not limits.smallest <= self.clip_norm <= limits.largest:
+            raise ValueError(
+                f"clip_norm={self.clip_norm:g} is beyond the limits of adaptive clipping: "
+                "set adaptive.smallest and adaptive.largest around it"
+            )
+        if self.clipping == "adaptive" and self.sigma is not None and 2 * limits.count_noise <= self.sigma:
+            raise ValueError(
+                f"adaptive.count_noise={limits.count_noise:g} costs more than all of sigma={self.sigma:g}: "
+                f"set it above {self.sigma / 2:g}"
+            )
         if self.unit == "site" and (self.sample_rate is not None or self.most_examples is not None):
             raise ValueError("under unit=site nothing is sampled: leave sample_rate and most_examples out")
         if self.unit != "site" and self.noise == "distributed" and self.sample_rate is None:
@@ -87,3 +102,8 @@ class PrivacyRules(Frozen):
     def trains_privately(self) -> bool:
         """Whether the gradients of single units are clipped while a site trains."""
         return self.unit != "site"
+
+    @property
+    def adapts_to_sites(self) -> bool:
+        """Whether the server moves the norm to which whole sites' updates are clipped."""
+        return self.unit == "site" and self.clipping == "adaptive"

@@ -111,8 +111,7 @@ def quantise(vector: Array, weight: int, scale: Scale, rng: np.random.Generator)
             "this cannot be quantised", found=f"{vector.dtype} {vector.shape}, weight {weight}",
             expected=f"a flat vector of floats, and a weight from 1 to {scale.most_weight}",
         )  # fmt: skip
-    # Not np.dot: on long pieces it may wake BLAS's threads, and their number would decide the last bit.
-    length = math.sqrt(sum(float(np.einsum("i,i->", part, part)) for part in _in_float64(vector)))
+    length = length_of(vector)
     if not math.isfinite(length):
         bad = int(vector.size - np.isfinite(vector).sum())
         raise TrainingError(
@@ -138,6 +137,12 @@ def quantise(vector: Array, weight: int, scale: Scale, rng: np.random.Generator)
         np.floor(scaled, out=scaled)
         np.copyto(signed[start : start + CHUNK], scaled, casting="unsafe")
     return Quantised(integers, factor, clipped)
+
+
+def length_of(vector: Array) -> float:
+    """‖vector‖₂ in float64, the same to the last bit on any number of threads; NaN or ∞ where it is none."""
+    # Not np.dot: on long pieces it may wake BLAS's threads, and their number would decide the last bit.
+    return math.sqrt(sum(float(np.einsum("i,i->", part, part)) for part in _in_float64(vector)))
 
 
 def dequantise(total: Array, scale: Scale) -> Array:

@@ -87,7 +87,8 @@ class PrivacySpent:
     """What the run has cost so far in differential privacy: (ε, δ) for each `unit` of each site.
 
     `sites` maps a site to its ε after this round, as it is reserved; of a site that did not take part it is
-    what it had spent before. Under `unit=site` it is one figure for all of them.
+    what it had spent before. Under `unit=site` it is one figure for all of them. `clip_norm` is that of the
+    next round, where the server moves it: it follows from noised sums alone.
     """
 
     arm: str
@@ -95,6 +96,7 @@ class PrivacySpent:
     unit: str
     delta: float
     sites: Mapping[str, float]
+    clip_norm: float | None = None
 
 
 @dataclass(frozen=True)

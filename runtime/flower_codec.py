@@ -7,7 +7,7 @@ each sum. Nothing is pickled. Only Flower's public API is used here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from flwr.app import Array as FlowerArray
@@ -19,10 +19,14 @@ from wardround.core.messages import PLACE, Reply, Request
 from wardround.core.packed import Array, Layout, Packed
 
 M = TypeVar("M", bound=BaseModel)
-PROTOCOL = 2
+PROTOCOL = 3
 LARGEST_MANIFEST = 1 << 20
 MOST_OPENED = 1000
 """Of the sums that come with a broadcast: one a stage, or a group."""
+PLAIN = "wardround.little_endian"
+"""How an array lies in its bytes: one number after the other, nothing before them. NumPy's own form begins
+with a Python expression, which is parsed; two threads at once can fail at that (CPython issue 106905)."""
+DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "float32", "float64", "int64")}
 BROADCAST, OPENED, SUM = "broadcast", "opened.", "sum."
 SumName: TypeAlias = Annotated[str, Field(pattern="^[a-z]{1,20}$")]
 
@@ -172,9 +176,15 @@ def _bytes(records: RecordDict, name: str) -> bytes:
 
 def _records(manifest: BaseModel, arrays: dict[str, Array]) -> tuple[RecordDict, int]:
     text = manifest.model_dump_json()
-    packed = ArrayRecord({name: FlowerArray(np.ascontiguousarray(array)) for name, array in arrays.items()})
+    packed = ArrayRecord({name: flower_array(array) for name, array in arrays.items()})
     records = RecordDict({"manifest": ConfigRecord({"json": text}), "arrays": packed})
     return records, len(text) + sum(array.nbytes for array in arrays.values())
+
+
+def flower_array(array: Array) -> FlowerArray:
+    """An array as it travels: dtype and shape beside its little-endian bytes."""
+    data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
+    return FlowerArray(dtype=array.dtype.name, shape=array.shape, stype=PLAIN, data=data)
 
 
 def _manifest(records: RecordDict, model: type[M]) -> M:
@@ -199,13 +209,20 @@ def _array(records: RecordDict, name: str) -> Array:
     arrays = records.array_records.get("arrays")
     if arrays is None or name not in arrays:
         raise PeerError(f"the message lacks its array {name!r}")
-    try:
-        value: Any = arrays[name].numpy()
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        raise PeerError(f"the array {name!r} cannot be read", found=type(error).__name__) from error
-    array: Array = np.asarray(value)
-    if array.ndim != 1:
+    found = arrays[name]
+    dtype = DTYPES.get(found.dtype)
+    if found.stype != PLAIN or dtype is None:
         raise PeerError(
-            f"the array {name!r} has the wrong shape", found=array.shape, expected="one dimension"
+            f"the array {name!r} cannot be read", found=f"{found.dtype[:20]} as {found.stype[:40]}",
+            expected=f"{', '.join(DTYPES)} as {PLAIN}",
+        )  # fmt: skip
+    if len(found.shape) != 1:
+        raise PeerError(
+            f"the array {name!r} has the wrong shape", found=f"{len(found.shape)} dimensions", expected="one"
         )
-    return array
+    if len(found.data) != found.shape[0] * dtype.itemsize:
+        raise PeerError(
+            f"the array {name!r} has not the bytes that its shape says",
+            found=len(found.data), expected=found.shape[0] * dtype.itemsize,
+        )  # fmt: skip
+    return np.frombuffer(found.data, dtype).astype(dtype.newbyteorder("="))

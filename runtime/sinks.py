@@ -62,8 +62,8 @@ class TensorBoardSink:
                 later = f"/stage_{event.stage}" if event.stage else ""
                 self._scalars(event.arm, event.round, f"site/{event.site}{later}", event.local)
             case PrivacySpent():
-                largest = {"epsilon": max(event.sites.values(), default=None)}
-                self._scalars(event.arm, event.round, "privacy", largest)
+                spent = {"epsilon": max(event.sites.values(), default=None), "clip_norm": event.clip_norm}
+                self._scalars(event.arm, event.round, "privacy", spent)
             case RoundFolded():
                 figures = {
                     "train_loss": event.train_loss, "update_norm": event.update_norm,

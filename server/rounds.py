@@ -48,6 +48,7 @@ from wardround.server.scoring import Scored, evaluators_of, judge, scored_of
 from wardround.server.selection import Selection
 from wardround.server.stage_sums import BurntError, added, least_of, sums_of
 from wardround.server.transport import Transport
+from wardround.strategies.adaptive_norm import clip_norm_of
 from wardround.strategies.contract import GroupStrategy, ServerState, SumStrategy, combined
 
 
@@ -183,7 +184,7 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
         )
         run.journal.commit(at)
         spent = {**spent, **folded.epsilon}
-        tell_spent(run, at.state.round, spent)
+        tell_spent(run, at.state, spent)
         if folded.counters is not None:
             run.events.emit(
                 RoundFolded(
@@ -214,16 +215,18 @@ def asked_of(run: Run, at: Position) -> list[str]:
     return sorted(set(run.sites) - at.left_out)
 
 
-def tell_spent(run: Run, round: int, spent: Mapping[str, float]) -> None:
+def tell_spent(run: Run, state: ServerState, spent: Mapping[str, float]) -> None:
     """What the rounds so far cost in privacy, burnt ones included; nothing where nobody trains privately."""
-    privacy = run.plan.privacy
+    privacy, round = run.plan.privacy, state.round
     if privacy is not None and privacy.noise == "central":
         cohort, size = cohort_size(run.plan.rounds, len(run.sites)), run.strategy.statistics_layout(0).size
         cost = epsilon_of_sums(run.plan, units=len(run.sites), cohort=cohort, coordinates=size, rounds=round)
         spent = dict.fromkeys(run.sites, cost.value)
     if privacy is not None and spent:
         run.events.emit(
-            PrivacySpent(run.arm, round, privacy.unit, privacy.delta, dict(sorted(spent.items())))
+            PrivacySpent(
+                run.arm, round, privacy.unit, privacy.delta, dict(sorted(spent.items())), clip_norm_of(state)
+            )
         )
 
 

@@ -201,13 +201,16 @@ def _alone(plan: TrainingPlan) -> TrainingPlan:
     sites has no meaning for one of them.
     """
     privacy = plan.privacy
-    if privacy is not None:
-        privacy = privacy.model_copy(update={"noise": "local"}) if privacy.trains_privately else None
+    encoding: dict[str, object] = {"bits": ALONE_BITS}
+    if privacy is not None and privacy.trains_privately:
+        privacy = privacy.model_copy(update={"noise": "local"})
+    elif privacy is not None:
+        privacy, encoding["norm"] = None, None
     return plan.model_copy(
         update={
             "secure": SecureRules(mode="off"),
             "privacy": privacy,
-            "encoding": plan.encoding.model_copy(update={"bits": ALONE_BITS}),
+            "encoding": plan.encoding.model_copy(update=encoding),
             "strategy": StrategySpec(name="fedavg", weighting=plan.strategy.weighting),
             "local": plan.local.model_copy(update={"optimiser_state": "keep"}),
             "rounds": plan.rounds.model_copy(update={"participation": 1.0, "quorum": 1.0}),

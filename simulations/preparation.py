@@ -32,7 +32,14 @@ from wardround.strategies.contract import GroupStrategy
 from wardround.training.adapters import ADAPTERS
 from wardround.training.column_mapping import LABEL
 from wardround.training.examples import Example, split_validation
-from wardround.training.planning import PrivateBounds, bounds_of, check_choices, group_rules, make_plan
+from wardround.training.planning import (
+    PrivateBounds,
+    bind_strategy,
+    bounds_of,
+    check_choices,
+    group_rules,
+    make_plan,
+)
 from wardround.training.tasks import TASKS
 from wardround.training.tasks.contract import Encoded, Task
 from wardround.training.workbench import Workbench, open_workbench
@@ -137,9 +144,8 @@ def prepare(config: RunConfig, rows: Rows | None = None) -> Preparation:
         privacy=config.privacy,
         allow_dotted=True,
     )
-    require_target(
-        plan, units=1, cohort=cohort_size(plan.rounds, sites), coordinates=plan.adapter.layout.size
-    )
+    size = bind_strategy(plan, allow_dotted=True).statistics_layout(0).size
+    require_target(plan, units=1, cohort=cohort_size(plan.rounds, sites), coordinates=size)
     return Preparation(config, rows, bench, plan, initial)
 
 

@@ -18,6 +18,7 @@ from wardround.core.plan import TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.core.seeds import Purpose
 from wardround.privacy.accounting.of_plan import round_cost, sigma_of_sums
+from wardround.privacy.clip_norm import vector_sigma
 from wardround.privacy.noise.source import RandomSource, RepeatableSource
 from wardround.server.rounds import cohort_size
 
@@ -88,6 +89,8 @@ def drowned(plan: TrainingPlan, units: Mapping[str, int]) -> str | None:
     if rules is None or rules.noise == "local":
         return None
     sigma, size = sigma_of_sums(rules, plan.rounds.rounds), plan.adapter.layout.size
+    if rules.adapts_to_sites:  # the count takes a part of it
+        sigma = vector_sigma(sigma, rules.adaptive.count_noise)
     if rules.unit == "site":
         most, what = cohort_size(plan.rounds, len(units)), "sites"
     else:
@@ -99,4 +102,25 @@ def drowned(plan: TrainingPlan, units: Mapping[str, int]) -> str | None:
         f"the noise drowns this run: σ = {sigma:.3g} on {size:,} coordinates is as long as {length:,.0f} "
         f"clipped updates that all agree, and there are {most:,} {what}: train fewer parameters, or grant "
         "a larger ε"
+    )
+
+
+def uncounted(plan: TrainingPlan, sites: int) -> str | None:
+    """A notice where the noise on the count of unclipped sites is more than all of them could say together.
+
+    Args:
+        plan: What is trained.
+        sites: Of the run.
+    """
+    rules = plan.privacy
+    if rules is None or not rules.adapts_to_sites:
+        return None
+    cohort, noise = cohort_size(plan.rounds, sites), rules.adaptive.count_noise
+    if noise <= cohort / 2:
+        return None
+    step = math.exp(rules.adaptive.rate * noise / cohort)
+    return (
+        f"the clip norm follows the noise of its count: privacy.adaptive.count_noise={noise:g} is more than "
+        f"{cohort} sites can say, and moves it by a factor of about {step:.3g} a round: clip to a fixed "
+        "norm, or set less of it (above half of sigma) or a smaller privacy.adaptive.rate"
     )

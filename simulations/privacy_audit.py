@@ -28,6 +28,7 @@ from wardround.simulations.finished_run import FinishedRun
 from wardround.simulations.preparation import Preparation, prepare
 from wardround.simulations.privacy import simulated_privacy
 from wardround.training.examples import Example, split_validation
+from wardround.training.planning import bind_strategy
 from wardround.training.private.audit.canaries import canaries, is_powerless
 from wardround.training.private.audit.findings import Finding, all_pass
 from wardround.training.private.audit.membership import Asked, membership
@@ -127,7 +128,7 @@ def audited(run: Path, *, designed: str | None = None, model: str | None = None)
     prepared = prepare(config)
     _require_rows(run, prepared)
     bench, plan = prepared.bench, finished.plan
-    released = bench.method.read_saved(run / "adapter", bench.layout, plan.base)
+    released = bench.method.read_saved(run / "adapter", bench.model, plan.base)
     rules = plan.privacy
     audit = Audit("none: the run had no differential privacy, and the gate does not apply")
     if rules is not None:
@@ -188,9 +189,8 @@ def _sums(prepared: Preparation, plan: TrainingPlan) -> list[Finding]:
     """The noise of the first rounds' sums."""
     central = plan.privacy is not None and plan.privacy.noise == "central"
     sites = len(prepared.rows.sites)
-    noise = ring_noise(
-        plan, cohort=cohort_size(plan.rounds, sites), coordinates=prepared.bench.layout.size, round=1
-    )
+    size = bind_strategy(plan, allow_dotted=True).statistics_layout(0).size
+    noise = ring_noise(plan, cohort=cohort_size(plan.rounds, sites), coordinates=size, round=1)
     if noise is None:
         raise InternalError("a plan with noise in its sums has none")
     sources: dict[str, RandomSource] = {}

@@ -19,30 +19,38 @@ NOISE = {
 def privacy_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any]:
     """What stands under `privacy` in `summary.json`.
 
-    `epsilon` is the largest of the federation's sites; `arms` has each arm's by site.
+    `epsilon` is the largest of the federation's sites; `arms` has each arm's by site. Where the server moved
+    the clip norm, `clip_norm` has that of the first round, and what the last one left.
     """
     record: dict[str, Any] = {"differential_privacy": "none", "secure_aggregation": plan.secure.mode}
     rules = plan.privacy
     if rules is None:
         return record
     arms: dict[str, dict[str, float]] = {}
+    norms: dict[str, dict[str, float]] = {}
     for event in events:
         if isinstance(event, PrivacySpent):
             spent = arms.setdefault(event.arm, {})
             spent |= {site: max(spent.get(site, 0.0), epsilon) for site, epsilon in event.sites.items()}
+            if event.clip_norm is not None:
+                norms["clip_norm"] = {"first": rules.clip_norm, "last": event.clip_norm}
     federated = arms.get("federated", {})
     epsilon = max(federated.values(), default=0.0)
-    return record | {
-        "differential_privacy": claim(rules, epsilon),
-        "rules": rules.model_dump(mode="json"),
-        "epsilon": epsilon,
-        "delta": rules.delta,
-        "unit": rules.unit,
-        "accountant": "renyi",
-        "seeded": True,
-        "excluded": plan.data.validation_fraction if rules.trains_privately else 0.0,
-        "arms": arms,
-    }
+    return (
+        record
+        | {
+            "differential_privacy": claim(rules, epsilon),
+            "rules": rules.model_dump(mode="json"),
+            "epsilon": epsilon,
+            "delta": rules.delta,
+            "unit": rules.unit,
+            "accountant": "renyi",
+            "seeded": True,
+            "excluded": plan.data.validation_fraction if rules.trains_privately else 0.0,
+            "arms": arms,
+        }
+        | norms
+    )
 
 
 def claim(rules: PrivacyRules, epsilon: float) -> str:
@@ -57,11 +65,17 @@ def privacy_text(record: Mapping[str, Any]) -> str:
     rules, unit = record["rules"], record["unit"]
     figures = sorted(record["arms"].get("federated", {}).values())
     sites = f"; {figures[0]:.3g} to {figures[-1]:.3g} over the sites" if figures[1:] else ""
+    clipping = f"clip norm {rules['clip_norm']:g}, {rules['clipping']} clipping"
+    if "clip_norm" in record:
+        first, last = (record["clip_norm"][place] for place in ("first", "last"))
+        clipping = (
+            f"adaptive clipping of whole updates, the norm from {first:g} in the first round to {last:.4g} "
+            "after the last, as noised counts moved it"
+        )
     sentences = [
         (
             f"Differential privacy: **{record['differential_privacy']}** (Rényi accounting, the site that "
-            f"spent most{sites}), under adding or removing one {unit}: {NOISE[rules['noise']]}; clip norm "
-            f"{rules['clip_norm']:g}, {rules['clipping']} clipping."
+            f"spent most{sites}), under adding or removing one {unit}: {NOISE[rules['noise']]}; {clipping}."
         ),
         (
             "**Not private as it was run: batches and noise came from the simulation's seed**, so that it "

@@ -27,7 +27,7 @@ from wardround.simulations.comparison import local_site
 from wardround.simulations.config import RunConfig
 from wardround.simulations.first_checks import check_first
 from wardround.simulations.preparation import Preparation, encode_all, prepare
-from wardround.simulations.privacy import drowned
+from wardround.simulations.privacy import drowned, uncounted
 from wardround.simulations.result_folder import ResultFolder, alone_in
 from wardround.simulations.scoring import Scorer
 from wardround.strategies.contract import ServerState
@@ -92,8 +92,8 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
         events.emit(Notice(FEDERATED, "warning", notice))
     federated, test = encode_all(prepared, events)
     drowning = drowned(plan, {name: units_of(plan, rows) for name, rows in federated.sites.items()})
-    if drowning:
-        events.emit(Notice(FEDERATED, "warning", drowning))
+    for notice in filter(None, (drowning, uncounted(plan, len(federated.sites)))):
+        events.emit(Notice(FEDERATED, "warning", notice))
     scorer = Scorer(bench, plan, test, events)
     before = scorer.score(prepared.initial, arm=FEDERATED, round=0)
     arms = [federated, *bounds_of(config, federated)]

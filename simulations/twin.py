@@ -12,6 +12,7 @@ the optimiser's groups, the weighting, the rounding and the fold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -25,6 +26,7 @@ from wardround.core.schedules import rate
 from wardround.core.seeds import Purpose, generator, seed_for
 from wardround.server.rounds import choose_cohort
 from wardround.simulations.arms import Arm, SiteRows
+from wardround.simulations.twin_central import Central
 from wardround.training.batches import plan_batches
 from wardround.training.workbench import Workbench
 
@@ -36,20 +38,24 @@ def run_twin(
 
     Raises:
         ConfigError: The plan asks for more than the twin writes out (FedAvg, AdamW, a reset optimiser, whole
-            batches where there is dropout).
+            batches where there is dropout, no noise of sites).
     """
     _check(arm, bench)
-    plan, state = arm.plan, initial.vector.copy()
+    plan, state, central = arm.plan, initial.vector.copy(), Central.of(arm.plan)
     for round in range(1, plan.rounds.rounds + 1):
-        total, weight = np.zeros(state.size, dtype=np.int64), 0
+        total, weight = np.zeros(1, dtype=np.int64), 0
         cohort = choose_cohort(plan, tuple(arm.sites), round)
         for site in cohort:
             trained, examples = _train(arm, bench, initial.with_vector(state), site, arm.sites[site], round)
             share = {"examples": examples, "uniform": 1}[plan.strategy.weighting]
             delta = trained.astype(np.float64) - state.astype(np.float64)
-            total += _quantised(plan, round, site, delta, share, sites=len(cohort))
+            total = total + _quantised(plan, round, site, delta, share, sites=len(cohort), central=central)
             weight += share
-        mean = total.astype(np.float64) * (1 / _scale(plan, len(cohort))) / weight
+        scale = _scale(plan, len(cohort))
+        if central is not None:
+            total += central.noise(plan.seed, round, scale, total.size)
+        summed = total.astype(np.float64) * (1 / scale)
+        mean = (summed if central is None else central.folded(summed, len(cohort))) / weight
         state = (state.astype(np.float64) + mean).astype(np.float32)
         if on_round is not None:
             on_round(round, initial.with_vector(state))
@@ -63,12 +69,23 @@ def _scale(plan: TrainingPlan, sites: int) -> float:
 
 
 def _quantised(
-    plan: TrainingPlan, round: int, site: str, delta: np.ndarray, weight: int, *, sites: int
+    plan: TrainingPlan,
+    round: int,
+    site: str,
+    delta: np.ndarray,
+    weight: int,
+    *,
+    sites: int,
+    central: Central | None,
 ) -> np.ndarray:
     """⌊clip(δ) · w · s + u⌋ as int64, with one u in [0, 1) a coordinate from the seed tree."""
-    scale, largest = _scale(plan, sites), plan.encoding.largest
+    scale, largest, factor = _scale(plan, sites), plan.encoding.largest, 1.0
+    if central is not None:
+        delta, factor = central.sent(delta)
+        room = 9 * math.sqrt(central.variance(scale, delta.size))  # for the tail of the noise
+        largest -= (room / sites + 1) / scale
     bound = weight * largest * scale
-    scaled = np.clip(delta * (weight * scale), -bound, bound)
+    scaled = np.clip(delta * (factor * weight * scale), -bound, bound)
     rng = generator(plan.seed, Purpose.ROUNDING, round=round, site=site)
     return np.floor(scaled + rng.random(delta.size)).astype(np.int64)
 
@@ -121,7 +138,8 @@ def _check(arm: Arm, bench: Workbench) -> None:
         "local.optimiser": plan.local.optimiser != "adamw",
         "local.optimiser_state": plan.local.optimiser_state != "reset",
         "release.patience": plan.release.patience is not None,
-        "encoding.norm": plan.encoding.norm is not None,
+        "encoding.norm": plan.encoding.norm is not None and plan.privacy is None,
+        "privacy.unit": plan.privacy is not None and plan.privacy.trains_privately,
         # Dropout draws one mask a microbatch; the twin draws one a batch.
         "machine.microbatch_size": microbatch is not None
         and microbatch < plan.local.batch_size
@@ -132,7 +150,8 @@ def _check(arm: Arm, bench: Workbench) -> None:
         raise ConfigError(
             "the twin does not write this out",
             found=", ".join(found),
-            expected="FedAvg with AdamW, reset every round, no early stopping, no batch cut under dropout",
+            expected="FedAvg with AdamW, reset every round, no early stopping, no batch cut under dropout, "
+            "no noise but the server's",
             remedy="compare such a plan with tests of its own part instead",
         )
 

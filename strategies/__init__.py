@@ -4,5 +4,9 @@ from wardround.core.registry import Registry
 from wardround.strategies.contract import SumStrategy as SumStrategy
 
 STRATEGIES: Registry[type[SumStrategy]] = Registry(
-    kind="strategy", package="wardround.strategies", attribute="STRATEGY", group="wardround.strategies"
+    kind="strategy",
+    package="wardround.strategies",
+    attribute="STRATEGY",
+    group="wardround.strategies",
+    not_names=frozenset({"contract", "adaptive_norm"}),
 )

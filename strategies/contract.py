@@ -81,7 +81,11 @@ class SumStrategy(Protocol):
         """State before round 1."""
 
     def broadcast_layout(self, stage: int) -> Layout:
-        """Layout of what everybody gets in a stage."""
+        """Layout of what everybody gets in a stage.
+
+        A slot that is broadcast beside the adapter stands in it under the slot's name: a site that missed a
+        round takes it from there, where that is all that the server keeps.
+        """
 
     def broadcast(self, state: ServerState, round: int, stage: int) -> Broadcast:
         """What everybody gets in a stage of the round that comes next."""
@@ -89,7 +93,11 @@ class SumStrategy(Protocol):
     def adapter_of(self, broadcast: Broadcast) -> Adapter:
         """The adapter that a site loads before it trains or evaluates, from the broadcast of stage 0.
 
-        Where that broadcast has the adapter's layout, it is the adapter.
+        Where that broadcast has the adapter's layout, it is the adapter. Of round 1 it is the plan's initial
+        adapter.
+
+        Raises:
+            PeerError: The broadcast is beyond what the plan allows.
         """
 
     def local_rules(self, broadcast: Broadcast, memory: SiteMemory, stage: int) -> LocalRules:

@@ -31,7 +31,9 @@ from wardround.core.plan import (
     TrainingPlan,
 )
 from wardround.core.privacy_rules import PrivacyRules
+from wardround.privacy.accounting.of_plan import joint_length
 from wardround.privacy.sums.noise import NOISE_TAIL
+from wardround.strategies.adaptive_norm import AdaptiveNorm
 from wardround.strategies.contract import GroupStrategy, SumStrategy
 from wardround.training.base_model import LoadedBase
 from wardround.training.settings import check_settings, choose_strategy
@@ -80,7 +82,9 @@ def make_plan(
     layout = bench.layout
     base = base_spec(bench.base)
     initial = (
-        bench.initial_adapter() if start_from is None else bench.method.read_saved(start_from, layout, base)
+        bench.initial_adapter()
+        if start_from is None
+        else bench.method.read_saved(start_from, bench.model, base)
     )
     try:
         plan = TrainingPlan(
@@ -102,9 +106,7 @@ def make_plan(
         )
     except ValidationError as error:
         raise invalid("training plan", error) from error
-    bound = bind_strategy(plan, allow_dotted=allow_dotted)
-    if privacy is not None and privacy.noise != "local":
-        check_noise_of_sums(bound)
+    bind_strategy(plan, allow_dotted=allow_dotted)
     return plan, initial
 
 
@@ -214,13 +216,18 @@ def base_spec(base: LoadedBase) -> BaseModelSpec:
 
 
 def bind_strategy(plan: TrainingPlan, *, allow_dotted: bool = False) -> SumStrategy:
-    """The plan's strategy, its options checked, bound to the adapter's layout.
+    """The plan's strategy, its options checked, bound to the adapter's layout, with what the plan clips.
 
     Raises:
-        ConfigError: Unknown strategy or option.
+        ConfigError: Unknown strategy or option, or as `check_noise_of_sums` where noise is added to sums.
     """
     strategy, options = choose_strategy(plan.strategy, allow_dotted=allow_dotted)
-    return strategy(options, plan.adapter.layout)
+    bound, rules = strategy(options, plan.adapter.layout), plan.privacy
+    if rules is not None and rules.noise != "local":
+        check_noise_of_sums(bound)
+    if rules is None or not rules.adapts_to_sites:
+        return bound
+    return AdaptiveNorm(bound, rules, joint_length(rules, plan.rounds.rounds))
 
 
 def group_rules(spec: StrategySpec, *, allow_dotted: bool = False) -> GroupStrategy | None:

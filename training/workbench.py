@@ -103,9 +103,7 @@ def open_workbench(
     base = load_base(config, task, data, device=device)
     # A cache of keys and values serves generation only, which asks for it itself.
     base.model.config.use_cache = False
-    model = method.attach(
-        base.model, options, task, base.missing_heads, seed_for(seed, Purpose.INITIALISATION)
-    )
+    model = method.attach(base, options, task, data, seed_for(seed, Purpose.INITIALISATION))
     if machine.gradient_checkpointing:
         checkpoint_activations(base.model)
     model.train(False)

@@ -17,6 +17,7 @@ from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.accounting.account import Account, Epsilon
 from wardround.privacy.accounting.calibrate import least_noise, sample_rate
 from wardround.privacy.accounting.mechanisms import SampledGaussian
+from wardround.privacy.clip_norm import JointLength, vector_sigma
 
 RING_MARGIN: Final = 1e-4
 """Of a target, for what rounding to the ring costs beyond the noise."""
@@ -67,19 +68,40 @@ def sigma_of_sums(rules: PrivacyRules, rounds: int) -> float:
     """σ of noise that is added to sums, over what one unit can change: one for all sites.
 
     Raises:
-        ConfigError: A target that no noise meets.
+        ConfigError: A target that no noise meets, or that the count of adaptive clipping leaves nothing of.
     """
-    if rules.sigma is not None:
-        return rules.sigma
-    target = (rules.epsilon or 0.0) * (1 - RING_MARGIN)
-    return least_noise(target, rules.delta, units=1, sample_rate=rules.sample_rate or 1.0, steps=rounds)
+    sigma = rules.sigma
+    if sigma is None:
+        target = (rules.epsilon or 0.0) * (1 - RING_MARGIN)
+        sigma = least_noise(target, rules.delta, units=1, sample_rate=rules.sample_rate or 1.0, steps=rounds)
+    _require_count(rules, sigma)
+    return sigma
+
+
+def joint_length(rules: PrivacyRules, rounds: int) -> JointLength:
+    """How a site's contribution holds its clipped update and its part of the count of unclipped sites.
+
+    Raises:
+        ConfigError: As `sigma_of_sums`.
+    """
+    return JointLength.of(rules.clip_norm, sigma_of_sums(rules, rounds), rules.adaptive.count_noise)
+
+
+def _require_count(rules: PrivacyRules, sigma: float) -> None:
+    """Refuse a count that alone would cost what the whole release may.
+
+    Raises:
+        ConfigError: As `vector_sigma`.
+    """
+    if rules.clipping == "adaptive":
+        vector_sigma(sigma, rules.adaptive.count_noise)
 
 
 def round_cost(plan: TrainingPlan, units: int) -> RoundCost | None:
     """What one round costs at a site of so many units; None where its training has no noise of its own.
 
     Raises:
-        ConfigError: A batch larger than the site, or a target that no noise meets.
+        ConfigError: A batch larger than the site, a target that no noise meets, or as `sigma_of_sums`.
         PolicyError: δ ≥ 1/units.
     """
     rules = plan.privacy
@@ -100,6 +122,7 @@ def cost_of(rules: PrivacyRules, local: LocalWork, rounds: RoundRules, units: in
         sigma = least_noise(
             rules.epsilon, rules.delta, units=units, sample_rate=rate, steps=steps * rounds.rounds
         )
+    _require_count(rules, sigma)
     cost = RoundCost(
         units, rate, sigma, steps, rounds.rounds, rules.delta,
         "example" if rules.unit == "example" else "patient",

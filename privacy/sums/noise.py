@@ -21,7 +21,7 @@ from wardround.core.plan import TrainingPlan
 from wardround.core.schedules import single_rate
 from wardround.privacy.accounting.account import Account, Epsilon
 from wardround.privacy.accounting.mechanisms import SampledDiscreteGaussians
-from wardround.privacy.accounting.of_plan import sigma_of_sums
+from wardround.privacy.accounting.of_plan import joint_length, sigma_of_sums
 from wardround.privacy.noise.discrete import discrete_gaussian
 from wardround.privacy.noise.shares import (
     honest_shares,
@@ -108,7 +108,8 @@ def ring_noise(plan: TrainingPlan, *, cohort: int, coordinates: int, round: int)
         round: Its learning rate decides what one unit's gradient can change in an update.
 
     Raises:
-        ConfigError: No share would be left, or the ring is too narrow for the noise; names the remedy.
+        ConfigError: No share would be left, the ring is too narrow for the noise, or what is left of it would
+            clip a site's part of the count of adaptive clipping; names the remedy.
     """
     rules = plan.privacy
     if rules is None or rules.noise == "local":
@@ -139,6 +140,12 @@ def ring_noise(plan: TrainingPlan, *, cohort: int, coordinates: int, round: int)
             "the ring has no room for the noise", found=f"noise of {room / NOISE_TAIL:.3g} units of it",
             expected=f"less than {2.0 ** (scale.bits - 1) / NOISE_TAIL:.3g}, with room for the sum beside it",
             remedy="raise encoding.largest or encoding.bits, or leave encoding.largest to auto",
+        )  # fmt: skip
+    if rules.adapts_to_sites and 2 * largest < joint_length(rules, plan.rounds.rounds).count:
+        raise ConfigError(
+            "the count of adaptive clipping would be clipped", found=f"coordinates of at most {largest:.3g}",
+            expected=f"at least {joint_length(rules, plan.rounds.rounds).count / 2:.3g} beside the noise",
+            remedy="raise encoding.largest, or leave it to auto",
         )  # fmt: skip
     inside = cohort * (largest * scale.integers_per_unit + 1)
     wraps = wrap_probability(

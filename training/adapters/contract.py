@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 from pydantic import BaseModel
 
 from wardround.core.packed import Adapter, Layout
-from wardround.core.plan import BaseModelSpec
+from wardround.core.plan import BaseModelSpec, DataContract
 from wardround.training.tasks.contract import Task
 
 if TYPE_CHECKING:  # so that the names of the methods are known without torch
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel
+
+    from wardround.training.base_model import LoadedBase
 
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
@@ -28,9 +29,9 @@ class AdapterMethod(Protocol):
     Options: ClassVar[type[BaseModel]]
 
     def attach(
-        self, base: PreTrainedModel, options: BaseModel, task: Task, heads: tuple[str, ...], seed: int
+        self, base: LoadedBase, options: BaseModel, task: Task, data: DataContract, seed: int
     ) -> PeftModel:
-        """Put a fresh adapter on the base; `heads` are modules that the checkpoint lacks and that federate.
+        """Put a fresh adapter on the base, whose lacking heads federate as well.
 
         Raises:
             ModelError: Targets match nothing, or the rank is not positive.
@@ -58,11 +59,11 @@ class AdapterMethod(Protocol):
             StorageError: Could not be written; nothing is left half-written.
         """
 
-    def read_saved(self, folder: Path, layout: Layout, base: BaseModelSpec | None = None) -> Adapter:
+    def read_saved(self, folder: Path, model: PeftModel, base: BaseModelSpec | None = None) -> Adapter:
         """The state of a saved adapter folder, to start from.
 
         Args:
-            layout: The configured adapter's.
+            model: With the configured adapter on it; it is not changed.
             base: The base model that it is to go on from, or None to let any pass.
 
         Raises:

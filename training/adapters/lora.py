@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, cast, final
+from typing import Annotated, Any, ClassVar, Final, Literal, cast, final
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -19,20 +19,27 @@ import peft
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 from torch import nn
-from transformers import PreTrainedModel
 
 from wardround.core.errors import ConfigError, InternalError, ModelError, PeerError
 from wardround.core.packed import Adapter, Layout, Role, TensorSpec, pack
-from wardround.core.plan import BaseModelSpec
+from wardround.core.plan import BaseModelSpec, DataContract
 from wardround.runtime.files import atomic_folder
+from wardround.training.adapters._normalised_head import (
+    LEAST_TEXTS,
+    MOST_TEXTS,
+    head_input,
+    normalise_head,
+)
+from wardround.training.adapters._remembered_features import remember_features
 from wardround.training.adapters._saved import base_note, require_base, saved_config, saved_tensors
 from wardround.training.adapters._targets import candidates, check_targets
 from wardround.training.adapters.contract import CONFIG_FILE, WEIGHTS_FILE
-from wardround.training.base_model import without_peft_noise
+from wardround.training.base_model import LoadedBase, without_peft_noise
 from wardround.training.tasks.contract import Task
 
 ADAPTER_NAME: Final = "default"
@@ -51,23 +58,27 @@ class LoraOptions(BaseModel):
     Attributes:
         r: Rank, at least 1.
         alpha: Numerator of the scaling.
-        targets: Module names (or name endings), or `all-linear` for every linear layer but the head.
+        targets: Module names (or name endings), `all-linear` for every linear layer but the head, or `none`
+            for the head alone (and `modules_to_save`).
         rslora: Scale by alpha / √r.
         dropout: On the adapter's input, while training.
         bias: Which biases of the base train as well; they federate.
         modules_to_save: Further modules that train in full and federate. Heads that the checkpoint
             lacks are always among them.
+        public_texts: What the head reads is normalised by constants of these texts, which everybody may
+            know; see `_normalised_head.py`. None leaves it as it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     r: int = 8
     alpha: float = Field(default=16.0, gt=0)
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    targets: tuple[str, ...] | Literal["all-linear", "none"] = "all-linear"
     rslora: bool = False
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     bias: Literal["none", "all", "lora_only"] = "none"
     modules_to_save: tuple[str, ...] = ()
+    public_texts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), max_length=MOST_TEXTS)
 
     @field_validator("r")
     @classmethod
@@ -83,6 +94,15 @@ class LoraOptions(BaseModel):
             raise ValueError("name at least one module, or all-linear")
         return targets
 
+    @field_validator("public_texts")
+    @classmethod
+    def _enough(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        if 0 < len(texts) < LEAST_TEXTS:
+            raise ValueError(
+                f"a mean of {len(texts)} texts says little: give at least {LEAST_TEXTS}, or none"
+            )
+        return texts
+
 
 @final
 class Lora:
@@ -92,38 +112,52 @@ class Lora:
     Options: ClassVar[type[BaseModel]] = LoraOptions
 
     def attach(
-        self, base: PreTrainedModel, options: BaseModel, task: Task, heads: tuple[str, ...], seed: int
+        self, base: LoadedBase, options: BaseModel, task: Task, data: DataContract, seed: int
     ) -> PeftModel:
         """Put a fresh adapter on the base: B = 0, A and lacking heads drawn from the seed on the CPU."""
         options = cast("LoraOptions", options)
-        check_targets(base, options.targets, options.modules_to_save)
-        if getattr(base, "is_quantized", False):
-            base = peft.prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]  # PEFT leaves it unannotated
-                base, use_gradient_checkpointing=False
+        bare, heads = base.model, base.missing_heads
+        check_targets(bare, options.targets, options.modules_to_save)
+        if options.targets == "none" and not (heads or options.modules_to_save):
+            raise ModelError(
+                "nothing would train: no targets, and the checkpoint brings its head with it",
+                remedy="name the head in adapter.options.modules_to_save",
             )
+        if getattr(bare, "is_quantized", False):
+            bare = peft.prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]  # PEFT leaves it unannotated
+                bare, use_gradient_checkpointing=False
+            )
+        targets = DUMMY_TARGET_MODULES if options.targets == "none" else options.targets
         config = LoraConfig(
             task_type=task.peft_task_type, r=options.r,
             lora_alpha=cast("int", options.alpha),  # PEFT only divides it: its annotation is too narrow
-            target_modules=options.targets if isinstance(options.targets, str) else list(options.targets),
+            target_modules=targets if isinstance(targets, str) else list(targets),
             use_rslora=options.rslora, lora_dropout=options.dropout, bias=options.bias,
             modules_to_save=sorted({*options.modules_to_save, *heads}) or None,
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]), without_peft_noise():
             torch.default_generator.manual_seed(seed)
             for head in heads:
-                _initialise_head(base.get_submodule(head))
+                _initialise_head(bare.get_submodule(head))
             try:
-                model = get_peft_model(base, config, adapter_name=ADAPTER_NAME)
+                model = get_peft_model(bare, config, adapter_name=ADAPTER_NAME)
             except ValueError as error:
                 raise ModelError(
                     "LoRA cannot be put on this model", found=error,
-                    expected="targets among " + ", ".join(candidates(base)),
+                    expected="targets among " + ", ".join(candidates(bare)),
                     remedy="correct adapter.options.targets",
                 ) from error  # fmt: skip
         config.modules_to_save = sorted(set(config.modules_to_save or ())) or None
         attached = cast("PeftModel", model)
         _train_in_float32(attached, keep_output=frozenset(heads))
-        _require_float32(self.parameters(attached))
+        trained = self.parameters(attached)
+        _require_float32(trained)
+        if options.public_texts:
+            normalise_head(attached, trained, base.tokenizer, options.public_texts, data.max_length)
+        full = [m for m in bare.modules() if isinstance(m, peft.utils.ModulesToSaveWrapper)]
+        still = options.targets == options.bias == "none" and base.config.dropout == "off"
+        if still and len(full) == 1:
+            remember_features(bare, full[0], base.tokenizer)
         return attached
 
     def parameters(self, model: PeftModel) -> dict[str, nn.Parameter]:
@@ -195,7 +229,10 @@ class Lora:
         config = copy.copy(model.peft_config[ADAPTER_NAME])
         config.base_model_name_or_path = base_name
         config.inference_mode = True
-        tensors = {name: p.detach().cpu().contiguous() for name, p in self.parameters(model).items()}
+        tensors = self.read(model, self.layout(model)).tensors()
+        normalised = head_input(model)
+        if normalised is not None:
+            tensors = normalised.plain(tensors)
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         # What holds more than an adapter is not ours to replace.
         with atomic_folder(folder, replace=there <= {CONFIG_FILE, WEIGHTS_FILE}) as staged:
@@ -203,7 +240,7 @@ class Lora:
             save_file(tensors, staged / WEIGHTS_FILE, metadata={"format": "pt", **base_note(base)})
             config.save_pretrained(str(staged))
 
-    def read_saved(self, folder: Path, layout: Layout, base: BaseModelSpec | None = None) -> Adapter:
+    def read_saved(self, folder: Path, model: PeftModel, base: BaseModelSpec | None = None) -> Adapter:
         """The state of a saved adapter folder.
 
         Raises:
@@ -211,9 +248,12 @@ class Lora:
                 another base.
             ConfigError: Its factors are scaled in another way.
         """
-        tensors = saved_tensors(folder)
+        tensors, layout = saved_tensors(folder), self.layout(model)
+        normalised = head_input(model)
         try:
             adapter = pack(layout, tensors, np.float32)
+            if normalised is not None:
+                adapter = pack(layout, normalised.normalised(adapter.tensors()), np.float32)
         except PeerError as error:
             raise ModelError(
                 f"the adapter in {folder} does not fit this one: {error.what}",

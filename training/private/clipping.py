@@ -15,6 +15,7 @@ from typing import Final, Protocol, TypeAlias, final
 import torch
 
 from wardround.core.errors import ConfigError
+from wardround.privacy.clip_norm import next_norm, vector_sigma
 
 Groups: TypeAlias = tuple[tuple[slice, ...], ...]
 """Places in a row by group; together they hold every column once."""
@@ -153,14 +154,12 @@ class Automatic:
 class Adaptive:
     """`Flat` with a C that follows a quantile of the norms: Andrew et al. 2021, arXiv:1905.03871v5, Alg. 1.
 
-    With each noised sum goes a noised count: s = Σ_u (b_u − ½) + N(0, σ_b²), b_u = 1 where unit u is not
-    clipped. Then C ← C · exp(−η (½ + s/B − γ)). Counting b_u − ½ instead of b_u is what makes one unit move
-    the count by ½ at most (their § 2.2); B is the plan's constant, since the batch's own size is exact.
-    (Opacus 1.6's `AdaClipDPOptimizer` counts b_u, at the price of b_u − ½, and divides by the batch's size.)
+    Its two formulas are `privacy/clip_norm.py`'s. The noised share of units that are not clipped is ½ + s/B:
+    B is the plan's constant, since the batch's own size is exact. (Opacus 1.6's `AdaClipDPOptimizer` counts
+    b_u, at the price of b_u − ½, and divides by the batch's size.)
 
-    Guarantee: gradient noise of z_Δ C, z_Δ = (z⁻² − (2 σ_b)⁻²)^(−½) (their Theorem 1), and the count together
-        cost as much as one sum with noise z C: as vectors over their noise, one unit moves both by no more
-        than √(1/z_Δ² + ¼/σ_b²) = 1/z. C is a function of what was released, and may be kept.
+    Guarantee: gradient noise of z_Δ C and the count together cost as much as one sum with noise z C. C is a
+        function of what was released, and may be kept.
 
     Attributes:
         bound: C now.
@@ -209,22 +208,16 @@ class Adaptive:
         Raises:
             ConfigError: The count alone would cost more than was planned.
         """
-        if 2 * self.count_sigma <= sigma:
-            raise ConfigError(
-                "the noised count of adaptive clipping costs more than the whole step may",
-                found=f"count_sigma {self.count_sigma:g}, sigma {sigma:g}",
-                expected=f"count_sigma above {sigma / 2:g}",
-                remedy="raise count_sigma; a twentieth of the expected batch is usual",
-            )
-        return 1 / math.sqrt(sigma**-2 - (2 * self.count_sigma) ** -2)
+        return vector_sigma(sigma, self.count_sigma)
 
     def moved(self, noised_balance: float) -> Adaptive:
         """The rule of the next batch, from s and nothing else."""
         share = 0.5 + noised_balance / self.expected
-        longest = math.log(self.bound) - self.rate * (share - self.quantile)
-        # Within its limits before exp, which a far-off s would overflow.
-        bound = math.exp(min(max(longest, math.log(self.smallest)), math.log(self.largest)))
-        return replace(self, bound=min(max(bound, self.smallest), self.largest))
+        bound = next_norm(
+            self.bound, share, quantile=self.quantile, rate=self.rate, smallest=self.smallest,
+            largest=self.largest,
+        )  # fmt: skip
+        return replace(self, bound=bound)
 
 
 def _below(bound: float) -> float:

@@ -75,6 +75,8 @@ class PrivateRound:
                     settings.count_noise,
                     settings.quantile,
                     settings.rate,
+                    settings.smallest,
+                    settings.largest,
                 )
 
 

@@ -21,6 +21,7 @@ from wardround.core.privacy_rules import AdaptiveClipping, PrivacyRules
 LOCAL = {"unit": "patient", "epsilon": 8.0}
 DISTRIBUTED = LOCAL | {"noise": "distributed", "sample_rate": 1.0}
 CENTRAL = {"unit": "site", "noise": "central", "epsilon": 8.0, "clip_norm": 0.5}
+ADAPTIVE = CENTRAL | {"clipping": "adaptive", "adaptive": {"count_noise": 5.0}}
 ONE_STEP = LocalWork(steps=1, optimiser="sgd", max_grad_norm=None)
 
 
@@ -37,7 +38,9 @@ def plan_of(privacy: dict[str, Any] | None, **changes: Any) -> TrainingPlan:
     return toy_plan(**(sections | changes))
 
 
-@pytest.mark.parametrize("privacy", [None, LOCAL, DISTRIBUTED, CENTRAL, LOCAL | {"unit": "example"}])
+@pytest.mark.parametrize(
+    "privacy", [None, LOCAL, DISTRIBUTED, CENTRAL, LOCAL | {"unit": "example"}, ADAPTIVE]
+)
 def test_a_plan_that_goes_with_its_privacy_is_one(privacy: dict[str, Any] | None) -> None:
     """And survives its own JSON with its digest."""
     plan = plan_of(privacy)
@@ -69,6 +72,9 @@ def test_a_plan_without_privacy_has_the_digest_that_it_had_before_there_was_any(
         (CENTRAL, {"data": DataContract(columns={}, validation_fraction=0.1)}, "data.validation_fraction"),
         (CENTRAL, {"encoding": Encoding(largest=0.5, most_weight=1)}, "encoding.norm"),
         (CENTRAL, {"encoding": Encoding(largest=0.5, most_weight=1, norm=0.6)}, "encoding.norm"),
+        (ADAPTIVE, {"encoding": Encoding(largest=0.5, most_weight=1, norm=0.6)}, "encoding.norm"),
+        (ADAPTIVE, {"strategy": StrategySpec(weighting="examples")}, "strategy.weighting=examples"),
+        (ADAPTIVE, {"strategy": StrategySpec(weighting="targets")}, "strategy.weighting=targets"),
         (None, {"local": LocalWork(steps=1, optimiser="dp_adam")}, "dp_adam"),
         (CENTRAL, {"local": LocalWork(steps=1, optimiser="dp_adam")}, "dp_adam"),
     ],
@@ -100,6 +106,11 @@ def test_every_fault_is_named_at_once() -> None:
         (DISTRIBUTED | {"clipping": "adaptive"}, "clipping=adaptive"),
         (CENTRAL | {"clipping": "per_layer"}, "clipping=per_layer"),
         (LOCAL | {"adaptive": AdaptiveClipping(quantile=0.3)}, "adaptive has no effect"),
+        (ADAPTIVE | {"noise": "distributed"}, "noise=distributed"),
+        (ADAPTIVE | {"adaptive": {"largest": 0.4}}, "beyond the limits of adaptive clipping"),
+        (ADAPTIVE | {"adaptive": {"smallest": 0.6}}, "beyond the limits of adaptive clipping"),
+        (ADAPTIVE | {"epsilon": None, "sigma": 10.0}, "costs more than all of sigma=10: set it above 5"),
+        (LOCAL | {"epsilon": None, "sigma": 20.0, "clipping": "adaptive"}, "set it above 10"),
         (CENTRAL | {"sample_rate": 0.5}, "nothing is sampled"),
         (LOCAL | {"noise": "distributed"}, "sample_rate"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -17,11 +19,13 @@ from wardround.core.messages import Reply, Request
 from wardround.core.packed import Layout, Packed, TensorSpec
 from wardround.runtime.flower_codec import (
     LARGEST_MANIFEST,
+    PLAIN,
     addressee,
     decode_reply,
     decode_request,
     encode_reply,
     encode_request,
+    flower_array,
 )
 
 LAYOUT = Layout(tensors=(TensorSpec(name="b", shape=(3, 2)), TensorSpec(name="a", shape=(4,))))
@@ -55,7 +59,7 @@ def with_manifest(records: RecordDict, fields: Any) -> RecordDict:
 
 def with_arrays(records: RecordDict, arrays: Mapping[str, Any]) -> RecordDict:
     """The same manifest over other arrays."""
-    packed = ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
+    packed = ArrayRecord({name: flower_array(np.asarray(array)) for name, array in arrays.items()})
     return RecordDict({"manifest": records.config_records["manifest"], "arrays": packed})
 
 
@@ -102,7 +106,7 @@ def test_a_sum_is_one_array_of_bytes_and_the_broadcast_another() -> None:
 
 
 BAD_FIELDS: list[dict[str, Any]] = [
-    {"protocol": 1}, {"protocol": 3}, {"protocol": "2"}, {"round": -1}, {"round": 1.5},
+    {"protocol": 2}, {"protocol": 4}, {"protocol": "2"}, {"round": -1}, {"round": 1.5},
     {"round": "3"}, {"stage": 99}, {"stage": -1}, {"attempt": -1}, {"exchange": -1}, {"exchange": 99},
     {"exchange": "0"}, {"site": ""}, {"site": "x" * 1000}, {"site": None}, {"layout_digest": "e" * 64},
     {"layout_digest": "x" * 65}, {"sums": "training"}, {"sums": ["training", "other"]},
@@ -179,13 +183,36 @@ def test_a_wrong_array_is_refused(kind: str) -> None:
 def test_an_array_that_only_pickle_could_read_is_refused() -> None:
     """An object array never reaches pickle."""
     records, _ = encode_request(REQUEST)
-    whole = {name: Array(array) for name, array in WHOLE.items()}
-    evil = Array(dtype="object", shape=(1,), stype="numpy.ndarray", data=_object_npy())
-    for name in ("broadcast", "sum.training", "opened.0"):
-        arrays = ArrayRecord({**whole, name: evil})
-        broken = RecordDict({"manifest": records.config_records["manifest"], "arrays": arrays})
-        with pytest.raises(PeerError, match="cannot be read"):
-            decode_request(broken, LAYOUT)
+    whole = {name: flower_array(array) for name, array in WHOLE.items()}
+    for dtype, stype in itertools.product(("object", "float32"), ("numpy.ndarray", PLAIN)):
+        if (dtype, stype) == ("float32", PLAIN):
+            continue
+        evil = Array(dtype=dtype, shape=(1,), stype=stype, data=_object_npy())
+        for name in ("broadcast", "sum.training", "opened.0"):
+            arrays = ArrayRecord({**whole, name: evil})
+            broken = RecordDict({"manifest": records.config_records["manifest"], "arrays": arrays})
+            with pytest.raises(PeerError, match="cannot be read"):
+                decode_request(broken, LAYOUT)
+
+
+@pytest.mark.parametrize("shape", [(9,), (11,), (-10,), (2**62,), (2, 5), (10, 1), ()])
+def test_a_shape_that_is_not_that_of_the_bytes_is_refused(shape: tuple[int, ...]) -> None:
+    """Nothing is reserved for what is not there."""
+    records, _ = encode_request(REQUEST)
+    data = np.zeros(10, np.float32).tobytes()
+    lying = Array(dtype="float32", shape=shape, stype=PLAIN, data=data)
+    whole = {name: flower_array(array) for name, array in WHOLE.items()}
+    arrays = ArrayRecord({**whole, "broadcast": lying})
+    with pytest.raises(PeerError, match=r"array 'broadcast'"):
+        decode_request(RecordDict({"manifest": records.config_records["manifest"], "arrays": arrays}), LAYOUT)
+
+
+def test_decoding_never_parses_an_expression(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sites decode in threads, and the parser's own count of its depth is shared between them."""
+    records, _ = encode_request(REQUEST)
+    monkeypatch.setattr(ast, "literal_eval", None)
+    monkeypatch.setattr(ast, "parse", None)
+    assert decode_request(records, LAYOUT).sums == REQUEST.sums
 
 
 def _object_npy() -> bytes:

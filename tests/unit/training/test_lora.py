@@ -121,7 +121,7 @@ def test_a_saved_adapter_loads_with_plain_peft_and_answers_alike(
         "adapter_model.safetensors",
     ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"]
-    assert ADAPTER.read_saved(tmp_path / "adapter", bench.layout).digest == adapter.digest
+    assert ADAPTER.read_saved(tmp_path / "adapter", bench.model).digest == adapter.digest
 
     auto = AutoModelForCausalLM if task == "causal" else AutoModelForSequenceClassification
     labels = {} if task == "causal" else {"num_labels": 3}
@@ -261,13 +261,13 @@ def test_a_saved_adapter_that_does_not_fit_is_refused(tiny_llama: Path, toys: An
     """No folder, another rank, a broken file: each says so."""
     bench, other = toys.bench(tiny_llama, toys.causal), toys.bench(tiny_llama, toys.causal, r=4)
     with pytest.raises(ModelError, match="no adapter can be read"):
-        ADAPTER.read_saved(tmp_path / "gone", bench.layout)
+        ADAPTER.read_saved(tmp_path / "gone", bench.model)
     ADAPTER.save(other.model, tmp_path / "adapter", "base")
     with pytest.raises(ModelError, match="does not fit"):
-        ADAPTER.read_saved(tmp_path / "adapter", bench.layout)
+        ADAPTER.read_saved(tmp_path / "adapter", bench.model)
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"junk")
     with pytest.raises(ModelError, match="no adapter can be read"):
-        ADAPTER.read_saved(tmp_path / "adapter", bench.layout)
+        ADAPTER.read_saved(tmp_path / "adapter", bench.model)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_a_saved_adapter_of_another_scaling_is_refused(
     bench = toys.bench(tiny_llama, toys.causal, **saved)
     ADAPTER.save(bench.model, tmp_path / "adapter", "base")
     with pytest.raises(ConfigError, match="scaled in another way") as caught:
-        ADAPTER.read_saved(tmp_path / "adapter", toys.bench(tiny_llama, toys.causal, **configured).layout)
+        ADAPTER.read_saved(tmp_path / "adapter", toys.bench(tiny_llama, toys.causal, **configured).model)
     assert found in str(caught.value)
     assert expected in str(caught.value)
     assert "adapter.options.alpha=" in str(caught.value.remedy)
@@ -304,7 +304,7 @@ def test_another_alpha_of_the_same_scaling_is_the_same_adapter(
     bench = toys.bench(tiny_llama, toys.causal, r=4, alpha=8)
     ADAPTER.save(bench.model, tmp_path / "adapter", "base")
     same = toys.bench(tiny_llama, toys.causal, r=4, alpha=4, rslora=True)
-    assert ADAPTER.read_saved(tmp_path / "adapter", same.layout).digest == same.fresh.digest
+    assert ADAPTER.read_saved(tmp_path / "adapter", same.model).digest == same.fresh.digest
 
 
 def test_alphas_by_module_are_read_as_peft_reads_them(tiny_llama: Path, toys: Any, tmp_path: Path) -> None:
@@ -314,14 +314,14 @@ def test_alphas_by_module_are_read_as_peft_reads_them(tiny_llama: Path, toys: An
     file = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"alpha_pattern": {"q_proj": 16}}))
-    assert ADAPTER.read_saved(tmp_path / "adapter", bench.layout).digest == bench.fresh.digest
+    assert ADAPTER.read_saved(tmp_path / "adapter", bench.model).digest == bench.fresh.digest
     file.write_text(json.dumps(config | {"alpha_pattern": {"layers.1.self_attn.q_proj": 64}}))
     with pytest.raises(ConfigError, match=r"8 at model\.layers\.1\.self_attn\.q_proj"):
-        ADAPTER.read_saved(tmp_path / "adapter", bench.layout)
+        ADAPTER.read_saved(tmp_path / "adapter", bench.model)
     for broken in ("no json", "[]", "{}", '{"lora_alpha": "x"}'):
         file.write_text(broken)
         with pytest.raises(ModelError, match="read"):
-            ADAPTER.read_saved(tmp_path / "adapter", bench.layout)
+            ADAPTER.read_saved(tmp_path / "adapter", bench.model)
 
 
 def test_the_registry_finds_lora_and_no_inner_module() -> None:

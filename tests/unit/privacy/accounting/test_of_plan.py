@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from wardround.core.errors import ConfigError, PolicyError
 from wardround.core.plan import LocalWork, RoundRules
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.accounting.calibrate import least_noise
-from wardround.privacy.accounting.of_plan import RING_MARGIN, cost_of, sigma_of_sums
+from wardround.privacy.accounting.of_plan import RING_MARGIN, cost_of, joint_length, sigma_of_sums
 
 RULES = PrivacyRules(unit="patient", epsilon=4.0, delta=1e-3)
 WORK = LocalWork(steps=3, batch_size=20, max_grad_norm=None)
@@ -56,3 +58,21 @@ def test_noise_of_sums_is_one_for_all_sites() -> None:
     assert sigma == least_noise(4.0 * (1 - RING_MARGIN), 1e-3, units=1, sample_rate=0.5, steps=5)
     assert cost_of(rules, LocalWork(steps=1, max_grad_norm=None), ROUNDS, 40).sigma == sigma
     assert sigma_of_sums(PrivacyRules(unit="site", noise="central", sigma=3.0), 5) == 3.0
+
+
+def test_a_count_of_adaptive_clipping_that_costs_all_of_the_target_is_refused() -> None:
+    """Of patients and of whole sites; σ is only found here."""
+    dear = {"clipping": "adaptive", "adaptive": {"count_noise": 0.1}}
+    with pytest.raises(ConfigError, match="costs more than the whole release"):
+        cost_of(PrivacyRules(unit="patient", epsilon=4.0, delta=1e-3, **dear), WORK, ROUNDS, 100)
+    with pytest.raises(ConfigError, match="costs more than the whole release"):
+        sigma_of_sums(PrivacyRules(unit="site", noise="central", epsilon=4.0, delta=1e-3, **dear), 5)
+
+
+def test_a_joint_vector_has_the_length_of_the_plans_norm() -> None:
+    """From z of the whole run."""
+    settings = {"clipping": "adaptive", "adaptive": {"count_noise": 5.0}}
+    rules = PrivacyRules(unit="site", noise="central", epsilon=4.0, delta=1e-3, clip_norm=0.3, **settings)
+    joint = joint_length(rules, 7)
+    assert math.hypot(joint.vector, joint.count / 2) == pytest.approx(0.3)
+    assert joint.count == pytest.approx(0.3 * sigma_of_sums(rules, 7) / 5.0)

@@ -104,6 +104,20 @@ def test_a_ring_without_room_is_refused() -> None:
         ring_noise(plan_of(DISTRIBUTED | {"sigma": 0.01}, bits=16), cohort=10, coordinates=SIZE, round=1)
 
 
+def test_a_ring_that_would_clip_the_count_of_adaptive_clipping_is_refused() -> None:
+    """Between the noise and the bound that somebody gave there has to be room for half of a count."""
+    counted = {"clipping": "adaptive", "adaptive": {"count_noise": 1.25}}
+    plan = plan_of(CENTRAL | counted, largest=0.5)
+    noise = ring_noise(plan, cohort=1000, coordinates=SIZE, round=1)
+    assert noise is not None
+    half = 0.5 * 2.0 / 1.25 / 2  # C z / σ_b of a whole one
+    assert noise.signal.largest > half
+    narrow = plan_of(CENTRAL | counted, largest=half)
+    with pytest.raises(ConfigError, match="the count of adaptive clipping would be clipped"):
+        ring_noise(narrow, cohort=1000, coordinates=SIZE, round=1)
+    assert ring_noise(plan_of(CENTRAL, largest=half), cohort=1000, coordinates=SIZE, round=1) is not None
+
+
 def test_the_servers_noise_moves_a_sum_and_stays_in_the_ring() -> None:
     """Of the deviation that the plan says, without touching what else was opened."""
     noise = ring_noise(plan_of(CENTRAL, bits=24, largest=6.0), cohort=10, coordinates=SIZE, round=1)

@@ -55,7 +55,7 @@ def with_spent(events: list[Any]) -> list[Any]:
     for event in events:
         if isinstance(event, RoundFolded):
             sites = {"a": float(event.round), "b": event.round + 0.5}
-            told.append(PrivacySpent(event.arm, event.round, "patient", 1e-4, sites))
+            told.append(PrivacySpent(event.arm, event.round, "patient", 1e-4, sites, 0.5 / event.round))
         told.append(event)
     return told
 
@@ -172,6 +172,7 @@ def test_tensorboard_reads_the_figures(story: Any, tmp_path: Path) -> None:
     story.emit(TensorBoardSink(tmp_path / "private"), with_spent(story.run_events()))
     arm = reader.EventAccumulator(str(tmp_path / "private" / "federated")).Reload()
     assert [point.value for point in arm.Scalars("privacy/epsilon")] == [1.5, 2.5, 3.5]
+    assert [point.value for point in arm.Scalars("privacy/clip_norm")] == pytest.approx([0.5, 0.25, 1 / 6])
     assert (tmp_path / "local" / "x").is_dir()
 
 

@@ -10,7 +10,11 @@ import pytest
 import torch
 
 from wardround.core.errors import ConfigError, InternalError
+from wardround.core.privacy_rules import AdaptiveClipping, PrivacyRules
+from wardround.privacy.accounting.of_plan import RoundCost
+from wardround.privacy.noise.source import SystemSource
 from wardround.training.private.clipping import Adaptive, Automatic, Clipping, Flat, PerLayer, split_by_layer
+from wardround.training.private.local import PrivateRound
 from wardround.training.private.units import ClippedSum, ClippedUnits
 
 CPU = torch.device("cpu")
@@ -141,6 +145,15 @@ def test_the_bound_moves_by_the_noised_count() -> None:
     assert rule.moved(1e30).bound == 0.5
     assert rule.moved(-1e30).bound == 4.0
     assert rule.moved(10.0).moved(0.0).quantile == 0.3
+
+
+def test_a_round_takes_every_setting_of_the_plan() -> None:
+    """The limits of its norm included."""
+    settings = AdaptiveClipping(quantile=0.3, rate=0.7, count_noise=6.0, smallest=0.2, largest=5.0)
+    rules = PrivacyRules(unit="patient", sigma=1.0, delta=1e-3, clipping="adaptive", adaptive=settings)
+    cost, words = RoundCost(20, 0.5, 1.0, 1, 1, 1e-3, "patient"), SystemSource("test")
+    private = PrivateRound(rules, cost, 10.0, ["p"] * 20, 0.9, words, words)
+    assert private.clipping({}) == Adaptive(0.9, 10.0, 6.0, 0.3, 0.7, 0.2, 5.0)
 
 
 def test_the_balance_counts_half_for_and_half_against() -> None:
