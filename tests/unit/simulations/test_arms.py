@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ from wardround.simulations.arms import (
     standing_still,
     steps_a_round,
 )
+from wardround.simulations.config import BoundsConfig
+from wardround.simulations.simulate import bounds_of
 from wardround.training.batches import plan_batches
 from wardround.training.encoded_text import EncodedText
 from wardround.training.planning import SLACK
@@ -183,6 +186,24 @@ def test_a_bound_trains_with_an_optimiser_and_a_rate_of_its_own() -> None:
     assert local_arm(federated, "a").plan.local == federated.plan.local.model_copy(
         update={"optimiser_state": "keep"}
     )
+
+
+def test_a_configured_bound_gets_its_optimiser_and_rate() -> None:
+    """Both kinds, in the order in which they are run."""
+    federated = arm_of(ROWS, {"steps": 2, "batch_size": 8, "optimiser": "sgd", "learning_rate": 1.0})
+    bounds = BoundsConfig(
+        local_only=True,
+        centralised=True,
+        optimiser="adam",
+        local_learning_rate=0.1,
+        centralised_learning_rate=0.2,
+    )
+    config: Any = SimpleNamespace(bounds=bounds)
+    arms = bounds_of(config, federated)
+    assert [arm.name for arm in arms] == [*(f"local/{site}" for site in sorted(ROWS)), "centralised"]
+    assert {arm.plan.local.optimiser for arm in arms} == {"adam"}
+    assert [arm.plan.local.learning_rate for arm in arms] == [0.1] * len(ROWS) + [0.2]
+    assert bounds_of(SimpleNamespace(bounds=BoundsConfig()), federated) == []  # type: ignore[arg-type]  # all it reads
 
 
 def test_no_time_passes_in_a_simulation() -> None:

@@ -221,7 +221,9 @@ def test_no_site_weighs_more_than_its_weighting_allows(
     assert bounds_of(LocalWork(**amount, batch_size=8), weighting, 40, 32)["most_weight"] == most
 
 
-@pytest.mark.parametrize("amount", [{"epochs": e} for e in (0.001, 0.02, 0.49, 1, 2.9)] + [{"steps": 3}], ids=str)
+@pytest.mark.parametrize(
+    "amount", [{"epochs": e} for e in (0.001, 0.02, 0.49, 1, 2.9)] + [{"steps": 3}], ids=str
+)
 def test_the_tokens_that_a_site_processes_are_within_its_weight(amount: dict[str, Any]) -> None:
     """At the largest site, where every row is as long as it may be, to the row; and at every smaller one."""
     work = LocalWork(**amount, batch_size=8)
