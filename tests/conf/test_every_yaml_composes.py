@@ -65,7 +65,7 @@ def test_no_experiment_leaves_its_bounds_to_plain_steps(name: str) -> None:
         )
     config = RunConfig.parse(composed)  # type: ignore[arg-type]  # a mapping
     bounds = config.bounds
-    if config.local.optimiser == "sgd":
+    if config.strategy.name in {"fedadam", "fedyogi", "fedadagrad"}:
         assert bounds.optimiser in {"adam", "adamw"}
         assert bounds.local_learning_rate is not None
         assert bounds.centralised_learning_rate is not None
