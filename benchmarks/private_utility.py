@@ -1,7 +1,7 @@
 """What privacy costs in score: macro-F1 by ε, noise in the sum beside noise at each site.
 
-    python benchmarks/private_utility.py run SET [--noise distributed local] [--epsilons 1 8 inf]
-    python benchmarks/private_utility.py tune SET NOISE EPSILON [KEY=VALUE ...]
+    python benchmarks/private_utility.py run SET [--noise distributed local] [--epsilons 8] [--base FOLDER]
+    python benchmarks/private_utility.py tune SET NOISE EPSILON [--base FOLDER] [KEY=VALUE ...]
     python benchmarks/private_utility.py table
 
 `run` adds what is missing to benchmarks/results/private_utility.jsonl, a line a run, scored on the test
@@ -9,7 +9,9 @@ rows; `tune` scores a tenth of the patients, held out of the training rows, and 
 public, so that tuning on them is declared and not paid for: **each ε excludes tuning**. Patients are what is
 protected (δ = 1e-4), all of them: nobody is held back, and the last round is the one that counts.
 
-The peer is the non-private federation of `quality.py` on the same set and seed, whole adapter and all.
+`heart` trains the head of MiniLM as it is, `pqa_sections` (whole abstracts at ten sites) that of FOLDER,
+which `public_pretraining.py` makes. The peer is the non-private federation of `quality.py` on the same set
+and seed, whole adapter and all, from MiniLM as it is.
 Results stand in docs/benchmarks.md.
 """
 
@@ -25,8 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import quality
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from public_pretraining import TEXTS
 from rich.console import Console
 from rich.table import Table
 
@@ -38,7 +39,15 @@ from wardround.simulations.rows import gather
 RESULTS = Path(__file__).parent / "results" / "private_utility.jsonl"
 SETS: dict[str, list[str]] = {
     "heart": ["experiment=heart_head", "machine.threads=1"],
-}
+    "pqa_sections": [
+        *quality.SETS["pqa_sections_unit"], "model.dtype=float32", "adapter.options.targets=none",
+        "data.validation_fraction=0", "local.epochs=null", "local.steps=1", "local.batch_size=62",
+        "local.optimiser=sgd", "local.learning_rate=10.0", "local.schedule.warmup=0.0", "rounds.rounds=40",
+        "++privacy.sample_rate=1.0", "++privacy.clip_norm=1.0", "machine.threads=1",
+    ],
+}  # fmt: skip
+PEERS = {"pqa_sections": "pqa_sections_unit"}
+"""Where the non-private federation stands in `quality.py` under another name."""
 NOISES: dict[str, list[str]] = {
     "distributed": ["privacy=distributed"],
     "local": ["privacy=patient", "encoding.bits=32"],
@@ -46,17 +55,27 @@ NOISES: dict[str, list[str]] = {
 NO_NOISE = 1e-3
 
 
-def config_of(name: str, noise: str, epsilon: float, seed: int, extra: list[str]) -> RunConfig:
+def config_of(
+    name: str, noise: str, epsilon: float, seed: int, extra: list[str], base: Path | None = None
+) -> RunConfig:
     """The checked configuration; ε = ∞ is the same run with next to no noise."""
     target = (
         [f"privacy.epsilon={epsilon:g}"]
         if math.isfinite(epsilon)
         else ["privacy.epsilon=null", f"privacy.sigma={NO_NOISE}"]
     )
-    overrides = [*SETS[name], *NOISES[noise], *target, "++privacy.delta=1e-4", f"seed={seed}", *extra]
-    with initialize_config_module("wardround.conf", version_base="1.3"):
-        composed = compose("config", overrides=overrides)
-    return RunConfig.parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]  # a mapping
+    sets = [text.format(seed=seed) for text in SETS[name]]
+    config = quality.parsed([*sets, *NOISES[noise], *target, "++privacy.delta=1e-4", f"seed={seed}", *extra])
+    if base is None:
+        return config
+    texts = json.loads((base / TEXTS).read_text(encoding="utf-8"))
+    options = {**config.adapter.options, "public_texts": texts}
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"path": str(base)}),
+            "adapter": config.adapter.model_copy(update={"options": options}),
+        }
+    )
 
 
 class Spent:
@@ -92,7 +111,9 @@ def score(config: RunConfig, *, held_out: bool) -> dict[str, Any]:
     }
 
 
-def run(name: str, noises: list[str], epsilons: list[float], seeds: list[int]) -> None:
+def run(
+    name: str, noises: list[str], epsilons: list[float], seeds: list[int], base: Path | None = None
+) -> None:
     """Train and score what is missing."""
     known = {(r["set"], r["noise"], r["epsilon"], r["seed"]) for r in read()}
     for seed in seeds:
@@ -100,7 +121,7 @@ def run(name: str, noises: list[str], epsilons: list[float], seeds: list[int]) -
             for noise in noises:
                 if (name, noise, str(epsilon), seed) in known:
                     continue
-                found = score(config_of(name, noise, epsilon, seed, []), held_out=False)
+                found = score(config_of(name, noise, epsilon, seed, [], base), held_out=False)
                 line = {"set": name, "noise": noise, "epsilon": str(epsilon), "seed": seed, **found}
                 with RESULTS.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
@@ -119,8 +140,9 @@ def table() -> None:
     for record in read():
         groups.setdefault((record["set"], record["noise"], record["epsilon"]), []).append(record)
     for (name, noise, epsilon), records in sorted(groups.items()):
+        peer = PEERS.get(name, name)
         scores = [record["values"]["macro_f1"] for record in records]
-        shares = [s / plain[name, r["seed"]] for s, r in zip(scores, records, strict=True)]
+        shares = [s / plain[peer, r["seed"]] for s, r in zip(scores, records, strict=True)]
         shown.add_row(
             name, noise, epsilon, str(len(records)), f"{statistics.mean(scores):.3f}",
             f"{statistics.mean(shares):.3f} ({min(shares):.3f} to {max(shares):.3f})",
@@ -144,18 +166,20 @@ def main(arguments: list[str]) -> None:
     running.add_argument("--noise", nargs="+", choices=NOISES, default=list(NOISES))
     running.add_argument("--epsilons", nargs="+", type=float, default=[1.0, 3.0, 8.0, math.inf])
     running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    running.add_argument("--base", type=Path)
     tuning = commands.add_parser("tune")
     tuning.add_argument("set", choices=SETS)
     tuning.add_argument("noise", choices=NOISES)
     tuning.add_argument("epsilon", type=float)
+    tuning.add_argument("--base", type=Path)
     tuning.add_argument("overrides", nargs="*")
     commands.add_parser("table")
     given = parser.parse_args(arguments)
     match given.command:
         case "run":
-            run(given.set, given.noise, given.epsilons, given.seeds)
+            run(given.set, given.noise, given.epsilons, given.seeds, given.base)
         case "tune":
-            config = config_of(given.set, given.noise, given.epsilon, 0, given.overrides)
+            config = config_of(given.set, given.noise, given.epsilon, 0, given.overrides, given.base)
             found = score(config, held_out=True)
             kept = {name: found[name] for name in ("coordinates", "spent", "wall_s", "values")}
             print(given.overrides, json.dumps(kept))

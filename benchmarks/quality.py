@@ -58,6 +58,7 @@ SPLIT = "partition.options.path=data://data/splits/pqa_sections.dir{alpha}.n10.s
 SETS: dict[str, list[str]] = {
     "pqa_sections_0.5": ["experiment=pqa_sections", SPLIT.replace("{alpha}", "0.5")],
     "pqa_sections_0.1": ["experiment=pqa_sections_skewed", SPLIT.replace("{alpha}", "0.1")],
+    "pqa_sections_unit": ["experiment=pqa_sections", SPLIT.replace("dir{alpha}", "unit")],
     "heart": ["experiment=demo"],
     "medquad_qtype": ["experiment=medquad_qtype"],
     "medquad_qa": ["experiment=medquad_qa"],

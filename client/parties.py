@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from wardround.core.errors import InternalError, PeerError, TrainingError
-from wardround.core.messages import Request
+from wardround.core.messages import SECONDS, Request
 from wardround.core.packed import Array, Counters, Layout
 from wardround.core.plan import TrainingPlan
 from wardround.core.seeds import Purpose, generator
@@ -127,7 +127,7 @@ class Parties:
 
     def spent(self) -> dict[str, float]:
         """`seconds.NAME` → seconds spent on it since the last call."""
-        found = {f"seconds.{name}": seconds for name, seconds in self.seconds.items()}
+        found = {f"{SECONDS}.{name}": seconds for name, seconds in self.seconds.items()}
         self.seconds.clear()
         return found
 

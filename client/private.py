@@ -5,12 +5,16 @@ reserve in the ledger → draw, clip, noise → seal the contribution → it may
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Final
 
 from wardround.client.ledger.ledger import Ledger
+from wardround.core.errors import PolicyError
+from wardround.core.messages import is_duration
 from wardround.core.plan import TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.core.seeds import Purpose
@@ -21,6 +25,17 @@ from wardround.training.private.local import PrivateRound
 
 Sources = Callable[[Purpose, int], RandomSource]
 """Purpose and round → words for it."""
+
+LEAST_TIME_S: Final = 1.0
+"""The finest that a private site says of a time; twice, four times, … as much is what else it says."""
+
+
+def on_grid(seconds: float) -> float:
+    """The least power of two times `LEAST_TIME_S` that is no less.
+
+    A step takes the longer the more rows its Poisson batch holds: an exact time would tell their number.
+    """
+    return LEAST_TIME_S * 2.0 ** max(0, math.ceil(math.log2(max(seconds, LEAST_TIME_S) / LEAST_TIME_S)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,13 +104,24 @@ class SitePrivacy:
         with self.ledger() as ledger:
             ledger.seal(run=run_id, round=round, stage=0, digest=contribution)
 
+    def told(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """A reply's figures as they may leave: times on a grid, but in a simulation, which measures them."""
+        return {
+            name: on_grid(value) if is_duration(name) and not self.simulation else value
+            for name, value in figures.items()
+        }
+
     def draw(self, round: int) -> str:
         """Names the randomness of a round: a seed gives the same one again, a system never does."""
         return f"seed-{round}" if self.simulation else secrets.token_hex(16)
 
     def share(self, round: int) -> RandomSource | None:
-        """Words for this site's share of the noise; None where noise is added to each step."""
-        return self.sources(Purpose.SHARE, round) if self.rules.noise == "distributed" else None
+        """Words for this site's share of the noise; None where noise is added to each step.
+
+        Raises:
+            PolicyError: They come from a seed, and this is no simulation.
+        """
+        return self._words(Purpose.SHARE, round) if self.rules.noise == "distributed" else None
 
     def private_round(self, round: int, clip_norm: float | None) -> PrivateRound:
         """What the local round is handed.
@@ -103,8 +129,26 @@ class SitePrivacy:
         Args:
             round: Counts from 1.
             clip_norm: What the round before left, where it adapts.
+
+        Raises:
+            PolicyError: Batches or noise come from a seed, and this is no simulation.
         """
         return PrivateRound(
             self.rules, self.cost, self.expected_batch, self.units, clip_norm or self.rules.clip_norm,
-            self.sources(Purpose.BATCH, round), self.sources(Purpose.NOISE, round), self.simulation,
+            self._words(Purpose.BATCH, round), self._words(Purpose.NOISE, round), self.simulation,
         )  # fmt: skip
+
+    def _words(self, purpose: Purpose, round: int) -> RandomSource:
+        """Words for a purpose.
+
+        Raises:
+            PolicyError: They can be drawn again by whoever knows a seed, and this is no simulation.
+        """
+        source = self.sources(purpose, round)
+        if source.repeatable and not self.simulation:
+            raise PolicyError(
+                f"a private site draws its {purpose.value} from a seed, which protects nobody",
+                found="a repeatable source", expected="words from the operating system",
+                remedy="use the system's source, or run a simulation, which says that it is not private",
+            )  # fmt: skip
+        return source

@@ -27,7 +27,7 @@ from wardround.core.errors import (
     TrainingError,
     WardroundError,
 )
-from wardround.core.messages import Reply, Request, reply_to
+from wardround.core.messages import SECONDS, Reply, Request, reply_to
 from wardround.core.packed import require_finite
 from wardround.privacy.sums.contract import EVALUATION, GROUPS, SUMS, TRAINING, Lanes
 from wardround.strategies.contract import Broadcast
@@ -73,10 +73,14 @@ def answer(request: Request, site: Site) -> Reply:
             work(request, request.broadcast, site, sums, local)
     except Exception as error:  # noqa: BLE001 - every failure is named to the server and told in the site's log
         status, code, reason = told(error, request, site)
-        return reply_to(
-            request, status=status, code=code, reason=reason, sums=sums, local=site.parties.spent()
-        )
-    return reply_to(request, sums=sums, local=local | site.parties.spent())
+        return reply_to(request, status=status, code=code, reason=reason, sums=sums, local=leaving(site, {}))
+    return reply_to(request, sums=sums, local=leaving(site, local))
+
+
+def leaving(site: Site, local: dict[str, float]) -> dict[str, float]:
+    """The site's own figures of an exchange as they leave it, with what its sums took."""
+    figures = local | site.parties.spent()
+    return figures if site.privacy is None else site.privacy.told(figures)
 
 
 def check_request(request: Request, site: Site) -> None:
@@ -194,7 +198,7 @@ def work(
         except PeerError as error:  # the request has passed its checks: this is what the site made itself
             raise TrainingError("bad_contribution", error.what, found=error.found) from error
         begin(TRAINING, lanes)
-    local["seconds"] = time.perf_counter() - started
+    local[SECONDS] = time.perf_counter() - started
 
 
 def go_on(request: Request, site: Site, sums: dict[str, bytes]) -> None:

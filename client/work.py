@@ -25,6 +25,8 @@ from wardround.strategies.contract import Broadcast, SiteMemory
 from wardround.training.evaluation import evaluate
 from wardround.training.local_round import LocalResult, train_locally
 from wardround.training.private.gradient import StepFigures
+from wardround.training.private.local import PrivateRound
+from wardround.training.private.per_example import require_rules
 
 
 def measure(adapter: Adapter, site: Site) -> dict[str, Array]:
@@ -94,9 +96,16 @@ def train(
     Raises:
         TrainingError: No rows, or a loss that is not finite.
         BudgetError: The site's ledger does not allow this round.
+        ConfigError: A parameter trains that has no gradient of single examples; nothing is charged.
     """
     adapter, privacy = site.strategy.adapter_of(broadcast), site.privacy
+    rules = site.strategy.local_rules(broadcast, kept.memory, request.stage)
+    private: PrivateRound | None = None
     if privacy is not None:
+        moving = {name: p for name, p in site.bench.parameters().items() if name not in rules.frozen}
+        # Whatever can be refused is refused before it is charged.
+        require_rules(site.bench.model, moving)
+        private = privacy.private_round(request.round, kept.clip_norm)
         local[SPENT] = privacy.reserve(
             site.plan,
             site.run_id,
@@ -109,13 +118,13 @@ def train(
         site.training,
         adapter,
         site.plan.local,
-        site.strategy.local_rules(broadcast, kept.memory, request.stage),
+        rules,
         round=request.round,
         rounds=site.plan.rounds.rounds,
         seed_root=site.plan.seed,
         site=site.name,
         optimiser_state=kept.optimiser_state,
-        private=None if privacy is None else privacy.private_round(request.round, kept.clip_norm),
+        private=private,
     )
     if privacy is not None and privacy.simulation:
         local |= private_figures(result.private)

@@ -12,6 +12,14 @@ SPENT: Final = "epsilon"
 """Among a reply's figures: the ε that the site's units have spent in this run. It follows from the plan and
 from the site's number of units, and tells nothing of a row."""
 
+SECONDS: Final = "seconds"
+"""Among a reply's figures: how long the work took; `seconds.NAME` is how long the protocol of a sum took."""
+
+
+def is_duration(name: str) -> bool:
+    """Whether one of a reply's figures says how long something took."""
+    return name == SECONDS or name.startswith(f"{SECONDS}.")
+
 
 @dataclass(frozen=True)
 class Request:

@@ -182,7 +182,7 @@ class RichSink:
         if not self._metrics and arm.scores:
             self._metrics = _columns(next(iter(arm.scores.values())), arm.metric)
         names = "".join(f"{name:>15}" for name in self._metrics)
-        epsilon = f"{'ε':>9}" if arm.spent else ""
+        epsilon = f"{'ε reserved':>12}" if arm.spent else ""
         title = f"  {'round':>5}{'train loss':>12}{names}{epsilon}{'sites':>9}{'up':>11}{'time':>9}"
         self._print(Text(title, style="bold"))
 
@@ -219,7 +219,7 @@ def _line(arm: _Arm, round: int, folded: RoundFolded | None, metrics: Sequence[s
     for name in metrics:
         line.append(f"{_figure(scores.get(name)):>15}")
     if arm.spent:
-        line.append(f"{arm.spent.get(round, 0.0):>9.3f}")
+        line.append(f"{arm.spent.get(round, 0.0):>12.3f}")
     if folded is not None:
         asked = len(folded.survivors) + len(folded.missing)
         line.append(f"{len(folded.survivors):>5}/{asked:<3}", style="red" if folded.missing else "")

@@ -13,6 +13,7 @@ from wardround.runtime.events import (
     Evaluated,
     Event,
     Notice,
+    PrivacyReported,
     RoundBurnt,
     RoundFolded,
     RoundStarted,
@@ -138,7 +139,7 @@ def _key(event: Event) -> tuple[Any, ...]:
             return kind, arm, event.round, event.part
         case Notice():
             return kind, arm, event.level, event.text
-        case RunFinished():
+        case RunFinished() | PrivacyReported():
             return kind, arm
     return kind, arm, event.round
 

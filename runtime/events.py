@@ -65,6 +65,7 @@ class SumOpened:
 
     `name` is `training` or `evaluation`, `mode` the plan's `secure.mode`; bytes are those of the sum's own
     messages, to and from all sites; `site_s` are all sites' seconds together, `server_s` the server's.
+    A site that trains privately says its seconds rounded up, to powers of two.
     """
 
     arm: str
@@ -84,11 +85,11 @@ class SumOpened:
 
 @dataclass(frozen=True)
 class PrivacySpent:
-    """What the run has cost so far in differential privacy: (ε, δ) for each `unit` of each site.
+    """What is reserved of differential privacy so far, by Rényi DP: (ε, δ) for each `unit` of each site.
 
-    `sites` maps a site to its ε after this round, as it is reserved; of a site that did not take part it is
-    what it had spent before. Under `unit=site` it is one figure for all of them. `clip_norm` is that of the
-    next round, where the server moves it: it follows from noised sums alone.
+    `sites` maps a site to its ε after this round; of a site that did not take part it is what it had reserved
+    before. Under `unit=site` it is one figure for all of them. `clip_norm` is that of the next
+    round, where the server moves it: it follows from noised sums alone.
     """
 
     arm: str
@@ -97,6 +98,24 @@ class PrivacySpent:
     delta: float
     sites: Mapping[str, float]
     clip_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class PrivacyReported:
+    """What a run cost each `unit` of each site once it has ended, at `delta`.
+
+    `sites` maps a site to its `units`, its `sample_rate` q, the `sigma` of its noise over what one unit can
+    change, its `steps`, and two bounds on ε: `reserved`, by Rényi DP, and `spent`, the smaller of that and
+    the one by privacy losses. `round` is the last one; `rounds` are those that the figures are for: all that
+    the plan has where the run stopped early, since its end was chosen by looking at what came out.
+    """
+
+    arm: str
+    round: int
+    rounds: int
+    unit: str
+    delta: float
+    sites: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -185,6 +204,7 @@ Event: TypeAlias = (
     | SiteReplied
     | SumOpened
     | PrivacySpent
+    | PrivacyReported
     | Evaluated
     | RoundFolded
     | RoundBurnt

@@ -10,7 +10,15 @@ from typing import Any
 from wardround.core.errors import ConfigError
 from wardround.runtime._terminal import RichSink
 from wardround.runtime.event_log import JsonlSink, truncate_after_round
-from wardround.runtime.events import Evaluated, Event, PrivacySpent, RoundFolded, RunStarted, SiteReplied
+from wardround.runtime.events import (
+    Evaluated,
+    Event,
+    PrivacyReported,
+    PrivacySpent,
+    RoundFolded,
+    RunStarted,
+    SiteReplied,
+)
 from wardround.runtime.files import storing
 
 __all__ = ["JsonlSink", "RecorderSink", "RichSink", "TensorBoardSink", "truncate_after_round"]
@@ -62,8 +70,13 @@ class TensorBoardSink:
                 later = f"/stage_{event.stage}" if event.stage else ""
                 self._scalars(event.arm, event.round, f"site/{event.site}{later}", event.local)
             case PrivacySpent():
-                spent = {"epsilon": max(event.sites.values(), default=None), "clip_norm": event.clip_norm}
+                largest = max(event.sites.values(), default=None)
+                spent = {"epsilon_reserved": largest, "clip_norm": event.clip_norm}
                 self._scalars(event.arm, event.round, "privacy", spent)
+            case PrivacyReported():
+                for site, both in event.sites.items():
+                    self._scalars(event.arm, event.round, f"privacy/{site}", both)
+                self._writer(event.arm).flush()
             case RoundFolded():
                 figures = {
                     "train_loss": event.train_loss, "update_norm": event.update_norm,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from wardround.core.errors import PeerError, QuorumError
-from wardround.core.messages import SPENT, Reply, Request, answers
+from wardround.core.messages import SECONDS, SPENT, Reply, Request, answers
 from wardround.core.packed import Layout, Packed
 from wardround.core.plan import TrainingPlan
 from wardround.privacy.noise.source import RandomSource
@@ -39,6 +39,7 @@ class Channel:
         events: Where the run tells what happens.
         clock: Seconds by which deadlines are kept.
         noise: Round → words for the noise that the server adds.
+        simulation: Says "not private": these words may come from a seed.
     """
 
     run_id: str
@@ -49,6 +50,7 @@ class Channel:
     events: EventStream
     clock: Callable[[], float]
     noise: Callable[[int], RandomSource]
+    simulation: bool
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,7 @@ class _Attempt:
         if collector is None:
             return  # this sum is lost already
         cost.bytes_up += len(message)
-        cost.site_s += max(0.0, reply.local.get(f"seconds.{name}", 0.0))
+        cost.site_s += max(0.0, reply.local.get(f"{SECONDS}.{name}", 0.0))
         started = time.perf_counter()
         try:
             collector.take(reply.site, message)

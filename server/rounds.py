@@ -71,6 +71,7 @@ class Run:
             the wall clock's seconds.
         noise: Round → words for the noise that the server adds; from the operating system, but in a
             simulation.
+        simulation: Says "not private": the noise may come from a seed.
     """
 
     run_id: str
@@ -85,6 +86,7 @@ class Run:
     on_state: Callable[[ServerState], None] = field(default=lambda _: None)
     clock: Callable[[], float] = time.monotonic
     noise: Callable[[int], RandomSource] = field(default=lambda _: SystemSource("noise of a sum"))
+    simulation: bool = False
 
     @property
     def channel(self) -> Channel:
@@ -98,6 +100,7 @@ class Run:
             self.events,
             self.clock,
             self.noise,
+            self.simulation,
         )
 
 

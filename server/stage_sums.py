@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wardround.core.counting import WEIGHT
-from wardround.core.errors import PeerError, QuorumError
+from wardround.core.errors import PeerError, PolicyError, QuorumError
 from wardround.core.packed import Counters, Statistics
 from wardround.core.plan import TrainingPlan
 from wardround.privacy.secagg.total import Sum
@@ -111,11 +111,22 @@ def sums_of(
 
 
 def noised(channel: Channel, total: Sum, noise: RingNoise | None, round: int) -> Sum:
-    """The sum with the server's noise, where the plan has the server add it: before anything looks at it."""
+    """The sum with the server's noise, where the plan has the server add it: before anything looks at it.
+
+    Raises:
+        PolicyError: The noise comes from a seed, and this is no simulation.
+    """
     privacy = channel.plan.privacy
     if noise is None or privacy is None or privacy.noise != "central":
         return total
-    return noise.added_to_sum(total, channel.noise(round))
+    source = channel.noise(round)
+    if source.repeatable and not channel.simulation:
+        raise PolicyError(
+            "the server's noise comes from a seed, which protects nobody", found="a repeatable source",
+            expected="words from the operating system",
+            remedy="use the system's source, or run a simulation, which says that it is not private",
+        )  # fmt: skip
+    return noise.added_to_sum(total, source)
 
 
 def sum_of(

@@ -300,6 +300,7 @@ def run_arms(
                 on_state,
                 standing_still,
                 lambda round: RepeatableSource(arm.plan.seed, Purpose.NOISE, round=round, site=""),
+                simulation=True,
             )
             return run_rounds(run, initial)
 

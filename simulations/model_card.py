@@ -15,6 +15,7 @@ import yaml
 from wardround.core.plan import BaseModelSpec, Schedule, TrainingPlan
 from wardround.simulations.arms import CENTRALISED, FEDERATED
 from wardround.simulations.comparison import BEFORE, EVERYBODY, local_site, site_of, support_unit
+from wardround.simulations.markdown import markdown_table, one_line
 from wardround.simulations.secure_costs import privacy_section
 
 LONGEST_ANSWER = 600
@@ -144,7 +145,7 @@ def _opening(facts: CardFacts) -> str:
     plan = facts.plan
     rows = sum(facts.site_rows.values())
     return (
-        f"# {_line(plan.name)}\n\n"
+        f"# {one_line(plan.name)}\n\n"
         f"A {plan.adapter.method} adapter for `{plan.base.name}`, fine-tuned with Wardround in a **simulated "
         f"federation** of {_count(len(facts.site_rows), 'site')} ({_count(rows, 'row')}). "
         f"Research only: **not a medical device**."
@@ -163,7 +164,7 @@ def _data(facts: CardFacts) -> str:
         f"Labels: {'; '.join(named)}." if labels else "",
     ]
     unsaid = "" if data.get("licence") else "The licence of the rows was not given."
-    return "## The rows\n\n" + "\n\n".join(_line(line) for line in [*lines, unsaid] if line)
+    return "## The rows\n\n" + "\n\n".join(one_line(line) for line in [*lines, unsaid] if line)
 
 
 def _sources(names: Sequence[str]) -> str:
@@ -198,7 +199,7 @@ def _training(facts: CardFacts) -> str:
         "rounds": f"{facts.last_round} of {plan.rounds.rounds}",
         "sites in a round": f"{plan.rounds.participation:.0%}",
     }
-    return "## What was trained\n\n" + _table(
+    return "## What was trained\n\n" + markdown_table(
         ("", ""), [(key, text) for key, text in entries.items() if text]
     )
 
@@ -246,9 +247,9 @@ def _sites(facts: CardFacts) -> str:
         *(("test rows",) if shown else ()),
     )
     scored = f" Scores are {metric} on each site's own test rows." if shown else ""
-    notices = "".join(f"\n- {_line(notice)}" for notice in facts.notices)
+    notices = "".join(f"\n- {one_line(notice)}" for notice in facts.notices)
     return (
-        f"## Sites\n\nTraining rows{held}.{scored}\n\n{_table(head, lines)}"
+        f"## Sites\n\nTraining rows{held}.{scored}\n\n{markdown_table(head, lines)}"
         + (f"\n\nTo know:\n{notices}" if notices else "")
     )  # fmt: skip
 
@@ -269,14 +270,14 @@ def _results(facts: CardFacts) -> str:
     ]
     support = (f"{federated.support.get(name, 0):,} {support_unit(family, name)}".rstrip() for name in names)
     rows.append(("support", *support))
-    text = "## Results on everybody's test rows\n\n" + _table(("", *names), rows)
+    text = "## Results on everybody's test rows\n\n" + markdown_table(("", *names), rows)
     if federated.by_class:
         figures = list(dict.fromkeys(name for values in federated.by_class.values() for name in values))
         lines = [
             (label, *(_number(values.get(name), whole=name == "support") for name in figures))
             for label, values in federated.by_class.items()
         ]
-        text += "\n\nBy class, this adapter:\n\n" + _table(("class", *figures), lines)
+        text += "\n\nBy class, this adapter:\n\n" + markdown_table(("class", *figures), lines)
     return text
 
 
@@ -303,7 +304,7 @@ def _released(facts: CardFacts) -> str:
 def _answers(facts: CardFacts) -> str:
     blocks = []
     for sample in facts.samples:
-        lines = (f"{key}: {_line(str(value))[:LONGEST_ANSWER]}" for key, value in sample.items())
+        lines = (f"{key}: {one_line(str(value))[:LONGEST_ANSWER]}" for key, value in sample.items())
         blocks.append("\n".join("    " + line for line in lines))
     if not blocks:
         return ""
@@ -357,7 +358,9 @@ def _provenance(facts: CardFacts) -> str:
         "plan": plan.digest, "base model": plan.base.digest, "initial adapter": plan.adapter.initial_digest,
         "released adapter": facts.adapter_digest, "tokenizer": plan.data.tokenizer_digest,
     }  # fmt: skip
-    digests = _table(("SHA-256 of", ""), [(key, f"`{text}`") for key, text in entries.items() if text])
+    digests = markdown_table(
+        ("SHA-256 of", ""), [(key, f"`{text}`") for key, text in entries.items() if text]
+    )
     versions = ", ".join(f"{name} {version}" for name, version in facts.environment.items())
     return (
         f"## Provenance\n\nSeed {plan.seed}; configuration: `config.yaml`; plan: `plan.json`.\n\n{digests}"
@@ -381,14 +384,3 @@ def _number(value: float | None, *, whole: bool = False) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )

@@ -22,6 +22,7 @@ from wardround.runtime.events import (
     Evaluated,
     Event,
     Improved,
+    PrivacyReported,
     PrivacySpent,
     RoundFolded,
     RunFinished,
@@ -53,8 +54,9 @@ class Curves:
         best: Arm → its released round.
         by_site: Arm kind (`federated`, `centralised`, `local/`) → site → score on the site's test rows.
         sites: Sites in their order.
-        spent: Round → the largest ε of the federation's sites, where it trained privately.
-        claim: What the last of them means: δ and unit.
+        reserved: Round → the largest ε that the federation's sites had reserved, where it trained privately.
+        spent: The largest ε that a site has spent in the end, by privacy losses where they give less.
+        claim: What these mean: δ and unit.
     """
 
     name: str = ""
@@ -64,7 +66,8 @@ class Curves:
     best: dict[str, int] = field(default_factory=dict)
     by_site: dict[str, dict[str, float]] = field(default_factory=dict)
     sites: list[str] = field(default_factory=list)
-    spent: dict[int, float] = field(default_factory=dict)
+    reserved: dict[int, float] = field(default_factory=dict)
+    spent: float | None = None
     claim: str = ""
 
 
@@ -96,8 +99,10 @@ def curves_of(events: Sequence[Event], metric: str | None = None) -> Curves:
         elif isinstance(event, RunFinished):
             curves.best[event.arm] = event.best_round
         elif isinstance(event, PrivacySpent) and event.arm == FEDERATED:
-            curves.spent[event.round] = max(event.sites.values(), default=0.0)
+            curves.reserved[event.round] = max(event.sites.values(), default=0.0)
             curves.claim = f"at δ = {event.delta:g} per {event.unit}"
+        elif isinstance(event, PrivacyReported) and event.arm == FEDERATED:
+            curves.spent = max((figures["spent"] for figures in event.sites.values()), default=0.0)
     for event in scored:
         value, site = event.values.get(curves.metric), site_of(event.part)
         if value is None or site is None:
@@ -160,21 +165,26 @@ def _draw_rounds(axes: Axes, curves: Curves) -> None:
     axes.set_xlabel("rounds folded")
     axes.set_ylabel(metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if curves.spent:
-        _draw_spent(axes, curves)
+    if curves.reserved:
+        _draw_epsilon(axes, curves)
 
 
-def _draw_spent(axes: Axes, curves: Curves) -> None:
-    """ε by round on an axis of its own, which begins at zero."""
+def _draw_epsilon(axes: Axes, curves: Curves) -> None:
+    """ε by round as it was reserved, on an axis of its own from zero on; at its end what was spent."""
     right = axes.twinx()
-    points = {0: 0.0, **curves.spent}
+    points = {0: 0.0, **curves.reserved}
     last = list(points.values())[-1]
     right.plot(
         list(points), list(points.values()), color=VIOLET, linestyle="-.", linewidth=1.4,
-        label=f"ε spent: {last:.3g} {curves.claim}",
+        label=f"ε reserved: {last:.3g} {curves.claim}",
     )  # fmt: skip
-    right.set_ylabel("ε spent")
-    right.set_ylim(0, max(last, 1e-9) * 1.15)
+    if curves.spent is not None:
+        right.plot(
+            [list(points)[-1]], [curves.spent], color=VIOLET, marker="D", markersize=5, linestyle="none",
+            label=f"ε spent: {curves.spent:.3g}",
+        )  # fmt: skip
+    right.set_ylabel("ε")
+    right.set_ylim(0, max(last, curves.spent or 0.0, 1e-9) * 1.15)
     right.spines["top"].set_visible(False)
 
 
@@ -229,7 +239,7 @@ def _finish(panel: SubFigure) -> None:
     )  # fmt: skip
 
 
-_LEGEND = (FEDERATED, "released", CENTRALISED, "local-only", "ε spent")
+_LEGEND = (FEDERATED, "released", CENTRALISED, "local-only", "ε reserved", "ε spent")
 
 
 def label_of(metric: str) -> str:

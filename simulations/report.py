@@ -16,6 +16,7 @@ from wardround.runtime.results import write_site_table
 from wardround.simulations.arms import FEDERATED
 from wardround.simulations.comparison import EVERYBODY, local_site, part_of, support_unit
 from wardround.simulations.config import RunConfig
+from wardround.simulations.privacy_record import TUNING
 from wardround.simulations.rows import Rows
 from wardround.simulations.secure_costs import secure_text
 from wardround.training.tasks.contract import Example, Task
@@ -62,8 +63,8 @@ def print_result(result: SimulationResult, console: Console) -> None:
     private = result.summary["privacy"]
     if private["differential_privacy"] != "none":
         console.print(
-            f"Differential privacy: {private['differential_privacy']}. Not private as it was run: "
-            "batches and noise came from the seed.",
+            f"Differential privacy: {private['differential_privacy']} ({private['accounting']}). {TUNING} "
+            "Not private as it was run: batches and noise came from the seed.",
             highlight=False,
         )
     console.print(secure_text(result.summary["secure"]), highlight=False)

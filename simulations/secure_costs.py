@@ -12,7 +12,7 @@ from wardround.privacy.sums.contract import TRAINING, plain_name
 from wardround.runtime.events import Event, RoundBurnt, RoundFolded, SiteReplied, SumOpened
 from wardround.runtime.sizes import size_text
 from wardround.simulations.arms import FEDERATED
-from wardround.simulations.privacy_record import privacy_text
+from wardround.simulations.privacy_record import privacy_table, privacy_text
 
 
 def secure_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def secure_text(record: Mapping[str, Any]) -> str:
 def privacy_section(private: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     """The card's section on what protected the sites, in Markdown."""
     return (
-        f"## Privacy\n\n{privacy_text(private)}\n\n{secure_text(record)} The adapter may have memorised "
-        "training rows. This was a simulation on one machine: all rows were in one place, and nothing "
-        "protected them from its operator."
+        f"## Privacy\n\n{privacy_text(private)}{privacy_table(private)}\n\n{secure_text(record)} "
+        "The adapter may have memorised training rows. This was a simulation on one machine: all rows were "
+        "in one place, and nothing protected them from its operator."
     )

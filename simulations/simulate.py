@@ -28,6 +28,7 @@ from wardround.simulations.config import RunConfig
 from wardround.simulations.first_checks import check_first
 from wardround.simulations.preparation import Preparation, encode_all, prepare
 from wardround.simulations.privacy import drowned, uncounted
+from wardround.simulations.privacy_report import privacy_report
 from wardround.simulations.result_folder import ResultFolder, alone_in
 from wardround.simulations.scoring import Scorer
 from wardround.strategies.contract import ServerState
@@ -110,6 +111,9 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
         each=lambda arm, train: train_and_score(arm, train, scorer, config.evaluation.every),
     )
     results = {result.arm.name: result for result in ended}
+    report = privacy_report(federated, results[FEDERATED].outcome, folder.run_id, folder.arm(FEDERATED))
+    if report is not None:
+        events.emit(report)
     summary = folder.finish(config, plan, prepared.rows, bench, results, before)
     bounds = {name: result for name, result in results.items() if name != FEDERATED}
     return SimulationResult(folder.path, plan, results[FEDERATED], bounds, before, summary)

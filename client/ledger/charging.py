@@ -160,6 +160,22 @@ def spent(book: Book, classes: Sequence[int], run: str | None = None) -> Epsilon
     return Epsilon(max(values), delta, "patient", accountant)
 
 
+def reported(book: Book, classes: Sequence[int], run: str) -> Epsilon:
+    """ε of one run as a report may say it: the smaller of what is reserved and of what losses come to.
+
+    For the worst-off patient behind these classes. It holds where the run's plan fixed its schedule.
+    """
+    reserved, tallies, hits = spent(book, classes, run), book.run_tallies(run), book.worlds.hits
+    if reserved.accountant == "losses" or not 0 < reserved.value < math.inf:
+        return reserved
+    worlds = np.unique(hits[np.isin(book.worlds.owner, classes)], axis=0)
+    met = [Tally.total(tally for number, tally in enumerate(tallies) if world[number]) for world in worlds]
+    # What is part of another one costs no more than that.
+    whole = [tally for tally in met if not any(tally.steps < other.steps for other in met)]
+    losses = max(_by_losses(tally, book) for tally in whole)
+    return Epsilon(losses, reserved.delta, "patient", "losses") if losses < reserved.value else reserved
+
+
 def room(book: Book) -> float | None:
     """ε at the cap's order that is left to the site's worst-off patient, of what noise bounds.
 

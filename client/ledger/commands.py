@@ -23,7 +23,7 @@ from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.reading import exported, look, verify
 from wardround.client.ledger.repair import mend, replay, write_off
 from wardround.client.ledger.sources import source_at
-from wardround.client.ledger.summary import ReservationLine, Summary, reservations, summarise
+from wardround.client.ledger.summary import ReservationLine, RunLine, Summary, reservations, summarise
 from wardround.core.checked import invalid
 from wardround.core.errors import ConfigError, unknown_name
 from wardround.privacy.accounting.account import Epsilon
@@ -178,12 +178,17 @@ def _print(book: Book, summary: Summary, lines: Sequence[ReservationLine], conso
             _figure(line.epsilon),
         )  # fmt: skip
     console.print(table)
-    table = _table("runs", "run", "stages", "sealed", "extra draws", "refused", "ε of this run")
+    table = _table("runs", "run", "stages", "sealed", "extra draws", "refused", "ε reserved", "ε by losses")
     for run in summary.runs:
         name = escape(run.run) + (" (left)" if run.left else "")
         counts = (str(count) for count in (run.stages, run.sealed, run.extra, run.refusals))
-        table.add_row(name, *counts, _figure(run.epsilon))
+        table.add_row(name, *counts, _figure(run.epsilon), _by_losses(run))
     console.print(table)
+    console.print(
+        f"ε of a run alone, at δ = {summary.delta:g} per patient and site: as Rényi DP reserved it, and by "
+        "privacy losses, for the schedule that the plan fixed (where somebody stopped the run after looking "
+        "at it, the whole plan's ε is what holds)"
+    )
     table = _table("units by history", "units", "sources", "arrived", "ε in all")
     for units in summary.classes:
         arrived = "as new patients" if units.declared else "maybe known under other ids"
@@ -191,7 +196,11 @@ def _print(book: Book, summary: Summary, lines: Sequence[ReservationLine], conso
     console.print(table)
     for note in book.notes:
         console.print(f"row {note.row}: {note.kind}, {note.who}: {note.why}", markup=False)
-    console.print(f"highest ε = {_figure(summary.highest)} at δ = {summary.delta:g}, per patient and site")
+    by = "privacy losses" if summary.highest.accountant == "losses" else "Rényi DP"
+    console.print(
+        f"highest ε = {_figure(summary.highest)} at δ = {summary.delta:g}, per patient and site, as reserved "
+        f"by {by}"
+    )
     if summary.cap is None:
         console.print("no cap: nothing is refused")
     elif summary.left is not None:
@@ -223,6 +232,12 @@ def _short(mechanism: Mechanism, steps: int) -> str:
 
 def _figure(epsilon: Epsilon) -> str:
     return "∞" if math.isinf(epsilon.value) else f"{epsilon.value:.4g}"
+
+
+def _by_losses(run: RunLine) -> str:
+    if run.reported is None:
+        return "not asked: an earlier run"
+    return "as reserved" if run.reported == run.epsilon else _figure(run.reported)
 
 
 def _fields(line: ReservationLine) -> dict[str, Any]:

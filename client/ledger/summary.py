@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 from wardround.client.ledger.book import Book
-from wardround.client.ledger.charging import room, spent
+from wardround.client.ledger.charging import reported, room, spent
 from wardround.client.ledger.draws import Charge
 from wardround.privacy.accounting.account import Account, Epsilon
 from wardround.privacy.accounting.mechanisms import Mechanism
+
+MOST_REPORTED: Final = 10
+"""Runs whose losses are composed, the last ones: about a second each."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,9 @@ class RunLine:
         extra: Of them, beyond the first of each stage: draws after a crash.
         sealed: Stages whose contribution stands.
         refusals: What was refused.
-        epsilon: Of this run alone, for the worst-off patient.
+        epsilon: Reserved in this run alone, for the worst-off patient.
+        reported: The same by privacy losses, where they give less; None of runs before the last
+            `MOST_REPORTED`.
         left: The site does not join it again.
     """
 
@@ -38,6 +44,7 @@ class RunLine:
     sealed: int
     refusals: int
     epsilon: Epsilon
+    reported: Epsilon | None
     left: bool
 
 
@@ -134,11 +141,23 @@ def summarise(book: Book) -> Summary:
         drawn[run].append(charges)
     sealed = Counter(stage[0] for stage in book.seals)
     refused = Counter(place[0] for _, place in book.refusals)
+    by_losses = {run: reported(book, everybody, run) for run in [*drawn][-MOST_REPORTED:]}
     return Summary(
         rows=book.rows,
         units=population.size,
         runs=tuple(
-            _run(book, run, held, spent(book, everybody, run), sealed[run], refused[run])
+            RunLine(
+                run=run,
+                plan=book.plans[run],
+                stages=len(held),
+                reservations=(made := sum(map(len, held))),
+                extra=made - len(held),
+                sealed=sealed[run],
+                refusals=refused[run],
+                epsilon=spent(book, everybody, run),
+                reported=by_losses.get(run),
+                left=run in book.left,
+            )
             for run, held in drawn.items()
         ),
         classes=classes,
@@ -172,13 +191,3 @@ def _alone(mechanism: Mechanism, steps: int, delta: float, units: int) -> Epsilo
     field = "count" if mechanism.kind == "gaussian" else "steps"
     ran = mechanism if mechanism.kind == "no_privacy" else mechanism.model_copy(update={field: steps})
     return Account(mechanisms=(ran,)).epsilon(delta, units=units)
-
-
-def _run(
-    book: Book, run: str, drawn: Sequence[tuple[Charge, ...]], epsilon: Epsilon, sealed: int, refusals: int
-) -> RunLine:
-    made = sum(map(len, drawn))
-    return RunLine(
-        run=run, plan=book.plans[run], stages=len(drawn), reservations=made, extra=made - len(drawn),
-        sealed=sealed, refusals=refusals, epsilon=epsilon, left=run in book.left,
-    )  # fmt: skip

@@ -146,6 +146,20 @@ class Account(Frozen):
         value = composed_epsilon(steps, delta) if steps else 0.0
         return Epsilon(value, delta, self.unit, "losses")
 
+    def reported_epsilon(self, delta: float, *, units: int) -> Epsilon:
+        """ε of a schedule that was fixed beforehand, as a report says it: the smaller of both bounds.
+
+        By losses almost always. By Rényi DP where losses give nothing smaller: sums of discrete Gaussians of
+        a few ring units, and no step at all.
+
+        Raises:
+            ConfigError: δ is no probability, or there are no units.
+            PolicyError: δ ≥ 1/units.
+        """
+        reserved = self.epsilon(delta, units=units)
+        losses = self.fixed_schedule_epsilon(delta, units=units)
+        return losses if losses.value < reserved.value else reserved
+
 
 def check_delta(delta: float, units: int) -> None:
     """Refuse a δ that protects nobody.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from wardround.core.errors import InternalError
@@ -38,13 +39,20 @@ MOST_REACH: Final = 1e5
 def composed_epsilon(steps: Mapping[Mechanism, int], delta: float) -> float:
     """ε at δ of all of them together; infinite where one of them has no privacy, or no grid reaches so far.
 
+    About a second; what was composed before is remembered, since the sites of a run often have one schedule.
+
     Args:
         steps: Mechanism, with one step of its own, → how often.
         delta: δ, in (0, 1).
     """
-    if any(isinstance(mechanism, NoPrivacy) for mechanism in steps):
+    return _composed(frozenset(steps.items()), delta)
+
+
+@lru_cache(maxsize=256)
+def _composed(counted: frozenset[tuple[Mechanism, int]], delta: float) -> float:
+    if any(isinstance(mechanism, NoPrivacy) for mechanism, _ in counted):
         return math.inf
-    steps, excess = _dominated(steps)
+    steps, excess = _dominated(dict(counted))
     delta *= math.exp(-excess)
     if not delta > 0:
         return math.inf

@@ -18,6 +18,7 @@ import numpy as np
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Array
 from wardround.core.plan import TrainingPlan
+from wardround.core.privacy_rules import PrivacyRules
 from wardround.core.schedules import single_rate
 from wardround.privacy.accounting.account import Account, Epsilon
 from wardround.privacy.accounting.mechanisms import SampledDiscreteGaussians
@@ -155,23 +156,38 @@ def ring_noise(plan: TrainingPlan, *, cohort: int, coordinates: int, round: int)
     return RingNoise(replace(scale, largest=largest), variance, shares, sigma, q, coordinates, wraps, longest)
 
 
-def epsilon_of_sums(plan: TrainingPlan, *, units: int, cohort: int, coordinates: int, rounds: int) -> Epsilon:
-    """ε of a unit after so many rounds with noise in the sums, whichever sites were asked in which.
+def account_of_sums(plan: TrainingPlan, *, cohort: int, coordinates: int, rounds: int) -> Account:
+    """What so many rounds with noise in the sums do to a unit, whichever sites were asked in which.
 
     Which sites are asked amplifies nothing: the server and the sites see it.
 
     Raises:
-        PolicyError: δ ≥ 1/units.
         ConfigError: As `ring_noise`, or the plan has no such noise.
     """
+    rules = _rules_of_sums(plan)
     noises = [
         ring_noise(plan, cohort=cohort, coordinates=coordinates, round=round)
         for round in range(1, rounds + 1)
     ]
     mechanisms = tuple(noise.mechanism for noise in noises if noise is not None)
-    if plan.privacy is None or len(mechanisms) < rounds:
+    return Account(unit=rules.unit, mechanisms=mechanisms)
+
+
+def epsilon_of_sums(plan: TrainingPlan, *, units: int, cohort: int, coordinates: int, rounds: int) -> Epsilon:
+    """ε of `account_of_sums`, as it is reserved, by Rényi DP.
+
+    Raises:
+        PolicyError: δ ≥ 1/units.
+        ConfigError: As `account_of_sums`.
+    """
+    account = account_of_sums(plan, cohort=cohort, coordinates=coordinates, rounds=rounds)
+    return account.epsilon(_rules_of_sums(plan).delta, units=units)
+
+
+def _rules_of_sums(plan: TrainingPlan) -> PrivacyRules:
+    if plan.privacy is None or plan.privacy.noise == "local":
         raise ConfigError("the plan has no noise in its sums")
-    return Account(unit=plan.privacy.unit, mechanisms=mechanisms).epsilon(plan.privacy.delta, units=units)
+    return plan.privacy
 
 
 def require_target(plan: TrainingPlan, *, units: int, cohort: int, coordinates: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from wardround.client.ledger.ledger import Ledger
 from wardround.core.errors import ConfigError, PolicyError, QuorumError
 from wardround.core.messages import SPENT
 from wardround.privacy.accounting.of_plan import round_cost, sigma_of_sums
-from wardround.runtime.events import Notice, PrivacySpent, RoundFolded, SiteReplied
+from wardround.runtime.event_log import read_events
+from wardround.runtime.events import Notice, PrivacyReported, PrivacySpent, RoundFolded, SiteReplied
 from wardround.runtime.sinks import RecorderSink
 from wardround.simulations.config import RunConfig
+from wardround.simulations.report import print_result
 from wardround.simulations.simulate import SimulationResult, run_simulation
 
 Make = Callable[..., RunConfig]
@@ -50,6 +54,13 @@ def spent_in(recorder: RecorderSink) -> list[PrivacySpent]:
     return [event for event in recorder.events if isinstance(event, PrivacySpent)]
 
 
+def closing_lines(result: SimulationResult) -> str:
+    """What the terminal says at the end."""
+    out = io.StringIO()
+    print_result(result, Console(file=out, width=1_000))
+    return out.getvalue()
+
+
 def ledger_of(result: SimulationResult, site: str) -> Path:
     """Folder of a site's ledger."""
     return result.folder / "arms" / "federated" / "sites" / site / "ledger"
@@ -68,13 +79,33 @@ def test_a_run_with_local_noise_spends_what_it_says_and_shows_it(wards: Make) ->
         assert (event.unit, event.delta) == ("patient", 1e-2)
     assert 3.9 < max(told[-1].sites.values()) <= 4.0
     summary = json.loads((result.folder / "summary.json").read_text())["privacy"]
-    assert summary["epsilon"] == max(told[-1].sites.values())
-    assert summary["differential_privacy"] == "ε = 3.998 at δ = 0.01 per patient and site"
-    card = (result.folder / "README.md").read_text()
-    for said in (summary["differential_privacy"], "Not private as it was run", "excludes the patients"):
-        assert said in card
+    assert summary["reserved"] == max(told[-1].sites.values())
+    spent = cost.account(2).fixed_schedule_epsilon(1e-2, units=14).value
+    assert summary["epsilon"] == spent < summary["reserved"]
+    assert summary["differential_privacy"] == (
+        f"ε = {spent:.4g} at δ = 0.01 per patient and site, excluding tuning"
+    )
+    said = f"{summary['differential_privacy']} (by privacy loss distributions; ε = 3.998 was reserved"
+    card = (result.folder / "README.md").read_text().replace("*", "")
+    for sentence in (said, "Not private as it was run", "excludes the patients"):
+        assert sentence in card
+    assert f"Differential privacy: {said}, by Rényi DP)" in closing_lines(result)
+    for shown in (card, closing_lines(result)):
+        assert "choices made by looking at earlier runs are not counted" in shown
+    (report,) = [event for event in recorder.events if isinstance(event, PrivacyReported)]
+    assert (report.round, report.rounds, report.unit, report.delta) == (2, 2, "patient", 1e-2)
+    assert report.sites == summary["sites"]
+    behind = {"units": 14, "sample_rate": cost.sample_rate, "sigma": cost.sigma, "steps": 2 * cost.steps}
+    for both in report.sites.values():
+        assert {name: both[name] for name in behind} == behind
+    row = (14, f"{cost.sample_rate:.4g}", f"{cost.sigma:.4g}", 2 * cost.steps, f"{spent:.4g}", "3.998")
+    assert f"| w1 | {' | '.join(map(str, row))} |" in card.splitlines()
+    logged = read_events(result.folder / "metrics.jsonl")
+    assert [event for event in logged if isinstance(event, PrivacyReported)] == [report]
+    assert {site: both["reserved"] for site, both in report.sites.items()} == told[-1].sites
     with Ledger.open(ledger_of(result, "w1")) as ledger:
         source = ledger.source("again", [f"p{number}" for number in range(60)][1::3][:1])
+        assert [(round, stage) for _, round, stage in ledger.book.seals] == [(1, 0), (2, 0)]
         assert ledger.book.policy.epsilon == pytest.approx(4.0)
         assert ledger.epsilon(source).value <= 4.0
 
@@ -113,10 +144,12 @@ def test_nothing_exact_leaves_a_private_site(wards: Make) -> None:
     constant = {SPENT}  # plan and number of units decide it
     of_noised = {"clipped", "shortened_by"}  # of the update after its noise
     excluded = {"validation."}  # of the patients that were held back
-    times = {"seconds"}  # of a simulation; a site rounds them
+    times = {"seconds"}  # a simulation measures them; a site rounds them up to a grid
     _, recorder = run(wards("fields", PATIENT))
     replies = [event for event in recorder.events if isinstance(event, SiteReplied)]
     assert len(replies) == 9  # two rounds and the last evaluation
+    for name in ("clipped_share", "signal_to_noise"):
+        assert [reply.round for reply in replies if f"private.{name}" in reply.local] == [1, 1, 1, 2, 2, 2]
     for reply in replies:
         for name in reply.local:
             known = name in constant | of_noised or name.startswith((*excluded, *times, "private."))
@@ -172,6 +205,8 @@ def test_distributed_noise_is_one_for_all_sites(wards: Make) -> None:
     assert len(digests) == 1
     result, recorder = results["real"]
     assert 3.9 < max(spent_in(recorder)[-1].sites.values()) <= 4.0
+    private = result.summary["privacy"]  # by losses of the Gaussians that stand for what the ring holds
+    assert 3.0 < private["epsilon"] < private["reserved"] == max(spent_in(recorder)[-1].sites.values())
     moved = [event.update_norm for event in recorder.events if isinstance(event, RoundFolded)]
     single = PATIENT | {"sample_rate": 0.5}
     _, local = run(wards("local", single, secure=REAL, **sections))
@@ -191,6 +226,10 @@ def test_the_servers_noise_is_in_what_it_folds(wards: Make) -> None:
     moved = [event.update_norm for event in recorder.events if isinstance(event, RoundFolded)]
     assert moved == pytest.approx([expected, expected], rel=0.1)
     assert min(moved) > 0.5
+    private = result.summary["privacy"]
+    assert len({tuple(both.values()) for both in private["sites"].values()}) == 1
+    assert "| each of 3 | 3 | 1 | " in (result.folder / "README.md").read_text()
+    assert private["epsilon"] < private["reserved"] == spent_in(recorder)[-1].sites["w0"] <= 30
     told = [event.text for event in recorder.events if isinstance(event, Notice)]
     assert any("the noise drowns this run" in text for text in told)
 
@@ -245,6 +284,37 @@ def test_noise_that_the_ring_cannot_hold_is_refused_before_anybody_trains(wards:
     narrow.pop("epsilon")
     with pytest.raises(ConfigError, match="too narrow for the ring"):
         run(wards("narrow", narrow, local=ONE_STEP, secure=REAL, encoding={"bits": 32}))
+
+
+def test_a_run_that_stopped_early_has_cost_its_whole_plan(notes: Callable[..., Make]) -> None:
+    """Where to stop was chosen by looking at what came out: no figure of fewer rounds holds for that."""
+    make = notes(120, 3, 6, unit_column="patient", labels=["0", "1"])
+    result, recorder = run(
+        make(
+            "early", privacy=PATIENT, strategy={"weighting": "uniform"}, local={"max_grad_norm": None},
+            release={"patience": 1},
+        )
+    )  # fmt: skip
+    outcome = result.federated.outcome
+    assert (outcome.reason, outcome.last.round < 6) == ("early_stop", True)
+    private = result.summary["privacy"]
+    cost = round_cost(result.plan, 14)
+    assert cost is not None
+    assert (private["rounds"], private["stopped_early"]) == (6, True)
+    assert private["reserved"] == cost.epsilon().value > max(spent_in(recorder)[-1].sites.values())
+    assert private["epsilon"] == cost.account(6).reported_epsilon(1e-2, units=14).value
+    assert "those of all 6 planned rounds" in (result.folder / "README.md").read_text()
+
+
+def test_rows_are_accounted_for_where_rows_are_protected(wards: Make) -> None:
+    """Not as the ledger charges them, to a patient of several."""
+    result, recorder = run(wards("rows", {"unit": "example", "epsilon": 4.0, "delta": 1e-2}))
+    private = result.summary["privacy"]
+    assert private["reserved"] == max(spent_in(recorder)[-1].sites.values())
+    cost = round_cost(result.plan, 28)
+    assert cost is not None
+    assert private["epsilon"] == cost.account(2).fixed_schedule_epsilon(1e-2, units=28).value
+    assert 0 < private["epsilon"] < private["reserved"] <= 4.0
 
 
 def test_bounds_under_privacy_have_the_same_promise(wards: Make) -> None:

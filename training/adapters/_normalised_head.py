@@ -76,8 +76,12 @@ def normalise_head(
     tokenizer: Any,
     texts: Sequence[str],
     tokens: int,
+    *,
+    drawn: bool,
 ) -> None:
     """Let the model's one linear head read normalised features from now on.
+
+    A head that the checkpoint brings answers as before; one that was drawn is taken as drawn over z.
 
     Args:
         model: With a fresh adapter on it.
@@ -85,6 +89,7 @@ def normalise_head(
         tokenizer: The base model's.
         texts: Public: they stand in the plan.
         tokens: Longest text; what is beyond is cut, as in a row.
+        drawn: Whether the head was drawn with the adapter, because the checkpoint lacks it.
 
     Raises:
         ConfigError: There is not one linear head with a bias that reads one vector a row, the task reads no
@@ -109,7 +114,13 @@ def normalise_head(
         return ((args[0].float() - shift) / distance, *args[1:])
 
     head.register_forward_pre_hook(normalise)
-    _INPUTS[model] = HeadInput(weight, bias, mean, distance)
+    constants = _INPUTS[model] = HeadInput(weight, bias, mean, distance)
+    if not drawn:
+        own = {name: parameters[name].detach().cpu().numpy() for name in (weight, bias)}
+        rewritten = constants.normalised(own)  # both before either is changed: `own` are views
+        with torch.no_grad():
+            for name, array in rewritten.items():
+                parameters[name].copy_(torch.from_numpy(array))
 
 
 def _head(model: PeftModel, parameters: Mapping[str, nn.Parameter]) -> tuple[str, str, nn.Linear]:

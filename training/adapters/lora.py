@@ -158,7 +158,9 @@ class Lora:
         trained = self.parameters(attached)
         _require_float32(trained)
         if options.public_texts:
-            normalise_head(attached, trained, base.tokenizer, options.public_texts, data.max_length)
+            normalise_head(
+                attached, trained, base.tokenizer, options.public_texts, data.max_length, drawn=bool(heads)
+            )
         full = [m for m in bare.modules() if isinstance(m, peft.utils.ModulesToSaveWrapper)]
         still = options.targets == options.bias == "none" and base.config.dropout == "off"
         if still and len(full) == 1:

@@ -28,7 +28,12 @@ from wardround.privacy.accounting.mechanisms import BoundedMixture, SampledGauss
 from wardround.privacy.noise.gaussian import noised
 from wardround.privacy.noise.source import RandomSource
 from wardround.training.private.clipping import Adaptive, Clipping
-from wardround.training.private.guards import AdapterStart, FrozenWeights, require_no_gradients
+from wardround.training.private.guards import (
+    AdapterStart,
+    FrozenWeights,
+    no_other_backward,
+    require_no_gradients,
+)
 from wardround.training.private.per_example import ExampleGradients, record_gradients
 from wardround.training.private.sampling import PoissonBatch
 from wardround.training.private.units import ClippedSum, ClippedUnits, unit_pieces
@@ -103,7 +108,7 @@ def private_gradients(
     Raises:
         ConfigError: Rows are packed; B is none; a parameter trains that has no rule.
         PolicyError: The noise is repeatable, and this is no simulation.
-        InternalError: A weight outside the adapter moved.
+        InternalError: A weight outside the adapter moved, or another backward pass reached the adapter.
     """
     if source.repeatable and not simulation:
         raise _repeatable("noise")
@@ -120,6 +125,7 @@ def private_gradients(
     with (
         torch.random.fork_rng(devices=[bench.device] if bench.device.type == "cuda" else []),
         record_gradients(bench.model, parameters) as recorder,
+        no_other_backward(parameters, lambda: recorder.lines is not None),
     ):
         frozen = FrozenWeights(bench.model, parameters.values())
         yield PrivateGradients(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,43 @@ def require_no_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
             found=", ".join(found[:3]), expected=".grad is None",
             remedy="clear gradients with set_to_none=True before and after a private step",
         )  # fmt: skip
+
+
+@contextmanager
+def no_other_backward(
+    parameters: Mapping[str, nn.Parameter], recording: Callable[[], bool]
+) -> Iterator[None]:
+    """While it is open, no backward pass but the recording one reaches a parameter that trains privately.
+
+    Between a private gradient and its step, another pass (an optimiser's own, in a closure or a hook) would
+    add what is neither clipped nor noised to what is stepped with. `torch.autograd.grad`, which leaves no
+    `.grad`, is not seen.
+
+    Args:
+        parameters: What trains, by name.
+        recording: Whether gradients by example are being recorded: what then goes past a rule is the
+            recorder's to name.
+
+    Raises:
+        InternalError: In that backward pass; names the parameter.
+    """
+
+    def refuse(name: str) -> Callable[[torch.Tensor], None]:
+        def hook(_: torch.Tensor) -> None:
+            if not recording():
+                raise InternalError(
+                    "a plain gradient reaches a parameter that trains privately", found=name,
+                    expected="no backward pass between private steps",
+                    remedy="use an optimiser that reads `.grad` alone, and runs no pass of its own",
+                )  # fmt: skip
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, parameter in parameters.items():
+            held = parameter.register_post_accumulate_grad_hook(refuse(name))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            hooks.callback(held.remove)
+        yield
 
 
 @dataclass(frozen=True)

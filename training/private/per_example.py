@@ -9,7 +9,7 @@ wrapped or renamed, and no gradient lies in `.grad`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -148,6 +148,20 @@ class ExampleGradients:
             self._filled.add(id(parameter))
 
 
+def require_rules(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Refuse what `record_gradients` would refuse for want of a rule, before anything is spent on it.
+
+    Args:
+        model: With its adapter on it.
+        parameters: What will train, by its name in the layout.
+
+    Raises:
+        ConfigError: A parameter has no rule; names it.
+    """
+    moving = {id(p) for p in parameters.values()}
+    _found(model, {id(p): name for name, p in model.named_parameters() if id(p) in moving})
+
+
 def _rules(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[nn.Module, tuple[str, Rule]]:
     """Module → its name and rule, for all that trains."""
     named = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
@@ -156,23 +170,31 @@ def _rules(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[nn.
             "the parameters to record are not those that train",
             found=f"{len(parameters)} given, {len(named)} train",
         )
+    return _found(model, named)
+
+
+def _found(model: nn.Module, named: Mapping[int, str]) -> dict[nn.Module, tuple[str, Rule]]:
+    """Module → its name and rule; `named` is what trains, by its identity."""
     found: dict[nn.Module, tuple[str, Rule]] = {}
     refused: set[str] = set()
     taken: set[int] = set()  # bare parameters, which belong to the layer around their dictionary
+
+    def names(parameters: Iterable[nn.Parameter]) -> set[str]:
+        return {named[id(p)] for p in parameters if id(p) in named}
+
     for name, module in model.named_modules():
         if unruled_layer(module):
-            refused |= {named[id(p)] for p in _adapter_parameters(module) if id(p) in named}
+            refused |= names(_adapter_parameters(module))
         rule = rule_of(module)
         if rule is not None and by_distance(name):
-            refused |= {named[id(p)] for p in rule.parameters}
+            refused |= names(rule.parameters)
         if rule is not None:
             found[module] = (name, rule)
             taken |= {id(p) for p in rule.parameters}
     for _, module in model.named_modules():
         if module not in found:
-            own = (p for p in module.parameters(recurse=False) if p.requires_grad)
             alone = not isinstance(module, nn.ParameterDict)
-            refused |= {named[id(p)] for p in own if alone or id(p) not in taken}
+            refused |= names(p for p in module.parameters(recurse=False) if alone or id(p) not in taken)
     if refused:
         raise ConfigError(
             "no rule gives the gradient of single examples for a parameter that trains",

@@ -5,24 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from wardround.client import work
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
-from wardround.client.private import SitePrivacy
+from wardround.client.private import SitePrivacy, on_grid
 from wardround.client.round import answer
+from wardround.client.work import digest_of
+from wardround.core.errors import PolicyError, StorageError
 from wardround.core.messages import SPENT
 from wardround.core.plan import StrategySpec
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.core.seeds import Purpose
 from wardround.privacy.accounting.of_plan import round_cost
 from wardround.privacy.noise.source import RandomSource, RepeatableSource, SystemSource
+from wardround.privacy.packing import unpack
+from wardround.privacy.secagg.messages import MaskedInput, decode
+from wardround.privacy.secagg.offer import SignedOffer
 from wardround.privacy.sums.contract import TRAINING
 from wardround.simulations.consortium import Consortium
+from wardround.training.private import per_example
 
 RULES = PrivacyRules(unit="patient", epsilon=4.0, delta=1e-2)
 UNITS = ["ann", "ann", "bob", "cyd", "dan", "dan"]
@@ -82,7 +90,6 @@ def test_a_round_is_reserved_before_it_is_trained(
     private: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And whoever is killed while training has paid: the row stands."""
-    from wardround.client import work
 
     def dies(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
@@ -134,12 +141,95 @@ def test_two_sites_with_the_same_rows_draw_different_noise(
     assert np.abs(vectors[0] - vectors[1]).max() > 0
 
 
-def test_a_seed_is_refused_where_nothing_is_simulated(private: Callable[..., Any]) -> None:
-    """By the engine itself, before a row is read: the site says why, and sends nothing."""
-    server = private(seeded)
+@pytest.mark.parametrize("purpose", [Purpose.BATCH, Purpose.NOISE])
+def test_a_seed_is_refused_where_nothing_is_simulated(
+    private: Callable[..., Any], tmp_path: Path, purpose: Purpose
+) -> None:
+    """Of the batches or of the noise, before anything is charged: the site says why, and sends nothing."""
+    server = private(lambda what, round: (seeded if what is purpose else system)(what, round))
     reply = answer(server.request(sums=(TRAINING,)), server.site)
     assert (reply.status, reply.code) == ("refused", "policy")
+    assert purpose.value in reply.reason
     assert not reply.sums
+    assert not (tmp_path / "ledger").exists()
+
+
+def test_a_share_from_a_seed_is_refused_where_nothing_is_simulated(private: Callable[..., Any]) -> None:
+    """Whoever knows the seed takes this site's part of the noise off the sum."""
+    distributed = PrivacyRules(unit="patient", epsilon=4.0, delta=1e-2, noise="distributed", sample_rate=0.5)
+    real = private(lambda what, round: (seeded if what is Purpose.SHARE else system)(what, round))
+    privacy = replace(real.site.privacy, rules=distributed)
+    with pytest.raises(PolicyError, match="share from a seed"):
+        privacy.share(1)
+    assert replace(privacy, simulation=True).share(1).repeatable
+    assert not replace(privacy, sources=system).share(1).repeatable
+    assert real.site.privacy.share(1) is None  # its noise is added to each step
+
+
+def test_what_has_no_rule_is_refused_before_it_is_charged(
+    private: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the name of the parameter; a round that cannot be trained costs nobody anything."""
+    monkeypatch.setattr(per_example, "rule_of", lambda _: None)
+    server = private()
+    reply = answer(server.request(sums=(TRAINING,)), server.site)
+    assert (reply.status, reply.code, reply.sums) == ("failed", "configuration", {})
+    assert "no rule gives the gradient" in reply.reason
+    assert not (tmp_path / "ledger").exists()
+
+
+def test_what_leaves_is_what_the_ledger_has_sealed(private: Callable[..., Any]) -> None:
+    """The very contribution, before its masks."""
+    server = private()
+    request = server.request(sums=(TRAINING,))
+    reply = answer(request, server.site)
+    message = decode(reply.sums[TRAINING], MaskedInput, decode(request.sums[TRAINING], SignedOffer).offer)
+    _, lanes = server.site.parties.kept[TRAINING]
+    with server.site.privacy.ledger() as ledger:
+        assert ledger.sealed(run="run", round=1, stage=0) == digest_of(lanes)
+    offer = decode(request.sums[TRAINING], SignedOffer).offer
+    np.testing.assert_array_equal(
+        unpack(message.coordinates, offer.coordinates, offer.bits), lanes.coordinates
+    )
+
+
+@pytest.mark.parametrize("error", [StorageError("the disk is full"), KeyboardInterrupt()])
+def test_nothing_leaves_that_could_not_be_sealed(
+    private: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Neither now nor in another attempt: nothing is kept for one."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Ledger, "seal", full)
+    server = private()
+    request = server.request(sums=(TRAINING,))
+    if isinstance(error, StorageError):
+        reply = answer(request, server.site)
+        assert (reply.status, reply.code, reply.sums) == ("failed", "storage", {})
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            answer(request, server.site)
+    assert TRAINING not in server.site.parties.kept
+
+
+def test_losses_and_counts_stay_at_a_private_site(
+    private: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the round counted, its weight alone rides beside the contribution."""
+    plain = work.train_locally
+
+    def counting(*args: Any, **keywords: Any) -> Any:
+        return replace(plain(*args, **keywords), loss_sum=9.0, targets=6)
+
+    monkeypatch.setattr(work, "train_locally", counting)
+    server = private()
+    request = server.request(sums=(TRAINING,))
+    reply = answer(request, server.site)
+    counters = server.read(request, reply, TRAINING)[1]
+    assert counters.vector.tolist() == [1, 0, 0]
+    assert not [name for name in reply.local if name.startswith("train.")]
 
 
 def test_a_site_that_cannot_pay_refuses_the_round(private: Callable[..., Any]) -> None:
@@ -157,3 +247,36 @@ def test_nothing_exact_is_in_a_reply_of_a_real_site(private: Callable[..., Any])
     reply = answer(server.request(), server.site)
     allowed = {SPENT, "clipped", "shortened_by", "seconds", "seconds.training", "seconds.evaluation"}
     assert {name for name in reply.local if not name.startswith("validation.")} <= allowed
+    times = {name: value for name, value in reply.local.items() if name.startswith("seconds")}
+    assert times == dict.fromkeys(("seconds", "seconds.training", "seconds.evaluation"), 1.0)
+
+
+def test_times_leave_a_private_site_on_a_grid(
+    private: Callable[..., Any], make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with a refusal; a simulation and a site without privacy measure them."""
+
+    def replied(server: Any) -> Any:
+        ticks = count()
+        with monkeypatch.context() as patch:
+            patch.setattr("time.perf_counter", lambda: 5.0 * next(ticks))
+            return answer(server.request(), server.site)
+
+    def times(server: Any) -> list[float | None]:
+        local = replied(server).local
+        return [local.get(name) for name in ("seconds", "seconds.training", "seconds.evaluation")]
+
+    assert times(private()) == [32.0, 8.0, 8.0]  # six readings of the clock: 25 s
+    (tmp_path / "ledger").rename(tmp_path / "first")
+    refused = replied(private(cap=0.5))
+    assert (refused.code, refused.local) == ("budget", {"seconds.evaluation": 8.0})
+    (tmp_path / "ledger").rename(tmp_path / "second")
+    assert times(private(seeded, simulation=True)) == times(make()) == [25.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.0, 1), (1e-9, 1), (1.0, 1), (1.0000001, 2), (2.0, 2), (5.3, 8), (8.01, 16)]
+)
+def test_the_grid_is_of_powers_of_two(seconds: float, told: float) -> None:
+    """Rounded up, and nothing below the finest."""
+    assert on_grid(seconds) == told

@@ -29,6 +29,7 @@ from wardround.runtime.events import (
     Evaluated,
     Event,
     Improved,
+    PrivacyReported,
     PrivacySpent,
     RoundFolded,
     RunFinished,
@@ -301,17 +302,21 @@ def test_the_picture_shows_the_curves() -> None:
     assert heights == pytest.approx([0.5, 0.5, 0.8, 0.8, 0.9, 0.9])
 
 
-def test_the_picture_shows_what_was_spent() -> None:
+def test_the_picture_shows_what_was_reserved_and_what_was_spent() -> None:
     """The largest ε of the federation's sites by round, from zero on, with its δ and unit; no other arm's."""
-    spent = [
+    reserved = [
         PrivacySpent(name, round, "patient", 1e-4, {"a": 1.0 * round * scale, "b": 2.0 * round * scale})
         for name, scale in (("federated", 1), ("local/b", 9))
         for round in (1, 2, 3, 4)
     ]
-    figure = draw(curves_of([*run_events(), *spent]))
-    (line,) = [line for axes in figure.axes for line in axes.get_lines() if "ε" in str(line.get_label())]
+    sites = {"a": {"reserved": 4.0, "spent": 3.0}, "b": {"reserved": 8.0, "spent": 7.0}}
+    spent = PrivacyReported("federated", 4, 4, "patient", 1e-4, sites)
+    figure = draw(curves_of([*run_events(), *reserved, spent]))
+    line, mark = [line for axes in figure.axes for line in axes.get_lines() if "ε" in str(line.get_label())]
     assert list(line.get_ydata()) == pytest.approx([0.0, 2.0, 4.0, 6.0, 8.0])
-    assert line.get_label() == "ε spent: 8 at δ = 0.0001 per patient"
+    assert line.get_label() == "ε reserved: 8 at δ = 0.0001 per patient"
+    assert (list(mark.get_xdata()), list(mark.get_ydata())) == ([4], [7.0])
+    assert mark.get_label() == "ε spent: 7"
     assert not [line for line in lines_of(draw(curves_of(run_events())).axes[0]) if "ε" in line]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from wardround.core.checked import parse_options
 from wardround.core.errors import ConfigError, ModelError
@@ -127,6 +127,17 @@ def test_gradients_are_of_the_normalised_features(tiny_bert: Path, toys: Any) ->
     gradient = bench.parameters()[WEIGHT].grad
     assert gradient is not None
     assert torch.allclose(gradient[1], read_by_head(bench, text), atol=1e-6)
+
+
+def test_a_head_of_the_checkpoints_own_answers_as_before(tiny_bert: Path, toys: Any, tmp_path: Path) -> None:
+    """It is rewritten into the coordinates that federate, not taken for one that was drawn in them."""
+    whole = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=3).eval()
+    whole.save_pretrained(tmp_path / "whole")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "whole")
+    bench = head_bench(tmp_path / "whole", toys, modules_to_save=("classifier",))
+    assert head_input(bench.model) is not None
+    assert torch.allclose(logits_of(bench.model, bench), logits_of(whole, bench), atol=1e-4)
+    assert logits_of(whole, bench).std() > 1e-3
 
 
 @pytest.mark.parametrize(

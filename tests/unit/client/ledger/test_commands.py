@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,14 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from wardround import cli
+from wardround.client.ledger import charging, summary
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.row_file import FILE
 from wardround.client.ledger.units import FOLDER, read_list
 from wardround.core.errors import BudgetError, ConfigError, StorageError
-from wardround.privacy.accounting.mechanisms import NoPrivacy
+from wardround.privacy.accounting.account import Account
+from wardround.privacy.accounting.mechanisms import NoPrivacy, SampledGaussian
 
 IDS = [f"patient {i}" for i in range(20)]
 SIGNED = ["--who", "Dr Test", "--why", "the board decided"]
@@ -55,8 +58,8 @@ def test_show_has_each_reservation_each_run_the_cap_and_what_is_left(used: Path)
     """ε of each, alone and in all; extra draws and refusals are counted."""
     shown = run("show", used).output
     for line in (
-        "ward [a]", "10 × q 0.01, σ 2", "4 × q 0.01, σ 2", "highest ε = ", "per patient and site",
-        "cap ε = 3", "left at Rényi order", "other run",
+        "ward [a]", "10 × q 0.01, σ 2", "4 × q 0.01, σ 2", "highest ε = ", "ε reserved", "ε by losses",
+        "per patient and site, as reserved by Rényi DP", "cap ε = 3", "left at Rényi order", "other run",
     ):  # fmt: skip
         assert line in shown, line
     row = next(line for line in shown.splitlines() if line.startswith("│ run ") and "σ" not in line)
@@ -80,6 +83,75 @@ def test_show_as_json_is_what_the_ledger_says(used: Path) -> None:
         ("ward [a]", "part"): 5,
     }
     assert (shown["refusals"], shown["cap"], shown["units"]) == (1, 3.0, 20)
+
+
+def test_show_has_what_each_run_reserved_and_what_its_losses_come_to(used: Path) -> None:
+    """Of the worst-off patient: she is in both sources, each run by itself, as its plan fixed it."""
+    shown = json.loads(run("show", used, "--json").output)["runs"]
+    for line, steps in zip(shown, (34, 10), strict=True):
+        account = Account(mechanisms=(SampledGaussian(sample_rate=0.01, sigma=2.0, steps=steps),))
+        losses = account.fixed_schedule_epsilon(1e-5, units=1000).value
+        assert line["reported"]["value"] == pytest.approx(losses, rel=1e-9)
+        assert line["reported"]["accountant"] == "losses"
+        assert 0 < line["reported"]["value"] < line["epsilon"]["value"]
+    table = run("show", used).output
+    assert f"{shown[0]['epsilon']['value']:.4g}" in table
+    assert f"{shown[0]['reported']['value']:.4g}" in table
+
+
+def test_the_losses_of_a_run_are_those_of_its_worst_off_patient(ledger: Ledger, asked: Any) -> None:
+    """Of two wards whose patients a person signed to be others, each with steps of its own."""
+    wards, steps = {"a": IDS[:10], "b": IDS[10:]}, {"a": 10, "b": 40}
+    mechanisms = {
+        name: SampledGaussian(sample_rate=0.01, sigma=2.0 + 0.1 * (name == "b"), steps=steps[name])
+        for name in wards
+    }
+    for round, (name, ids) in enumerate(wards.items(), 1):
+        source = ledger.source(name, ids)
+        if name == "b":
+            ledger.declare_disjoint(source, who="Dr Test", why="the board decided")
+        asked.reserve(ledger, source, round, mechanism=mechanisms[name])
+    found = charging.reported(ledger.book, [0, 1], "run")
+    alone = [
+        Account(mechanisms=(mechanisms[name],)).fixed_schedule_epsilon(1e-5, units=1000).value
+        for name in wards
+    ]
+    assert found.value == max(alone) > min(alone)
+
+
+def test_a_patient_of_two_sources_of_a_run_has_lost_to_both(ledger: Ledger, asked: Any) -> None:
+    """Her losses compose; whoever is in one of them alone costs no more."""
+    for round, ids in enumerate((IDS, IDS[:5]), 1):
+        asked.reserve(ledger, ledger.source(f"{len(ids)} of them", ids), round)
+    both = Account(mechanisms=(asked.STEP, asked.STEP)).fixed_schedule_epsilon(1e-5, units=1000).value
+    assert charging.reported(ledger.book, [0, 1], "run").value == both
+
+
+def test_show_composes_the_losses_of_the_last_runs_alone(
+    ledger: Ledger, folder: Path, asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes about a second; of earlier ones it says that nobody asked."""
+    monkeypatch.setattr(summary, "MOST_REPORTED", 1)
+    source = ledger.source("ward", IDS)
+    for name in ("first", "second"):
+        asked.reserve(ledger, source, run=name)
+    first, second = json.loads(run("show", folder, "--json").output)["runs"]
+    assert first["reported"] is None
+    assert second["reported"]["value"] < second["epsilon"]["value"] == first["epsilon"]["value"]
+    assert "not asked" in run("show", folder).output
+
+
+def test_a_run_without_privacy_has_no_losses_to_show(make: Any, asked: Any) -> None:
+    """Its ε is infinite by whoever counts; and of a mixture Rényi DP knows nothing."""
+    ledger = make(None)
+    source = ledger.source("ward", IDS)
+    ledger.release_without_privacy(source, run="open", plan=asked.PLAN)
+    asked.reserve(ledger, source, run="examples", unit="example", most_examples=3)
+    book = ledger.book
+    assert charging.reported(book, [0], "open").value == math.inf
+    mixed = charging.reported(book, [0], "examples")
+    assert mixed == charging.spent(book, [0], "examples")
+    assert mixed.accountant == "losses"
 
 
 def test_show_while_the_client_works(ledger: Ledger, folder: Path, asked: Any) -> None:

@@ -10,9 +10,15 @@ import time
 import pytest
 
 from wardround.core.errors import BudgetError, ConfigError, PolicyError
-from wardround.privacy.accounting import renyi
+from wardround.privacy.accounting import privacy_loss, renyi
 from wardround.privacy.accounting.account import Account
-from wardround.privacy.accounting.mechanisms import BoundedMixture, Gaussian, NoPrivacy, SampledGaussian
+from wardround.privacy.accounting.mechanisms import (
+    BoundedMixture,
+    Gaussian,
+    NoPrivacy,
+    SampledDiscreteGaussians,
+    SampledGaussian,
+)
 
 RUN = SampledGaussian(sample_rate=0.01, sigma=1.0, steps=1000)
 MIXTURE = BoundedMixture(sample_rate=0.0025, sigma=2.0, most_examples=4, steps=10)
@@ -75,6 +81,36 @@ def test_one_mixture_moves_the_whole_account_to_losses() -> None:
     assert together.accountant == "losses"
     alone = Account(mechanisms=(RUN,)).fixed_schedule_epsilon(1e-5, units=UNITS)
     assert alone.value < together.value < alone.value + 1
+
+
+def test_a_report_says_the_smaller_bound() -> None:
+    """Losses, but where shares of a few ring units leave them with less noise than there is."""
+    account = Account(mechanisms=(RUN,))
+    assert account.reported_epsilon(1e-5, units=UNITS) == account.fixed_schedule_epsilon(1e-5, units=UNITS)
+    assert account.reported_epsilon(1e-5, units=UNITS).value < account.epsilon(1e-5, units=UNITS).value
+    few = SampledDiscreteGaussians(
+        sample_rate=0.5, sigma=2.0, share_sigma=1.2, shares=3, coordinates=10_000, steps=20
+    )
+    coarse = Account(mechanisms=(few,))
+    assert coarse.reported_epsilon(1e-5, units=UNITS) == coarse.epsilon(1e-5, units=UNITS)
+    assert coarse.fixed_schedule_epsilon(1e-5, units=UNITS).value > coarse.epsilon(1e-5, units=UNITS).value
+    assert Account().reported_epsilon(1e-5, units=UNITS).value == 0
+    assert account.plus(NoPrivacy()).reported_epsilon(1e-5, units=UNITS).value == math.inf
+
+
+def test_equal_schedules_are_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sites of a run often have one; each composition takes about a second."""
+    asked = []
+    plain = privacy_loss._dominated
+    monkeypatch.setattr(privacy_loss, "_dominated", lambda steps: asked.append(1) or plain(steps))
+    steps = SampledGaussian(sample_rate=0.02, sigma=4.0, steps=7)
+    values = {
+        Account(mechanisms=mechanisms).fixed_schedule_epsilon(1e-5, units=UNITS).value
+        for mechanisms in ((steps, steps), (steps.model_copy(update={"steps": 14}),))
+    }
+    assert len(values) == len(asked) == 1
+    Account(mechanisms=(steps, steps)).fixed_schedule_epsilon(1e-6, units=UNITS)
+    assert len(asked) == 2
 
 
 def test_noise_too_small_for_arithmetic_is_no_privacy() -> None:

@@ -14,6 +14,7 @@ from wardround.runtime.events import (
     Evaluated,
     Event,
     Notice,
+    PrivacyReported,
     RoundBurnt,
     RoundFolded,
     RoundStarted,
@@ -87,6 +88,19 @@ def test_a_finished_arm_that_is_asked_again_keeps_its_last_evaluation(story: Any
     started = RunStarted("run", "federated", "heart", "p", 3, story.SITES, 3)
     story.emit(JsonlSink(path), [started, end, test])
     assert sorted(map(repr, read_events(path))) == sorted(map(repr, [*events, last, started, end, test]))
+
+
+def test_what_a_run_cost_is_told_once_by_its_last_telling(story: Any, tmp_path: Path) -> None:
+    """A run that stopped early and goes on after a kill says it again, of its own last round."""
+    path = tmp_path / "m.jsonl"
+    first, last = (
+        PrivacyReported("federated", round, 9, "patient", 1e-5, {"a": {"reserved": 2.0, "spent": 1.5}})
+        for round in (2, 3)
+    )
+    story.emit(JsonlSink(path), [first])
+    story.emit(JsonlSink(path), [last])
+    assert read_events(path) == [last]
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 1
 
 
 def test_the_released_round_is_not_told_twice(story: Any, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from wardround.core.errors import ConfigError, StorageError
 from wardround.runtime.events import (
     Evaluated,
     Event,
+    PrivacyReported,
     PrivacySpent,
     RoundFolded,
     RoundStarted,
@@ -57,13 +58,14 @@ def with_spent(events: list[Any]) -> list[Any]:
             sites = {"a": float(event.round), "b": event.round + 0.5}
             told.append(PrivacySpent(event.arm, event.round, "patient", 1e-4, sites, 0.5 / event.round))
         told.append(event)
-    return told
+    both = {"a": {"reserved": 3.0, "spent": 2.5}, "b": {"reserved": 3.5, "spent": 2.75}}
+    return [*told, PrivacyReported("federated", 3, 3, "patient", 1e-4, both)]
 
 
 def test_the_row_of_a_round_shows_the_largest_epsilon_after_it(story: Any) -> None:
     """Of a private run alone; row 0 has spent nothing."""
     lines = story.shown(with_spent(story.run_events()), terminal=False).splitlines()
-    assert "ε" in next(line for line in lines if line.split()[:1] == ["round"])
+    assert "  ε reserved" in next(line for line in lines if line.split()[:1] == ["round"])
     rows = [line.split() for line in lines if line.strip()[:1].isdigit()]
     assert [row[4] for row in rows] == ["0.000", "1.500", "2.500", "3.500"]
     assert "ε" not in story.shown(story.run_events(), terminal=False)
@@ -171,7 +173,9 @@ def test_tensorboard_reads_the_figures(story: Any, tmp_path: Path) -> None:
     assert [point.step for point in arm.Scalars("round/train_loss")] == [1, 2, 3]
     story.emit(TensorBoardSink(tmp_path / "private"), with_spent(story.run_events()))
     arm = reader.EventAccumulator(str(tmp_path / "private" / "federated")).Reload()
-    assert [point.value for point in arm.Scalars("privacy/epsilon")] == [1.5, 2.5, 3.5]
+    assert [point.value for point in arm.Scalars("privacy/epsilon_reserved")] == [1.5, 2.5, 3.5]
+    assert [(point.step, point.value) for point in arm.Scalars("privacy/b/spent")] == [(3, 2.75)]
+    assert arm.Scalars("privacy/a/reserved")[0].value == 3.0
     assert [point.value for point in arm.Scalars("privacy/clip_norm")] == pytest.approx([0.5, 0.25, 1 / 6])
     assert (tmp_path / "local" / "x").is_dir()
 
