@@ -8,7 +8,9 @@ SET is one of SETS. `run` trains what is missing and adds one line a trained arm
 benchmarks/results/quality.jsonl, so that it can be stopped anywhere and started again, also twice beside
 itself for different arms. The settings are those of conf/experiment; `tune` found them: it takes a tenth of
 the units out of the training rows, trains on the rest and scores that tenth, never a test row (a centralised
-rate is set by bounds.centralised_learning_rate).
+rate is set by bounds.centralised_learning_rate). Of the lines in
+tuning.jsonl those of arm `pooled` are of the federation's plan with all rows at one site, and those with
+`rows: validation` are scored on the sites' validation parts.
 
 The figure is macro-F1 over the classes with at least 30 test rows (for the causal LM bits per byte), its
 ratio federated over centralised (centralised over federated), with a paired bootstrap over the test rows.
@@ -55,7 +57,7 @@ FOLDER = Path(__file__).parent / "results"
 SPLIT = "partition.options.path=data://data/splits/pqa_sections.dir{alpha}.n10.seed{seed}.json.gz"
 SETS: dict[str, list[str]] = {
     "pqa_sections_0.5": ["experiment=pqa_sections", SPLIT.replace("{alpha}", "0.5")],
-    "pqa_sections_0.1": ["experiment=pqa_sections", SPLIT.replace("{alpha}", "0.1")],
+    "pqa_sections_0.1": ["experiment=pqa_sections_skewed", SPLIT.replace("{alpha}", "0.1")],
     "pqa_sections_unit": ["experiment=pqa_sections", SPLIT.replace("dir{alpha}", "unit")],
     "heart": ["experiment=demo"],
     "medquad_qtype": ["experiment=medquad_qtype"],
@@ -71,7 +73,7 @@ TUNING_SEED = 1000
 OLDER, BORROWED = "†", "*"
 FOOT_LINES = {
     OLDER: "of another plan than conf/experiment makes today: settings, or the plan itself, changed since.",
-    BORROWED: "centralised on the same rows and seed under the other split; its steps may differ by a few.",
+    BORROWED: "centralised on the same rows and seed under the other split, whose settings may be others.",
 }
 
 
@@ -92,14 +94,15 @@ class Bench:
 
     def arms(self, name: str) -> Iterator[Arm]:
         """The arms of a word of the command line."""
+        bounds = self.prepared.config.bounds
         match name:
             case "federated":
                 yield self.federated
             case "centralised":
-                rate = self.prepared.config.bounds.centralised_learning_rate
-                yield centralised_arm(self.federated, rate)
+                yield centralised_arm(self.federated, bounds.centralised_learning_rate, bounds.optimiser)
             case "local":
-                yield from (local_arm(self.federated, site) for site in self.federated.sites)
+                for site in self.federated.sites:
+                    yield local_arm(self.federated, site, bounds.local_learning_rate, bounds.optimiser)
 
     def train(self, arm: Arm, events: EventStream) -> tuple[int, Adapter]:
         """Released round and adapter."""

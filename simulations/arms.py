@@ -33,6 +33,7 @@ from wardround.runtime.events import EventStream
 from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
 from wardround.server.rounds import Outcome, Run, cohort_size, round_half_up, run_rounds
+from wardround.simulations.config import BoundOptimiser
 from wardround.simulations.consortium import Consortium
 from wardround.simulations.flower_engine import simulate
 from wardround.simulations.privacy import simulated_privacy
@@ -93,20 +94,47 @@ def standing_still() -> float:
     return 0.0
 
 
-def local_arm(federated: Arm, site: str) -> Arm:
+def local_arm(
+    federated: Arm, site: str, learning_rate: float | None = None, optimiser: BoundOptimiser | None = None
+) -> Arm:
     """One site alone, as many rounds as it trains in the federation on average, its optimiser kept.
 
     A round has the same steps in both, so that the site takes as many in all: with every site in every round
     exactly, with a share of them to the nearest round, at least one.
+
+    Args:
+        federated: The federation.
+        site: Name of the site.
+        learning_rate: Its own; None: that of the federation's sites.
+        optimiser: Its own; None: that of the federation's sites.
     """
     plan = _alone(federated.plan)
     rounds = max(1, round_half_up(plan.rounds.rounds * cohort_share(federated)))
     plan = plan.model_copy(update={"rounds": plan.rounds.model_copy(update={"rounds": rounds})})
+    own = own_work(learning_rate, optimiser)
+    if own:
+        local = plan.local.model_copy(update=own)
+        plan = _with_bounds(plan.model_copy(update={"local": local}), federated.sites[site])
     return Arm(f"local/{site}", plan, {site: federated.sites[site]})
 
 
-def centralised_arm(federated: Arm, learning_rate: float | None) -> Arm:
-    """All rows in one place, as many steps a round as an average cohort takes, the optimiser kept."""
+def own_work(learning_rate: float | None, optimiser: BoundOptimiser | None) -> dict[str, object]:
+    """What a bound trains with instead of the settings of the federation's sites."""
+    given = {"learning_rate": learning_rate, "optimiser": optimiser}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def centralised_arm(
+    federated: Arm, learning_rate: float | None, optimiser: BoundOptimiser | None = None
+) -> Arm:
+    """All rows in one place, as many steps a round as an average cohort takes, the optimiser kept.
+
+    Args:
+        federated: The federation.
+        learning_rate: Its own; None: that of the federation's sites.
+        optimiser: Its own; None: that of the federation's sites. Where the federation's optimiser is the
+            server's, sites take plain gradient steps, which alone would be a handicap.
+    """
     pooled = SiteRows(
         [row for rows in federated.sites.values() for row in rows.training],
         [row for rows in federated.sites.values() for row in rows.validation],
@@ -117,14 +145,17 @@ def centralised_arm(federated: Arm, learning_rate: float | None) -> Arm:
     amount: dict[str, object] = {"epochs": None, "steps": steps_a_round(federated)}
     if privacy is not None and privacy.noise == "distributed":  # one step a round along the sum of all sites
         amount = {"steps": 1, "batch_size": work.batch_size * len(federated.sites)}
-    rate = {"learning_rate": learning_rate or work.learning_rate}
-    local = work.model_copy(update=amount | rate)
-    plan = plan.model_copy(update={"local": local})
-    encoding = bounds_of(
-        local, plan.strategy.weighting, len(pooled.training), plan.data.max_length, _bounds(plan, pooled)
-    )
-    plan = plan.model_copy(update={"encoding": plan.encoding.model_copy(update=encoding | {"norm": None})})
+    local = work.model_copy(update=amount | own_work(learning_rate, optimiser))
+    plan = _with_bounds(plan.model_copy(update={"local": local}), pooled)
     return Arm(CENTRALISED, plan, {POOL: pooled})
+
+
+def _with_bounds(plan: TrainingPlan, rows: SiteRows) -> TrainingPlan:
+    """The plan of one site with the encoding's bounds that follow from its own work."""
+    encoding = bounds_of(
+        plan.local, plan.strategy.weighting, len(rows.training), plan.data.max_length, _bounds(plan, rows)
+    )
+    return plan.model_copy(update={"encoding": plan.encoding.model_copy(update=encoding | {"norm": None})})
 
 
 def steps_a_round(arm: Arm) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -121,12 +121,22 @@ class EvaluationConfig(Frozen):
     """Whether `samples.md` shows those rows' texts beside the answers; the model card never does."""
 
 
+BoundOptimiser: TypeAlias = Literal["adamw", "adam", "sgd"]
+"""What a bound may train with."""
+
+
 class BoundsConfig(Frozen):
     """The two honest bounds, run in the same way beside the federation."""
 
     local_only: bool = False
     centralised: bool = False
+    optimiser: BoundOptimiser | None = None
+    """Of both bounds; None: that of the federation's sites, which is a handicap where the federation's
+    optimiser is the server's and sites take plain gradient steps."""
+    local_learning_rate: float | None = Field(default=None, gt=0)
+    """Of each site alone; None: that of the federation's sites."""
     centralised_learning_rate: float | None = Field(default=None, gt=0)
+    """Of all rows in one place; None: that of the federation's sites."""
 
 
 class SimulationConfig(Frozen):

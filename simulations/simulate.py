@@ -136,9 +136,10 @@ def train_and_score(arm: Arm, train: Train, scorer: Scorer, every: int | None) -
 
 def bounds_of(config: RunConfig, federated: Arm) -> list[Arm]:
     """The configured bounds: each site alone, all rows in one place."""
-    arms = []
-    if config.bounds.local_only:
-        arms += [local_arm(federated, site) for site in sorted(federated.sites)]
-    if config.bounds.centralised:
-        arms.append(centralised_arm(federated, config.bounds.centralised_learning_rate))
+    arms, bounds = [], config.bounds
+    if bounds.local_only:
+        rate = bounds.local_learning_rate
+        arms += [local_arm(federated, site, rate, bounds.optimiser) for site in sorted(federated.sites)]
+    if bounds.centralised:
+        arms.append(centralised_arm(federated, bounds.centralised_learning_rate, bounds.optimiser))
     return arms

@@ -196,7 +196,8 @@ def bounds_of(
                 remedy="set local.max_grad_norm, or encoding.largest",
             )
         largest *= local.max_grad_norm / (1 - local.momentum)
-    processed = steps * local.batch_size if local.steps else rows * math.ceil(local.epochs or 1)
+    passes = int((local.epochs or 1) * rows + 0.5)  # as `plan_batches` rounds
+    processed = steps * local.batch_size if local.steps else max(1, passes)
     most = {"uniform": 1, "examples": rows, "targets": processed * max_length}[weighting]
     return {"largest": largest, "most_weight": most}
 

@@ -16,7 +16,7 @@ NAMES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CON
 PRIMARY = [name for name in NAMES if "/" not in name]
 GROUPED = [name for name in NAMES if "/" in name]
 ENTRY = "config"
-COUNT = 34
+COUNT = 35
 """A new YAML raises it; one that no test finds cannot hide."""
 
 
@@ -54,6 +54,21 @@ def test_group_config_composes_under_the_entry(name: str) -> None:
         )
     assert isinstance(composed, dict)
     assert RunConfig.parse({str(key): value for key, value in composed.items()})
+
+
+@pytest.mark.parametrize("name", [name for name in GROUPED if name.startswith("experiment/")])
+def test_no_experiment_leaves_its_bounds_to_plain_steps(name: str) -> None:
+    """Where the federation's optimiser is the server's, the runs beside it bring one of their own."""
+    with initialize_config_module("wardround.conf", version_base="1.3"):
+        composed = OmegaConf.to_container(
+            compose(config_name=ENTRY, overrides=[f"experiment={name.rpartition('/')[2]}"]), resolve=True
+        )
+    config = RunConfig.parse(composed)  # type: ignore[arg-type]  # a mapping
+    bounds = config.bounds
+    if config.strategy.name in {"fedadam", "fedyogi", "fedadagrad"}:
+        assert bounds.optimiser in {"adam", "adamw"}
+        assert bounds.local_learning_rate is not None
+        assert bounds.centralised_learning_rate is not None
 
 
 @pytest.mark.parametrize("name", NAMES)

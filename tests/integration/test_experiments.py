@@ -10,7 +10,7 @@ from rich.console import Console
 
 from wardround.simulations.command import run_composed
 
-SITES = {"pqa_sections": 10, "medabs": 10, "medquad_qtype": 9, "medquad_qa": 9}
+SITES = {"pqa_sections": 10, "pqa_sections_skewed": 10, "medabs": 10, "medquad_qtype": 9, "medquad_qa": 9}
 METRIC = {"medquad_qa": "bits_per_byte"}
 
 
@@ -48,7 +48,7 @@ def _some_ids(shared_data: Path, name: str) -> str:
     import gzip
     import json
 
-    folder = shared_data / "data" / name.split("_q", maxsplit=1)[0]
+    folder = shared_data / "data" / name.removesuffix("_skewed").split("_q", maxsplit=1)[0]
     with gzip.open(folder / "test.jsonl.gz", "rt", encoding="utf-8") as file:
         ids = [json.loads(line)["id"] for line, _ in zip(file, range(12), strict=False)]
     return "[" + ",".join(f"'{row}'" for row in ids) + "]"

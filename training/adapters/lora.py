@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, cast, final
 from weakref import WeakKeyDictionary
@@ -21,7 +21,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora import LoraLayer
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer
 from safetensors.numpy import save_file
 from torch import nn
 
@@ -102,6 +102,11 @@ class LoraOptions(BaseModel):
                 f"a mean of {len(texts)} texts says little: give at least {LEAST_TEXTS}, or none"
             )
         return texts
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: Callable[[BaseModel], dict[str, Any]]) -> dict[str, Any]:
+        """Without public texts as before there were any: a plan that has none keeps its digest."""
+        return {name: value for name, value in write(self).items() if name != "public_texts" or value}
 
 
 @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ from wardround.simulations.arms import (
     standing_still,
     steps_a_round,
 )
+from wardround.simulations.config import BoundsConfig
+from wardround.simulations.simulate import bounds_of
 from wardround.training.batches import plan_batches
 from wardround.training.encoded_text import EncodedText
 from wardround.training.planning import SLACK
@@ -163,6 +166,44 @@ def test_the_bounds_of_the_centralised_arm_are_those_of_its_own_work(weighting: 
     assert plan.strategy.weighting == weighting
     alone = local_arm(federated, "a").plan
     assert (alone.encoding.largest, alone.encoding.most_weight) == (0.5, 100)
+
+
+def test_a_bound_trains_with_an_optimiser_and_a_rate_of_its_own() -> None:
+    """Where the federation's sites take plain gradient steps; how much work is done stays the same."""
+    work = {"epochs": 0.4, "batch_size": 8, "optimiser": "sgd", "learning_rate": 1.0, "max_grad_norm": 10.0}
+    federated = arm_of(ROWS, work)
+    alone, pooled = local_arm(federated, "a", 3e-3, "adamw"), centralised_arm(federated, 2e-3, "adamw")
+    for arm, rate, steps in ((alone, 3e-3, 1), (pooled, 2e-3, steps_a_round(federated))):
+        assert (arm.plan.local.optimiser, arm.plan.local.learning_rate) == ("adamw", rate)
+        assert arm.plan.local.max_grad_norm == 10.0
+        assert arm.plan.encoding.largest == pytest.approx(rate * steps * SLACK)
+        assert arm.plan.encoding.norm is None
+    assert site_steps(alone.plan, alone.sites["a"]) == site_steps(federated.plan, federated.sites["a"])
+    assert alone.plan.encoding.most_weight == len(federated.sites["a"].training)
+    only_rate = local_arm(federated, "a", 0.5).plan.local
+    assert (only_rate.optimiser, only_rate.learning_rate) == ("sgd", 0.5)
+    assert local_arm(federated, "a") == local_arm(federated, "a", None, None)
+    assert local_arm(federated, "a").plan.local == federated.plan.local.model_copy(
+        update={"optimiser_state": "keep"}
+    )
+
+
+def test_a_configured_bound_gets_its_optimiser_and_rate() -> None:
+    """Both kinds, in the order in which they are run."""
+    federated = arm_of(ROWS, {"steps": 2, "batch_size": 8, "optimiser": "sgd", "learning_rate": 1.0})
+    bounds = BoundsConfig(
+        local_only=True,
+        centralised=True,
+        optimiser="adam",
+        local_learning_rate=0.1,
+        centralised_learning_rate=0.2,
+    )
+    config: Any = SimpleNamespace(bounds=bounds)
+    arms = bounds_of(config, federated)
+    assert [arm.name for arm in arms] == [*(f"local/{site}" for site in sorted(ROWS)), "centralised"]
+    assert {arm.plan.local.optimiser for arm in arms} == {"adam"}
+    assert [arm.plan.local.learning_rate for arm in arms] == [0.1] * len(ROWS) + [0.2]
+    assert bounds_of(SimpleNamespace(bounds=BoundsConfig()), federated) == []  # type: ignore[arg-type]  # all it reads
 
 
 def test_no_time_passes_in_a_simulation() -> None:

@@ -55,6 +55,16 @@ def benches(request: pytest.FixtureRequest, toys: Any) -> Any:
     return bench
 
 
+def test_an_option_that_is_not_used_leaves_older_plans_their_digest() -> None:
+    """Plans that were made before there were public texts did not name them."""
+    before = {"r", "alpha", "targets", "rslora", "dropout", "bias", "modules_to_save"}
+    assert set(LoraOptions().model_dump(mode="json")) == before
+    used = LoraOptions(public_texts=tuple(map(str, range(8))))
+    assert set(used.model_dump(mode="json")) == before | {"public_texts"}
+    for options in (LoraOptions(), used):
+        assert parse_options(LoraOptions, options.model_dump(mode="json"), "options") == options
+
+
 def noise(bench: Workbench, seed: int = 0) -> Adapter:
     """An adapter of small random numbers."""
     vector = np.random.default_rng(seed).normal(0, 0.05, bench.layout.size).astype(np.float32)

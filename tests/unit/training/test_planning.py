@@ -209,8 +209,9 @@ def test_the_bound_holds_for_the_steps_that_a_site_takes(amount: dict[str, Any],
         ({"epochs": 0.5}, "examples", 40),
         ({"steps": 5}, "targets", 5 * 8 * 32),
         ({"epochs": 1}, "targets", 40 * 32),
-        ({"epochs": 2.5}, "targets", 3 * 40 * 32),
-        ({"epochs": 0.5}, "targets", 40 * 32),
+        ({"epochs": 2.5}, "targets", 100 * 32),
+        ({"epochs": 0.5}, "targets", 20 * 32),
+        ({"epochs": 0.001}, "targets", 32),
     ],
 )
 def test_no_site_weighs_more_than_its_weighting_allows(
@@ -218,6 +219,19 @@ def test_no_site_weighs_more_than_its_weighting_allows(
 ) -> None:
     """One; the rows of the largest site; every token of every row that it processes in a round."""
     assert bounds_of(LocalWork(**amount, batch_size=8), weighting, 40, 32)["most_weight"] == most
+
+
+@pytest.mark.parametrize(
+    "amount", [{"epochs": e} for e in (0.001, 0.02, 0.49, 1, 2.9)] + [{"steps": 3}], ids=str
+)
+def test_the_tokens_that_a_site_processes_are_within_its_weight(amount: dict[str, Any]) -> None:
+    """At the largest site, where every row is as long as it may be, to the row; and at every smaller one."""
+    work = LocalWork(**amount, batch_size=8)
+    for rows in (8, 17, 33, 40):
+        batches = plan_batches(rows, work, generator(0, Purpose.SHUFFLE))
+        processed = 32 * sum(len(batch) for batch in batches)
+        assert processed == bounds_of(work, "targets", rows, 32)["most_weight"]
+        assert processed <= bounds_of(work, "targets", 40, 32)["most_weight"]
 
 
 def test_a_site_without_rows_still_has_bounds() -> None:
