@@ -368,8 +368,19 @@ def _provenance(facts: CardFacts) -> str:
     )
 
 
+MOST_LISTED = 8
+"""Of an option's values, such as the names of target modules."""
+
+
 def _options(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in options.items()) or "no options"
+    return ", ".join(f"{key} {_short(value)}" for key, value in options.items()) or "no options"
+
+
+def _short(value: Any) -> Any:
+    """A list of many as their number; the plan beside the card has them all."""
+    return (
+        f"({len(value)} of them)" if isinstance(value, list | tuple) and len(value) > MOST_LISTED else value
+    )
 
 
 def _value(test: Test, metric: str) -> str:

@@ -165,6 +165,17 @@ def test_the_card_says_what_was_trained_on_what() -> None:
         assert text in card, text
 
 
+def test_long_lists_of_an_option_stand_as_their_number() -> None:
+    """Two dozen texts would bury the card; a few module names are what it is for."""
+    plan = plan_of()
+    options = {"targets": ["query", "value"], "public_texts": [f"text {n}" for n in range(24)]}
+    card = card_of(
+        plan.model_copy(update={"adapter": plan.adapter.model_copy(update={"options": options})}), summary()
+    )
+    assert "| adapter | lora, targets ['query', 'value'], public_texts (24 of them) |" in card
+    assert "text 7" not in card
+
+
 def test_results_stand_with_their_support() -> None:
     """Every arm on everybody's test rows, each class with its rows, each site beside its local-only model."""
     card = card_of(plan_of(), summary())
