@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from broadcasting import Broadcasting
 from site_plans import site_plan
 
 from wardround.client.fold_check import TOLERANCE, FoldCheck
@@ -31,7 +32,7 @@ SITES = tuple("abcdefghij")
 
 
 @dataclass
-class Server:
+class Server(Broadcasting):
     """An honest server of ten sites whose updates cancel each other, so that the noise alone is folded."""
 
     name: str = "fedavg"
@@ -47,16 +48,6 @@ class Server:
         self.plan = plan.model_copy(update={"adapter": spec})
         self.strategy = bind_strategy(self.plan)
         self.state = self.strategy.begin(INITIAL)
-
-    @property
-    def round(self) -> int:
-        """The round that the next broadcast begins."""
-        return self.state.round + 1
-
-    @property
-    def broadcast(self) -> Packed:
-        """What it sends."""
-        return self.strategy.broadcast(self.state, self.round, 0)
 
     def fold(self) -> None:
         """One round."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from broadcasting import Broadcasting
 from toy_plans import toy_plan
 
 from wardround.client.fold_check import TOLERANCE, FoldCheck
@@ -33,7 +34,7 @@ EVERY = pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedavgm", "fedada
 
 
 @dataclass
-class Server:
+class Server(Broadcasting):
     """An honest server of five sites, and what it sends with each broadcast."""
 
     name: str = "fedavg"
@@ -53,16 +54,6 @@ class Server:
         made = STRATEGIES.get(self.name)
         self.strategy = made(parse_options(made.Options, {}, self.name), LAYOUT)
         self.state = self.strategy.begin(INITIAL)
-
-    @property
-    def round(self) -> int:
-        """The round that the next broadcast begins."""
-        return self.state.round + 1
-
-    @property
-    def broadcast(self) -> Packed:
-        """What it sends."""
-        return self.strategy.broadcast(self.state, self.round, 0)
 
     def site(self) -> FoldCheck:
         """One that knows nothing yet."""

@@ -35,6 +35,16 @@ def batch_of(bench: Workbench, toys: Any, rows: int) -> dict[str, torch.Tensor]:
     return batch
 
 
+def begun(folder: Path, toys: Any) -> tuple[Workbench, RememberedFeatures, dict[str, torch.Tensor]]:
+    """A bench, what it remembers, and six rows without their labels."""
+    bench = head_bench(folder, toys)
+    known = remembered(bench)
+    assert known is not None
+    batch = batch_of(bench, toys, 6)
+    del batch["labels"]
+    return bench, known, batch
+
+
 @pytest.mark.parametrize("texts", [(), TEXTS], ids=["plain", "normalised"])
 def test_logits_are_the_models_own(texts: tuple[str, ...], tiny_bert: Path, toys: Any) -> None:
     """With the model's own forward put back they are the same but for what padding does to a float."""
@@ -55,14 +65,10 @@ def test_a_row_is_computed_once_and_alone(
     tiny_bert: Path, toys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever it is batched with, and whatever the head has become."""
-    bench = head_bench(tiny_bert, toys)
-    known = remembered(bench)
-    assert known is not None
+    bench, known, batch = begun(tiny_bert, toys)
     passes = []
     plain = known._plain
     monkeypatch.setattr(known, "_plain", lambda **row: (passes.append(row), plain(**row))[1])
-    batch = batch_of(bench, toys, 6)
-    del batch["labels"]
     with torch.no_grad():
         whole = bench.model(**batch).logits
         half = bench.model(**{name: tensor[3:] for name, tensor in batch.items()}).logits
@@ -79,12 +85,8 @@ def test_what_does_not_fit_is_computed_again(
     tiny_bert: Path, toys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory is bounded; answers do not change with it."""
-    bench = head_bench(tiny_bert, toys)
-    known = remembered(bench)
-    assert known is not None
+    bench, known, batch = begun(tiny_bert, toys)
     monkeypatch.setattr(known, "_room", 4 * 32 * 2)
-    batch = batch_of(bench, toys, 6)
-    del batch["labels"]
     with torch.no_grad():
         assert torch.equal(bench.model(**batch).logits, bench.model(**batch).logits)
     assert len(known.kept) < 6
