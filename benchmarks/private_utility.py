@@ -125,7 +125,7 @@ def run(
                 found = score(config_of(name, noise, epsilon, seed, [], base), held_out=False)
                 line = {"set": name, "noise": noise, "epsilon": str(epsilon), "seed": seed, **found}
                 with RESULTS.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write(quality.compact(line) + "\n")
                 print(name, noise, epsilon, seed, found["values"]["macro_f1"], flush=True)
 
 

@@ -218,7 +218,12 @@ def append(file: str, name: str, seed: int, arm: str, record: dict[str, Any]) ->
     FOLDER.mkdir(exist_ok=True)
     with (FOLDER / f"{file}.jsonl").open("a", encoding="utf-8") as lines:
         fcntl.flock(lines, fcntl.LOCK_EX)
-        lines.write(json.dumps({"set": name, "seed": seed, "arm": arm, **record}) + "\n")
+        lines.write(compact({"set": name, "seed": seed, "arm": arm, **record}) + "\n")
+
+
+def compact(record: dict[str, Any]) -> str:
+    """JSON without spaces: a line holds an answer for each test row."""
+    return json.dumps(record, separators=(",", ":"))
 
 
 def _seconds(started: float) -> int:
