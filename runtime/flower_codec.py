@@ -1,32 +1,22 @@
-"""Requests and replies as Flower records: one small JSON manifest each, and few arrays.
-
-Cost in Flower grows with the number of arrays, so there is exactly one for the broadcast and one of bytes for
-each sum. Nothing is pickled. Only Flower's public API is used here.
-"""
+"""Requests and replies as Flower records: a manifest, one array for the broadcast, one of bytes a sum."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, NamedTuple, TypeAlias
 
 import numpy as np
-from flwr.app import Array as FlowerArray
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from flwr.app import RecordDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from wardround.core.errors import PeerError
 from wardround.core.messages import PLACE, Reply, Request
 from wardround.core.packed import Array, Layout, Packed
+from wardround.runtime.flower_records import as_array, make_records, read_array, read_bytes, read_manifest
 
-M = TypeVar("M", bound=BaseModel)
 PROTOCOL = 3
-LARGEST_MANIFEST = 1 << 20
 MOST_OPENED = 1000
 """Of the sums that come with a broadcast: one a stage, or a group."""
-PLAIN = "wardround.little_endian"
-"""How an array lies in its bytes: one number after the other, nothing before them. NumPy's own form begins
-with a Python expression, which is parsed; two threads at once can fail at that (CPython issue 106905)."""
-DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "float32", "float64", "int64")}
 BROADCAST, OPENED, SUM = "broadcast", "opened.", "sum."
 SumName: TypeAlias = Annotated[str, Field(pattern="^[a-z]{1,20}$")]
 
@@ -71,8 +61,8 @@ def encode_request(request: Request) -> tuple[RecordDict, int]:
         **{name: getattr(request, name) for name in PLACE},
     )
     arrays = {BROADCAST: request.broadcast.vector} if request.broadcast else {}
-    arrays |= {OPENED + str(stage): _as_array(message) for stage, message in enumerate(request.opened)}
-    return _records(manifest, arrays | _as_arrays(request.sums))
+    arrays |= {OPENED + str(stage): as_array(message) for stage, message in enumerate(request.opened)}
+    return make_records(manifest, arrays | _as_arrays(request.sums))
 
 
 def decode_request(records: RecordDict, layout: Layout) -> Request:
@@ -81,10 +71,10 @@ def decode_request(records: RecordDict, layout: Layout) -> Request:
     Raises:
         PeerError: Anything missing, unknown, too large, of another layout or type.
     """
-    manifest = _manifest(records, _RequestManifest)
+    manifest = read_manifest(records, _RequestManifest)
     broadcast = None
     if manifest.layout_digest:
-        vector = _array(records, BROADCAST)
+        vector = read_array(records, BROADCAST)
         if manifest.layout_digest != layout.digest:
             raise PeerError(
                 "the broadcast has another layout",
@@ -97,7 +87,7 @@ def decode_request(records: RecordDict, layout: Layout) -> Request:
     return Request(
         plan_digest=manifest.plan_digest,
         broadcast=broadcast,
-        opened=tuple(_bytes(records, OPENED + str(stage)) for stage in range(manifest.opened)),
+        opened=tuple(read_bytes(records, OPENED + str(stage)) for stage in range(manifest.opened)),
         sums=_sums(records, manifest),
         **{name: getattr(manifest, name) for name in PLACE},
     )
@@ -117,7 +107,7 @@ def addressee(records: RecordDict) -> Addressee:
     Raises:
         PeerError: There is no valid manifest.
     """
-    manifest = _manifest(records, _RequestManifest)
+    manifest = read_manifest(records, _RequestManifest)
     return Addressee(manifest.run_id, manifest.site, manifest.stage)
 
 
@@ -134,7 +124,7 @@ def encode_reply(reply: Reply) -> tuple[RecordDict, int]:
         local=reply.local,
         **{name: getattr(reply, name) for name in PLACE},
     )
-    return _records(manifest, _as_arrays(reply.sums))
+    return make_records(manifest, _as_arrays(reply.sums))
 
 
 def decode_reply(records: RecordDict) -> Reply:
@@ -143,7 +133,7 @@ def decode_reply(records: RecordDict) -> Reply:
     Raises:
         PeerError: Anything missing, unknown or too large.
     """
-    manifest = _manifest(records, _ReplyManifest)
+    manifest = read_manifest(records, _ReplyManifest)
     return Reply(
         plan_digest=manifest.plan_digest,
         status=manifest.status,  # type: ignore[arg-type]  # the pattern of the manifest allows just these
@@ -156,73 +146,8 @@ def decode_reply(records: RecordDict) -> Reply:
 
 
 def _as_arrays(sums: Mapping[str, bytes]) -> dict[str, Array]:
-    return {SUM + name: _as_array(message) for name, message in sums.items()}
-
-
-def _as_array(message: bytes) -> Array:
-    return np.frombuffer(message, dtype=np.uint8)
+    return {SUM + name: as_array(message) for name, message in sums.items()}
 
 
 def _sums(records: RecordDict, manifest: _Manifest) -> dict[str, bytes]:
-    return {name: _bytes(records, SUM + name) for name in manifest.sums}
-
-
-def _bytes(records: RecordDict, name: str) -> bytes:
-    array = _array(records, name)
-    if array.dtype != np.uint8:
-        raise PeerError("a sum's message has the wrong type", found=array.dtype, expected="uint8")
-    return array.tobytes()
-
-
-def _records(manifest: BaseModel, arrays: dict[str, Array]) -> tuple[RecordDict, int]:
-    text = manifest.model_dump_json()
-    packed = ArrayRecord({name: flower_array(array) for name, array in arrays.items()})
-    records = RecordDict({"manifest": ConfigRecord({"json": text}), "arrays": packed})
-    return records, len(text) + sum(array.nbytes for array in arrays.values())
-
-
-def flower_array(array: Array) -> FlowerArray:
-    """An array as it travels: dtype and shape beside its little-endian bytes."""
-    data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
-    return FlowerArray(dtype=array.dtype.name, shape=array.shape, stype=PLAIN, data=data)
-
-
-def _manifest(records: RecordDict, model: type[M]) -> M:
-    config = records.config_records.get("manifest")
-    text = config.get("json") if config is not None else None
-    if not isinstance(text, str) or len(text) > LARGEST_MANIFEST:
-        raise PeerError(
-            "the message has no manifest, or too large a one",
-            expected=f"JSON of at most {LARGEST_MANIFEST} bytes",
-        )
-    try:
-        return model.model_validate_json(text)
-    except ValidationError as error:
-        fields = [".".join(map(str, fault["loc"])) for fault in error.errors(include_input=False)]
-        raise PeerError(
-            "the message's manifest is not valid",
-            found=", ".join(filter(None, fields[:5])) or "no JSON object",
-        ) from error
-
-
-def _array(records: RecordDict, name: str) -> Array:
-    arrays = records.array_records.get("arrays")
-    if arrays is None or name not in arrays:
-        raise PeerError(f"the message lacks its array {name!r}")
-    found = arrays[name]
-    dtype = DTYPES.get(found.dtype)
-    if found.stype != PLAIN or dtype is None:
-        raise PeerError(
-            f"the array {name!r} cannot be read", found=f"{found.dtype[:20]} as {found.stype[:40]}",
-            expected=f"{', '.join(DTYPES)} as {PLAIN}",
-        )  # fmt: skip
-    if len(found.shape) != 1:
-        raise PeerError(
-            f"the array {name!r} has the wrong shape", found=f"{len(found.shape)} dimensions", expected="one"
-        )
-    if len(found.data) != found.shape[0] * dtype.itemsize:
-        raise PeerError(
-            f"the array {name!r} has not the bytes that its shape says",
-            found=len(found.data), expected=found.shape[0] * dtype.itemsize,
-        )  # fmt: skip
-    return np.frombuffer(found.data, dtype).astype(dtype.newbyteorder("="))
+    return {name: read_bytes(records, SUM + name) for name in manifest.sums}

@@ -18,15 +18,13 @@ from wardround.core.errors import PeerError
 from wardround.core.messages import Reply, Request
 from wardround.core.packed import Layout, Packed, TensorSpec
 from wardround.runtime.flower_codec import (
-    LARGEST_MANIFEST,
-    PLAIN,
     addressee,
     decode_reply,
     decode_request,
     encode_reply,
     encode_request,
-    flower_array,
 )
+from wardround.runtime.flower_records import LARGEST_MANIFEST, PLAIN, flower_array
 
 LAYOUT = Layout(tensors=(TensorSpec(name="b", shape=(3, 2)), TensorSpec(name="a", shape=(4,))))
 

@@ -1,0 +1,105 @@
+"""Values as Flower records: one small JSON manifest each, and few arrays.
+
+Cost in Flower grows with the number of arrays. Nothing is pickled. Only Flower's public API is used here.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+from flwr.app import Array as FlowerArray
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from pydantic import BaseModel, ValidationError
+
+from wardround.core.errors import PeerError
+from wardround.core.packed import Array
+
+M = TypeVar("M", bound=BaseModel)
+LARGEST_MANIFEST = 1 << 20
+PLAIN = "wardround.little_endian"
+"""How an array lies in its bytes: one number after the other, nothing before them. NumPy's own form begins
+with a Python expression, which is parsed; two threads at once can fail at that (CPython issue 106905)."""
+DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "float32", "float64", "int64")}
+
+
+def as_array(message: bytes) -> Array:
+    """Bytes as the array of bytes that carries them."""
+    return np.frombuffer(message, dtype=np.uint8)
+
+
+def read_bytes(records: RecordDict, name: str) -> bytes:
+    """The bytes of an array of bytes.
+
+    Raises:
+        PeerError: As `read_array`, or the array is no array of bytes.
+    """
+    array = read_array(records, name)
+    if array.dtype != np.uint8:
+        raise PeerError("a message has the wrong type", found=array.dtype, expected="uint8")
+    return array.tobytes()
+
+
+def make_records(manifest: BaseModel, arrays: dict[str, Array]) -> tuple[RecordDict, int]:
+    """Records of a manifest and its arrays, and the bytes of their contents."""
+    text = manifest.model_dump_json()
+    packed = ArrayRecord({name: flower_array(array) for name, array in arrays.items()})
+    records = RecordDict({"manifest": ConfigRecord({"json": text}), "arrays": packed})
+    return records, len(text) + sum(array.nbytes for array in arrays.values())
+
+
+def flower_array(array: Array) -> FlowerArray:
+    """An array as it travels: dtype and shape beside its little-endian bytes."""
+    data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
+    return FlowerArray(dtype=array.dtype.name, shape=array.shape, stype=PLAIN, data=data)
+
+
+def read_manifest(records: RecordDict, model: type[M]) -> M:
+    """The manifest.
+
+    Raises:
+        PeerError: There is none, it is too large, or not what `model` asks for.
+    """
+    config = records.config_records.get("manifest")
+    text = config.get("json") if config is not None else None
+    if not isinstance(text, str) or len(text) > LARGEST_MANIFEST:
+        raise PeerError(
+            "the message has no manifest, or too large a one",
+            expected=f"JSON of at most {LARGEST_MANIFEST} bytes",
+        )
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        fields = [".".join(map(str, fault["loc"])) for fault in error.errors(include_input=False)]
+        raise PeerError(
+            "the message's manifest is not valid",
+            found=", ".join(filter(None, fields[:5])) or "no JSON object",
+        ) from error
+
+
+def read_array(records: RecordDict, name: str) -> Array:
+    """One array, of one dimension.
+
+    Raises:
+        PeerError: It is not there, of another type or shape, or has other bytes than its shape says.
+    """
+    arrays = records.array_records.get("arrays")
+    if arrays is None or name not in arrays:
+        raise PeerError(f"the message lacks its array {name!r}")
+    found = arrays[name]
+    dtype = DTYPES.get(found.dtype)
+    if found.stype != PLAIN or dtype is None:
+        raise PeerError(
+            f"the array {name!r} cannot be read", found=f"{found.dtype[:20]} as {found.stype[:40]}",
+            expected=f"{', '.join(DTYPES)} as {PLAIN}",
+        )  # fmt: skip
+    if len(found.shape) != 1:
+        raise PeerError(
+            f"the array {name!r} has the wrong shape", found=f"{len(found.shape)} dimensions", expected="one"
+        )
+    if len(found.data) != found.shape[0] * dtype.itemsize:
+        raise PeerError(
+            f"the array {name!r} has not the bytes that its shape says",
+            found=len(found.data), expected=found.shape[0] * dtype.itemsize,
+        )  # fmt: skip
+    return np.frombuffer(found.data, dtype).astype(dtype.newbyteorder("="))
