@@ -14,6 +14,7 @@ from wardround.runtime.events import (
     Event,
     Improved,
     Notice,
+    PlanAnswered,
     PrivacySpent,
     RoundBurnt,
     RoundFolded,
@@ -76,6 +77,8 @@ class RichSink:
         """Show the event."""
         arm = self._arms.setdefault(event.arm, _Arm(0))
         match event:
+            case PlanAnswered():
+                self._print(_answer(event))
             case RunStarted():
                 self._start(event)
             case RoundStarted():
@@ -250,6 +253,18 @@ def _columns(values: Mapping[str, float], first: str) -> tuple[str, ...]:
     """The metric that decides, then those that people ask for first."""
     wanted = [name for name in (first, *PREFERRED, *values) if name in values]
     return tuple(dict.fromkeys(wanted))[:MOST_METRICS]
+
+
+def _answer(event: PlanAnswered) -> Text:
+    """One line of a site's answer to the offer of a plan."""
+    text = Text(f"  {event.site}: {event.verdict}", style="" if event.verdict == "accepted" else "yellow")
+    if event.rows != "unsaid":
+        text.append(f", {event.rows.replace('_', ' ')} rows")
+    if event.seconds_a_round is not None:
+        text.append(f", about {event.seconds_a_round:g} s a round")
+    for reason in event.reasons:
+        text.append(f"; {reason}")
+    return text
 
 
 def _figure(value: float | None) -> str:

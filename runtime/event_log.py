@@ -13,6 +13,7 @@ from wardround.runtime.events import (
     Evaluated,
     Event,
     Notice,
+    PlanAnswered,
     PrivacyReported,
     RoundBurnt,
     RoundFolded,
@@ -127,6 +128,8 @@ def without_repetitions(events: Iterable[Event]) -> list[Event]:
 def _key(event: Event) -> tuple[Any, ...]:
     kind, arm = type(event), event.arm
     match event:
+        case PlanAnswered():
+            return kind, arm, event.site
         case RunStarted():
             return kind, arm, event.resumed_from
         case RoundStarted():

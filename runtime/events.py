@@ -13,6 +13,21 @@ from typing import Any, Protocol, TypeAlias
 
 
 @dataclass(frozen=True)
+class PlanAnswered:
+    """A site answered the offer of a plan, before the run begins.
+
+    `verdict`, `reasons` (each `code: sentence`), `rows` and `seconds_a_round` are a `PlanAnswer`'s.
+    """
+
+    arm: str
+    site: str
+    verdict: str
+    reasons: tuple[str, ...] = ()
+    rows: str = "unsaid"
+    seconds_a_round: float | None = None
+
+
+@dataclass(frozen=True)
 class RunStarted:
     """A run begins, or goes on after an interruption.
 
@@ -199,7 +214,8 @@ class RunFinished:
 
 
 Event: TypeAlias = (
-    RunStarted
+    PlanAnswered
+    | RunStarted
     | RoundStarted
     | SiteReplied
     | SumOpened
