@@ -7,7 +7,8 @@ a reply it answers with Flower's own error, whose reason is ours.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable
+from typing import Protocol
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
@@ -15,32 +16,60 @@ from flwr.clientapp import ClientApp
 from wardround.client.round import answer
 from wardround.client.site import Site
 from wardround.core.errors import PeerError
+from wardround.core.plan_offers import PlanAnswer, PlanOffer
 from wardround.runtime.flower_codec import addressee, decode_request, encode_reply
+from wardround.runtime.offer_codec import OFFER_ACTION, decode_offer, encode_answer
 
 LOG = logging.getLogger(__name__)
 UNKNOWN_ERROR = 0
 """Flower's code for an error of no kind of its own."""
 
 
-def client_app(sites: Mapping[tuple[str, str], Site]) -> ClientApp:
-    """An app that serves these sites, by run and name: one at a hospital, many in a simulation."""
+class Sites(Protocol):
+    """The sites that are served here."""
+
+    def get(self, key: tuple[str, str]) -> Site | None:
+        """The site of a run and a name."""
+
+
+def client_app(sites: Sites, offered: Callable[[PlanOffer], PlanAnswer] | None = None) -> ClientApp:
+    """An app that serves these sites, by run and name: one at a hospital, many in a simulation.
+
+    Args:
+        sites: Answer requests.
+        offered: Answers offers of plans; a simulation has none.
+    """
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
-        try:
-            return answered(message, sites)
-        except PeerError as error:
-            LOG.warning("a message cannot be answered: %s", error)
-            return Message(Error(UNKNOWN_ERROR, error.what), reply_to=message)
-        except Exception as error:
-            LOG.exception("a message cannot be answered")
-            return Message(Error(UNKNOWN_ERROR, type(error).__name__), reply_to=message)
+        return _guarded(message, lambda: answered(message, sites))
+
+    if offered is not None:
+
+        @app.query(OFFER_ACTION)
+        def offer(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
+            def decided() -> Message:
+                records, _ = encode_answer(offered(decode_offer(message.content)))
+                return Message(records, reply_to=message)
+
+            return _guarded(message, decided)
 
     return app
 
 
-def answered(message: Message, sites: Mapping[tuple[str, str], Site]) -> Message:
+def _guarded(message: Message, work: Callable[[], Message]) -> Message:
+    try:
+        return work()
+    except PeerError as error:
+        LOG.warning("a message cannot be answered: %s", error)
+        return Message(Error(UNKNOWN_ERROR, error.what), reply_to=message)
+    except Exception as error:
+        LOG.exception("a message cannot be answered")
+        return Message(Error(UNKNOWN_ERROR, type(error).__name__), reply_to=message)
+
+
+def answered(message: Message, sites: Sites) -> Message:
     """The site's reply as a Flower message.
 
     Raises:

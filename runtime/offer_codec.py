@@ -11,7 +11,8 @@ from wardround.core.plan_offers import MOST_REASONS, Enough, PlanAnswer, PlanOff
 from wardround.runtime.flower_records import as_array, make_records, read_bytes, read_manifest
 
 PROTOCOL: Final = 1
-OFFER_TYPE: Final = "query.plan_offer"
+OFFER_ACTION: Final = "plan_offer"
+OFFER_TYPE: Final = f"query.{OFFER_ACTION}"
 """Flower's name for the kind of message."""
 PLAN, CERTIFICATE = "plan", "certificate"
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]

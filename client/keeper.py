@@ -1,0 +1,79 @@
+"""What a site keeps from the process that trains: its identity key, its replay records, its ledger.
+
+The worker parses models and adapters, so it asks for these and never holds them; in a deployment the
+supervisor answers, in another process.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from wardround.client.ledger.ledger import Ledger
+from wardround.client.sealed_files import Owner
+from wardround.client.secure_record import FileDrawRecord, FileRecord
+from wardround.core.errors import PolicyError
+from wardround.privacy.secagg.admission import Record
+from wardround.privacy.secagg.draw import DrawRecord
+from wardround.privacy.secagg.identity import Signer
+from wardround.privacy.secagg.secret import Secret
+
+
+class Keeper(Protocol):
+    """Keys and records of one site."""
+
+    @property
+    def signer(self) -> Signer:
+        """Signs with the site's identity key."""
+
+    def record(self, owner: Owner, sum: str) -> Record:
+        """What a run's sum must not forget."""
+
+    def draw_record(self, owner: Owner) -> DrawRecord:
+        """What a run's draw of groups must not forget."""
+
+    def ledger(self) -> AbstractContextManager[Ledger]:
+        """The site's privacy ledger, opened.
+
+        Raises:
+            PolicyError: The site has none.
+            StorageError: It cannot be opened.
+        """
+
+
+@dataclass(frozen=True)
+class OwnKeeper:
+    """Keys and records in this process.
+
+    Attributes:
+        signer: Of the site's identity key.
+        folder: Of the site.
+        storage: Its storage key, which seals the records.
+    """
+
+    signer: Signer
+    folder: Path
+    storage: Secret
+
+    def record(self, owner: Owner, sum: str) -> Record:
+        """As `Keeper`: a sealed file in the run's folder."""
+        return FileRecord(self._records(owner), owner, sum, self.storage)
+
+    def draw_record(self, owner: Owner) -> DrawRecord:
+        """As `Keeper`: a sealed file in the run's folder."""
+        return FileDrawRecord(self._records(owner), owner, self.storage)
+
+    def ledger(self) -> AbstractContextManager[Ledger]:
+        """As `Keeper`: `ledger/` of the site's folder."""
+        path = self.folder / "ledger"
+        if not path.exists():
+            raise PolicyError(
+                "this site has no privacy ledger, and the plan trains privately", expected=f"{path.name}/",
+                remedy="wardround ledger create makes one, with the ε that this site grants its patients",
+            )  # fmt: skip
+        return Ledger.open(path)
+
+    def _records(self, owner: Owner) -> Path:
+        return self.folder / "records" / owner.run_id

@@ -1,0 +1,256 @@
+"""A site's node: what it says to an offered plan, and the sites of the runs that it has accepted.
+
+    offer → roster, plan, policy → rows and model → a person's approval → accepted, durably
+
+What was accepted is built again from the site's own files after a restart: model, rows, and what the site keeps
+between rounds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from wardround.client.accepted import Accepted, RunFolders
+from wardround.client.estimate import seconds_a_round
+from wardround.client.fold_check import FoldCheck
+from wardround.client.grouping import Grouped
+from wardround.client.keeper import Keeper
+from wardround.client.local_data import LocalSite
+from wardround.client.memory import SiteStore
+from wardround.client.parties import Parties
+from wardround.client.private import SitePrivacy
+from wardround.client.round import named
+from wardround.client.sealed_files import Owner
+from wardround.client.secure_record import KeptContributions
+from wardround.client.site import Site
+from wardround.core.enrolment import SignedPlan
+from wardround.core.errors import PeerError, PolicyError
+from wardround.core.plan import TrainingPlan
+from wardround.core.plan_offers import PlanAnswer, PlanOffer, Reason
+from wardround.privacy.accounting.of_plan import round_cost
+from wardround.privacy.noise.source import SystemSource
+from wardround.privacy.secagg.admission import Member
+from wardround.privacy.secagg.draw import DrawSite
+from wardround.privacy.secagg.identity import Roster
+from wardround.privacy.secagg.policy import SecurePolicy
+from wardround.privacy.secagg.secret import Secret
+from wardround.privacy.sums.aggregation import party
+from wardround.privacy.sums.contract import GROUPS, SUMS
+from wardround.privacy.sums.offers import run_of
+from wardround.strategies.contract import GroupStrategy, SumStrategy
+from wardround.training.planning import bind_strategy
+
+LOG = logging.getLogger(__name__)
+WAITING: Final = frozenset({"roster_unconfirmed", "approval"})
+"""Codes of what a person at the site can settle: the offer stands."""
+
+
+class WaitingError(PolicyError):
+    """A person at the site has to do something first."""
+
+    def __init__(self, code: str, what: str) -> None:
+        super().__init__(what)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class NodeRules:
+    """A site's own rules.
+
+    Attributes:
+        secure: What it demands of secure aggregation.
+        approval: Whether a person has to approve each plan.
+        say_rows: Whether it says that its rows are enough, or not.
+        say_seconds: Whether it says how long a round takes.
+    """
+
+    secure: SecurePolicy
+    approval: bool = True
+    say_rows: bool = True
+    say_seconds: bool = True
+
+
+@dataclass
+class Node:
+    """One site's node.
+
+    Attributes:
+        name: Of the site.
+        runs: Its folders of runs.
+        storage: Seals what it keeps of a run.
+        keeper: Its keys, records and ledger.
+        read_plan: Signed bytes → the plan, under the consortium's key.
+        read_server: Signed bytes → the server's public key, under the consortium's key; refuses what expired.
+        roster: The members that its people have confirmed, as of now.
+        open_local: Plan → the site's model and rows.
+        rules: Its own.
+    """
+
+    name: str
+    runs: RunFolders
+    storage: Secret
+    keeper: Keeper
+    read_plan: Callable[[bytes], SignedPlan]
+    read_server: Callable[[bytes], bytes]
+    roster: Callable[[], Roster]
+    open_local: Callable[[TrainingPlan], LocalSite]
+    rules: NodeRules
+    _open: dict[str, Site] = field(default_factory=dict)
+    """The run whose model is loaded: one, since a model is large."""
+
+    def answer(self, offer: PlanOffer) -> PlanAnswer:
+        """What the site says to an offer; the same offer twice gets the same answer.
+
+        Nothing is raised: every failure is a reason, and the whole of it stands in the site's own log.
+        """
+        try:
+            return self._accept(offer)
+        except WaitingError as error:
+            return self._says(offer, "waiting", error.code, error.what)
+        except Exception as error:
+            _, code, reason = named(error)
+            LOG.warning(
+                "the plan of run %s is not accepted: %s", offer.run_id, error, exc_info=code == "internal"
+            )
+            return self._says(offer, "refused", code, reason)
+
+    def _says(self, offer: PlanOffer, verdict: str, code: str, text: str) -> PlanAnswer:
+        says = "waiting" if verdict == "waiting" else "refused"
+        return PlanAnswer(offer.run_id, self.name, says, (Reason(code, text),))  # type: ignore[arg-type]  # one of two
+
+    def _accept(self, offer: PlanOffer) -> PlanAnswer:
+        if offer.site != self.name:
+            raise PeerError("the offer is for another site", found=offer.site, expected=self.name)
+        self.runs.of(offer.run_id)
+        signed, server = self.read_plan(offer.plan), self.read_server(offer.certificate)
+        self.runs.offered(offer.run_id, offer.plan)
+        plan = signed.plan
+        self._check_policy(plan)
+        self._require_roster(offer.roster)
+        if self.rules.approval and not self.runs.approved(offer.run_id, signed.digest):
+            raise WaitingError(
+                "approval", "a person at the site has to approve the plan: wardround site approve RUN"
+            )
+        local = self.open_local(plan)
+        self._privacy(plan, local)
+        accepted = self.runs.accept(offer.run_id, plan=signed.digest, roster=offer.roster, server=server)
+        site = self._build(accepted, plan, local)
+        self._open = {offer.run_id: site}
+        return PlanAnswer(
+            offer.run_id,
+            self.name,
+            "accepted",
+            rows="enough" if self.rules.say_rows else "unsaid",
+            seconds_a_round=seconds_a_round(site) if self.rules.say_seconds else None,
+        )
+
+    def _check_policy(self, plan: TrainingPlan) -> None:
+        secure = self.rules.secure
+        secure.check_mode(plan.secure.mode, plan.secure.aggregator)
+        if isinstance(bind_strategy(plan), GroupStrategy):
+            secure.check_groups(plan.strategy.name)
+
+    def _require_roster(self, digest: bytes) -> None:
+        own = self.roster()
+        if own.digest != digest:
+            raise WaitingError(
+                "roster_unconfirmed",
+                "the run goes by a roster that this site's people have not confirmed: "
+                "wardround site roster update, then wardround site roster confirm",
+            )
+        if self.name not in own.keys:
+            raise WaitingError("roster_unconfirmed", "this site is no confirmed member of its own roster")
+
+    def get(self, key: tuple[str, str]) -> Site | None:
+        """The site of a run that was accepted here, by run and name; None for any other.
+
+        Raises:
+            WardroundError: What was accepted cannot be opened any more.
+        """
+        run_id, name = key
+        if name != self.name:
+            return None
+        if run_id not in self._open:
+            accepted = self.runs.accepted(run_id)
+            data = self.runs.plan(run_id)
+            if accepted is None or data is None:
+                return None
+            signed = self.read_plan(data)
+            if signed.digest != accepted.plan:
+                raise PeerError("the plan that was accepted is not the one that was offered last")
+            self._open = {run_id: self._build(accepted, signed.plan, self.open_local(signed.plan))}
+        return self._open[run_id]
+
+    def _build(self, accepted: Accepted, plan: TrainingPlan, local: LocalSite) -> Site:
+        run_id, strategy = accepted.run_id, bind_strategy(plan)
+        roster = self.roster()
+        if roster.digest.hex() != accepted.roster:
+            raise PolicyError(
+                "the roster that this site's people confirmed is not that of the run any more",
+                found=roster.digest.hex()[:12], expected=accepted.roster[:12],
+                remedy="the run goes on without this site; it can join the next one",
+            )  # fmt: skip
+        folder = self.runs.of(run_id)
+        server = bytes.fromhex(accepted.server)
+
+        def member(sum: str) -> Member:
+            owner = self._owner(run_id, plan)
+            return Member(
+                self.name,
+                self.keeper.signer,
+                roster,
+                server,
+                self.rules.secure,
+                run_of(run_id, sum),
+                bytes.fromhex(plan.digest),
+                self.keeper.record(owner, sum),
+            )
+
+        kept = KeptContributions(folder / "kept", self._owner(run_id, plan), self.storage)
+        parties = Parties({name: party(plan.secure, member(name)) for name in SUMS}, kept)
+        return Site(
+            self.name,
+            run_id,
+            plan,
+            strategy,
+            local.bench,
+            local.rows.training,
+            local.rows.validation,
+            SiteStore(folder / "memory"),
+            parties,
+            FoldCheck(plan, strategy),
+            self._grouped(plan, strategy, member(GROUPS), run_id)
+            if isinstance(strategy, GroupStrategy)
+            else None,
+            self._privacy(plan, local),
+        )
+
+    def _owner(self, run_id: str, plan: TrainingPlan) -> Owner:
+        return Owner(run_id=run_id, plan=bytes.fromhex(plan.digest), site=self.name)
+
+    def _grouped(self, plan: TrainingPlan, strategy: SumStrategy, member: Member, run_id: str) -> Grouped:
+        assert isinstance(strategy, GroupStrategy)  # noqa: S101 - the caller looked
+        record = self.keeper.draw_record(self._owner(run_id, plan))
+        return Grouped(self.name, DrawSite(member, plan.strategy.name, strategy.group_size, record))
+
+    def _privacy(self, plan: TrainingPlan, local: LocalSite) -> SitePrivacy | None:
+        """The site's side of the plan's privacy.
+
+        Raises:
+            PolicyError: The site has no ledger, or δ is too large for its units.
+            ConfigError: A batch larger than the site.
+        """
+        rules, units = plan.privacy, local.rows.units
+        patients = len(set(units))
+        cost = round_cost(plan, len(units) if rules and rules.unit == "example" else patients)
+        if rules is None or cost is None:
+            return None
+        with self.keeper.ledger():
+            pass
+        return SitePrivacy(
+            rules, cost, units, float(plan.local.batch_size), self.keeper.ledger,
+            lambda purpose, round: SystemSource(f"{purpose.value} of round {round}"), simulation=False,
+        )  # fmt: skip
