@@ -33,8 +33,8 @@ from rich.table import Table
 
 from wardround.runtime.events import Event, EventStream, PrivacySpent
 from wardround.simulations.config import RunConfig
-from wardround.simulations.preparation import task_of
 from wardround.simulations.rows import gather
+from wardround.training.plan_making import task_of
 
 RESULTS = Path(__file__).parent / "results" / "private_utility.jsonl"
 SETS: dict[str, list[str]] = {

@@ -47,11 +47,12 @@ from wardround.runtime.sinks import RichSink
 from wardround.simulations.arms import CENTRALISED, FEDERATED, Arm, centralised_arm, local_arm, run_arms
 from wardround.simulations.comparison import LOCAL
 from wardround.simulations.config import RunConfig
-from wardround.simulations.preparation import Preparation, encode_all, prepare, task_of
+from wardround.simulations.preparation import Preparation, encode_all, prepare
 from wardround.simulations.rows import Rows, gather
 from wardround.simulations.scoring import TestRows
 from wardround.training.evaluation import evaluate, predict_rows
 from wardround.training.examples import Example, split_validation
+from wardround.training.plan_making import task_of
 
 FOLDER = Path(__file__).parent / "results"
 SPLIT = "partition.options.path=data://data/splits/pqa_sections.dir{alpha}.n10.seed{seed}.json.gz"

@@ -43,11 +43,13 @@ from wardround.core.packed import Adapter, Statistics
 from wardround.runtime.events import EventStream
 from wardround.simulations import arms
 from wardround.simulations.config import RunConfig
-from wardround.simulations.preparation import Preparation, encode_all, encode_rows, prepare, task_of
+from wardround.simulations.preparation import Preparation, encode_all, prepare
 from wardround.simulations.rows import Rows, gather
 from wardround.strategies.contract import Broadcast, SiteMemory, SumStrategy
 from wardround.training.evaluation import evaluate, predict_rows
 from wardround.training.examples import Example
+from wardround.training.plan_making import task_of
+from wardround.training.site_rows import encode_rows
 
 RESULTS = Path(__file__).parent / "results" / "robustness.jsonl"
 SITES = 20
@@ -179,7 +181,7 @@ def accuracy(prepared: Preparation, adapter: Adapter, rows: Rows) -> float:
     """On the test rows."""
     bench, plan = prepared.bench, prepared.plan
     bench.load_adapter(adapter)
-    encoded = encode_rows(plan, bench, rows.test, "test", EventStream())
+    encoded = encode_rows(plan, bench, rows.test, "test", lambda _: None)
     counters = evaluate(
         bench.model, bench.task, plan.task, plan.data, encoded,
         batch_size=64, device=bench.device, tokenizer=bench.tokenizer,

@@ -1,4 +1,4 @@
-"""What a consortium signs before anybody trains: the plan, and who has to accept it before round 1."""
+"""What a consortium signs before anybody trains: the plan, and how many have to accept it before round 1."""
 
 from __future__ import annotations
 

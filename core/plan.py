@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self
@@ -299,6 +300,11 @@ class TrainingPlan(Frozen):
 
 
 DataContract.model_rebuild()
+
+
+def cohort_size(rules: RoundRules, sites: int) -> int:
+    """How many of so many sites train in a round: the nearest to their share, halves up; at least one."""
+    return max(1, math.floor(rules.participation * sites + 0.5))
 
 
 def _faults(plan: TrainingPlan, privacy: PrivacyRules) -> Iterator[str]:

@@ -24,7 +24,7 @@ import numpy as np
 from wardround.core.counting import train_loss
 from wardround.core.errors import ConfigError, PeerError
 from wardround.core.packed import Adapter, Counters
-from wardround.core.plan import RoundRules, TrainingPlan
+from wardround.core.plan import TrainingPlan, cohort_size
 from wardround.core.seeds import Purpose, generator
 from wardround.privacy.noise.source import RandomSource, SystemSource
 from wardround.privacy.secagg.draw import Groups
@@ -363,11 +363,6 @@ def choose_cohort(plan: TrainingPlan, sites: Sequence[str], round: int) -> list[
         return sorted(sites)
     draw = generator(plan.seed, Purpose.COHORT, round=round)
     return sorted(draw.choice(sorted(sites), size=size, replace=False).tolist())
-
-
-def cohort_size(rules: RoundRules, sites: int) -> int:
-    """How many of so many sites train in a round; at least one."""
-    return max(1, round_half_up(rules.participation * sites))
 
 
 def round_half_up(value: float) -> int:

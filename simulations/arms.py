@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
@@ -24,7 +24,7 @@ from wardround.client.memory import SiteStore
 from wardround.client.site import Site
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Adapter
-from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan
+from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan, cohort_size
 from wardround.core.seeds import Purpose, generator, seed_for
 from wardround.privacy.accounting.of_plan import round_cost
 from wardround.privacy.noise.source import RepeatableSource
@@ -32,7 +32,7 @@ from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.runtime.events import EventStream
 from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
-from wardround.server.rounds import Outcome, Run, cohort_size, round_half_up, run_rounds
+from wardround.server.rounds import Outcome, Run, round_half_up, run_rounds
 from wardround.simulations.config import BoundOptimiser
 from wardround.simulations.consortium import Consortium
 from wardround.simulations.flower_engine import simulate
@@ -41,8 +41,8 @@ from wardround.strategies.contract import ServerState
 from wardround.training.batches import plan_batches
 from wardround.training.planning import PrivateBounds, bind_strategy, bounds_of
 from wardround.training.private.sampling import bounded_rows
+from wardround.training.site_rows import SiteRows
 from wardround.training.tasks import TASKS
-from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
 
 FEDERATED = "federated"
@@ -57,21 +57,6 @@ SIMULATOR_LIFE_S = 365 * 24 * 3600.0
 T = TypeVar("T")
 Train: TypeAlias = Callable[[Callable[[ServerState], None]], Outcome]
 """Trains an arm; takes what is called with each new state."""
-
-
-@dataclass(frozen=True)
-class SiteRows:
-    """Encoded rows of one site.
-
-    Attributes:
-        training: What it trains on.
-        validation: What it holds back.
-        units: Of each training row, whose it is; empty where rows of several units were packed into one.
-    """
-
-    training: list[Encoded]
-    validation: list[Encoded]
-    units: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

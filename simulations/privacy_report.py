@@ -9,14 +9,14 @@ from typing import Final
 
 from wardround.client.ledger.book import Book
 from wardround.client.ledger.reading import look
-from wardround.core.plan import TrainingPlan
+from wardround.core.plan import TrainingPlan, cohort_size
 from wardround.privacy.accounting.account import Account
 from wardround.privacy.accounting.of_plan import RoundCost, round_cost, sigma_of_sums
 from wardround.privacy.accounting.steps import counted
 from wardround.privacy.accounting.tally import Tally
 from wardround.privacy.sums.noise import account_of_sums
 from wardround.runtime.events import PrivacyReported
-from wardround.server.rounds import Outcome, cohort_size
+from wardround.server.rounds import Outcome
 from wardround.simulations.arms import Arm, bounded, run_of, units_of
 from wardround.training.planning import bind_strategy
 

@@ -26,11 +26,12 @@ from wardround.runtime.files import atomic_folder, storing, write_atomic, write_
 from wardround.runtime.sinks import JsonlSink, TensorBoardSink
 from wardround.simulations.arms import FEDERATED
 from wardround.simulations.comparison import compare
-from wardround.simulations.config import DataConfig, RunConfig
+from wardround.simulations.config import RunConfig
 from wardround.simulations.new_folder import is_temporary, never_began, require_new
 from wardround.simulations.privacy_record import privacy_record
 from wardround.simulations.rows import Rows
 from wardround.simulations.secure_costs import secure_record
+from wardround.training.plan_config import DataConfig
 from wardround.training.processors import TOKENIZER
 from wardround.training.source_spec import SourceSpec
 from wardround.training.workbench import Workbench

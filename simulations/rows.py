@@ -12,9 +12,11 @@ from wardround.core.checked import parse_options
 from wardround.core.errors import DataError
 from wardround.core.plan import DataContract, TaskSpec
 from wardround.core.seeds import Purpose, generator
-from wardround.simulations.config import DataConfig, RunConfig
+from wardround.simulations.config import RunConfig
 from wardround.simulations.partitions import PARTITIONS
 from wardround.training.examples import Example, ExampleSet, collect_labels, read_examples
+from wardround.training.plan_config import DataConfig
+from wardround.training.plan_making import written_contract
 from wardround.training.source_spec import SourceSpec
 from wardround.training.tasks import Task
 
@@ -139,16 +141,7 @@ def _check_names(sites: Iterable[str]) -> None:
 
 def contract_of(data: DataConfig, roles: dict[str, bool]) -> DataContract:
     """The data contract as far as rows decide it; `labels: auto` is resolved here, once, for the plan."""
-    contract = DataContract(
-        columns=data.columns,
-        template=data.template,
-        labels=() if data.labels == "auto" else tuple(data.labels),
-        id_column=data.id_column,
-        unit_column=data.unit_column,
-        max_length=data.max_length,
-        packing=data.packing,
-        validation_fraction=data.validation_fraction,
-    )
+    contract = written_contract(data)
     if data.labels == "auto" and "label" in roles:
         sources = list(data.sites.values()) or ([data.source] if data.source else [])
         labels = collect_labels(sources, contract, allow_dotted=True)

@@ -25,9 +25,10 @@ from wardround.core.plan import TrainingPlan
 from wardround.core.schedules import rate
 from wardround.core.seeds import Purpose, generator, seed_for
 from wardround.server.rounds import choose_cohort
-from wardround.simulations.arms import Arm, SiteRows
+from wardround.simulations.arms import Arm
 from wardround.simulations.twin_central import Central
 from wardround.training.batches import plan_batches
+from wardround.training.site_rows import SiteRows
 from wardround.training.workbench import Workbench
 
 

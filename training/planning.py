@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -35,9 +35,11 @@ from wardround.privacy.accounting.of_plan import joint_length
 from wardround.privacy.sums.noise import NOISE_TAIL
 from wardround.strategies.adaptive_norm import AdaptiveNorm
 from wardround.strategies.contract import GroupStrategy, SumStrategy
-from wardround.training.base_model import LoadedBase
 from wardround.training.settings import check_settings, choose_strategy
-from wardround.training.workbench import Workbench, with_tokenizer
+
+if TYPE_CHECKING:  # a plan is bound and checked without torch
+    from wardround.training.base_model import LoadedBase
+    from wardround.training.workbench import Workbench
 
 
 def make_plan(
@@ -79,6 +81,8 @@ def make_plan(
         release=release,
         allow_dotted=allow_dotted,
     )
+    from wardround.training.workbench import with_tokenizer
+
     layout = bench.layout
     base = base_spec(bench.base)
     initial = (

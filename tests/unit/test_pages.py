@@ -18,7 +18,8 @@ from wardround.core.checked import known_keys
 from wardround.core.plan import LocalWork, ReleaseRule, RoundRules, Schedule, SecureRules, StrategySpec
 from wardround.core.registry import Registry
 from wardround.privacy.secagg.policy import SecurePolicy
-from wardround.simulations.config import BoundsConfig, DataConfig, EncodingConfig, RunConfig, SimulationConfig
+from wardround.simulations.config import BoundsConfig, RunConfig, SimulationConfig
+from wardround.training.plan_config import DataConfig, EncodingConfig
 from wardround.training.workbench import Machine
 
 ROOT = Path(__file__).resolve().parents[2]

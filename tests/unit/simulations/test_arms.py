@@ -26,7 +26,6 @@ from wardround.runtime.events import EventStream
 from wardround.server.rounds import choose_cohort
 from wardround.simulations.arms import (
     Arm,
-    SiteRows,
     centralised_arm,
     local_arm,
     policy_of,
@@ -41,6 +40,7 @@ from wardround.simulations.simulate import bounds_of
 from wardround.training.batches import plan_batches
 from wardround.training.encoded_text import EncodedText
 from wardround.training.planning import SLACK
+from wardround.training.site_rows import SiteRows
 
 
 def row(*, target: bool = True) -> EncodedText:

@@ -15,10 +15,11 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from wardround.runtime.locations import locate
-from wardround.simulations.config import DataConfig, RunConfig
+from wardround.simulations.config import RunConfig
 from wardround.simulations.partitions import PARTITIONS
 from wardround.simulations.rows import contract_of
 from wardround.training.examples import Example, read_examples
+from wardround.training.plan_config import DataConfig
 
 DEMO = resources.files("wardround.simulations.demo")
 FEATURES = [

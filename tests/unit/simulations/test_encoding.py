@@ -9,9 +9,10 @@ import pytest
 from wardround.core.errors import ConfigError
 from wardround.core.plan import DataContract, Encoding, LocalWork
 from wardround.simulations.config import RunConfig
-from wardround.simulations.preparation import encoding_of
+from wardround.simulations.preparation import expected_of
 from wardround.simulations.rows import Rows
 from wardround.training.examples import Example
+from wardround.training.plan_making import encoding_of
 from wardround.training.planning import bounds_of
 
 ROWS = {"budapest": 40, "zurich": 17, "basel": 9}
@@ -37,7 +38,7 @@ def made(
             "rounds": {"rounds": 1}, "encoding": encoding or {}, **sections,
         }
     )  # fmt: skip
-    return encoding_of(config, rows_of(ROWS if sites is None else sites))
+    return encoding_of(config, expected_of(config, rows_of(ROWS if sites is None else sites)))
 
 
 def test_auto_takes_the_bounds_of_the_local_work_at_the_largest_site() -> None:

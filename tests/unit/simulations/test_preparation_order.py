@@ -10,6 +10,7 @@ import pytest
 from wardround.core.errors import ConfigError, PolicyError
 from wardround.simulations import preparation
 from wardround.simulations.config import RunConfig
+from wardround.training import workbench
 
 SOUND: dict[str, Any] = {
     "name": "p",
@@ -30,7 +31,7 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("something was read before the configuration was checked")
 
     monkeypatch.setattr(preparation, "gather", read)
-    monkeypatch.setattr(preparation, "open_workbench", read)
+    monkeypatch.setattr(workbench, "open_workbench", read)
 
 
 @pytest.mark.parametrize(

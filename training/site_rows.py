@@ -1,0 +1,67 @@
+"""A site's rows as the model reads them: what it trains on, and what it holds back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from wardround.core.plan import TrainingPlan
+from wardround.training.examples import Example, split_validation
+from wardround.training.tasks.contract import Encoded
+
+if TYPE_CHECKING:
+    from wardround.training.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class SiteRows:
+    """Encoded rows of one site.
+
+    Attributes:
+        training: What it trains on.
+        validation: What it holds back.
+        units: Of each training row, whose it is; empty where rows of several units were packed into one.
+    """
+
+    training: list[Encoded]
+    validation: list[Encoded]
+    units: list[str] = field(default_factory=list)
+
+
+def encode_site(
+    plan: TrainingPlan, bench: Workbench, name: str, examples: Sequence[Example], tell: Callable[[str], None]
+) -> SiteRows:
+    """Carve the validation part by unit, then encode both parts.
+
+    Args:
+        plan: What is trained.
+        bench: Its tokenizer reads the rows.
+        name: Of the site: which units it holds back follows from it.
+        examples: All usable rows of the site.
+        tell: Takes a sentence for each part of which truncation cut something.
+    """
+    parts = split_validation(examples, plan.data.validation_fraction, plan.seed, name)
+    training, validation = ([examples[index] for index in part] for part in parts)
+    encoded = encode_rows(plan, bench, training, name, tell)
+    return SiteRows(
+        encoded,
+        encode_rows(plan, bench, validation, name, tell),
+        [] if plan.data.packing else [example.unit for example in training],
+    )
+
+
+def encode_rows(
+    plan: TrainingPlan, bench: Workbench, examples: Sequence[Example], where: str, tell: Callable[[str], None]
+) -> list[Encoded]:
+    """Encode rows; what truncation cut is told, never silent."""
+    encoded = bench.task.encode(examples, bench.tokenizer, plan.data, plan.task)
+    tokens = sum(row.cut for row in encoded)
+    if tokens:
+        # Packed rows share a sequence, which then does not say how many of them were cut.
+        cut = "some" if plan.data.packing else sum(1 for row in encoded if row.cut)
+        tell(
+            f"{where}: {cut} of {len(examples)} rows were longer than {plan.data.max_length} tokens; "
+            f"{tokens} tokens were cut"
+        )
+    return encoded
