@@ -2,8 +2,8 @@
 
     offer → roster, plan, policy → rows and model → a person's approval → accepted, durably
 
-What was accepted is built again from the site's own files after a restart: model, rows, and what the site keeps
-between rounds.
+What was accepted is built again from the site's own files after a restart: model, rows, and what it keeps between
+rounds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from wardround.privacy.sums.aggregation import party
 from wardround.privacy.sums.contract import GROUPS, SUMS
 from wardround.privacy.sums.offers import run_of
 from wardround.strategies.contract import GroupStrategy, SumStrategy
-from wardround.training.planning import bind_strategy
+from wardround.training.plan_strategy import bind_strategy
 
 LOG = logging.getLogger(__name__)
 WAITING: Final = frozenset({"roster_unconfirmed", "approval"})

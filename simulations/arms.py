@@ -39,7 +39,8 @@ from wardround.simulations.flower_engine import simulate
 from wardround.simulations.privacy import simulated_privacy
 from wardround.strategies.contract import ServerState
 from wardround.training.batches import plan_batches
-from wardround.training.planning import PrivateBounds, bind_strategy, bounds_of
+from wardround.training.plan_strategy import bind_strategy
+from wardround.training.planning import PrivateBounds, bounds_of
 from wardround.training.private.sampling import bounded_rows
 from wardround.training.site_rows import SiteRows
 from wardround.training.tasks import TASKS

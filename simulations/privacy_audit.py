@@ -27,7 +27,7 @@ from wardround.simulations.finished_run import FinishedRun
 from wardround.simulations.preparation import Preparation, prepare
 from wardround.simulations.privacy import simulated_privacy
 from wardround.training.examples import Example, split_validation
-from wardround.training.planning import bind_strategy
+from wardround.training.plan_strategy import bind_strategy
 from wardround.training.private.audit.canaries import canaries, is_powerless
 from wardround.training.private.audit.findings import Finding, all_pass
 from wardround.training.private.audit.membership import Asked, membership

@@ -18,7 +18,7 @@ from wardround.privacy.sums.noise import account_of_sums
 from wardround.runtime.events import PrivacyReported
 from wardround.server.rounds import Outcome
 from wardround.simulations.arms import Arm, bounded, run_of, units_of
-from wardround.training.planning import bind_strategy
+from wardround.training.plan_strategy import bind_strategy
 
 MOST_SCHEDULES: Final = 32
 """Different schedules whose losses are composed, about a second each; of other sites' what was reserved."""

@@ -26,14 +26,8 @@ from wardround.runtime.locations import locate
 from wardround.strategies.contract import GroupStrategy
 from wardround.training.adapters import ADAPTERS
 from wardround.training.plan_config import DataConfig, PlanConfig
-from wardround.training.planning import (
-    PrivateBounds,
-    bind_strategy,
-    bounds_of,
-    check_choices,
-    group_rules,
-    make_plan,
-)
+from wardround.training.plan_strategy import bind_strategy, group_rules
+from wardround.training.planning import PrivateBounds, bounds_of, check_choices, make_plan
 from wardround.training.tasks import TASKS
 from wardround.training.tasks.contract import Task
 

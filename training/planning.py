@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from wardround.core.checked import invalid
 from wardround.core.errors import ConfigError, unknown_name
 from wardround.core.metrics import METRICS
-from wardround.core.packed import Adapter, Layout
+from wardround.core.packed import Adapter
 from wardround.core.plan import (
     AdapterSpec,
     BaseModelSpec,
@@ -31,10 +31,8 @@ from wardround.core.plan import (
     TrainingPlan,
 )
 from wardround.core.privacy_rules import PrivacyRules
-from wardround.privacy.accounting.of_plan import joint_length
 from wardround.privacy.sums.noise import NOISE_TAIL
-from wardround.strategies.adaptive_norm import AdaptiveNorm
-from wardround.strategies.contract import GroupStrategy, SumStrategy
+from wardround.training.plan_strategy import bind_strategy
 from wardround.training.settings import check_settings, choose_strategy
 
 if TYPE_CHECKING:  # a plan is bound and checked without torch
@@ -112,21 +110,6 @@ def make_plan(
         raise invalid("training plan", error) from error
     bind_strategy(plan, allow_dotted=allow_dotted)
     return plan, initial
-
-
-def check_noise_of_sums(strategy: SumStrategy) -> None:
-    """Refuse noise in sums where a strategy has another kind of them.
-
-    Raises:
-        ConfigError: It sums over groups, each of which would need noise of its own, or it has two stages,
-            each of which would be a release.
-    """
-    if isinstance(strategy, GroupStrategy) or strategy.stages > 1:
-        raise ConfigError(
-            "the plan adds noise to one sum a round, and its strategy has several",
-            found=f"strategy {type(strategy).__name__}", expected="one sum over all sites",
-            remedy="set privacy.noise to local, or take a strategy such as fedavg",
-        )  # fmt: skip
 
 
 MOST_OF_DP_ADAM = 10.0
@@ -217,32 +200,6 @@ def base_spec(base: LoadedBase) -> BaseModelSpec:
         quantisation=config.quantisation,
         dropout=config.dropout,
     )
-
-
-def bind_strategy(plan: TrainingPlan, *, allow_dotted: bool = False) -> SumStrategy:
-    """The plan's strategy, its options checked, bound to the adapter's layout, with what the plan clips.
-
-    Raises:
-        ConfigError: Unknown strategy or option, or as `check_noise_of_sums` where noise is added to sums.
-    """
-    strategy, options = choose_strategy(plan.strategy, allow_dotted=allow_dotted)
-    bound, rules = strategy(options, plan.adapter.layout), plan.privacy
-    if rules is not None and rules.noise != "local":
-        check_noise_of_sums(bound)
-    if rules is None or not rules.adapts_to_sites:
-        return bound
-    return AdaptiveNorm(bound, rules, joint_length(rules, plan.rounds.rounds))
-
-
-def group_rules(spec: StrategySpec, *, allow_dotted: bool = False) -> GroupStrategy | None:
-    """The strategy's groups, before there is an adapter; None where it sums over the whole cohort.
-
-    Raises:
-        ConfigError: Unknown strategy or option.
-    """
-    strategy, options = choose_strategy(spec, allow_dotted=allow_dotted)
-    bound = strategy(options, Layout(tensors=()))
-    return bound if isinstance(bound, GroupStrategy) else None
 
 
 def check_choices(

@@ -17,7 +17,7 @@ from wardround.privacy.secagg.total import centred
 from wardround.privacy.sums.noise import epsilon_of_sums, ring_noise
 from wardround.strategies.adaptive_norm import NORM, AdaptiveNorm
 from wardround.strategies.contract import ServerState, SiteMemory
-from wardround.training.planning import bind_strategy
+from wardround.training.plan_strategy import bind_strategy
 
 SIZE = 6
 LAYOUT = Layout(tensors=(TensorSpec(name="a", shape=(SIZE,)),))

@@ -42,7 +42,8 @@ from wardround.simulations.consortium import Consortium
 from wardround.training.adapters import ADAPTERS
 from wardround.training.base_model import BaseModelConfig
 from wardround.training.examples import Example
-from wardround.training.planning import bind_strategy, make_plan
+from wardround.training.plan_strategy import bind_strategy
+from wardround.training.planning import make_plan
 from wardround.training.tasks import TASKS
 from wardround.training.workbench import Machine, Workbench, open_workbench
 

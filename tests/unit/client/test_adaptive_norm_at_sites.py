@@ -24,7 +24,7 @@ from wardround.privacy.sums.noise import ring_noise
 from wardround.privacy.sums.opened import opened, statistics_of
 from wardround.strategies.adaptive_norm import NORM
 from wardround.strategies.contract import ServerState, SumStrategy
-from wardround.training.planning import bind_strategy
+from wardround.training.plan_strategy import bind_strategy
 
 LAYOUT = Layout(tensors=(TensorSpec(name="a", shape=(8,)),))
 INITIAL = Packed(LAYOUT, np.linspace(-1, 1, 8, dtype=np.float32) / 100)

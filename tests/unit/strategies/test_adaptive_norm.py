@@ -23,7 +23,7 @@ from wardround.privacy.sums.opened import statistics_of
 from wardround.strategies import STRATEGIES
 from wardround.strategies.adaptive_norm import COUNT, NORM, AdaptiveNorm, clip_norm_of
 from wardround.strategies.contract import ServerState, SiteMemory
-from wardround.training.planning import bind_strategy
+from wardround.training.plan_strategy import bind_strategy
 
 LAYOUT = Layout(tensors=(TensorSpec(name="a", shape=(2, 3)), TensorSpec(name="b", shape=(14,))))
 START = Packed(LAYOUT, np.linspace(-1, 1, 20, dtype=np.float32))

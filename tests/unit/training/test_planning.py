@@ -27,14 +27,8 @@ from wardround.strategies import STRATEGIES
 from wardround.training.adapters.lora import ADAPTER, LoraOptions
 from wardround.training.base_model import BaseModelConfig
 from wardround.training.batches import plan_batches
-from wardround.training.planning import (
-    SLACK,
-    base_spec,
-    bounds_of,
-    check_choices,
-    check_noise_of_sums,
-    make_plan,
-)
+from wardround.training.plan_strategy import check_noise_of_sums
+from wardround.training.planning import SLACK, base_spec, bounds_of, check_choices, make_plan
 from wardround.training.tasks.sequence_classification import TASK
 from wardround.training.workbench import Machine, Workbench, open_workbench
 
