@@ -8,6 +8,7 @@ Where too few answered, another attempt sums what the sites have kept, as long a
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -40,6 +41,8 @@ class Channel:
         clock: Seconds by which deadlines are kept.
         noise: Round → words for the noise that the server adds.
         simulation: Says "not private": these words may come from a seed.
+        grace_s: So long an exchange still waits for the others once as many have answered as every one of its
+            sums needs; None waits until the deadline.
     """
 
     run_id: str
@@ -51,6 +54,7 @@ class Channel:
     clock: Callable[[], float]
     noise: Callable[[int], RandomSource]
     simulation: bool
+    grace_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,7 @@ class _Attempt:
         self.channel, self.stage, self.attempt, self.collected = channel, stage, attempt, collected
         self.collectors = {name: self._collector(name, sites) for name, sites in sorted(asked.items())}
         self.costs = {name: _Cost() for name in asked}
+        self.taken: Counter[str] = Counter()
         self.names = {(site, plain_name(name)): name for name, sites in asked.items() for site in sites}
 
     def _collector(self, name: str, sites: Sequence[str]) -> Collector:
@@ -201,8 +206,12 @@ class _Attempt:
             training = (sites for name, sites in stage.asked.items() if plain_name(name) == TRAINING)
             trains = tuple(sorted({site for sites in training for site in sites} - stage.absent))
             channel.events.emit(RoundStarted(channel.arm, stage.round, trains, bytes_down, stage.stage))
+        self.taken.clear()
         waiting, deadline = dict(requests), channel.clock() + channel.plan.rounds.deadline_s
         while waiting and channel.clock() < deadline:
+            if channel.grace_s is not None and self._enough(messages):
+                deadline = min(deadline, channel.clock() + channel.grace_s)
+                channel = replace(channel, grace_s=None)  # it begins once
             for reply, size in channel.transport.receive(POLL_S):
                 self.collected.bytes_up += size
                 request = waiting.get(reply.site)
@@ -238,6 +247,18 @@ class _Attempt:
                 local=reply.local,
             )
 
+    def _enough(self, messages: Mapping[str, Mapping[str, bytes]]) -> bool:
+        """Whether every sum of this exchange can go on with what has come."""
+        return all(
+            self.taken[name] >= self._least(name)
+            for name, of_sum in messages.items()
+            if of_sum and name in self.collectors
+        )
+
+    def _least(self, name: str) -> int:
+        hides = self.channel.plan.secure.mode in ("real", "accounted")
+        return max(self.stage.quorum[name], self.collectors[name].offer.threshold if hides else 1)
+
     def _not_asked(self, request: Request, reply: Reply) -> str:
         """What makes the whole reply unusable; empty where nothing does."""
         if reply.plan_digest != self.channel.plan.digest:
@@ -258,6 +279,7 @@ class _Attempt:
         started = time.perf_counter()
         try:
             collector.take(reply.site, message)
+            self.taken[own] += 1
         finally:
             cost.server_s += time.perf_counter() - started
 

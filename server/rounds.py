@@ -72,6 +72,7 @@ class Run:
         noise: Round → words for the noise that the server adds; from the operating system, but in a
             simulation.
         simulation: Says "not private": the noise may come from a seed.
+        grace_s: So long an exchange waits for the others once enough have answered; None: until the deadline.
     """
 
     run_id: str
@@ -87,6 +88,7 @@ class Run:
     clock: Callable[[], float] = time.monotonic
     noise: Callable[[int], RandomSource] = field(default=lambda _: SystemSource("noise of a sum"))
     simulation: bool = False
+    grace_s: float | None = None
 
     @property
     def channel(self) -> Channel:
@@ -101,6 +103,7 @@ class Run:
             self.clock,
             self.noise,
             self.simulation,
+            self.grace_s,
         )
 
 

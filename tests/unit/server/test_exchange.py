@@ -309,3 +309,37 @@ def test_a_sum_below_the_plans_quorum_is_not_opened(bench: Any) -> None:
     assert max(r.exchange for r in transport.asked if TRAINING in r.sums) == MASK
     assert {r.attempt for r in transport.asked} == {0, 1, 2}
     assert not [e for e in bench.recorder.of(SumOpened) if e.name == TRAINING]
+
+
+class Ticking:
+    """A clock on which every look takes a second."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+@pytest.mark.parametrize("mode", ["off", "real"])
+@pytest.mark.parametrize(("quorum", "waits"), [(0.5, False), (1.0, True)])
+def test_once_enough_have_answered_the_others_have_a_grace_period(
+    bench: Any, mode: str, quorum: float, waits: bool
+) -> None:
+    """A site that never answers costs the grace period; where there is no quorum without it, all the time."""
+    plan = bench.plan_of(mode, rounds=RoundRules(rounds=1, quorum=quorum, deadline_s=1000.0))
+
+    def fault(request: Any, reply: Any) -> Any:
+        return [] if request.site == "d" else [reply]
+
+    clock = Ticking()
+    run = bench.run(bench.transport(plan, fault), clock=clock, grace_s=5.0)
+    if waits:
+        with pytest.raises(QuorumError):
+            run_rounds(run, bench.initial)
+        assert clock.now > 1000.0
+    else:
+        run_rounds(run, bench.initial)
+        assert clock.now < 200.0
+    assert ("d", "late") in {(event.site, event.status) for event in bench.recorder.of(SiteReplied)}
