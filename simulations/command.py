@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 from rich.console import Console
 
-from wardround.core.errors import ConfigError, WardroundError, nearest, unknown_name
+from wardround.core.errors import ConfigError
 from wardround.runtime.events import EventSink
 from wardround.runtime.sinks import RichSink
 from wardround.simulations.config import RunConfig
 from wardround.simulations.first_checks import check_first
+from wardround.simulations.hydra_main import plain_values, run_hydra
 from wardround.simulations.own_modules import own_modules
-from wardround.simulations.starter import FILE
 
 if TYPE_CHECKING:
     from wardround.simulations.simulate import SimulationResult
+
+SETTINGS = frozenset(RunConfig.model_fields)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -38,97 +34,7 @@ def main(arguments: Sequence[str]) -> None:
         WardroundError: As `run_simulation`.
     """
     own_modules()
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would swallow our error and its exit code
-    taken = for_hydra(arguments)
-    failed: list[Exception] = []
-
-    def job(composed: DictConfig) -> float | None:
-        """Keeps what fails, so that it is told apart from what Hydra itself cannot do."""
-        try:
-            return _job(composed)
-        except Exception as error:
-            failed.append(error)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # Hydra runs the other jobs and says which one it was
-            return None  # Hydra would print every override before our message
-
-    program, sys.argv = sys.argv, ["wardround simulate", *taken]
-    try:
-        hydra.main(version_base="1.3", config_path="pkg://wardround.conf", config_name="config")(job)()
-    except (
-        HydraException,
-        OmegaConfBaseException,
-        yaml.YAMLError,
-        ValueError,
-        OSError,
-        WardroundError,
-    ) as error:
-        if not failed:
-            raise not_composed(error, taken) from error
-    finally:
-        sys.argv = program
-    if failed:
-        raise failed[0]
-
-
-def for_hydra(arguments: Sequence[str]) -> list[str]:
-    """The arguments as Hydra's parser takes them: flags first, and settings with Hydra's `++`.
-
-    With it a mapping that is empty so far takes any key, and a key that nobody knows reaches `RunConfig`,
-    which names the nearest known one. Choices of a group (`strategy=fedadam`) stay as they are.
-    Where a folder alone is given, the name of the file that `wardround init` writes is added.
-
-    Raises:
-        ConfigError: An override has no name.
-    """
-    overrides = [argument for argument in arguments if argument[:1] != "-" and "=" in argument]
-    if any(not override.partition("=")[0].strip("+~ ") for override in overrides):
-        raise ConfigError("an override has no name", expected="section.key=value, such as rounds.rounds=5")
-    flags = [argument for argument in arguments if argument not in overrides]
-    named = any(flag.split("=")[0] in ("--config-name", "-cn") for flag in flags)
-    folder = any(flag.split("=")[0] in ("--config-dir", "-cd") for flag in flags)
-    name = ["--config-name", Path(FILE).stem] if folder and not named else []
-    settings = set(RunConfig.model_fields) - _groups()
-    return [*name, *flags, *(_forced(override, settings) for override in overrides)]
-
-
-def _forced(override: str, settings: set[str]) -> str:
-    """`section.key=value` or `setting=value` as Hydra's "add or override"; anything else as it is."""
-    key = override.partition("=")[0].lstrip("+")
-    ours = "." in key and not key.startswith(("~", "hydra.")) and not {"/", "@"} & set(key)
-    return "++" + override.lstrip("+") if ours or key in settings else override
-
-
-def _groups() -> set[str]:
-    """Names that choose a file of `conf/`."""
-    return {entry.name for entry in resources.files("wardround.conf").iterdir() if entry.is_dir()}
-
-
-def not_composed(error: Exception, arguments: Sequence[str]) -> WardroundError:
-    """What keeps Hydra from composing, with the nearest known name where a name is wrong."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        if error.options:
-            return unknown_name(f"choice of {group}", choice, error.options)
-        return ConfigError(
-            "the configuration cannot be composed",
-            found=f"no file {error.missing_cfg_file}.yaml",
-            expected="one in the folder that --config-dir names, or in conf/",
-            remedy="write one with `wardround init DIR`, or correct --config-dir and --config-name",
-        )
-    known = set(RunConfig.model_fields) | _groups()
-    keys = [
-        argument.partition("=")[0].strip("+~")
-        for argument in arguments
-        if argument[:1] != "-" and "=" in argument
-    ]
-    unknown = [key for key in keys if key and key.split(".")[0] not in known | {"hydra"}]
-    guess = nearest(unknown[0], known) if unknown else None
-    return ConfigError(
-        "the configuration cannot be composed",
-        found=str(error).strip().split("\n\n")[0],
-        remedy=f"did you mean {guess!r} instead of {unknown[0]!r}?" if guess else None,
-    )
+    run_hydra(arguments, _job, program="wardround simulate", config="config", settings=SETTINGS)
 
 
 def _job(composed: DictConfig) -> float | None:
@@ -178,16 +84,7 @@ def run_composed(
         ConfigError: A setting is still to be filled in, or as `config_of` and `check_first`.
         WardroundError: As `run_simulation`.
     """
-    if not composed.get("resume") and (open_settings := sorted(OmegaConf.missing_keys(composed))):
-        raise ConfigError(
-            "some settings are still to be filled in",
-            found=", ".join(f"{key}: ???" for key in open_settings),
-            remedy=f"write them into the configuration, or give them here: {open_settings[0]}=…",
-        )
-    values = OmegaConf.to_container(composed, resolve=True)
-    if not isinstance(values, dict):
-        raise ConfigError("the configuration is not a mapping", found=type(values).__name__)
-    config = config_of({str(key): value for key, value in values.items()})
+    config = config_of(plain_values(composed, open_allowed=bool(composed.get("resume"))))
     check_first(config)
     # Only now, since torch comes with them: what is wrong so far is told without waiting for it.
     from wardround.simulations.report import print_result

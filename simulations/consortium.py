@@ -22,7 +22,7 @@ from wardround.privacy.secagg.secret import SECRET_BYTES, Secret
 from wardround.privacy.sums.aggregation import Aggregation, party
 from wardround.privacy.sums.contract import GROUPS, SUMS
 from wardround.privacy.sums.offers import run_of
-from wardround.privacy.sums.trusted import Aggregator
+from wardround.privacy.sums.trusted import Aggregator, simulated_aggregator
 from wardround.strategies.contract import GroupStrategy, SumStrategy
 
 
@@ -121,14 +121,6 @@ class Consortium:
             bytes.fromhex(plan.digest),
             InMemory(),
         )
-
-
-def simulated_aggregator(seed: int) -> Aggregator:
-    """The trusted aggregator of a simulation. Its key follows from the run's seed.
-
-    So two runs of one plan have one digest, and a resumed one opens what is sealed to the same key.
-    """
-    return Aggregator(Secret(generator(seed, Purpose.AGGREGATOR).bytes(SECRET_BYTES)))
 
 
 def require_simulated(key: str | None, aggregator: Aggregator) -> None:

@@ -11,10 +11,11 @@ from wardround.core.checked import parse_options
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Adapter
 from wardround.core.plan import TrainingPlan
+from wardround.privacy.sums.trusted import simulated_aggregator
 from wardround.runtime.events import EventStream, Notice
 from wardround.simulations.arms import FEDERATED, Arm
 from wardround.simulations.config import RunConfig
-from wardround.simulations.consortium import require_simulated, simulated_aggregator
+from wardround.simulations.consortium import require_simulated
 from wardround.simulations.partitions import PARTITIONS
 from wardround.simulations.rows import Rows, gather
 from wardround.simulations.scoring import TestRows

@@ -106,7 +106,7 @@ def read_examples(
         "id_column": None if predict else data.id_column,
     }
     check_mapping(probe, spec, data.model_copy(update=demanded), roles, site_column, predict=predict)
-    labels = _label_indices(data, roles) if LABEL in roles and LABEL in data.columns and not predict else None
+    labels = label_indices(data, roles) if LABEL in roles and LABEL in data.columns and not predict else None
     examples: list[Example] = []
     quarantined: list[BrokenRow] = []
     foreign: dict[str, list[int]] = {}
@@ -201,7 +201,12 @@ def split_validation(
     return training, [index for index, example in enumerate(examples) if example.unit in held]
 
 
-def _label_indices(data: DataContract, roles: Mapping[str, bool]) -> dict[str, int] | None:
+def label_indices(data: DataContract, roles: Mapping[str, bool]) -> dict[str, int] | None:
+    """Label as text → its place in the list; None where the plan has no list and the task needs none.
+
+    Raises:
+        DataError: A label stands twice, or there is no list.
+    """
     indices = {code(label): index for index, label in enumerate(data.labels)}
     if len(indices) < len(data.labels):
         raise DataError(

@@ -36,6 +36,15 @@ class Piece:
     spec: str
 
 
+def columns_of(template: TextTemplate) -> set[str]:
+    """Every column that the template names.
+
+    Raises:
+        ConfigError: As `check_template` of a field that is no plain column.
+    """
+    return {piece.column for piece in _columns(template) if piece.column is not None} | set(template.values)
+
+
 def check_template(template: TextTemplate, columns: Iterable[str]) -> None:
     """Refuse fields that are no plain columns of the source.
 

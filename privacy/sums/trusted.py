@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from wardround.core.errors import PeerError
+from wardround.core.seeds import Purpose, generator
 from wardround.privacy.packing import packed, packed_size
 from wardround.privacy.sealed import LARGEST_LANE, Header, Received, public_key, seal, unseal
 from wardround.privacy.secagg.admission import Member, accept_seen
 from wardround.privacy.secagg.identity import Roster
 from wardround.privacy.secagg.messages import decode
 from wardround.privacy.secagg.offer import Offer, SignedOffer
-from wardround.privacy.secagg.secret import Secret
+from wardround.privacy.secagg.secret import SECRET_BYTES, Secret
 from wardround.privacy.sums.contract import Lanes
 from wardround.privacy.sums.seen import Reader
 
@@ -91,6 +92,15 @@ class Aggregator:
             return contribution.coordinates, contribution.counters
 
         return read_sealed
+
+
+def simulated_aggregator(seed: int) -> Aggregator:
+    """The trusted aggregator of a simulation. Its key follows from the run's seed.
+
+    So two runs of one plan have one digest, and a resumed one opens what is sealed to the same key. Whoever
+    knows the seed has the key: a consortium's plan that names it is refused.
+    """
+    return Aggregator(Secret(generator(seed, Purpose.AGGREGATOR).bytes(SECRET_BYTES)))
 
 
 def header_of(offer: Offer, site: str, aggregator: bytes) -> Header:

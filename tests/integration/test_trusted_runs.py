@@ -18,8 +18,8 @@ from wardround.core.errors import ConfigError, PolicyError, QuorumError
 from wardround.core.messages import Reply, Request, reply_to
 from wardround.privacy.packing import pack
 from wardround.privacy.sums.contract import Lanes
+from wardround.privacy.sums.trusted import simulated_aggregator
 from wardround.simulations.config import RunConfig
-from wardround.simulations.consortium import simulated_aggregator
 from wardround.simulations.preparation import prepare
 from wardround.simulations.report import print_result
 from wardround.simulations.secure_costs import key_digest

@@ -35,10 +35,11 @@ from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.privacy.secagg.total import centred
 from wardround.privacy.sums.contract import EVALUATION, GROUPS, TRAINING, Lanes
 from wardround.privacy.sums.offers import scale_of
+from wardround.privacy.sums.trusted import simulated_aggregator
 from wardround.runtime.events import Event, EventStream
 from wardround.server.journal import Journal
 from wardround.server.rounds import Run
-from wardround.simulations.consortium import Consortium, simulated_aggregator
+from wardround.simulations.consortium import Consortium
 from wardround.strategies.contract import SumStrategy
 from wardround.strategies.fedavg import STRATEGY as FEDAVG
 

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from wardround.core.errors import ConfigError, WardroundError
 from wardround.simulations import simulate
-from wardround.simulations.command import config_of, for_hydra, main, refuse_changes, run_composed
+from wardround.simulations.command import SETTINGS, config_of, main, refuse_changes, run_composed
 from wardround.simulations.config import RunConfig
+from wardround.simulations.hydra_main import for_hydra
 
 
 @pytest.mark.parametrize(
@@ -33,12 +34,12 @@ from wardround.simulations.config import RunConfig
 )
 def test_settings_are_forced_and_choices_are_not(given: str, taken: str) -> None:
     """A setting goes in with `++`, so that our own check sees it; what chooses a file stays as it is."""
-    assert for_hydra([given]) == [taken]
+    assert for_hydra([given], SETTINGS) == [taken]
 
 
 def test_flags_come_first_and_the_file_of_init_is_named() -> None:
     """Hydra's parser wants flags before overrides."""
-    assert for_hydra(["seed=1", "--config-dir=study", "-m"]) == [
+    assert for_hydra(["seed=1", "--config-dir=study", "-m"], SETTINGS) == [
         "--config-name", "wardround", "--config-dir=study", "-m", "++seed=1",
     ]  # fmt: skip
 
