@@ -57,6 +57,7 @@ class _Record(Frozen):
     members: tuple[str, ...]
     answers: dict[str, _Answer] = Field(default_factory=dict)
     elapsed_s: float = Field(default=0.0, ge=0)
+    closed: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,13 @@ class Enrolment:
         members: Everybody who is offered the plan, sorted.
         answers: Member → its last answer.
         elapsed_s: Seconds that the offer has stood while a server ran.
+        closed: Whether the run has begun, with those who had accepted by then.
     """
 
     members: tuple[str, ...]
     answers: Mapping[str, PlanAnswer] = field(default_factory=dict)
     elapsed_s: float = 0.0
+    closed: bool = False
 
     def with_answer(self, answer: PlanAnswer) -> Enrolment:
         """With one more answer; of a stranger, or after a verdict that stands, it changes nothing."""
@@ -149,7 +152,7 @@ class EnrolmentBook:
             )
             for site, kept in record.answers.items()
         }  # fmt: skip
-        return Enrolment(record.members, answers, record.elapsed_s)
+        return Enrolment(record.members, answers, record.elapsed_s, record.closed)
 
     def save(self, enrolment: Enrolment) -> None:
         """Keep it; durable when this returns.
@@ -166,7 +169,12 @@ class EnrolmentBook:
             )
             for site, answer in enrolment.answers.items()
         }
-        record = _Record(members=enrolment.members, answers=answers, elapsed_s=enrolment.elapsed_s)
+        record = _Record(
+            members=enrolment.members,
+            answers=answers,
+            elapsed_s=enrolment.elapsed_s,
+            closed=enrolment.closed,
+        )
         write_atomic(self.path, record.model_dump_json().encode())
 
 
@@ -207,6 +215,8 @@ def enrol(asking: Enrolling) -> tuple[str, ...]:
         StorageError: An answer cannot be kept.
     """
     enrolment = asking.book.load(sorted(asking.offer))
+    if enrolment.closed:
+        return enrolment.accepted
     asking.book.save(enrolment)
     started = asking.clock() - enrolment.elapsed_s
     pause = dict.fromkeys(enrolment.open, AGAIN_S)
@@ -221,7 +231,7 @@ def enrol(asking: Enrolling) -> tuple[str, ...]:
         if len(enrolment.accepted) >= least:
             enough_at = now if enough_at is None else enough_at
             if not enrolment.open or now - enough_at >= grace:
-                asking.book.save(enrolment)
+                asking.book.save(replace(enrolment, closed=True))
                 return enrolment.accepted
         _require_hope(enrolment, asking.rules)
         asking.waiting_for(_waited(enrolment, least), enrolment.open)

@@ -202,3 +202,13 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="holds no enrolment"):
         enrol(enrolling)
     assert (tmp_path / "enrolment.json").read_text() == '{"members": 3}'
+
+
+def test_a_run_that_has_begun_keeps_its_sites(tmp_path: Path) -> None:
+    """A server that is started again asks nobody anew, whoever could accept by now."""
+    script = {site: [says(site, "accepted")] for site in SITES[:2]}
+    first, _, _ = asking(tmp_path, script)
+    assert enrol(first) == SITES[:2]
+    again, sites, recorder = asking(tmp_path, {"cork": [says("cork", "accepted")]})
+    assert enrol(again) == SITES[:2]
+    assert (sites.asked, recorder.events) == ([], [])

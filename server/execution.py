@@ -1,0 +1,256 @@
+"""One run, from the offer of its plan to its signed result: what the desk has done when its turn comes.
+
+    plan → offer to every member → round loop → result, signed
+
+Everything is kept in the run's folder, so that a killed server that is started again goes on with the same run:
+the members that it goes by, who has accepted, the journal of rounds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.serverapp import Grid
+
+from wardround.core.enrolment import SignedPlan
+from wardround.core.errors import ConfigError
+from wardround.core.packed import Adapter
+from wardround.core.plan import TrainingPlan
+from wardround.core.plan_offers import PlanOffer
+from wardround.privacy.secagg.identity import KeySigner, Roster
+from wardround.privacy.sums.aggregation import Aggregation
+from wardround.runtime.events import EventStream
+from wardround.runtime.files import save_tensors, storing, write_atomic
+from wardround.runtime.plan_folder import read_initial
+from wardround.runtime.result_record import KIND, ResultRecord
+from wardround.runtime.roster import RosterDocument
+from wardround.runtime.signed import sign_document
+from wardround.runtime.signed_plan import read_signed_plan
+from wardround.server.enrolment import ARM, Enrolling, EnrolmentBook, enrol
+from wardround.server.grid_transport import GridTransport
+from wardround.server.journal import Journal
+from wardround.server.offer_grid import GridOffers
+from wardround.server.round_control import RoundControl, stopped
+from wardround.server.rounds import Outcome, Run, run_rounds
+from wardround.training.plan_strategy import bind_strategy
+
+ROSTER: Final = "roster.json"
+ENROLMENT: Final = "enrolment.json"
+JOURNAL: Final = "journal"
+RESULT: Final = "result"
+RECORD, RELEASED, LAST = "result.signed.json", "released.safetensors", "last.safetensors"
+POLL_S: Final = 0.2
+MESSAGE_LIFE_S: Final = 30 * 24 * 3600.0
+"""Flower drops messages that are older; an offer may wait for days, and a round has its own deadline."""
+
+
+class Carrier(Protocol):
+    """A run in Flower's sense."""
+
+    grid: Grid
+
+    def node_of(self, site: str) -> int:
+        """The site's Flower node; 0 where there is none."""
+
+    def close(self, reason: str = "") -> None:
+        """End it."""
+
+
+class ExecutionControl(RoundControl, Protocol):
+    """What people ask of the run, and what it tells them."""
+
+    def waiting_for(self, text: str, sites: Sequence[str]) -> None:
+        """What the run waits for now, and for whom."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What every run of a consortium's server stands on.
+
+    Attributes:
+        consortium_key: Public; signs plans and rosters.
+        identity: The server's own key: signs offers of sums and results.
+        certificate: The consortium's word for that key, as its bytes.
+        roster: The signed roster as it is now, as its bytes.
+        read_roster: Signed bytes → the roster.
+        open_run: Opens a run in Flower's sense.
+        clock: Seconds, monotonic.
+    """
+
+    consortium_key: bytes
+    identity: Ed25519PrivateKey
+    certificate: bytes
+    roster: Callable[[], bytes]
+    read_roster: Callable[[bytes], RosterDocument]
+    open_run: Callable[[str], Carrier]
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True)
+class Work:
+    """One run's files.
+
+    Attributes:
+        run_id: Of the run.
+        path: Its folder, where its state is kept.
+        plan_folder: Holds the initial adapter.
+        signed_plan: The envelope.
+    """
+
+    run_id: str
+    path: Path
+    plan_folder: Path
+    signed_plan: bytes
+
+
+def execute(
+    work: Work, control: ExecutionControl, events: EventStream, deployment: Deployment
+) -> ResultRecord:
+    """Offer the plan, train, write the signed result; goes on where an earlier call was interrupted.
+
+    Raises:
+        PeerError: The plan is not signed by the consortium.
+        ConfigError: The initial adapter is not the plan's, or the plan's aggregation is none that this server
+            can do.
+        QuorumError: Too few sites accepted the plan, or answered in a round.
+        RunStoppedError: Somebody asked for it.
+        StorageError: Something cannot be kept.
+    """
+    signed = read_signed_plan(work.signed_plan, deployment.consortium_key)
+    plan, initial = signed.plan, read_initial(work.plan_folder, signed.plan)
+    require_own_mode(plan)
+    members = roster_of(work, deployment)
+    roster = members.roster()
+    carrier = deployment.open_run(work.run_id)
+    try:
+        sites = accepted_sites(work, signed, roster, control, events, deployment, carrier)
+        outcome = train(work, signed, roster, sites, control, events, deployment, carrier, initial)
+    finally:
+        carrier.close()
+    return write_result(work, signed, roster, sites, outcome, deployment)
+
+
+def require_own_mode(plan: TrainingPlan) -> None:
+    """Refuse a plan whose sums another party opens.
+
+    Raises:
+        ConfigError: `secure.mode=trusted`: its aggregator's key does not lie here.
+    """
+    if plan.secure.mode == "trusted":
+        raise ConfigError(
+            "this server cannot open what is sealed to a trusted aggregator", found="secure.mode=trusted",
+            expected="real, accounted or off", remedy="make the plan with secure.mode=real",
+        )  # fmt: skip
+
+
+def roster_of(work: Work, deployment: Deployment) -> RosterDocument:
+    """The roster that the run goes by from its first start to its end, whoever is admitted later.
+
+    Raises:
+        StorageError: It cannot be kept, or read again.
+        PeerError: It is not signed by the consortium.
+    """
+    path = work.path / ROSTER
+    if not path.exists():
+        write_atomic(path, deployment.roster())
+    with storing(path):
+        return deployment.read_roster(path.read_bytes())
+
+
+def accepted_sites(
+    work: Work,
+    signed: SignedPlan,
+    roster: Roster,
+    control: ExecutionControl,
+    events: EventStream,
+    deployment: Deployment,
+    carrier: Carrier,
+) -> tuple[str, ...]:
+    """The sites of the run: enrolled now, or before the server was interrupted."""
+    offers = {
+        site: PlanOffer(work.run_id, site, work.signed_plan, deployment.certificate, roster.digest)
+        for site in roster.keys
+    }
+
+    def check() -> None:
+        if control.stop_requested or control.drain_requested:
+            raise stopped()
+
+    return enrol(
+        Enrolling(
+            offers,
+            signed.enrolment,
+            GridOffers(carrier.grid, carrier.node_of, MESSAGE_LIFE_S),
+            EnrolmentBook(work.path / ENROLMENT, work.run_id),
+            events,
+            deployment.clock,
+            control.waiting_for,
+            check,
+        )
+    )
+
+
+def train(
+    work: Work,
+    signed: SignedPlan,
+    roster: Roster,
+    sites: tuple[str, ...],
+    control: ExecutionControl,
+    events: EventStream,
+    deployment: Deployment,
+    carrier: Carrier,
+    initial: Adapter,
+) -> Outcome:
+    """The round loop over the accepted sites, from the journal on."""
+    plan = signed.plan
+    return run_rounds(
+        Run(
+            work.run_id,
+            ARM,
+            plan,
+            bind_strategy(plan),
+            sites,
+            GridTransport(carrier.grid, carrier.node_of, POLL_S, MESSAGE_LIFE_S),
+            Aggregation(plan.secure.mode, KeySigner(deployment.identity), roster),
+            Journal(work.path / JOURNAL, plan),
+            events,
+            clock=deployment.clock,
+            grace_s=signed.enrolment.grace_s,
+            control=control,
+        ),
+        initial,
+    )
+
+
+def write_result(
+    work: Work,
+    signed: SignedPlan,
+    roster: Roster,
+    sites: tuple[str, ...],
+    outcome: Outcome,
+    deployment: Deployment,
+) -> ResultRecord:
+    """Both adapters, then the record that names them by digest, under the server's signature."""
+    record = ResultRecord(
+        run_id=work.run_id,
+        plan=signed.digest,
+        roster=roster.digest.hex(),
+        sites=sites,
+        reason=outcome.reason,
+        metric=signed.plan.release.metric,
+        scores=outcome.selection.scores,
+        released_round=outcome.released_round,
+        released=outcome.released.digest,
+        last_round=outcome.last.round,
+        last=outcome.last.adapter.digest,
+    )
+    folder = work.path / RESULT
+    for name, adapter in ((RELEASED, outcome.released), (LAST, outcome.last.adapter)):
+        save_tensors(folder / name, adapter.tensors(), {"digest": adapter.digest})
+    write_atomic(folder / RECORD, sign_document(KIND, record, deployment.identity))
+    return record
