@@ -2,8 +2,8 @@
 
     offer → roster, plan, policy → rows and model → a person's approval → accepted, durably
 
-What was accepted is built again from the site's own files after a restart: model, rows, and what it keeps between
-rounds.
+What was accepted is built again from the site's own files after a restart: model, rows, and what it keeps
+between rounds.
 """
 
 from __future__ import annotations

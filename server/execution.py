@@ -2,8 +2,8 @@
 
     plan → offer to every member → round loop → result, signed
 
-Everything is kept in the run's folder, so that a killed server that is started again goes on with the same run:
-the members that it goes by, who has accepted, the journal of rounds.
+Everything is kept in the run's folder, so that a killed server that is started again goes on with the same
+run: the members that it goes by, who has accepted, the journal of rounds.
 """
 
 from __future__ import annotations
