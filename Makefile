@@ -5,6 +5,7 @@
 #   make test-slow             the tests that take minutes
 #   make check                 format, lint, types, import contracts
 #   make format                reformat, and fix what ruff can fix
+#   make protos                Python anew from the .proto files of the control services
 #   make clean                 remove what was built; runs/ stays
 #
 # PYTHON=python3.12            the interpreter that .venv is made from (3.11 or newer)
@@ -23,7 +24,7 @@ CODE := src core privacy strategies runtime training client server simulations c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow check format clean
+.PHONY: help demo test test-slow check format protos clean
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
@@ -44,10 +45,14 @@ check: .venv/installed-dev
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/support/control_protos.py --check
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
+
+protos: .venv/installed-dev
+	$(BIN)/python tests/support/control_protos.py
 
 clean:
 	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

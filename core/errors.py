@@ -10,6 +10,7 @@ WardroundError
 ├── BudgetError            a privacy budget would be overdrawn, or is unknown
 ├── TrainingError          local training went wrong (a loss that is not finite)
 ├── StorageError           a file could not be written or does not hold what it should
+├── UnreachableError       a process that should answer does not
 └── InternalError          a broken invariant of ours: please report
 
 A message says what happened, what was found, what was expected and the remedy. It never holds a
@@ -108,6 +109,12 @@ class TrainingError(WardroundError):
 
 class StorageError(WardroundError):
     """A file could not be written, or does not hold what it should."""
+
+
+class UnreachableError(WardroundError):
+    """A process that should answer does not: it does not run, or hangs, or the way to it is cut."""
+
+    exit_code = 3
 
 
 class InternalError(WardroundError):

@@ -1,0 +1,1 @@
+"""The `.proto` files of the control services, and what `make protos` makes of them."""
