@@ -6,11 +6,11 @@ supervisor answers, in another process.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from wardround.client.charges import Charges, LedgerCharges
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.sealed_files import Owner
 from wardround.client.secure_record import FileDrawRecord, FileRecord
@@ -34,12 +34,11 @@ class Keeper(Protocol):
     def draw_record(self, owner: Owner) -> DrawRecord:
         """What a run's draw of groups must not forget."""
 
-    def ledger(self) -> AbstractContextManager[Ledger]:
-        """The site's privacy ledger, opened.
+    def charges(self) -> Charges:
+        """The site's privacy ledger.
 
         Raises:
             PolicyError: The site has none.
-            StorageError: It cannot be opened.
         """
 
 
@@ -65,7 +64,7 @@ class OwnKeeper:
         """As `Keeper`: a sealed file in the run's folder."""
         return FileDrawRecord(self._records(owner), owner, self.storage)
 
-    def ledger(self) -> AbstractContextManager[Ledger]:
+    def charges(self) -> Charges:
         """As `Keeper`: `ledger/` of the site's folder."""
         path = self.folder / "ledger"
         if not path.exists():
@@ -73,7 +72,7 @@ class OwnKeeper:
                 "this site has no privacy ledger, and the plan trains privately", expected=f"{path.name}/",
                 remedy="wardround ledger create makes one, with the ε that this site grants its patients",
             )  # fmt: skip
-        return Ledger.open(path)
+        return LedgerCharges(lambda: Ledger.open(path))
 
     def _records(self, owner: Owner) -> Path:
         return self.folder / "records" / owner.run_id

@@ -248,9 +248,7 @@ class Node:
         cost = round_cost(plan, len(units) if rules and rules.unit == "example" else patients)
         if rules is None or cost is None:
             return None
-        with self.keeper.ledger():
-            pass
         return SitePrivacy(
-            rules, cost, units, float(plan.local.batch_size), self.keeper.ledger,
+            rules, cost, units, float(plan.local.batch_size), self.keeper.charges(),
             lambda purpose, round: SystemSource(f"{purpose.value} of round {round}"), simulation=False,
         )  # fmt: skip

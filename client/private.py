@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
-from wardround.client.ledger.ledger import Ledger
+from wardround.client.charges import Charge, Charges
 from wardround.core.errors import PolicyError
 from wardround.core.messages import is_duration
 from wardround.core.plan import TrainingPlan
@@ -47,7 +46,7 @@ class SitePrivacy:
         cost: Of one round, here.
         patients: The patient of each training row, whom the ledger charges.
         expected_batch: B, of the plan.
-        ledger: Opens the site's ledger, for as long as something is written.
+        charges: The site's ledger.
         sources: Randomness of batches and noise.
         simulation: Says "not private": the randomness comes from a seed.
     """
@@ -56,7 +55,7 @@ class SitePrivacy:
     cost: RoundCost
     patients: Sequence[str]
     expected_batch: float
-    ledger: Callable[[], AbstractContextManager[Ledger]]
+    charges: Charges
     sources: Sources
     simulation: bool
 
@@ -85,15 +84,15 @@ class SitePrivacy:
         """
         added = ring_noise(plan, cohort=cohort, coordinates=coordinates, round=round)
         mechanism = self.cost.mechanism if added is None else added.mechanism
-        with self.ledger() as ledger:
-            source = ledger.source(plan.name, sorted(set(self.patients)))
-            ledger.reserve(
-                source, run=run_id, plan=plan.digest, round=round, stage=0, draw=self.draw(round),
-                mechanism=mechanism, unit=self.cost.unit, most_examples=self.rules.most_examples,
-            )  # fmt: skip
-            if self.cost.unit == "example":  # the ledger's figure is the patient's
-                return self.cost.epsilon(round).value
-            return ledger.epsilon(source, run=run_id).value
+        spent = self.charges.reserve(
+            Charge(
+                source=plan.name, units=tuple(self.patients), run=run_id, plan=plan.digest, round=round,
+                draw=self.draw(round), mechanism=mechanism, unit=self.cost.unit,
+                most_examples=self.rules.most_examples,
+            )
+        )  # fmt: skip
+        # The ledger's figure is the patient's.
+        return self.cost.epsilon(round).value if self.cost.unit == "example" else spent
 
     def seal(self, run_id: str, round: int, contribution: str) -> None:
         """Mark a contribution as the round's: from here on no other may leave, nor other noise be drawn.
@@ -101,8 +100,7 @@ class SitePrivacy:
         Raises:
             PolicyError: Another one is sealed already.
         """
-        with self.ledger() as ledger:
-            ledger.seal(run=run_id, round=round, stage=0, digest=contribution)
+        self.charges.seal(run_id, round, contribution)
 
     def told(self, figures: Mapping[str, float]) -> dict[str, float]:
         """A reply's figures as they may leave: times on a grid, but in a simulation, which measures them."""

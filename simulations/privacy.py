@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from wardround.client.charges import LedgerCharges
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.private import SitePrivacy
@@ -63,7 +64,9 @@ def simulated_privacy(
         with opened:
             yield opened
 
-    return SitePrivacy(rules, cost, units, float(plan.local.batch_size), ledger, sources, simulation=True)
+    return SitePrivacy(
+        rules, cost, units, float(plan.local.batch_size), LedgerCharges(ledger), sources, simulation=True
+    )
 
 
 def granted(rules: PrivacyRules, cap: float | None) -> float | None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from wardround.client import work
+from wardround.client.charges import LedgerCharges
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.private import SitePrivacy, on_grid
@@ -76,7 +77,7 @@ def private(make: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
             with opened:
                 yield opened
 
-        privacy = SitePrivacy(rules, cost, UNITS, 2.0, ledger, sources, simulation=simulation)
+        privacy = SitePrivacy(rules, cost, UNITS, 2.0, LedgerCharges(ledger), sources, simulation=simulation)
         consortium = Consortium.of(plain.wards, plain.consortium.policy)
         parties = consortium.parties("ward", plan, "run")
         folds = replace(site.folds, plan=plan)
@@ -98,7 +99,7 @@ def test_a_round_is_reserved_before_it_is_trained(
     server = private()
     with pytest.raises(KeyboardInterrupt):
         answer(server.request(sums=(TRAINING,)), server.site)
-    with server.site.privacy.ledger() as ledger:
+    with server.site.privacy.charges.ledger() as ledger:
         source = ledger.source("again", sorted(set(UNITS)))
         assert ledger.epsilon(source, run="run").value > 0
         assert ledger.sealed(run="run", round=1, stage=0) is None
@@ -185,7 +186,7 @@ def test_what_leaves_is_what_the_ledger_has_sealed(private: Callable[..., Any]) 
     reply = answer(request, server.site)
     message = decode(reply.sums[TRAINING], MaskedInput, decode(request.sums[TRAINING], SignedOffer).offer)
     _, lanes = server.site.parties.kept[TRAINING]
-    with server.site.privacy.ledger() as ledger:
+    with server.site.privacy.charges.ledger() as ledger:
         assert ledger.sealed(run="run", round=1, stage=0) == digest_of(lanes)
     offer = decode(request.sums[TRAINING], SignedOffer).offer
     np.testing.assert_array_equal(

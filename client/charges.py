@@ -1,0 +1,87 @@
+"""What a private round asks of the site's ledger: to be charged before it trains, sealed before it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from wardround.client.ledger.ledger import Ledger
+from wardround.core.checked import Frozen
+from wardround.privacy.accounting.account import Unit
+from wardround.privacy.accounting.mechanisms import Mechanism
+
+
+class Charge(Frozen):
+    """One round, before a row is touched.
+
+    Attributes:
+        source: Name of the source, for people.
+        units: The patient of each training row; repeated ones are one.
+        run: Id of the run.
+        plan: Digest of its plan, in hex.
+        round: Which.
+        draw: Names the batches and the noise that will be drawn, and none other.
+        mechanism: What will be done.
+        unit: What is clipped.
+        most_examples: As in the plan.
+    """
+
+    source: str
+    units: tuple[str, ...]
+    run: str
+    plan: str
+    round: int
+    draw: str
+    mechanism: Mechanism
+    unit: Unit
+    most_examples: int | None = None
+
+
+class Charges(Protocol):
+    """The ledger, wherever it lies."""
+
+    def reserve(self, charge: Charge) -> float:
+        """Charge a round to every unit, durably.
+
+        Returns:
+            ε that the run has cost the worst-off unit, this round included.
+
+        Raises:
+            BudgetError: It would go beyond the site's cap.
+            StorageError: The ledger cannot be written, or does not hold what was written.
+        """
+
+    def seal(self, run: str, round: int, digest: str) -> None:
+        """Mark a contribution as the round's: no other may leave, nor other noise be drawn.
+
+        Raises:
+            PolicyError: Another one is sealed already.
+        """
+
+
+@dataclass(frozen=True)
+class LedgerCharges:
+    """A ledger in this process.
+
+    Attributes:
+        ledger: Opens it, for as long as something is written.
+    """
+
+    ledger: Callable[[], AbstractContextManager[Ledger]]
+
+    def reserve(self, charge: Charge) -> float:
+        """As `Charges`."""
+        with self.ledger() as ledger:
+            source = ledger.source(charge.source, sorted(set(charge.units)))
+            ledger.reserve(
+                source, run=charge.run, plan=charge.plan, round=charge.round, stage=0, draw=charge.draw,
+                mechanism=charge.mechanism, unit=charge.unit, most_examples=charge.most_examples,
+            )  # fmt: skip
+            return ledger.epsilon(source, run=charge.run).value
+
+    def seal(self, run: str, round: int, digest: str) -> None:
+        """As `Charges`."""
+        with self.ledger() as ledger:
+            ledger.seal(run=run, round=round, stage=0, digest=digest)
