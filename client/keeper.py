@@ -17,7 +17,7 @@ from wardround.client.secure_record import FileDrawRecord, FileRecord
 from wardround.core.errors import PolicyError
 from wardround.privacy.secagg.admission import Record
 from wardround.privacy.secagg.draw import DrawRecord
-from wardround.privacy.secagg.identity import Signer
+from wardround.privacy.secagg.identity import KeySigner, Signer
 from wardround.privacy.secagg.secret import Secret
 
 
@@ -47,12 +47,12 @@ class OwnKeeper:
     """Keys and records in this process.
 
     Attributes:
-        signer: Of the site's identity key.
+        signer: The site's identity key.
         folder: Of the site.
         storage: Its storage key, which seals the records.
     """
 
-    signer: Signer
+    signer: KeySigner
     folder: Path
     storage: Secret
 

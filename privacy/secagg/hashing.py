@@ -31,6 +31,37 @@ def framed(tag: str, *parts: bytes | str | int) -> bytes:
     return bytes(out)
 
 
+def unframed(data: bytes) -> tuple[bytes | str | int, ...]:
+    """Tag and parts of what `framed` made.
+
+    Raises:
+        ValueError: It is nothing that `framed` makes.
+    """
+    parts: list[bytes | str | int] = []
+    at = 0
+    while at < len(data):
+        kind, head = data[at : at + 1], data[at + 1 : at + 9]
+        if len(head) < 8:  # noqa: PLR2004 - bytes of a length
+            raise ValueError("a part has no length")
+        (length,) = struct.unpack("<Q", head)
+        body = data[at + 9 : at + 9 + length]
+        if len(body) != length:
+            raise ValueError("a part is cut off")
+        match kind:
+            case b"s":
+                parts.append(body.decode())
+            case b"i" if length == 8:  # noqa: PLR2004 - bytes of a number
+                parts.append(struct.unpack("<q", body)[0])
+            case b"b":
+                parts.append(body)
+            case _:
+                raise ValueError("a part is of no kind")
+        at += 9 + length
+    if not parts or not isinstance(parts[0], str):
+        raise ValueError("there is no tag")
+    return tuple(parts)
+
+
 def digest(tag: str, *parts: bytes | str | int) -> bytes:
     """SHA-256 of `framed`."""
     return hashlib.sha256(framed(tag, *parts)).digest()
