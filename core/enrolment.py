@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Final
 
@@ -15,6 +16,24 @@ from wardround.core.plan import TrainingPlan
 DAY_S: Final = 86_400.0
 LONGEST_OFFER_S: Final = 366 * DAY_S
 """An offer that stands longer is one that somebody forgot."""
+
+UNREADY: Final[Mapping[str, str]] = {
+    "adapter": "its adapter on this base model is another than the plan's",
+    "broken_rows": "most of its rows cannot be used",
+    "columns": "its rows have not the columns that the plan reads",
+    "labels": "its rows have labels that are not in the plan's list",
+    "machine": "its machine cannot do what its settings ask for",
+    "method": "its version of Wardround lacks something that the plan names",
+    "model_absent": "it has not the plan's base model",
+    "model_differs": "the weights of its base model are not the plan's",
+    "not_enough_rows": "it has not enough rows for the plan",
+    "policy": "its own policy does not allow the plan",
+    "privacy": "the plan's differential privacy cannot be kept with its rows",
+    "rows": "its rows cannot be read",
+    "settings": "its settings are not as they should be",
+    "tokenizer": "the tokenizer of its base model is not the plan's",
+}
+"""Why a site cannot train a plan: all that it tells of that. No code says anything about a single row."""
 
 
 class EnrolmentRules(Frozen):

@@ -1,12 +1,13 @@
 """Every error that Wardround raises on purpose.
 
 WardroundError
-├── ConfigError            what a person wrote: YAML, overrides, a command's arguments
+├── ConfigError            what a person wrote: YAML, overrides, a command's arguments (CodedError: two below)
 │   ├── DataError          a source, a column mapping, rows, labels
 │   └── ModelError         a base model, a tokenizer, adapter targets
 ├── PeerError              what arrived from the other side is malformed, stale or out of bounds
 │   └── QuorumError        too few sites answered for a round to count
 ├── PolicyError            a site's own rules refuse
+├── UnreadyError           a site cannot train an accepted plan with what it has
 ├── BudgetError            a privacy budget would be overdrawn, or is unknown
 ├── TrainingError          local training went wrong (a loss that is not finite)
 ├── StorageError           a file could not be written or does not hold what it should
@@ -62,12 +63,39 @@ class ConfigError(WardroundError):
     exit_code = 2
 
 
-class DataError(ConfigError):
+class CodedError(ConfigError):
+    """A ConfigError with a short stable identifier that may leave a site, where its words may not.
+
+    Args:
+        code: The identifier; None takes the class's own.
+        what: As in the base class, like the other arguments.
+    """
+
+    code: str = "settings"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        found: object = None,
+        expected: object = None,
+        remedy: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        self.code = code or self.code
+        super().__init__(what, found=found, expected=expected, remedy=remedy)
+
+
+class DataError(CodedError):
     """A data source, a column mapping or a label is wrong."""
 
+    code = "rows"
 
-class ModelError(ConfigError):
+
+class ModelError(CodedError):
     """A base model, tokenizer or adapter setting is wrong."""
+
+    code = "model_absent"
 
 
 class PeerError(WardroundError):
@@ -80,6 +108,27 @@ class QuorumError(PeerError):
 
 class PolicyError(WardroundError):
     """The site's own policy refuses."""
+
+
+class UnreadyError(WardroundError):
+    """A site cannot train a plan with what it has; its people read the words, the server gets the code.
+
+    Args:
+        code: One of `core/enrolment.py:UNREADY`.
+        what: As in the base class, like the other arguments.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        what: str,
+        *,
+        found: object = None,
+        expected: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.code = code
+        super().__init__(what, found=found, expected=expected, remedy=remedy)
 
 
 class BudgetError(WardroundError):

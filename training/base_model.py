@@ -221,4 +221,5 @@ def require_digest(loaded: LoadedBase, expected: str) -> None:
             found=loaded.digest,
             expected=expected,
             remedy="get the base that the plan or model.digest names: revision, dtype, quantisation",
+            code="model_differs",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from wardround.core.errors import DataError, nearest
 from wardround.core.plan import DataContract
@@ -61,9 +62,37 @@ def check_mapping(
                 f"{spec.path} has no column {column!r}, which {key} names",
                 found="columns " + ", ".join(present),
                 remedy=f"did you mean {guess!r}?" if guess else f"set {key} to one of them",
+                code="columns",
             )
     if data.template is not None and TEXT in roles:
         check_template(data.template, present)
+
+
+def check_renaming(probe: Iterable[Row | BrokenRow], spec: SourceSpec, renamed: Mapping[str, str]) -> None:
+    """Refuse a renaming that names columns which are not there.
+
+    Raises:
+        DataError: Names the column and the nearest one that is.
+    """
+    present = {name: None for row in probe if isinstance(row, Row) for name in row.values}
+    for wanted, own in renamed.items():
+        if present and own not in present:
+            guess = nearest(own, present)
+            raise DataError(
+                f"{spec.path} has no column {own!r}, which columns.{wanted} names",
+                found="columns " + ", ".join(present),
+                remedy=f"did you mean {guess!r}?" if guess else f"set columns.{wanted} to one of them",
+                code="columns",
+            )
+
+
+def renamed_row(row: Row | BrokenRow, renamed: Mapping[str, str]) -> Row | BrokenRow:
+    """A row whose columns are called as the plan calls them; what is not renamed keeps its name."""
+    if isinstance(row, BrokenRow):
+        return row
+    values = {name: value for name, value in row.values.items() if name not in renamed}
+    values |= {wanted: row.values[own] for wanted, own in renamed.items() if own in row.values}
+    return replace(row, values=values)
 
 
 def _mapped(data: DataContract, roles: Mapping[str, bool], *, predict: bool) -> dict[str, str]:
@@ -96,4 +125,5 @@ def _check_roles(data: DataContract, roles: Mapping[str, bool]) -> None:
         remedy=f"did you mean {guess!r} instead of {unknown[0]!r}?"
         if guess
         else "set data.columns.ROLE to the name of its column",
+        code="columns",
     )

@@ -15,7 +15,14 @@ from typing import Any
 from wardround.core.errors import DataError, nearest
 from wardround.core.plan import DataContract
 from wardround.core.seeds import Purpose, seed_for
-from wardround.training.column_mapping import LABEL, PROBED_ROWS, TEXT, check_mapping
+from wardround.training.column_mapping import (
+    LABEL,
+    PROBED_ROWS,
+    TEXT,
+    check_mapping,
+    check_renaming,
+    renamed_row,
+)
 from wardround.training.source_spec import SourceSpec, code, open_source, plain
 from wardround.training.sources.contract import BrokenRow, Row
 from wardround.training.template import UnknownCodeError, render, says_something
@@ -79,6 +86,7 @@ def read_examples(
     fault: Callable[[Example], str | None] | None = None,
     predict: bool = False,
     units: bool = True,
+    renamed: Mapping[str, str] | None = None,
     allow_dotted: bool = False,
 ) -> ExampleSet:
     """Read a source through the data contract.
@@ -93,6 +101,8 @@ def read_examples(
             and of units may be absent.
         units: Quarantine rows that do not say whose they are. False for rows that are only scored or asked:
             there is nobody to protect from the model, and each counts as a unit of its own.
+        renamed: Column as the contract calls it → the source's own name of it, where the two differ.
+        allow_dotted: Whether `kind` of the source may be module:attribute: a simulation's own code.
 
     Raises:
         DataError: A column that is not there (the nearest one is named), a label outside the list (named,
@@ -100,6 +110,10 @@ def read_examples(
     """
     rows = iter(open_source(spec, allow_dotted=allow_dotted))
     probe = list(itertools.islice(rows, PROBED_ROWS))
+    if renamed:
+        check_renaming(probe, spec, renamed)
+        probe = [renamed_row(row, renamed) for row in probe]
+        rows = (renamed_row(row, renamed) for row in rows)
     units = units and not predict
     demanded = {
         "unit_column": data.unit_column if units else None,
@@ -285,6 +299,7 @@ def _refuse_mostly_broken(spec: SourceSpec, quarantined: Sequence[BrokenRow], re
         f"most rows of {spec.path} cannot be used",
         found=f"{unusable} of {rows}: " + ", ".join(f"{count} × {reason}" for reason, count in reasons),
         remedy="run `wardround data check` on it, and look at the column mapping",
+        code="broken_rows",
     )
 
 
@@ -301,4 +316,5 @@ def _foreign_labels(spec: SourceSpec, data: DataContract, foreign: Mapping[str, 
         found="; ".join(named) + (f"; and {more} more" if more > 0 else ""),
         expected="one of " + ", ".join(data.labels),
         remedy="correct these rows or data.columns.label, or make a plan whose data.labels names them",
+        code="labels",
     )

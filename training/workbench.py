@@ -152,7 +152,7 @@ def with_tokenizer(data: DataContract, base: LoadedBase, task: Task) -> DataCont
         raise ModelError(
             f"the tokenizer of {base.name!r} is not the one of the plan",
             found="another " + ", ".join(wrong), expected=f"tokenizer {data.tokenizer_digest[:12]}",
-            remedy="get the base model that the plan names",
+            remedy="get the base model that the plan names", code="tokenizer",
         )  # fmt: skip
     return data.model_copy(update=found)
 

@@ -1,0 +1,153 @@
+"""A site's `site.yaml`: where its base models and rows lie, and what it demands of the sums."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError
+
+from wardround.core.checked import Frozen, invalid, known_keys
+from wardround.core.errors import ConfigError, StorageError
+from wardround.core.plan import HexKey
+from wardround.privacy.secagg.policy import SecurePolicy
+from wardround.runtime.files import write_atomic
+from wardround.training.settings import Machine
+from wardround.training.source_spec import SourceSpec
+
+FILE: Final = "site.yaml"
+LARGEST: Final = 2**20
+"""Bytes of the file."""
+
+STARTER: Final = """\
+# What this site brings to a plan. Only this machine reads it; nothing in it is sent anywhere.
+# Paths may be relative to the folder of this file.
+
+# Base models: folders with config.json, *.safetensors, a tokenizer. A plan's model is found by its digest.
+models:
+  - path: models/base
+    digest: null           # of its weights, where it is known: then only a plan of this digest loads it
+    revision: null         # of a hub name
+    attention: sdpa        # sdpa | eager
+
+# Rows to train on: JSONL, JSON, CSV or Parquet (.gz as well), or a Hugging Face datasets folder.
+source:
+  path: rows.jsonl
+  kind: null               # null: by the ending of the path
+  options: {}
+  where: {}                # only rows that equal it, such as {ward: cardiology}
+
+# Where a column has another name here: as the plan calls it: as these rows call it.
+columns: {}
+
+# What this machine decides for itself.
+machine:
+  device: auto             # auto | cpu | cuda | mps
+  threads: null            # of torch; null: its own choice
+  microbatch_size: null    # rows that go through the model at once; null: the whole batch
+  gradient_checkpointing: false
+  evaluation_batch_size: 32
+
+# What this site demands before its contribution goes into a sum; its own people decide on that.
+policy:
+  modes: [real]            # real: the server learns sums alone
+  aggregator: null         # key of an aggregator that this site trusts, for the mode trusted
+  assumed_colluders: 1     # so many members may work with the server
+  least_honest: 3
+  least_cohort: 5
+  least_survivor_share: 0.5
+  most_attempts: 10
+  colluding_share: 0.3333333333333333
+  most_exposure: 1.0e-5
+  group_strategies: []     # strategies that may have sums over groups, such as group_median
+"""
+
+
+class ModelPlace(Frozen):
+    """Where one base model lies."""
+
+    path: str = Field(min_length=1)
+    """Folder, `package://` or `data://` location, or hub name where no such folder exists."""
+    digest: HexKey | None = None
+    """Of the weights as a plan loads them; None: it is loaded to find out."""
+    revision: str | None = None
+    attention: Literal["sdpa", "eager"] = "sdpa"
+
+
+class SiteSettings(Frozen):
+    """All of `site.yaml`."""
+
+    models: tuple[ModelPlace, ...] = Field(min_length=1)
+    source: SourceSpec
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Column as plans call it → the name that these rows have for it."""
+    machine: Machine = Machine()
+    policy: SecurePolicy = SecurePolicy()
+
+    def within(self, folder: Path) -> Self:
+        """The same with what lies in this folder named in full."""
+        models = tuple(place.model_copy(update={"path": _full(folder, place.path)}) for place in self.models)
+        source = self.source.model_copy(update={"path": _full(folder, self.source.path)})
+        return self.model_copy(update={"models": models, "source": source})
+
+
+def read_site_settings(path: Path) -> SiteSettings:
+    """Read a site's settings strictly.
+
+    Raises:
+        StorageError: The file is not there or too large.
+        ConfigError: Not YAML, a key twice, unknown or missing, a wrong value; every fault at once.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+    except OSError as error:
+        raise StorageError(
+            f"cannot read {path}", found=error.strerror, expected="the site's settings",
+            remedy="`wardround site join` writes a commented beginning; fill it in",
+        ) from error  # fmt: skip
+    if len(data) > LARGEST:
+        raise StorageError(f"{path} is too large", expected=f"at most {LARGEST} bytes")
+    try:
+        values = yaml.load(data, _Strict)  # noqa: S506 - a SafeLoader
+        return SiteSettings.model_validate(values).within(path.parent)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(
+            f"{path} is not YAML", found=f"{getattr(error, 'problem', None) or type(error).__name__}{line}"
+        ) from error
+    except ValidationError as error:
+        raise invalid(f"settings of the site ({path.name})", error, known_keys(SiteSettings)) from error
+
+
+def write_site_starter(path: Path) -> None:
+    """Write commented settings to be filled in, for their owner alone to read.
+
+    Raises:
+        ConfigError: There is such a file already.
+        StorageError: It cannot be written.
+    """
+    if path.exists():
+        raise ConfigError(f"{path} is there already", remedy="edit it")
+    write_atomic(path, STARTER.encode(), private=True)
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key that stands twice is a fault: which of the two counts is nobody's guess."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _full(folder: Path, path: str) -> str:
+    """A path in full where it names something in the folder; a location or a hub name as it is."""
+    if "://" in path:
+        return path
+    inside = folder.resolve() / Path(path).expanduser()
+    return str(inside) if inside.exists() else path
