@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -84,13 +83,18 @@ class WorkerSettings(Frozen):
     deadline_s: float = Field(gt=0)
 
 
+def _standard_input() -> BinaryIO:
+    """Unbuffered: a thread that waits in a buffered reader cannot be left behind when the process ends."""
+    return open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115, PTH123 - descriptor 0 stays open
+
+
 def read_settings(model: type[M], stream: BinaryIO | None = None) -> M:
     """The first line of standard input.
 
     Raises:
         InternalError: It is missing, too long or not what this child takes.
     """
-    line = (stream or sys.stdin.buffer).readline(LARGEST_LINE)
+    line = (stream or _standard_input()).readline(LARGEST_LINE)
     try:
         return model.model_validate_json(line)
     except ValidationError as error:
@@ -104,7 +108,7 @@ def follow_orders(
     """Obey orders in a thread until the pipe closes, then `end`."""
 
     def follow() -> None:
-        source = stream or sys.stdin.buffer
+        source = stream or _standard_input()
         while line := source.readline(LARGEST_LINE):
             try:
                 order = json.loads(line)
@@ -116,6 +120,13 @@ def follow_orders(
     thread = threading.Thread(target=follow, name="wardround-orders", daemon=True)
     thread.start()
     return thread
+
+
+def hush_flower() -> None:
+    """Flower logs each request, in colours and twice; what is a warning stays, in our own log."""
+    flower = logging.getLogger("flwr")
+    flower.handlers.clear()
+    flower.setLevel(logging.WARNING)
 
 
 def die_soon(seconds: float, code: int = 1) -> None:

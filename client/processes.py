@@ -167,17 +167,17 @@ class _Child:
             LOG.info("the site's %s ended before it could be told something", self.name)
 
     def end(self, seconds: float) -> None:
-        """Ask it to end, by signal and by its pipe; kill it after so many seconds."""
+        """Ask it to end; kill it after so many seconds."""
         if self.process is None:
             return
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        self._close_pipe()
         try:
             self.code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.code = self.process.wait()
+        self._close_pipe()  # not before: its closing is a signal as well, and a second one cuts leave-taking short
         self.process = None
 
     def _close_pipe(self) -> None:

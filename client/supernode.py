@@ -28,7 +28,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Error
 from flwr.common.constant import ISOLATION_MODE_PROCESS, ErrorCode, Status, SubStatus
 from flwr.supercore.constant import TaskType
-from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.object_store import NoObjectInStoreError, ObjectStoreFactory
 from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.main import create_app
@@ -43,6 +44,7 @@ from wardround.client.child import (
     NodeSettings,
     die_soon,
     follow_orders,
+    hush_flower,
 )
 from wardround.client.polling import Polling
 from wardround.core.errors import ConfigError
@@ -95,11 +97,10 @@ def serve_node(settings: NodeSettings) -> int:
     Raises:
         ConfigError: A key or certificate file cannot be used.
     """
+    hush_flower()
     keys, ca = _transport_keys(settings.transport_key), _pem(settings.ca)
     factory = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
-    state = factory.state()
-    if not isinstance(state, InMemoryNodeState):  # the tests hold that it is
-        raise ConfigError("Flower keeps its node's state elsewhere than expected")
+    factory.state_instance = state = SiteNodeState(factory.objectstore_factory.store())
     secret = bytes.fromhex(settings.secret)
     server = _runtime_api(create_app(factory, secret), settings.listener)
     follow_orders(lambda order: _obey(order, state), _leave)
@@ -147,6 +148,7 @@ def _watched(watch: _Watch) -> _Patched:
         run_id = pull(*args, **named)
         if run_id is not None:
             watch.last_message = time.monotonic()
+            LOG.info("a message has come")
         return run_id
 
     return _Patched(
@@ -184,48 +186,66 @@ def _runtime_api(app: Any, listener: int) -> uvicorn.Server:
     return server
 
 
-def _obey(order: Mapping[str, object], state: InMemoryNodeState) -> None:
+def _obey(order: Mapping[str, object], state: SiteNodeState) -> None:
     if "worker_ended" in order:
-        fail_unanswered(state, str(order["worker_ended"])[:200])
+        state.fail_unanswered(str(order["worker_ended"])[:200])
 
 
-def fail_unanswered(state: InMemoryNodeState, why: str) -> int:
-    """Answer what a worker that has ended had in hand, so that nobody waits for it; gives how many.
+class SiteNodeState(InMemoryNodeState):
+    """What Flower's node remembers, with two rules of ours.
 
-    Flower does so by itself a minute later, and not where the worker ended between taking a task and
-    fetching its message: then its node waits for ever.
+    The worker gets a task once all of its message is here: Flower hands it out before it has fetched the
+    message, and its worker gives up after minutes of a slow line. And a worker that has ended is answered for at once.
     """
-    taken = [
-        task
-        for task in state.get_tasks(statuses=[Status.STARTING, Status.RUNNING])
-        if task.type == TaskType.CLIENT_APP
-    ]
-    for task in taken:
-        with state.lock_msg_store:
-            for entry in state.msg_store.values():
-                metadata = entry.message.metadata
-                if metadata.run_id == task.run_id and not metadata.reply_to_message_id:
-                    entry.is_retrieved = True
-                    state.record_message_processing_start(metadata.message_id)
-        state.finish_task(task.task_id, SubStatus.FAILED, why)
-        with state.lock_msg_store:
-            replies = [m for m, e in state.msg_store.items() if e.message.metadata.reply_to_message_id]
-            for message_id in replies:  # one that the worker began to hand over and never will complete
-                if not _is_whole(state, message_id):
-                    state.object_store.delete(message_id)
-                    del state.msg_store[message_id]
-        state._store_error_replies({task.run_id}, Error(ErrorCode.CLIENT_APP_CRASHED, why))  # noqa: SLF001 - as above
-    return len(taken)
 
+    def claim_task(self, task_id: int) -> str | None:
+        """As Flower's, where the task's message is whole."""
+        run_ids = {task.run_id for task in self.get_tasks(task_ids=[task_id])}
+        with self.lock_msg_store:
+            waiting = [
+                message_id
+                for message_id, entry in self.msg_store.items()
+                if entry.message.metadata.run_id in run_ids
+                and not entry.is_retrieved
+                and not entry.message.metadata.reply_to_message_id
+            ]
+        if any(self._is_whole(message_id) for message_id in waiting):
+            return super().claim_task(task_id)
+        return None
 
-def _is_whole(state: InMemoryNodeState, message_id: str) -> bool:
-    waiting = [state.object_store.get_object_tree(message_id)]
-    while waiting:
-        tree = waiting.pop()
-        if not state.object_store.get(tree.object_id):
+    def _is_whole(self, message_id: str) -> bool:
+        try:
+            trees = list(iterate_object_tree(self.object_store.get_object_tree(message_id)))
+        except NoObjectInStoreError:
             return False
-        waiting.extend(tree.children)
-    return True
+        return all(self.object_store.get(tree.object_id) for tree in trees)
+
+    def fail_unanswered(self, why: str) -> int:
+        """Answer what a worker that has ended had in hand, so that nobody waits for it; gives how many.
+
+        Flower does so by itself a minute later; and not where the worker ended between taking a task and
+        fetching its message, or within its answer: then its node waits for ever.
+        """
+        taken = [
+            task
+            for task in self.get_tasks(statuses=[Status.STARTING, Status.RUNNING])
+            if task.type == TaskType.CLIENT_APP
+        ]
+        for task in taken:
+            with self.lock_msg_store:
+                for message_id, entry in list(self.msg_store.items()):
+                    metadata = entry.message.metadata
+                    if metadata.run_id != task.run_id:
+                        continue
+                    if not metadata.reply_to_message_id:
+                        entry.is_retrieved = True
+                        self.record_message_processing_start(message_id)
+                    elif not self._is_whole(message_id):  # it will never be
+                        self.object_store.delete(message_id)
+                        del self.msg_store[message_id]
+            self.finish_task(task.task_id, SubStatus.FAILED, why)
+            self._store_error_replies({task.run_id}, Error(ErrorCode.CLIENT_APP_CRASHED, why))
+        return len(taken)
 
 
 def _leave() -> None:

@@ -16,7 +16,8 @@ def main() -> int:
     from wardround.client.supernode import serve_node
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s node %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return serve_node(read_settings(NodeSettings))
     except WardroundError as error:

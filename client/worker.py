@@ -30,7 +30,7 @@ from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from wardround.client.child import DEADLINE
+from wardround.client.child import DEADLINE, hush_flower
 from wardround.client.polling import Polling
 
 LOG = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ def serve_tasks(address: str, secret: bytes, app: ClientApp, deadline_s: float) 
         app: Answers messages.
         deadline_s: Seconds that one message may take; then this process ends with the code `DEADLINE`.
     """
+    hush_flower()
     node = _client(address, SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[ACQUIRE]))
     last = time.monotonic()
     while True:

@@ -18,7 +18,8 @@ def main() -> int:
     os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"]))
     os.environ["no_proxy"] = os.environ["NO_PROXY"]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         settings = read_settings(WorkerSettings)
         follow_orders(lambda _: None, lambda: os._exit(0))

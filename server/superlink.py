@@ -135,6 +135,8 @@ class SuperLink:
         routes: Mapping[str, ASGIApp] | None = None,
         largest_reply: int = LARGEST_REPLY,
     ) -> None:
+        for name, level in (("flwr", logging.WARNING), ("alembic", logging.WARNING)):
+            logging.getLogger(name).setLevel(level)  # Flower logs each request
         self._tls = tls
         self._host, self._port = _host_and_port(address)
         self._largest_reply = largest_reply
