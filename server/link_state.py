@@ -28,6 +28,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import NoObjectInStoreError, ObjectStoreFactory
 from flwr.supercore.run import Run
+from flwr.supercore.sql_mixin import SqlMixin
 from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
 from flwr.supercore.state.schema.objectstore_models import StoredObject
 from flwr.superlink.federation import NoOpFederationManager
@@ -58,6 +59,12 @@ class LinkState(SqlLinkState):
 
     def _cleanup_expired_task_tokens(self) -> None:
         """Nothing expires."""
+
+    def close(self) -> None:
+        """Let go of the database file."""
+        for part in (self, self.object_store):
+            if isinstance(part, SqlMixin) and part._engine is not None:  # noqa: SLF001 - Flower never closes it
+                part._engine.dispose()  # noqa: SLF001 - as above
 
     def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
         """As Flower's; whoever waits for the node is told that it has started anew."""

@@ -189,6 +189,7 @@ class SuperLink:
             self._thread.join(STOP_S)
         if self._socket is not None:
             self._socket.close()
+        self._state.close()
 
     def _serve(self) -> None:
         try:
