@@ -1,0 +1,275 @@
+"""Flower's SuperNode at a site, in a process of its own: the site's connection to the consortium's server.
+
+With worker.py the site's only imports of Flower's internals; tests/contract/test_supernode_internals.py holds
+them. The node holds no data and runs no code that it is sent: tasks wait at its Runtime API, on the loopback
+interface, for the site's own worker.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import uvicorn
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import Error
+from flwr.common.constant import ISOLATION_MODE_PROCESS, ErrorCode, Status, SubStatus
+from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.object_store import NoObjectInStoreError, ObjectStoreFactory
+from flwr.supernode import fleet_http_connection, start_client_internal
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.main import create_app
+from flwr.supernode.nodestate import NodeStateFactory
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+
+from wardround.client.child import (
+    CERTIFICATE,
+    CLOCK,
+    NOT_ADMITTED,
+    NOT_YET,
+    NodeSettings,
+    die_soon,
+    follow_orders,
+    hush_flower,
+)
+from wardround.client.polling import Polling
+from wardround.core.errors import ConfigError
+
+LOG = logging.getLogger(__name__)
+
+LOCAL_PAUSE_S = 0.05
+"""Between two looks whether the worker has answered; nobody but this machine notices."""
+FLOWERS_IDLE_S = 3
+"""Flower's own pause between two looks for a message; any shorter one waits for the worker."""
+CLOCK_LEEWAY_S = 295.0
+GRACE_S = 8.0
+"""For taking leave of the server: a node that did may come back at once, one that did not after a minute."""
+
+
+@dataclass
+class _Watch:
+    """What Flower's client saw and does not tell: why it was refused, and when a message came."""
+
+    polling: Polling
+    last_message: float = field(default_factory=time.monotonic)
+    refusal: int | None = None
+    requests: int = 0
+
+    def sleep(self, seconds: float) -> None:
+        """In place of `time.sleep` in Flower's loop."""
+        if seconds < FLOWERS_IDLE_S:
+            time.sleep(min(seconds, LOCAL_PAUSE_S))
+        else:
+            quiet = time.monotonic() - self.last_message
+            time.sleep(self.polling.pause_s(quiet, random.random()))  # noqa: S311 - spreads sites in time
+
+    def saw(self, path: str, response: httpx.Response) -> None:
+        """Remember what a refusal means for whoever restarts this process."""
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            skew = _clock_skew_s(response)
+            self.refusal = NOT_ADMITTED if skew is None or abs(skew) < CLOCK_LEEWAY_S else CLOCK
+        elif path.endswith("/activate-node") and response.status_code == httpx.codes.PRECONDITION_FAILED:
+            self.refusal = NOT_YET
+
+
+def _clock_skew_s(response: httpx.Response) -> float | None:
+    date = email.utils.parsedate_tz(response.headers.get("date", ""))
+    return None if date is None else time.time() - email.utils.mktime_tz(date)
+
+
+def serve_node(settings: NodeSettings) -> int:
+    """Be the site's node until told to end; gives the exit code, see child.py.
+
+    Raises:
+        ConfigError: A key or certificate file cannot be used.
+    """
+    hush_flower()
+    keys, ca = _transport_keys(settings.transport_key), _pem(settings.ca)
+    factory = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
+    factory.state_instance = state = SiteNodeState(factory.objectstore_factory.store())
+    secret = bytes.fromhex(settings.secret)
+    server = _runtime_api(create_app(factory, secret), settings.listener)
+    follow_orders(lambda order: _obey(order, state), _leave)
+    watch = _Watch(Polling(settings.least_s, settings.most_s))
+    try:
+        with _watched(watch):
+            start_client_internal.start_client_internal(
+                state_factory=factory,
+                server_address=settings.server,
+                node_config={},
+                root_certificates=ca,
+                insecure=False,
+                authentication_keys=keys,
+                isolation=ISOLATION_MODE_PROCESS,
+                superexec_auth_secret=secret,
+                runtime_dependency_install=False,
+            )
+        code = 1  # Flower's loop ends on an error only, which it has logged
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+    finally:
+        server.should_exit = True
+    return watch.refusal or code
+
+
+def _watched(watch: _Watch) -> _Patched:
+    """Flower's loop with our pauses, and a client that tells us of refusals."""
+
+    class Client(FleetHttpClient):
+        def _unary_unary(self, *, path: str, **rest: Any) -> Any:
+            watch.requests += 1
+            try:
+                return super()._unary_unary(path=path, **rest)
+            except httpx.HTTPStatusError as error:
+                watch.saw(path, error.response)
+                raise
+            except httpx.ConnectError as error:
+                if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                    watch.refusal = CERTIFICATE
+                raise
+
+    pull = start_client_internal._pull_and_store_message  # noqa: SLF001 - Flower has no public way in
+
+    def pull_and_note(*args: Any, **named: Any) -> int | None:
+        run_id = pull(*args, **named)
+        if run_id is not None:
+            watch.last_message = time.monotonic()
+            LOG.info("a message has come")
+        return run_id
+
+    return _Patched(
+        (start_client_internal, "time", SimpleNamespace(sleep=watch.sleep)),
+        (start_client_internal, "_pull_and_store_message", pull_and_note),
+        (fleet_http_connection, "FleetHttpClient", Client),
+    )
+
+
+class _Patched:
+    """Names in Flower's modules that stand for something of ours while the block runs."""
+
+    def __init__(self, *changes: tuple[Any, str, Any]) -> None:
+        self._changes = changes
+        self._before: list[tuple[Any, str, Any]] = []
+
+    def __enter__(self) -> None:
+        for place, name, value in self._changes:
+            self._before.append((place, name, getattr(place, name)))
+            setattr(place, name, value)
+
+    def __exit__(self, *_: object) -> None:
+        for place, name, value in self._before:
+            setattr(place, name, value)
+
+
+def _runtime_api(app: Any, listener: int) -> uvicorn.Server:
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none")
+    server = uvicorn.Server(config)
+    there = socket.socket(fileno=listener)
+    thread = threading.Thread(
+        target=lambda: server.run(sockets=[there]), name="wardround-runtime-api", daemon=True
+    )
+    thread.start()
+    return server
+
+
+def _obey(order: Mapping[str, object], state: SiteNodeState) -> None:
+    if "worker_ended" in order:
+        state.fail_unanswered(str(order["worker_ended"])[:200])
+
+
+class SiteNodeState(InMemoryNodeState):
+    """What Flower's node remembers, with two rules of ours.
+
+    The worker gets a task once all of its message is here: Flower hands it out before it has fetched the
+    message, and its worker gives up after minutes of a slow line. And a worker that has ended is answered for at once.
+    """
+
+    def claim_task(self, task_id: int) -> str | None:
+        """As Flower's, where the task's message is whole."""
+        run_ids = {task.run_id for task in self.get_tasks(task_ids=[task_id])}
+        with self.lock_msg_store:
+            waiting = [
+                message_id
+                for message_id, entry in self.msg_store.items()
+                if entry.message.metadata.run_id in run_ids
+                and not entry.is_retrieved
+                and not entry.message.metadata.reply_to_message_id
+            ]
+        if any(self._is_whole(message_id) for message_id in waiting):
+            return super().claim_task(task_id)
+        return None
+
+    def _is_whole(self, message_id: str) -> bool:
+        try:
+            trees = list(iterate_object_tree(self.object_store.get_object_tree(message_id)))
+        except NoObjectInStoreError:
+            return False
+        return all(self.object_store.get(tree.object_id) for tree in trees)
+
+    def fail_unanswered(self, why: str) -> int:
+        """Answer what a worker that has ended had in hand, so that nobody waits for it; gives how many.
+
+        Flower does so by itself a minute later; and not where the worker ended between taking a task and
+        fetching its message, or within its answer: then its node waits for ever.
+        """
+        taken = [
+            task
+            for task in self.get_tasks(statuses=[Status.STARTING, Status.RUNNING])
+            if task.type == TaskType.CLIENT_APP
+        ]
+        for task in taken:
+            with self.lock_msg_store:
+                for message_id, entry in list(self.msg_store.items()):
+                    metadata = entry.message.metadata
+                    if metadata.run_id != task.run_id:
+                        continue
+                    if not metadata.reply_to_message_id:
+                        entry.is_retrieved = True
+                        self.record_message_processing_start(message_id)
+                    elif not self._is_whole(message_id):  # it will never be
+                        self.object_store.delete(message_id)
+                        del self.msg_store[message_id]
+            self.finish_task(task.task_id, SubStatus.FAILED, why)
+            self._store_error_replies({task.run_id}, Error(ErrorCode.CLIENT_APP_CRASHED, why))
+        return len(taken)
+
+
+def _leave() -> None:
+    """The supervisor is gone: take leave of the server, and end."""
+    die_soon(GRACE_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _transport_keys(path: Path) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]:
+    try:
+        key = load_ssh_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} cannot be used as the site's transport key", expected="an OpenSSH private key without a password"
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise ConfigError(f"{path} holds another kind of key", expected="one of P-384")
+    return key, key.public_key()
+
+
+def _pem(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read", expected="the consortium's CA certificate") from error
+
+

@@ -1,0 +1,29 @@
+"""The main of the node's process: `python -m wardround.client.supernode_process`, started by processes.py."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from wardround.client.child import QUIET, NodeSettings, read_settings
+from wardround.core.errors import WardroundError
+
+
+def main() -> int:
+    """Read settings from standard input and be the site's node; gives the exit code."""
+    os.environ.update(QUIET)  # Flower reads these when it is imported
+    from wardround.client.supernode import serve_node
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s node %(levelname)s %(message)s")
+    for name in ("httpx", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        return serve_node(read_settings(NodeSettings))
+    except WardroundError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

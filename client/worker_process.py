@@ -1,0 +1,51 @@
+"""The main of the worker's process: `python -m wardround.client.worker_process`, started by processes.py."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from typing import Any
+
+from wardround.client.child import QUIET, WorkerSettings, follow_orders, read_settings
+from wardround.core.errors import ConfigError, WardroundError
+
+
+def main() -> int:
+    """Read settings from standard input, make the app, and answer messages; gives the exit code."""
+    os.environ.update(QUIET)
+    os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"]))
+    os.environ["no_proxy"] = os.environ["NO_PROXY"]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
+    for name in ("httpx", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        settings = read_settings(WorkerSettings)
+        follow_orders(lambda _: None, lambda: os._exit(0))
+        from wardround.client.worker import serve_tasks
+
+        app = made(settings)
+        serve_tasks(settings.node, bytes.fromhex(settings.secret), app, settings.deadline_s)
+    except WardroundError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+def made(settings: WorkerSettings) -> Any:
+    """The app.
+
+    Raises:
+        ConfigError: There is no such factory.
+    """
+    module, _, name = settings.factory.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError("the worker's app cannot be made", found=settings.factory) from error
+    return factory(**settings.arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The gate of the public listener: which routes exist, who may knock, how large a body may be.
+
+Pure ASGI, without Flower. What is not named here is answered with 404, before anything is parsed; a fleet
+request whose key is not admitted with 401, before its body is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+HEALTH = "/health"
+BODY_S = 120.0
+"""Seconds within which a request's body has to be there."""
+LARGEST_QUESTION = 64 * 1024
+"""Bytes of a body to one of our own read-only routes."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Lets through what a site's client needs, and nothing else.
+
+    Attributes:
+        fleet: Flower's application, which authenticates nodes.
+        largest: Fleet path → most bytes of a body; a path that is not here does not exist.
+        key_header: Header in which a node names its key, base64.
+        admitted: Whether a named key is on the roster. That its owner speaks is Flower's to check.
+        heard: Called with the key of each fleet request that Flower has answered well.
+        routes: Our own read-only routes, by path; what lies beneath the path is theirs as well.
+    """
+
+    fleet: ASGIApp
+    largest: Mapping[str, int]
+    key_header: bytes
+    admitted: Callable[[bytes], bool]
+    heard: Callable[[bytes], None]
+    routes: Mapping[str, ASGIApp] = field(default_factory=dict)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        if scope["type"] != "http":
+            return
+        path, method = scope["path"], scope["method"]
+        if path == HEALTH:
+            await _answer(send, 200 if method in {"GET", "HEAD"} else 405, b"" if method == "HEAD" else b"ok\n")
+        elif path in self.largest:
+            await self._fleet(scope, receive, send)
+        elif (app := self._route(path)) is not None:
+            if method not in {"GET", "HEAD"}:
+                await _answer(send, 405)
+            else:
+                await _with_body(app, LARGEST_QUESTION, scope, receive, send)
+        else:
+            await _answer(send, 404)
+
+    def _route(self, path: str) -> ASGIApp | None:
+        for prefix, app in self.routes.items():
+            if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
+                return app
+        return None
+
+    async def _fleet(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            await _answer(send, 405)
+            return
+        key = _named_key(scope, self.key_header)
+        if key is None or not self.admitted(key):
+            await _answer(send, 401)
+            return
+
+        async def heard(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 200:  # noqa: PLR2004 - HTTP's OK
+                self.heard(key)
+            await send(message)
+
+        await _with_body(self.fleet, self.largest[scope["path"]], scope, receive, heard)
+
+
+def _named_key(scope: Scope, header: bytes) -> bytes | None:
+    values = [value for name, value in scope["headers"] if name == header]
+    if len(values) != 1:
+        return None
+    try:
+        return base64.b64decode(values[0], validate=True)
+    except binascii.Error:
+        return None
+
+
+async def _with_body(app: ASGIApp, largest: int, scope: Scope, receive: Receive, send: Send) -> None:
+    """Read the body up to a bound and hand the request on; 413 where it is larger, 408 where it is slow."""
+    declared = [value for name, value in scope["headers"] if name == b"content-length"]
+    if any(not value.isdigit() or int(value) > largest for value in declared):
+        await _answer(send, 413)
+        return
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S):
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return  # the other side has gone
+                body += message.get("body", b"")
+                if len(body) > largest:
+                    await _answer(send, 413)
+                    return
+                if not message.get("more_body", False):
+                    break
+    except TimeoutError:
+        await _answer(send, 408)
+        return
+    whole: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+    del body
+
+    async def replay() -> MutableMapping[str, Any]:
+        return whole.pop() if whole else await receive()
+
+    await app(scope, replay, send)
+
+
+async def _answer(send: Send, status: int, body: bytes = b"") -> None:
+    headers = [(b"content-length", str(len(body)).encode()), (b"content-type", b"text/plain")]
+    if status == 401:  # noqa: PLR2004 - HTTP's Unauthorized
+        headers.append((b"www-authenticate", b"Flower-Node"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,58 @@
+"""Messages between a server and a site's real processes, over TLS with node authentication."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from answering_site import SECRET
+from deployed import Running, answer, ask
+
+
+def test_a_message_is_answered_by_the_resident_worker(running: Running) -> None:
+    """Twice by the same process; nothing of either message stays in the server's store."""
+    first, second = (answer(ask(running.run, "north", do="echo", size=20)) for _ in range(2))
+    assert first["do"] == "echo"
+    assert first["pid"] == second["pid"] not in {None, os.getpid()}
+    assert running.site.states()[1].pid == first["pid"]
+    state = running.link._state
+    assert (state.num_message_ins(), state.num_message_res(), len(state.object_store)) == (0, 0, 0)
+
+
+def test_a_large_answer_arrives_whole(running: Running) -> None:
+    """8 MB, above what other requests may hold."""
+    assert len(answer(ask(running.run, "north", do="echo", size=8_000_000))["data"]) == 8_000_000
+
+
+def test_the_text_of_an_exception_stays_at_the_site(running: Running) -> None:
+    """Its kind goes out."""
+    reply = ask(running.run, "north", do="raise")
+    assert reply is not None
+    assert reply.error.reason == "RuntimeError"
+    assert SECRET not in repr(reply.error)
+
+
+def test_a_worker_that_dies_is_answered_for_and_replaced(running: Running) -> None:
+    """At once, and the next message finds a new one."""
+    before = answer(ask(running.run, "north", do="echo"))["pid"]
+    reply = ask(running.run, "north", do="die", seconds=20)
+    assert reply is not None
+    assert "ended before it had answered" in str(reply.error.reason)
+    assert answer(ask(running.run, "north", do="echo"))["pid"] != before
+    assert running.site.states()[1].restarts >= 1
+
+
+def test_a_worker_that_hangs_is_ended_at_its_deadline(running: Running) -> None:
+    """Which is 4 s here."""
+    reply = ask(running.run, "north", do="hang", seconds=30)
+    assert reply is not None
+    assert "longer" in str(reply.error.reason)
+    assert answer(ask(running.run, "north", do="echo"))["do"] == "echo"
+
+
+@pytest.mark.parametrize("site", ["south", "nobody"])
+def test_a_site_without_a_node_is_answered_for_at_once(running: Running, site: str) -> None:
+    """Not admitted."""
+    reply = ask(running.run, site, do="echo", seconds=5)
+    assert reply is not None
+    assert "admitted" in str(reply.error.reason)

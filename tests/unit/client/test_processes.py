@@ -1,0 +1,105 @@
+"""How the site's processes are started again, and what they are told."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wardround.client.child import (
+    CERTIFICATE,
+    CLOCK,
+    DEADLINE,
+    NOT_ADMITTED,
+    NOT_YET,
+    NodeSettings,
+    WorkerSettings,
+    follow_orders,
+    read_settings,
+)
+from wardround.client.processes import REASONS, Restarts, SiteProcesses, SiteSettings
+from wardround.core.errors import InternalError
+
+SECRET = "ab" * 32
+
+
+@given(st.integers(-31, 255), st.integers(1, 10**6))
+def test_a_process_is_always_started_again_and_never_at_once(code: int, in_a_row: int) -> None:
+    """Half a second to a minute; sooner after fewer ends."""
+    pause = Restarts().pause_s(code, in_a_row)
+    assert 0.5 <= pause <= 60.0
+    assert pause <= Restarts().pause_s(code, in_a_row + 1)
+
+
+def test_a_refusal_that_needs_a_person_is_not_hammered() -> None:
+    """While the one that ends within a minute is tried again every few seconds."""
+    rule = Restarts()
+    for code in (NOT_ADMITTED, CLOCK, CERTIFICATE):
+        assert rule.pause_s(code, 1) == 15.0
+    assert rule.pause_s(NOT_YET, 1) == rule.pause_s(NOT_YET, 40) == 3.0
+    assert rule.pause_s(DEADLINE, 1) == 0.5
+    assert {NOT_ADMITTED, CLOCK, CERTIFICATE, NOT_YET, DEADLINE} == set(REASONS)
+
+
+def test_settings_travel_whole_and_show_no_secret() -> None:
+    """As one line; what does not fit is refused without its values."""
+    settings = WorkerSettings(node="127.0.0.1:1", secret=SECRET, factory="a.b:c", deadline_s=1)
+    line = settings.model_dump_json().encode() + b"\n"
+    assert read_settings(WorkerSettings, io.BytesIO(line)) == settings
+    assert SECRET not in repr(settings)
+    for bad in (b"", b"{}\n", line.replace(b'"node"', b'"knot"'), b'{"secret": "' + SECRET.encode() + b'"}'):
+        with pytest.raises(InternalError) as caught:
+            read_settings(WorkerSettings, io.BytesIO(bad))
+        assert SECRET not in str(caught.value)
+    with pytest.raises(InternalError, match="settings"):
+        read_settings(NodeSettings, io.BytesIO(line))
+
+
+def test_orders_are_obeyed_until_the_pipe_closes() -> None:
+    """A broken one is passed over."""
+    orders: list[object] = []
+    ended: list[bool] = []
+    lines = b'{"a": 1}\nnonsense\n[2]\n{"b": 3}\n'
+    follow_orders(orders.append, lambda: ended.append(True), io.BytesIO(lines)).join(5)
+    assert orders == [{"a": 1}, {}, {"b": 3}]
+    assert ended == [True]
+
+
+def test_nothing_secret_stands_on_a_command_line_or_in_an_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither the secret nor a path of a key; the node's output and the worker's go to files of their owner."""
+    begun: list[tuple[list[str], dict[str, str], bytes]] = []
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, command: list[str], *, env: dict[str, str], **more: object) -> None:
+            begun.append((command, env, b""))
+            super().__init__([sys.executable, "-c", "input()"], env=env, **more)  # type: ignore[call-overload]  # passed on as given
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    settings = SiteSettings(
+        server="127.0.0.1:1", ca=tmp_path / "ca.pem", transport_key=tmp_path / "transport.key",
+        factory="a:b", deadline_s=1.0, logs=tmp_path / "logs",
+    )  # fmt: skip
+    site = SiteProcesses(settings)
+    secret = json.loads(site._worker.settings.model_dump_json())["secret"]
+    site._node.start()
+    site._worker.start()
+    site.stop()
+    assert len(begun) == 2
+    for command, environment, _ in begun:
+        text = " ".join([*command, *environment.keys(), *environment.values()])
+        assert secret not in text
+        assert "transport.key" not in text
+        assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+        assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+    other = SiteProcesses(settings)
+    other.stop()
+    assert secret != json.loads(other._worker.settings.model_dump_json())["secret"]
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "logs").iterdir()} == {0o600}

@@ -1,0 +1,142 @@
+"""The gate of the public listener, without Flower and without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wardround.server import listener
+from wardround.server.listener import Gate
+
+KEY = b"north's key"
+NAMED = (b"key", base64.b64encode(KEY))
+
+
+class Inner:
+    """An application that remembers what reached it."""
+
+    def __init__(self, status: int = 200) -> None:
+        self.status = status
+        self.bodies: list[bytes] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        assert message == {"type": "http.request", "body": message["body"], "more_body": False}
+        self.bodies.append(message["body"])
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
+        await send({"type": "http.response.body", "body": b"inner"})
+
+
+def request(
+    gate: Gate,
+    path: str,
+    *,
+    method: str = "POST",
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    pieces: Iterable[bytes] = (b"",),
+) -> int:
+    """The status of one request."""
+    body = list(pieces)
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if not body:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": body.pop(0), "more_body": bool(body)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": path, "method": method, "headers": list(headers)}
+    asyncio.run(asyncio.wait_for(gate(scope, receive, send), 5))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    return int(sent[0]["status"])
+
+
+def gate(fleet: Inner, ours: Inner | None = None, heard: list[bytes] | None = None) -> Gate:
+    """One that admits north."""
+    return Gate(
+        fleet=fleet,
+        largest={"/fleet/pull": 10},
+        key_header=b"key",
+        admitted=lambda key: key == KEY,
+        heard=(heard if heard is not None else []).append,
+        routes={"/ours": ours} if ours else {},
+    )
+
+
+@given(st.text(max_size=40), st.sampled_from(["GET", "POST", "PUT", "OPTIONS"]))
+def test_what_is_not_named_does_not_exist(path: str, method: str) -> None:
+    """Whatever the path; nothing reaches an application."""
+    fleet = Inner()
+    if path not in {"/health", "/fleet/pull"}:
+        assert request(gate(fleet), path, method=method, headers=[NAMED]) == 404
+    assert fleet.bodies == []
+
+
+@pytest.mark.parametrize("near", ["/fleet/pull/", "/fleet", "/fleet/pull/x", "//fleet/pull", "/FLEET/pull"])
+def test_a_fleet_path_is_the_very_path(near: str) -> None:
+    """Not a prefix."""
+    assert request(gate(Inner()), near, headers=[NAMED]) == 404
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [[], [(b"key", b"%%%")], [(b"key", base64.b64encode(b"another"))], [NAMED, NAMED], [(b"other", NAMED[1])]],
+)
+def test_who_names_no_admitted_key_is_refused_unread(headers: list[tuple[bytes, bytes]]) -> None:
+    """None, nonsense, somebody else's, two."""
+    fleet, heard = Inner(), list[bytes]()
+    assert request(gate(fleet, heard=heard), "/fleet/pull", headers=headers, pieces=[b"x"]) == 401
+    assert (fleet.bodies, heard) == ([], [])
+
+
+@given(st.lists(st.binary(max_size=12), min_size=1, max_size=4))
+def test_a_body_arrives_whole_or_is_too_large(pieces: list[bytes]) -> None:
+    """10 bytes are allowed here, however they are cut."""
+    fleet, whole = Inner(), b"".join(pieces)
+    status = request(gate(fleet), "/fleet/pull", headers=[NAMED], pieces=pieces)
+    assert (status, fleet.bodies) == ((200, [whole]) if len(whole) <= 10 else (413, []))
+
+
+@pytest.mark.parametrize("declared", [b"11", b"-1", b"1e3", b""])
+def test_a_declared_length_is_believed_when_it_is_too_large(declared: bytes) -> None:
+    """Before a byte is read."""
+    fleet = Inner()
+    headers = [NAMED, (b"content-length", declared)]
+    assert request(gate(fleet), "/fleet/pull", headers=headers, pieces=[]) == 413
+
+
+def test_a_slow_body_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while."""
+    monkeypatch.setattr(listener, "BODY_S", 0.05)
+    assert request(gate(Inner()), "/fleet/pull", headers=[NAMED], pieces=[]) == 408
+
+
+def test_a_site_is_heard_when_flower_has_let_it_in() -> None:
+    """Not by naming a key."""
+    heard: list[bytes] = []
+    assert request(gate(Inner(401), heard=heard), "/fleet/pull", headers=[NAMED]) == 401
+    assert heard == []
+    assert request(gate(Inner(), heard=heard), "/fleet/pull", headers=[NAMED]) == 200
+    assert heard == [KEY]
+
+
+def test_health_and_our_routes_are_for_reading() -> None:
+    """And only POST is a fleet request."""
+    ours = Inner()
+    both = gate(Inner(), ours)
+    assert request(both, "/health", method="GET") == 200
+    assert request(both, "/health") == 405
+    assert request(both, "/ours/x", method="GET") == 200
+    assert request(both, "/ours", method="HEAD") == 200
+    assert request(both, "/ours") == 405
+    assert request(both, "/ours", method="GET", pieces=[bytes(2**17)]) == 413
+    assert request(both, "/fleet/pull", method="GET", headers=[NAMED]) == 405
+    assert len(ours.bodies) == 2
