@@ -21,6 +21,7 @@ from wardround.privacy.sums.aggregation import Aggregation
 from wardround.privacy.sums.contract import TRAINING, Collector, plain_name
 from wardround.privacy.sums.offers import offer_of
 from wardround.runtime.events import EventStream, Notice, RoundStarted, SiteReplied, SumOpened
+from wardround.server.round_control import RoundControl, Unasked, stopped
 from wardround.server.transport import Transport
 
 POLL_S = 0.2
@@ -40,6 +41,7 @@ class Channel:
         clock: Seconds by which deadlines are kept.
         noise: Round → words for the noise that the server adds.
         simulation: Says "not private": these words may come from a seed.
+        control: Whether somebody wants the run to stop.
     """
 
     run_id: str
@@ -51,6 +53,7 @@ class Channel:
     clock: Callable[[], float]
     noise: Callable[[int], RandomSource]
     simulation: bool
+    control: RoundControl = field(default_factory=Unasked)
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ def collect(channel: Channel, stage: Stage) -> Collected:
 
     Raises:
         ConfigError: The ring is too narrow for so many sites.
+        RunStoppedError: Somebody asked for it. What sites have sent by then is dropped, as if the server had
+            died.
     """
     collected = Collected()
     asked = {name: sites for name, sites in stage.asked.items() if sites}
@@ -203,6 +208,8 @@ class _Attempt:
             channel.events.emit(RoundStarted(channel.arm, stage.round, trains, bytes_down, stage.stage))
         waiting, deadline = dict(requests), channel.clock() + channel.plan.rounds.deadline_s
         while waiting and channel.clock() < deadline:
+            if channel.control.stop_requested:
+                raise stopped()
             for reply, size in channel.transport.receive(POLL_S):
                 self.collected.bytes_up += size
                 request = waiting.get(reply.site)

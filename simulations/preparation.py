@@ -21,7 +21,7 @@ from wardround.privacy.sums.noise import require_target
 from wardround.privacy.sums.offers import check_sites
 from wardround.runtime.events import EventStream, Notice
 from wardround.runtime.locations import locate
-from wardround.server.rounds import cohort_size
+from wardround.server.cohorts import cohort_size
 from wardround.simulations.arms import FEDERATED, Arm, SiteRows
 from wardround.simulations.config import RunConfig, SecureConfig
 from wardround.simulations.consortium import require_simulated, simulated_aggregator

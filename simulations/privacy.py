@@ -20,7 +20,7 @@ from wardround.core.seeds import Purpose
 from wardround.privacy.accounting.of_plan import round_cost, sigma_of_sums
 from wardround.privacy.clip_norm import vector_sigma
 from wardround.privacy.noise.source import RandomSource, RepeatableSource
-from wardround.server.rounds import cohort_size
+from wardround.server.cohorts import cohort_size
 
 _SLACK: Final = 1 + 1e-6
 """Of a cap that is the plan's own target: float64 must not refuse the last round."""

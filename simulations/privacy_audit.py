@@ -23,7 +23,7 @@ from wardround.core.plan import TrainingPlan
 from wardround.core.seeds import Purpose, seed_for
 from wardround.privacy.noise.source import RandomSource, RepeatableSource
 from wardround.privacy.sums.noise import ring_noise
-from wardround.server.rounds import cohort_size
+from wardround.server.cohorts import cohort_size
 from wardround.simulations.finished_run import FinishedRun
 from wardround.simulations.preparation import Preparation, prepare
 from wardround.simulations.privacy import simulated_privacy
