@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from wardround.client.ledger.ledger import Ledger
+from wardround.client.ledger.rows import Unit
 from wardround.core.checked import Frozen
-from wardround.privacy.accounting.account import Unit
 from wardround.privacy.accounting.mechanisms import Mechanism
 
 

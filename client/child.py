@@ -85,7 +85,7 @@ class WorkerSettings(Frozen):
 
 def _standard_input() -> BinaryIO:
     """Unbuffered: a thread that waits in a buffered reader cannot be left behind when the process ends."""
-    return open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115, PTH123 - descriptor 0 stays open
+    return open(0, "rb", buffering=0, closefd=False)
 
 
 def read_settings(model: type[M], stream: BinaryIO | None = None) -> M:

@@ -27,7 +27,7 @@ from wardround.strategies.contract import GroupStrategy
 from wardround.training.adapters import ADAPTERS
 from wardround.training.adapters.contract import AdapterMethod
 from wardround.training.examples import Example, read_examples, split_validation
-from wardround.training.planning import bind_strategy
+from wardround.training.plan_strategy import bind_strategy
 from wardround.training.settings import BaseModelConfig
 from wardround.training.site_rows import SiteRows, encode_site
 from wardround.training.tasks import TASKS

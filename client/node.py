@@ -9,7 +9,7 @@ between rounds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,7 +18,7 @@ from wardround.client.estimate import seconds_a_round
 from wardround.client.fold_check import FoldCheck
 from wardround.client.grouping import Grouped
 from wardround.client.keeper import Keeper
-from wardround.client.local_data import LocalSite
+from wardround.client.local_data import LocalData, check_policy, ready
 from wardround.client.memory import SiteStore
 from wardround.client.parties import Parties
 from wardround.client.private import SitePrivacy
@@ -26,16 +26,16 @@ from wardround.client.round import named
 from wardround.client.sealed_files import Owner
 from wardround.client.secure_record import KeptContributions
 from wardround.client.site import Site
-from wardround.core.enrolment import SignedPlan
-from wardround.core.errors import PeerError, PolicyError
+from wardround.client.site_settings import SiteSettings
+from wardround.core.enrolment import UNREADY, SignedPlan
+from wardround.core.errors import PeerError, PolicyError, UnreadyError
 from wardround.core.plan import TrainingPlan
-from wardround.core.plan_offers import PlanAnswer, PlanOffer, Reason
+from wardround.core.plan_offers import Enough, PlanAnswer, PlanOffer, Reason, Verdict
 from wardround.privacy.accounting.of_plan import round_cost
 from wardround.privacy.noise.source import SystemSource
 from wardround.privacy.secagg.admission import Member
 from wardround.privacy.secagg.draw import DrawSite
 from wardround.privacy.secagg.identity import Roster
-from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.privacy.secagg.secret import Secret
 from wardround.privacy.sums.aggregation import party
 from wardround.privacy.sums.contract import GROUPS, SUMS
@@ -44,8 +44,7 @@ from wardround.strategies.contract import GroupStrategy, SumStrategy
 from wardround.training.plan_strategy import bind_strategy
 
 LOG = logging.getLogger(__name__)
-WAITING: Final = frozenset({"roster_unconfirmed", "approval"})
-"""Codes of what a person at the site can settle: the offer stands."""
+_SAID: Final[Mapping[str, Enough]] = {"enough": "enough", "not enough": "not_enough"}
 
 
 class WaitingError(PolicyError):
@@ -54,23 +53,6 @@ class WaitingError(PolicyError):
     def __init__(self, code: str, what: str) -> None:
         super().__init__(what)
         self.code = code
-
-
-@dataclass(frozen=True)
-class NodeRules:
-    """A site's own rules.
-
-    Attributes:
-        secure: What it demands of secure aggregation.
-        approval: Whether a person has to approve each plan.
-        say_rows: Whether it says that its rows are enough, or not.
-        say_seconds: Whether it says how long a round takes.
-    """
-
-    secure: SecurePolicy
-    approval: bool = True
-    say_rows: bool = True
-    say_seconds: bool = True
 
 
 @dataclass
@@ -85,8 +67,7 @@ class Node:
         read_plan: Signed bytes → the plan, under the consortium's key.
         read_server: Signed bytes → the server's public key, under the consortium's key; refuses what expired.
         roster: The members that its people have confirmed, as of now.
-        open_local: Plan → the site's model and rows.
-        rules: Its own.
+        settings: What `site.yaml` says, as of now: people may correct it while an offer stands.
     """
 
     name: str
@@ -96,8 +77,7 @@ class Node:
     read_plan: Callable[[bytes], SignedPlan]
     read_server: Callable[[bytes], bytes]
     roster: Callable[[], Roster]
-    open_local: Callable[[TrainingPlan], LocalSite]
-    rules: NodeRules
+    settings: Callable[[], SiteSettings]
     _open: dict[str, Site] = field(default_factory=dict)
     """The run whose model is loaded: one, since a model is large."""
 
@@ -110,6 +90,9 @@ class Node:
             return self._accept(offer)
         except WaitingError as error:
             return self._says(offer, "waiting", error.code, error.what)
+        except UnreadyError as error:  # its words are for this site's own people
+            LOG.warning("the plan of run %s is not accepted: %s", offer.run_id, error)
+            return self._says(offer, "refused", error.code, UNREADY[error.code])
         except Exception as error:
             _, code, reason = named(error)
             LOG.warning(
@@ -117,9 +100,8 @@ class Node:
             )
             return self._says(offer, "refused", code, reason)
 
-    def _says(self, offer: PlanOffer, verdict: str, code: str, text: str) -> PlanAnswer:
-        says = "waiting" if verdict == "waiting" else "refused"
-        return PlanAnswer(offer.run_id, self.name, says, (Reason(code, text),))  # type: ignore[arg-type]  # one of two
+    def _says(self, offer: PlanOffer, verdict: Verdict, code: str, text: str) -> PlanAnswer:
+        return PlanAnswer(offer.run_id, self.name, verdict, (Reason(code, text),))
 
     def _accept(self, offer: PlanOffer) -> PlanAnswer:
         if offer.site != self.name:
@@ -127,14 +109,14 @@ class Node:
         self.runs.of(offer.run_id)
         signed, server = self.read_plan(offer.plan), self.read_server(offer.certificate)
         self.runs.offered(offer.run_id, offer.plan)
-        plan = signed.plan
-        self._check_policy(plan)
+        plan, settings = signed.plan, self.settings()
+        check_policy(settings, plan)
         self._require_roster(offer.roster)
-        if self.rules.approval and not self.runs.approved(offer.run_id, signed.digest):
+        if settings.approval == "manual" and not self.runs.approved(offer.run_id, signed.digest):
             raise WaitingError(
                 "approval", "a person at the site has to approve the plan: wardround site approve RUN"
             )
-        local = self.open_local(plan)
+        local = ready(settings, plan, self.name)
         self._privacy(plan, local)
         accepted = self.runs.accept(offer.run_id, plan=signed.digest, roster=offer.roster, server=server)
         site = self._build(accepted, plan, local)
@@ -143,15 +125,9 @@ class Node:
             offer.run_id,
             self.name,
             "accepted",
-            rows="enough" if self.rules.say_rows else "unsaid",
-            seconds_a_round=seconds_a_round(site) if self.rules.say_seconds else None,
+            rows=_SAID[local.estimate] if settings.tell_rows else "unsaid",
+            seconds_a_round=seconds_a_round(site) if settings.tell_seconds else None,
         )
-
-    def _check_policy(self, plan: TrainingPlan) -> None:
-        secure = self.rules.secure
-        secure.check_mode(plan.secure.mode, plan.secure.aggregator)
-        if isinstance(bind_strategy(plan), GroupStrategy):
-            secure.check_groups(plan.strategy.name)
 
     def _require_roster(self, digest: bytes) -> None:
         own = self.roster()
@@ -181,10 +157,12 @@ class Node:
             signed = self.read_plan(data)
             if signed.digest != accepted.plan:
                 raise PeerError("the plan that was accepted is not the one that was offered last")
-            self._open = {run_id: self._build(accepted, signed.plan, self.open_local(signed.plan))}
+            self._open = {
+                run_id: self._build(accepted, signed.plan, ready(self.settings(), signed.plan, self.name))
+            }
         return self._open[run_id]
 
-    def _build(self, accepted: Accepted, plan: TrainingPlan, local: LocalSite) -> Site:
+    def _build(self, accepted: Accepted, plan: TrainingPlan, local: LocalData) -> Site:
         run_id, strategy = accepted.run_id, bind_strategy(plan)
         roster = self.roster()
         if roster.digest.hex() != accepted.roster:
@@ -194,7 +172,7 @@ class Node:
                 remedy="the run goes on without this site; it can join the next one",
             )  # fmt: skip
         folder = self.runs.of(run_id)
-        server = bytes.fromhex(accepted.server)
+        server, secure = bytes.fromhex(accepted.server), self.settings().policy
 
         def member(sum: str) -> Member:
             owner = self._owner(run_id, plan)
@@ -203,7 +181,7 @@ class Node:
                 self.keeper.signer,
                 roster,
                 server,
-                self.rules.secure,
+                secure,
                 run_of(run_id, sum),
                 bytes.fromhex(plan.digest),
                 self.keeper.record(owner, sum),
@@ -236,7 +214,7 @@ class Node:
         record = self.keeper.draw_record(self._owner(run_id, plan))
         return Grouped(self.name, DrawSite(member, plan.strategy.name, strategy.group_size, record))
 
-    def _privacy(self, plan: TrainingPlan, local: LocalSite) -> SitePrivacy | None:
+    def _privacy(self, plan: TrainingPlan, local: LocalData) -> SitePrivacy | None:
         """The site's side of the plan's privacy.
 
         Raises:

@@ -49,6 +49,11 @@ machine:
   gradient_checkpointing: false
   evaluation_batch_size: 32
 
+# Whether a person here approves each plan before this site takes part, and what the site says beforehand.
+approval: manual         # manual: wardround site approve RUN | automatic: whatever the policy allows
+tell_rows: true          # whether its rows are enough for the plan's batches, or not; never how many
+tell_seconds: true       # how long a round will take here, rounded up to a power of two
+
 # What this site demands before its contribution goes into a sum; its own people decide on that.
 policy:
   modes: [real]            # real: the server learns sums alone
@@ -84,6 +89,10 @@ class SiteSettings(Frozen):
     """Column as plans call it → the name that these rows have for it."""
     machine: Machine = Machine()
     policy: SecurePolicy = SecurePolicy()
+    approval: Literal["manual", "automatic"] = "manual"
+    """Whether a person approves each plan, or all that the policy allows are taken."""
+    tell_rows: bool = True
+    tell_seconds: bool = True
 
     def within(self, folder: Path) -> Self:
         """The same with what lies in this folder named in full."""

@@ -259,7 +259,8 @@ def _transport_keys(path: Path) -> tuple[ec.EllipticCurvePrivateKey, ec.Elliptic
         key = load_ssh_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path} cannot be used as the site's transport key", expected="an OpenSSH private key without a password"
+            f"{path} cannot be used as the site's transport key",
+            expected="an OpenSSH private key without a password",
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
         raise ConfigError(f"{path} holds another kind of key", expected="one of P-384")
@@ -271,5 +272,3 @@ def _pem(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read", expected="the consortium's CA certificate") from error
-
-

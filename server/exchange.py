@@ -22,6 +22,7 @@ from wardround.privacy.sums.aggregation import Aggregation
 from wardround.privacy.sums.contract import TRAINING, Collector, plain_name
 from wardround.privacy.sums.offers import offer_of
 from wardround.runtime.events import EventStream, Notice, RoundStarted, SiteReplied, SumOpened
+from wardround.server.round_control import RoundControl, Unasked, stopped
 from wardround.server.transport import Transport
 
 POLL_S = 0.2
@@ -43,6 +44,7 @@ class Channel:
         simulation: Says "not private": these words may come from a seed.
         grace_s: So long an exchange still waits for the others once as many have answered as every one of its
             sums needs; None waits until the deadline.
+        control: Whether somebody wants the run to stop.
     """
 
     run_id: str
@@ -55,6 +57,7 @@ class Channel:
     noise: Callable[[int], RandomSource]
     simulation: bool
     grace_s: float | None = None
+    control: RoundControl = field(default_factory=Unasked)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ def collect(channel: Channel, stage: Stage) -> Collected:
 
     Raises:
         ConfigError: The ring is too narrow for so many sites.
+        RunStoppedError: Somebody asked for it. What sites have sent by then is dropped, as if the server had
+            died.
     """
     collected = Collected()
     asked = {name: sites for name, sites in stage.asked.items() if sites}
@@ -212,6 +217,8 @@ class _Attempt:
             if channel.grace_s is not None and self._enough(messages):
                 deadline = min(deadline, channel.clock() + channel.grace_s)
                 channel = replace(channel, grace_s=None)  # it begins once
+            if channel.control.stop_requested:
+                raise stopped()
             for reply, size in channel.transport.receive(POLL_S):
                 self.collected.bytes_up += size
                 request = waiting.get(reply.site)

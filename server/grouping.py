@@ -28,6 +28,7 @@ from wardround.privacy.sums.contract import GROUPS
 from wardround.privacy.sums.offers import run_of
 from wardround.runtime.events import Notice
 from wardround.server.exchange import POLL_S, Channel
+from wardround.server.round_control import stopped
 from wardround.strategies.contract import GroupStrategy
 
 M = TypeVar("M", bound=Message)
@@ -178,6 +179,8 @@ class _Draw:
         found: dict[str, M] = {}
         deadline = channel.clock() + channel.plan.rounds.deadline_s
         while waiting and channel.clock() < deadline:
+            if channel.control.stop_requested:
+                raise stopped()
             for reply, _ in channel.transport.receive(POLL_S):
                 request = waiting.get(reply.site)
                 if request is not None and answers(reply, request):

@@ -220,7 +220,9 @@ class LinkGrid(Grid):
         """Replies that have arrived; each is given once."""
         with self._lock:
             asked = [message_id for message_id in message_ids if message_id in self._nodes]
-            failed = {message_id: self._failed[message_id] for message_id in asked if message_id in self._failed}
+            failed = {
+                message_id: self._failed[message_id] for message_id in asked if message_id in self._failed
+            }
         replies = self._state.complete_replies(asked) if asked else {}
         return [
             *(self._read(message_id, reply_id) for message_id, reply_id in replies.items()),

@@ -25,7 +25,6 @@ from wardround.core.counting import train_loss
 from wardround.core.errors import ConfigError, PeerError
 from wardround.core.packed import Adapter, Counters
 from wardround.core.plan import TrainingPlan, cohort_size
-from wardround.core.seeds import Purpose, generator
 from wardround.privacy.noise.source import RandomSource, SystemSource
 from wardround.privacy.secagg.draw import Groups
 from wardround.privacy.sums.aggregation import Aggregation
@@ -41,9 +40,11 @@ from wardround.runtime.events import (
     RunFinished,
     RunStarted,
 )
+from wardround.server.cohorts import choose_cohort, require_some
 from wardround.server.exchange import Channel, Stage, collect
 from wardround.server.grouping import draw_groups
 from wardround.server.journal import Journal, Position
+from wardround.server.round_control import RoundControl, Unasked, stopped
 from wardround.server.scoring import Scored, evaluators_of, judge, scored_of
 from wardround.server.selection import Selection
 from wardround.server.stage_sums import BurntError, added, least_of, sums_of
@@ -73,6 +74,7 @@ class Run:
             simulation.
         simulation: Says "not private": the noise may come from a seed.
         grace_s: So long an exchange waits for the others once enough have answered; None: until the deadline.
+        control: What people ask of the run while it trains.
     """
 
     run_id: str
@@ -89,6 +91,7 @@ class Run:
     noise: Callable[[int], RandomSource] = field(default=lambda _: SystemSource("noise of a sum"))
     simulation: bool = False
     grace_s: float | None = None
+    control: RoundControl = field(default_factory=Unasked)
 
     @property
     def channel(self) -> Channel:
@@ -104,6 +107,7 @@ class Run:
             self.noise,
             self.simulation,
             self.grace_s,
+            self.control,
         )
 
 
@@ -156,6 +160,7 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
         ConfigError: The initial adapter is not the one that the plan names.
         QuorumError: A round got fewer contributions than the plan's quorum. The journal stands: the
             run can be resumed.
+        RunStoppedError: Somebody asked for it, at any moment, or between rounds. The journal stands as well.
     """
     require_initial(run.plan, initial)
     at = run.journal.resume() or Position(run.strategy.begin(initial), Selection(run.plan.release))
@@ -177,10 +182,15 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
         run = replace(run, sites=tuple(sorted(site for group in groups for site in group)))
     spent: Mapping[str, float] = {}
     while at.state.round < run.plan.rounds.rounds and not at.selection.exhausted:
+        if run.control.stop_requested or run.control.drain_requested:
+            raise stopped()
         round_started, before = time.perf_counter(), at.state
-        # Groups are fixed for the run, whoever was caught since.
-        cohort = list(run.sites) if groups else choose_cohort(run.plan, asked_of(run, at), before.round + 1)
-        folded = train_round(run, at, cohort, groups)
+        asking = leaving_out(run, at)
+        require_some(asked_of(run, asking))
+        # Groups are fixed for the run, whoever was caught or excluded since.
+        asked = run.sites if groups else choose_cohort(run.plan, asked_of(run, asking), before.round + 1)
+        cohort = list(asked)
+        folded = train_round(run, asking, cohort, groups)
         at = Position(
             folded.state,
             judge(run.channel, at.selection, before, folded.scored),
@@ -207,13 +217,18 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
                 )
             )
         run.on_state(at.state)
-    at = replace(at, selection=judge_last(run, at), wall_s=time.perf_counter() - started)
+    at = replace(at, selection=judge_last(run, leaving_out(run, at)), wall_s=time.perf_counter() - started)
     run.journal.commit(at)
     last = at.state
     released_round, released = run.journal.released(last, at.selection)
     reason = "completed" if last.round >= run.plan.rounds.rounds else "early_stop"
     run.events.emit(RunFinished(run.arm, reason, last.round, released_round, released.digest, at.wall_s))
     return Outcome(last, at.selection, released_round, released, reason, at.wall_s)
+
+
+def leaving_out(run: Run, at: Position) -> Position:
+    """The position as one round takes it: whom people excluded by now is left out of all of it."""
+    return replace(at, left_out=at.left_out | run.control.excluded)
 
 
 def asked_of(run: Run, at: Position) -> list[str]:
@@ -240,7 +255,9 @@ def groups_of(run: Run, at: Position) -> Groups:
     """The groups over which the run sums, durable from here on; none where it sums over the whole cohort."""
     if not isinstance(run.strategy, GroupStrategy):
         return ()
-    grouping = draw_groups(run.channel, run.strategy, asked_of(run, at), run.journal.drawn())
+    grouping = draw_groups(
+        run.channel, run.strategy, asked_of(run, leaving_out(run, at)), run.journal.drawn()
+    )
     run.journal.keep_drawn(grouping.drawn)
     return grouping.groups
 
@@ -357,20 +374,6 @@ def judge_last(run: Run, at: Position) -> Selection:
     )
     scored = scored_of(run.channel, collected, evaluators, folded=state.round)
     return judge(run.channel, selection, state, scored)
-
-
-def choose_cohort(plan: TrainingPlan, sites: Sequence[str], round: int) -> list[str]:
-    """Sites that train in this round: a share of all, drawn from the seed tree."""
-    size = cohort_size(plan.rounds, len(sites))
-    if size >= len(sites):
-        return sorted(sites)
-    draw = generator(plan.seed, Purpose.COHORT, round=round)
-    return sorted(draw.choice(sorted(sites), size=size, replace=False).tolist())
-
-
-def round_half_up(value: float) -> int:
-    """Nearest integer, halves up."""
-    return int(np.floor(value + 0.5))
 
 
 def norm_of_change(before: Adapter, after: Adapter) -> float:

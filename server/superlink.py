@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -39,7 +39,7 @@ from flwr.superlink.routers.fleet.router import router as flowers_fleet_router
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 
-from wardround.core.errors import ConfigError, InternalError, PeerError, StorageError
+from wardround.core.errors import ConfigError, InternalError, StorageError
 from wardround.runtime.files import private_folder, storing
 from wardround.server.link_state import LinkGrid, LinkState
 from wardround.server.listener import ASGIApp, Gate
@@ -425,7 +425,9 @@ def _flowers_key(point: bytes) -> bytes:
         return public_key_to_bytes(ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point))
     except ValueError as error:
         raise ConfigError(
-            "the transport key cannot be used", found=f"{len(point)} bytes", expected="a point of P-384 (X9.62)"
+            "the transport key cannot be used",
+            found=f"{len(point)} bytes",
+            expected="a point of P-384 (X9.62)",
         ) from error
 
 

@@ -30,9 +30,10 @@ from wardround.privacy.accounting.of_plan import round_cost
 from wardround.privacy.noise.source import RepeatableSource
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.runtime.events import EventStream
+from wardround.server.cohorts import round_half_up
 from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
-from wardround.server.rounds import Outcome, Run, round_half_up, run_rounds
+from wardround.server.rounds import Outcome, Run, run_rounds
 from wardround.simulations.config import BoundOptimiser
 from wardround.simulations.consortium import Consortium
 from wardround.simulations.flower_engine import simulate

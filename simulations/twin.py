@@ -24,7 +24,7 @@ from wardround.core.packed import Adapter
 from wardround.core.plan import TrainingPlan
 from wardround.core.schedules import rate
 from wardround.core.seeds import Purpose, generator, seed_for
-from wardround.server.rounds import choose_cohort
+from wardround.server.cohorts import choose_cohort
 from wardround.simulations.arms import Arm
 from wardround.simulations.twin_central import Central
 from wardround.training.batches import plan_batches

@@ -14,7 +14,7 @@ from wardround.privacy.secagg.policy import default_threshold
 from wardround.privacy.sums.noise import epsilon_of_sums
 from wardround.runtime.sizes import size_text
 from wardround.training.plan_check import site_advice
-from wardround.training.planning import bind_strategy, group_rules
+from wardround.training.plan_strategy import bind_strategy, group_rules
 
 FLOAT_BYTES = 4
 COUNTER_BYTES = 8

@@ -135,7 +135,9 @@ def test_a_message_is_stored_whole_and_freed(state: LinkState) -> None:
     from flwr.supercore.task_identity import TaskIdentity
 
     digest = state.store_fab(Fab("", superlink._bundle(), {}))
-    run_id = state.create_run("a/b", "1.0.0", digest, {}, superlink.NOOP_FEDERATION_ID, None, "", "flwr-serverapp")
+    run_id = state.create_run(
+        "a/b", "1.0.0", digest, {}, superlink.NOOP_FEDERATION_ID, None, "", "flwr-serverapp"
+    )
     (run,) = state.get_run_info(run_ids=[run_id])
     assert run.primary_task_id
     assert state.claim_task(run.primary_task_id)

@@ -62,7 +62,9 @@ def test_the_loop_pauses_where_it_is_thought_to() -> None:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time"
     }
     assert used == {"sleep"}
-    assert "FleetHttpClient.from_server_address(" in inspect.getsource(fleet_http_connection.http_request_response)
+    assert "FleetHttpClient.from_server_address(" in inspect.getsource(
+        fleet_http_connection.http_request_response
+    )
     assert {"path", "rpc_method", "request", "response_type"} <= set(names(FleetHttpClient._unary_unary))
 
 

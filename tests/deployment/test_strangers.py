@@ -94,7 +94,9 @@ class SiteClient:
         bare = make_message(metadata=reply.metadata, content=RecordDict())
         response = self.fleet.PushMessages(
             PushMessagesRequest(
-                node=node, messages_list=[message_to_proto(bare)], message_object_trees=[get_object_tree(reply)]
+                node=node,
+                messages_list=[message_to_proto(bare)],
+                message_object_trees=[get_object_tree(reply)],
             )
         )
         objects = get_all_nested_objects(reply)
@@ -241,7 +243,9 @@ def test_a_reply_counts_when_all_of_it_is_there(served: tuple[Pair, SuperLink]) 
     east = SiteClient(pair, link, "east")
     node = east.activate()
     east_id = run.node_of("east")
-    first, second = (Message(RecordDict({"c": ConfigRecord({"x": i})}), east_id, "train", ttl=60) for i in (1, 2))
+    first, second = (
+        Message(RecordDict({"c": ConfigRecord({"x": i})}), east_id, "train", ttl=60) for i in (1, 2)
+    )
     ids = list(run.grid.push_messages([first, second]))
     message = east.pull(node, run.run_id)
     reply = Message(RecordDict({"c": ConfigRecord({"x": 9})}), reply_to=message)
@@ -288,7 +292,11 @@ def test_a_reply_of_unreadable_bytes_is_that_sites_failure(served: tuple[Pair, S
         content = get_all_nested_objects(inner)[object_id].deflate()
         odd.fleet.PushObject(
             PushObjectRequest(
-                node=node, run_id=run.run_id, object_id=object_id, object_content=content, session_id=response.session_id
+                node=node,
+                run_id=run.run_id,
+                object_id=object_id,
+                object_content=content,
+                session_id=response.session_id,
             )
         )
     (failed,) = run.grid.pull_messages(ids)

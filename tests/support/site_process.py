@@ -1,6 +1,6 @@
 """A site's supervisor in a process of its own, for tests that kill it. Prints its children's process ids as they change.
 
-    python site_process.py FOLDER ADDRESS SITE
+python site_process.py FOLDER ADDRESS SITE
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from wardround.core.errors import ConfigError, QuorumError, StorageError
 from wardround.core.plan import Encoding, ReleaseRule, RoundRules
 from wardround.privacy.sums.contract import EVALUATION, TRAINING
 from wardround.runtime.events import Evaluated, RoundFolded, RunFinished, SiteReplied, SumOpened
-from wardround.server.rounds import choose_cohort, run_rounds
+from wardround.server.cohorts import choose_cohort
+from wardround.server.rounds import run_rounds
 
 MODES = pytest.mark.parametrize("mode", ["off", "real", "trusted"])
 

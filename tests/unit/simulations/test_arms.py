@@ -23,7 +23,7 @@ from wardround.core.plan import (
 from wardround.core.seeds import Purpose, generator
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.runtime.events import EventStream
-from wardround.server.rounds import choose_cohort
+from wardround.server.cohorts import choose_cohort
 from wardround.simulations.arms import (
     Arm,
     centralised_arm,

@@ -1,0 +1,94 @@
+"""A site's supervisor: keys, ledger and replay records, and the two processes that it keeps alive.
+
+supervisor    this process: identity key, ledger, records; no model, no adapter, no message of the server
+node          Flower's SuperNode: the transport key, the connection to the server
+worker        torch, base model, rows; asks the supervisor for signatures and charges
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from wardround.client.keeper import OwnKeeper
+from wardround.client.keeper_service import LARGEST_MESSAGE, KeeperService
+from wardround.client.membership.site_folder import SiteFolder, open_site_folder
+from wardround.client.processes import SiteProcesses, SiteSettings
+from wardround.client.site_settings import FILE, read_site_settings
+from wardround.core.errors import PolicyError
+from wardround.runtime.control.server import serve
+from wardround.runtime.control.sockets import UnixSocket
+from wardround.runtime.roster import expiring
+
+LOG = logging.getLogger(__name__)
+KEEPER: Final = "keeper"
+"""Folder of the socket on which the worker asks."""
+LOGS: Final = "logs"
+DEADLINE_S: Final = 6 * 3600.0
+"""Of one message: a worker that hangs is started anew after it."""
+WARN_DAYS: Final = 30
+
+
+@contextmanager
+def running_site(folder: Path, *, deadline_s: float = DEADLINE_S) -> Iterator[SiteProcesses]:
+    """The site's processes, from here to the end of the block.
+
+    Args:
+        folder: Of the site.
+        deadline_s: Seconds that the worker may take over one message.
+
+    Raises:
+        WardroundError: What is wrong with the folder, its keys, its settings, or another supervisor runs
+            there.
+    """
+    site = open_site_folder(folder)
+    require_ready(site)
+    token, socket = secrets.token_hex(32), UnixSocket(site.path / KEEPER)
+    keeper = OwnKeeper(site.signer(), site.path, site.storage_key())
+    service = KeeperService(site.name, keeper).service()
+    with (
+        serve([service], socket, token=token, largest_bytes=LARGEST_MESSAGE),
+        SiteProcesses(
+            SiteSettings(
+                server=site.server_address,
+                ca=site.ca,
+                transport_key=site.transport_key(),
+                factory="wardround.client.worker_app:site_app",
+                arguments={"folder": str(site.path), "socket": str(socket.folder), "token": token},
+                deadline_s=deadline_s,
+                logs=site.path / LOGS,
+            )
+        ) as processes,
+    ):
+        yield processes
+
+
+def require_ready(site: SiteFolder) -> None:
+    """Refuse to start what could not take part, and warn of what expires soon.
+
+    Raises:
+        PolicyError: The site is no member of the roster that it has pinned.
+        WardroundError: Its settings or its server's certificate are not as they should be.
+    """
+    now = datetime.now(UTC)
+    read_site_settings(site.path / FILE)
+    site.certificate().check(now)
+    for end in expiring(site.ends(), now, WARN_DAYS):
+        LOG.warning("%s", end.text(now))
+    if site.member() is None:
+        raise PolicyError(
+            f"{site.name} is no member of the roster that it has pinned",
+            remedy="when the operator has admitted it: wardround site roster update ROSTER, then confirm",
+        )
+
+
+def run_site(folder: Path, done: threading.Event, *, deadline_s: float = DEADLINE_S) -> None:
+    """Keep the site running until `done` is set; raises as `running_site`."""
+    with running_site(folder, deadline_s=deadline_s):
+        done.wait()
