@@ -41,6 +41,7 @@ from wardround.privacy.sums.aggregation import party
 from wardround.privacy.sums.contract import GROUPS, SUMS
 from wardround.privacy.sums.offers import run_of
 from wardround.strategies.contract import GroupStrategy, SumStrategy
+from wardround.training.plan_check import plan_faults
 from wardround.training.plan_strategy import bind_strategy
 
 LOG = logging.getLogger(__name__)
@@ -110,6 +111,8 @@ class Node:
         signed, server = self.read_plan(offer.plan), self.read_server(offer.certificate)
         self.runs.offered(offer.run_id, offer.plan)
         plan, settings = signed.plan, self.settings()
+        for fault in plan_faults(signed):
+            raise fault
         check_policy(settings, plan)
         self._require_roster(offer.roster)
         if settings.approval == "manual" and not self.runs.approved(offer.run_id, signed.digest):

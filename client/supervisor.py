@@ -8,13 +8,15 @@ worker        torch, base model, rows; asks the supervisor for signatures and ch
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from wardround.client.keeper import OwnKeeper
 from wardround.client.keeper_service import LARGEST_MESSAGE, KeeperService
@@ -22,11 +24,17 @@ from wardround.client.membership.site_folder import SiteFolder, open_site_folder
 from wardround.client.processes import SiteProcesses, SiteSettings
 from wardround.client.site_settings import FILE, read_site_settings
 from wardround.core.errors import PolicyError
+from wardround.runtime.control.methods import Call, Service
+from wardround.runtime.control.protos import site_pb2 as pb
 from wardround.runtime.control.server import serve
 from wardround.runtime.control.sockets import UnixSocket
 from wardround.runtime.roster import expiring
 
 LOG = logging.getLogger(__name__)
+PROTOCOL: Final = 1
+DESCRIPTOR: Final = pb.DESCRIPTOR.services_by_name["SiteControl"]
+CONTROL: Final = "control"
+"""Folder of the socket on which the site's own people ask; who may enter it is who owns it."""
 KEEPER: Final = "keeper"
 """Folder of the socket on which the worker asks."""
 LOGS: Final = "logs"
@@ -89,6 +97,29 @@ def require_ready(site: SiteFolder) -> None:
 
 
 def run_site(folder: Path, done: threading.Event, *, deadline_s: float = DEADLINE_S) -> None:
-    """Keep the site running until `done` is set; raises as `running_site`."""
-    with running_site(folder, deadline_s=deadline_s):
-        done.wait()
+    """Keep the site running until `done` is set, or somebody stops it; raises as `running_site`."""
+    started = time.time()
+    with running_site(folder, deadline_s=deadline_s) as processes:
+        name = open_site_folder(folder).name
+
+        def status(_: Any, __: Call) -> Any:
+            return pb.SiteStatusReply(
+                site=name,
+                pid=os.getpid(),
+                started_s=started,
+                processes=[
+                    pb.SiteProcess(
+                        name=state.name, pid=state.pid, restarts=state.restarts, code=state.code,
+                        reason=state.reason,
+                    )
+                    for state in processes.states()
+                ],
+            )  # fmt: skip
+
+        def stop(_: Any, __: Call) -> Any:
+            done.set()
+            return pb.SiteStopReply()
+
+        service = Service(DESCRIPTOR, PROTOCOL, {"Status": status, "Stop": stop})
+        with serve([service], UnixSocket(folder / CONTROL), token=None):
+            done.wait()

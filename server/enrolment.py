@@ -23,7 +23,7 @@ from wardround.runtime.events import EventStream, PlanAnswered
 from wardround.runtime.files import storing, write_atomic
 
 ARM: Final = "federated"
-AGAIN_S: Final = 30.0
+AGAIN_S: Final = 5.0
 """Pause before a site that waits for a person, or whose process failed, is asked again; it doubles."""
 LONGEST_PAUSE_S: Final = 900.0
 LOOK_S: Final = 0.5
@@ -40,7 +40,7 @@ class OfferTransport(Protocol):
     def receive(self, timeout_s: float) -> Sequence[PlanAnswer]:
         """Answers that have arrived; empty after `timeout_s` without one.
 
-        For a site whose process failed the transport answers `waiting`, code `crashed`.
+        For a site that is not there, or whose process failed, the transport answers `waiting`, code `away`.
         """
 
 

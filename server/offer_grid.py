@@ -59,7 +59,7 @@ class GridOffers:
         if offer is None:
             return None
         if message.has_error():
-            return _undecided(offer, "crashed", "the site's process failed")
+            return _undecided(offer, "away", str(message.error.reason or "the site's process failed")[:200])
         try:
             answer = decode_answer(message.content)
         except PeerError as error:

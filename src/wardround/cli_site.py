@@ -33,6 +33,54 @@ def site_join(
     join_consortium(invitation, folder, _now(), pinned=fingerprint)
 
 
+@site_app.command("start")
+def site_start(
+    folder: FOLDER = HERE,
+    deadline: Annotated[
+        float, typer.Option(help="Seconds that one message may take before the worker is started anew.")
+    ] = 6 * 3600.0,
+) -> None:
+    """Run the site: its node, its worker, and the supervisor that holds the keys. Ends on SIGTERM."""
+    from wardround.client.site_commands import start_site
+
+    start_site(folder, deadline)
+
+
+@site_app.command("status")
+def site_status(
+    folder: FOLDER = HERE,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Show the site's processes, and the runs that it was offered."""
+    from wardround.client.site_commands import show_site
+
+    show_site(folder, as_json=as_json)
+
+
+@site_app.command("approve")
+def site_approve(
+    run: Annotated[str, typer.Argument(help="Id of the run, as status shows it.")],
+    who: Annotated[str, typer.Option(help="The person who approves; on record.")],
+    folder: FOLDER = HERE,
+    digest: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(help="The plan's digest as you know it; another one is refused, and nothing is asked."),
+    ] = None,
+) -> None:
+    """Show what an offered plan asks of this site, and let it take part."""
+    from wardround.client.site_commands import approve_run
+
+    approve_run(folder, run, who, said=digest, ask=typer.confirm)
+
+
+@site_app.command("stop")
+def site_stop(folder: FOLDER = HERE) -> None:
+    """End the site's processes; a round that it trains goes on at the next start."""
+    from wardround.client.site_commands import stop_site
+
+    stop_site(folder)
+
+
 @site_app.command("rotate")
 def site_rotate(folder: FOLDER = HERE) -> None:
     """Make new keys, and the request for the operator to put them on the roster."""

@@ -1,0 +1,156 @@
+"""`wardround site start`, `status`, `approve`, `stop`: what a site's own people see and do while it runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from wardround.client.accepted import RunFolders
+from wardround.client.membership.site_folder import SiteFolder, open_site_folder
+from wardround.client.supervisor import CONTROL, DESCRIPTOR, PROTOCOL, run_site
+from wardround.core.errors import ConfigError, PolicyError, UnreachableError
+from wardround.runtime.control.client import ControlClient
+from wardround.runtime.control.protos import site_pb2 as pb
+from wardround.runtime.control.sockets import UnixSocket
+from wardround.runtime.signed_plan import read_signed_plan
+from wardround.training.plan_summary import summary_of, summary_text
+
+RUNS: Final = "runs"
+STOP_S: Final = 40.0
+LOOK_S: Final = 0.2
+
+
+def start_site(folder: Path, deadline_s: float) -> None:
+    """Run the site until it is stopped, by command or signal; raises as `run_site`."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    done = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: done.set())
+    site = open_site_folder(folder)
+    _say(f"{site.name} of {site.consortium!r} begins; its server is {site.server_address}")
+    run_site(folder, done, deadline_s=deadline_s)
+    _say(f"{site.name} has ended")
+
+
+def show_site(folder: Path, *, as_json: bool) -> None:
+    """Print the site's processes and the runs that it was offered.
+
+    Raises:
+        StorageError: The folder is no site's.
+    """
+    site = open_site_folder(folder)
+    running, runs = processes_of(folder), offered_runs(site)
+    if as_json:
+        shown = {"site": site.name, "processes": running, "runs": runs}
+        sys.stdout.write(json.dumps(shown, indent=2) + "\n")
+        return
+    _say(f"{site.name}: " + ("does not run (wardround site start)" if running is None else "runs"))
+    for process in running or []:
+        ended = f", last ended by {process['reason']}" if process["reason"] else ""
+        _say(f"  {process['name']}: pid {process['pid']}, restarted {process['restarts']} times{ended}")
+    for run in runs:
+        _say(f"  run {run['run']}: {run['state']}, plan {run['plan'][:12]} ({run['name']})")
+
+
+def processes_of(folder: Path) -> list[dict[str, Any]] | None:
+    """The site's processes; None where it does not run."""
+    try:
+        with _client(folder) as client:
+            reply = client.call("Status", pb.SiteStatusRequest())
+    except UnreachableError:
+        return None
+    return [
+        {
+            "name": process.name,
+            "pid": process.pid if process.HasField("pid") else None,
+            "restarts": process.restarts,
+            "reason": process.reason,
+        }
+        for process in reply.processes
+    ]
+
+
+def offered_runs(site: SiteFolder) -> list[dict[str, str]]:
+    """Every run that was offered: its plan, and whether it waits, is approved or accepted."""
+    folders, found = RunFolders(site.path / RUNS), []
+    for run in folders.runs():
+        signed = read_signed_plan(folders.plan(run) or b"", site.consortium_key)
+        state = "waits for approval"
+        if folders.accepted(run) is not None:
+            state = "accepted"
+        elif folders.approved(run, signed.digest):
+            state = "approved"
+        found.append({"run": run, "name": signed.plan.name, "plan": signed.digest, "state": state})
+    return found
+
+
+def approve_run(folder: Path, run: str, who: str, *, said: str | None, ask: Callable[[str], bool]) -> None:
+    """Show what a plan asks of the site, and record a person's approval.
+
+    Args:
+        folder: Of the site.
+        run: Id of the run.
+        who: The person.
+        said: Digest of the plan as the person knows it; without it they are asked.
+        ask: Puts a question to the person.
+
+    Raises:
+        ConfigError: No plan was offered in this run.
+        PolicyError: The plan is another than the person names, or they say no.
+    """
+    site = open_site_folder(folder)
+    folders = RunFolders(site.path / RUNS)
+    data = folders.plan(run)
+    if data is None:
+        raise ConfigError(
+            "there is no offer to approve", found=run, expected=", ".join(folders.runs()) or "an offer first",
+            remedy="wardround site status lists the offers",
+        )  # fmt: skip
+    signed = read_signed_plan(data, site.consortium_key)
+    members = len(site.roster().members)
+    Console().print(summary_text(summary_of(signed, members)), markup=False, highlight=False)
+    if said is not None and said != signed.digest:
+        raise PolicyError(
+            "the plan that was offered is another one", found=signed.digest, expected=said,
+            remedy="ask the operator which plan this run is for",
+        )  # fmt: skip
+    if said is None and not ask(f"Let {site.name} take part in run {run}?"):
+        raise PolicyError("the plan was not approved", remedy="nothing was recorded; the offer stands")
+    folders.approve(run, signed.digest, who)
+    _say(f"approved by {who}: the site accepts when it is asked again, within a quarter of an hour")
+
+
+def stop_site(folder: Path) -> None:
+    """End the site's processes, and return when they have ended.
+
+    Raises:
+        UnreachableError: It does not run, or does not end.
+    """
+    open_site_folder(folder)
+    with _client(folder) as client:
+        client.call("Stop", pb.SiteStopRequest())
+    end = time.monotonic() + STOP_S
+    while processes_of(folder) is not None:
+        if time.monotonic() > end:
+            raise UnreachableError(
+                "the site does not end", found=f"after {STOP_S:.0f} s", remedy="look at its logs/"
+            )
+        time.sleep(LOOK_S)
+    _say("the site has ended")
+
+
+def _client(folder: Path) -> ControlClient:
+    return ControlClient(UnixSocket(folder / CONTROL), DESCRIPTOR, PROTOCOL)
+
+
+def _say(text: str) -> None:
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
