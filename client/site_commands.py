@@ -15,7 +15,9 @@ from typing import Any, Final
 from rich.console import Console
 
 from wardround.client.accepted import RunFolders
+from wardround.client.fetching import fetch_result
 from wardround.client.membership.site_folder import SiteFolder, open_site_folder
+from wardround.client.site_settings import FILE, read_site_settings
 from wardround.client.supervisor import CONTROL, DESCRIPTOR, PROTOCOL, run_site
 from wardround.core.errors import ConfigError, PolicyError, UnreachableError
 from wardround.runtime.control.client import ControlClient
@@ -127,6 +129,25 @@ def approve_run(folder: Path, run: str, who: str, *, said: str | None, ask: Call
         raise PolicyError("the plan was not approved", remedy="nothing was recorded; the offer stands")
     folders.approve(run, signed.digest, who)
     _say(f"approved by {who}: the site accepts when it is asked again, within a quarter of an hour")
+
+
+def fetch_run(folder: Path, run: str, *, merge: Path | None) -> None:
+    """Fetch and check what came of a run, and merge it where a folder is named; raises as `fetch_result`."""
+    site = open_site_folder(folder)
+    fetched = fetch_result(site, RunFolders(site.path / RUNS), run)
+    record = fetched.record
+    _say(f"run {run}: {record.reason} after round {record.last_round}, {len(record.sites)} sites")
+    _say(f"released is round {record.released_round}, by {record.metric}: {fetched.folder}")
+    if merge is None:
+        return
+    from wardround.client.merging import merge_result
+
+    report = merge_result(read_site_settings(site.path / FILE), fetched, site.name, merge)
+    _say(f"merged into {report.base}: {report.folder}")
+    _say(
+        f"parity on {report.samples} rows of this site: logits differ by at most "
+        f"{report.parity.relative:.2e} of the largest"
+    )
 
 
 def stop_site(folder: Path) -> None:

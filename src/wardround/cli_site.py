@@ -73,6 +73,21 @@ def site_approve(
     approve_run(folder, run, who, said=digest, ask=typer.confirm)
 
 
+@site_app.command("fetch")
+def site_fetch(
+    run: Annotated[str, typer.Argument(help="Id of a run that this site took part in.")],
+    folder: FOLDER = HERE,
+    merge: Annotated[
+        Optional[Path],  # noqa: UP045 - as above
+        typer.Option(help="Folder to make: the adapter merged into this site's base model."),
+    ] = None,
+) -> None:
+    """Fetch the result of a run from the server, check it, and keep it with the run."""
+    from wardround.client.site_commands import fetch_run
+
+    fetch_run(folder, run, merge=merge)
+
+
 @site_app.command("stop")
 def site_stop(folder: FOLDER = HERE) -> None:
     """End the site's processes; a round that it trains goes on at the next start."""

@@ -1,0 +1,152 @@
+"""A site asks its consortium's server for the signed roster, and for a run's result; what comes is checked."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from wardround.client.accepted import RunFolders
+from wardround.client.membership.site_folder import SiteFolder
+from wardround.core.enrolment import SignedPlan
+from wardround.core.errors import ConfigError, PeerError, UnreachableError, WardroundError
+from wardround.core.packed import Adapter, Layout, pack, require_finite
+from wardround.runtime.files import load_tensors, storing, write_atomic
+from wardround.runtime.result_record import KIND, LARGEST, ResultRecord
+from wardround.runtime.roster import LARGEST_ROSTER
+from wardround.runtime.signed import read_document
+from wardround.runtime.signed_plan import read_signed_plan
+from wardround.runtime.signed_requests import HEADER, ROUTES, sign_request
+
+RESULT: Final = "result"
+RECORD, RELEASED, LAST = "result.signed.json", "released.safetensors", "last.safetensors"
+WAIT_S: Final = 60.0
+_BYTES_A_TENSOR: Final = 4096
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A result that was checked.
+
+    Attributes:
+        folder: Where it lies.
+        record: What the server signed.
+        plan: What was trained.
+        released: The released adapter.
+    """
+
+    folder: Path
+    record: ResultRecord
+    plan: SignedPlan
+    released: Adapter
+
+
+def ask_server(site: SiteFolder, path: str, largest: int, *, now: Callable[[], float] = time.time) -> bytes:
+    """The body of one of the server's read-only routes.
+
+    Args:
+        site: Who asks.
+        path: Under `ROUTES`.
+        largest: Bytes of a body, at the most; no more is read.
+        now: Seconds since 1970.
+
+    Raises:
+        UnreachableError: The server cannot be reached, or not under the consortium's CA.
+        ConfigError: There is no such thing.
+        PeerError: The server refuses, or sends more than it may.
+    """
+    whole = ROUTES + path
+    headers = {HEADER: sign_request(site.signer(), site.name, whole, now())}
+    context = ssl.create_default_context(cafile=str(site.ca))
+    try:
+        with (
+            httpx.Client(verify=context, timeout=WAIT_S, trust_env=False) as client,
+            client.stream("GET", f"https://{site.server_address}{whole}", headers=headers) as reply,
+        ):
+            body = bytearray()
+            for chunk in reply.iter_raw():
+                body += chunk
+                if len(body) > largest:
+                    raise PeerError("the server sends more than it may", expected=f"at most {largest} bytes")
+    except httpx.HTTPError as error:
+        raise UnreachableError(
+            "the consortium's server cannot be reached",
+            found=f"{site.server_address}: {type(error).__name__}",
+            remedy="look whether it runs, and whether a firewall lets this machine out to it",
+        ) from error
+    if reply.status_code == httpx.codes.NOT_FOUND:
+        raise ConfigError(
+            "the server has no such result", remedy="it may still be training: ask the operator"
+        )
+    if reply.status_code != httpx.codes.OK:
+        said = bytes(body[:200]).decode("utf-8", "replace").strip()
+        raise PeerError("the server refuses the question", found=f"{reply.status_code} {said}")
+    return bytes(body)
+
+
+def fetch_roster(site: SiteFolder) -> bytes:
+    """The signed roster as the server has it, for `roster_pin.update_roster`; raises as `ask_server`."""
+    return ask_server(site, "/roster", LARGEST_ROSTER)
+
+
+def fetch_result(site: SiteFolder, runs: RunFolders, run_id: str) -> Fetched:
+    """Fetch, check and keep what came of a run that this site accepted.
+
+    Raises:
+        ConfigError: The site accepted no such run, or there is no result yet.
+        PeerError: The record is not the server's, is of another run or plan, or an adapter is not the one
+            that it names.
+        UnreachableError: The server cannot be reached.
+        StorageError: It cannot be kept.
+    """
+    accepted, data = runs.accepted(run_id), runs.plan(run_id)
+    if accepted is None or data is None:
+        raise ConfigError(
+            "this site took no part in such a run", found=run_id, expected=", ".join(runs.runs()) or "a run",
+            remedy="wardround site status lists them",
+        )  # fmt: skip
+    plan = read_signed_plan(data, site.consortium_key)
+    signed = ask_server(site, f"/results/{run_id}/{RECORD}", LARGEST)
+    record = read_document(signed, KIND, ResultRecord, signer=bytes.fromhex(accepted.server), largest=LARGEST)
+    for what, found, expected in (
+        ("run", record.run_id, run_id), ("plan", record.plan, accepted.plan),
+        ("roster", record.roster, accepted.roster),
+    ):  # fmt: skip
+        if found != expected:
+            raise PeerError(f"the result is of another {what}", found=found[:12], expected=expected[:12])
+    folder, layout = runs.of(run_id) / RESULT, plan.plan.adapter.layout
+    largest = 4 * layout.size + _BYTES_A_TENSOR * (len(layout.tensors) + 1)
+    released = None
+    for name, digest in ((RELEASED, record.released), (LAST, record.last)):
+        path = folder / name
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        coming = path.with_name(f".{name}.part")
+        write_atomic(coming, ask_server(site, f"/results/{run_id}/{name}", largest), private=True)
+        try:
+            adapter = _checked(coming, layout, name, digest)
+        except WardroundError:
+            coming.unlink()
+            raise
+        with storing(path):
+            coming.replace(path)
+        released = released or adapter
+    write_atomic(folder / RECORD, signed, private=True)
+    assert released is not None  # noqa: S101 - there are two
+    return Fetched(folder, record, plan, released)
+
+
+def _checked(path: Path, layout: Layout, name: str, digest: str) -> Adapter:
+    adapter = pack(layout, load_tensors(path)[0])
+    require_finite(adapter, "the adapter of the result")
+    if adapter.digest != digest:
+        raise PeerError(
+            f"{name} is not the adapter that the result names", found=adapter.digest[:12],
+            expected=digest[:12], remedy="the server's copy is damaged: tell the operator",
+        )  # fmt: skip
+    return adapter
