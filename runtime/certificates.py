@@ -36,6 +36,8 @@ _UNUSABLE: Final = (
     ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion,
     x509.DuplicateExtension, x509.ExtensionNotFound,
 )  # fmt: skip
+_MOST_NAME_BYTES: Final = 64
+"""Of a common name (X.520, ub-common-name)."""
 _HOST: Final = re.compile(r"(?!.{254})[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 
 
@@ -45,7 +47,7 @@ def new_authority(
     """An authority's key and its self-signed certificate.
 
     Args:
-        name: Of the consortium; at most 60 characters.
+        name: Of the consortium.
         now: The present moment.
         days: For which it is valid.
     """
@@ -89,13 +91,14 @@ def new_server_certificate(
             "the consortium's authority has expired", found=f"{authority.not_valid_after_utc:%Y-%m-%d} UTC",
             remedy="make a new one: wardround consortium rotate ca",
         )  # fmt: skip
+    names = [_host(host) for host in hosts]
     key = generate_private_key(SECP256R1())
     own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
     builder = (
-        _builder(_name(hosts[0][:60], "Wardround server"), authority.subject, now, days, authority)
+        _builder(_name(hosts[0], "Wardround server"), authority.subject, now, days, authority)
         .public_key(key.public_key())
-        .add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -177,6 +180,7 @@ def _is_authority(certificate: x509.Certificate) -> bool:
 
 
 def _name(common: str, organisation: str) -> x509.Name:
+    common = common.encode()[:_MOST_NAME_BYTES].decode(errors="ignore")
     return x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation),

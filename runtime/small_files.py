@@ -94,7 +94,7 @@ def read_private(path: Path, *, largest: int = LARGEST_KEY) -> Secret:
             f"cannot read {path}", found=error.strerror, expected="a plain file of this user",
             remedy="put a copy back, with mode 0600",
         ) from error  # fmt: skip
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         state = os.fstat(descriptor)
         mode = stat.S_IMODE(state.st_mode)
         for what, is_right, found, expected in (
@@ -108,7 +108,10 @@ def read_private(path: Path, *, largest: int = LARGEST_KEY) -> Secret:
                     f"{path} {what}", found=found, expected=expected,
                     remedy="where others may have read it, rotate the key; else set mode 0600",
                 )  # fmt: skip
-        return Secret(file.read(largest + 1))
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            return Secret(file.read(largest + 1))
+    finally:
+        os.close(descriptor)
 
 
 def identity_pem(key: Ed25519PrivateKey, passphrase: Secret | None = None) -> bytes:

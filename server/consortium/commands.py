@@ -147,13 +147,11 @@ def _changed(what: str, folder: Path, changed: Changed, now: datetime, *, compar
     if not compared:
         _say(f"Compare with the site on the phone, it reads out the same:\n  {spoken(changed.request)}")
     roster = changed.roster
-    _say(f"roster version {roster.version}, {len(roster.members)} members; every site confirms its digest")
+    _say(f"roster version {roster.version}, members: {len(roster.members)}; every site confirms its digest")
     _say(f"  {spoken(roster.digest)}")
-    _say(
-        f"The new roster is {folder / ROSTER_FILE}: send it to the sites, and carry it into the server's folder"
-    )
-    if open_operator_folder(folder).server.is_dir():
-        _say(f"where the server runs from another place than {folder / SERVER_FOLDER}, which has it already.")
+    _say(f"Send {folder / ROSTER_FILE} to the sites, and carry it into the server's folder", end="")
+    there = open_operator_folder(folder).server.is_dir()
+    _say(f" if that is another one than {folder / SERVER_FOLDER}." if there else ".")
     _warn(folder, now)
 
 
@@ -209,5 +207,5 @@ def _new_passphrase(*, ask: bool) -> Secret | None:
     return Secret(given.encode())
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
+def _say(line: str, *, end: str = "\n") -> None:
+    sys.stdout.write(line + end)
