@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import signal
@@ -17,7 +18,8 @@ from typing import Any
 
 import psutil
 import pytest
-from deployed import SUPPORT, Pair, for_children, wait_for
+from deployed import SUPPORT, Pair, answer, ask, for_children, make_pair, wait_for
+from pki import make_ca, make_server
 
 from wardround.client.child import CERTIFICATE, NOT_ADMITTED, NOT_YET
 from wardround.client.processes import ProcessState, Restarts, SiteProcesses
@@ -117,7 +119,7 @@ def test_a_killed_server_finds_its_sites_again(pair: Pair) -> None:
     server = Server(pair, "127.0.0.1:0", {"north": pair.key("north")})
     with site_of(pair, server.address) as site:
         first = server.ask(do="echo")["answer"]
-        server.tell({"site": "north", "seconds": 60, "ask": {"do": "slow", "seconds": 3.0}})
+        server.tell({"site": "north", "seconds": 60, "ask": {"do": "slow", "for_s": 3.0}})
         wait_for((pair.folder / "busy").exists)
         server.kill()
         time.sleep(5)
@@ -138,13 +140,11 @@ def test_a_killed_node_is_back_after_flowers_minute(pair: Pair) -> None:
         link.admit("north", pair.key("north"))
         with site_of(pair, link.address) as site:
             server = link.open_run("killed")
-            from deployed import answer, ask
-
             wait_for(lambda: link.online()["north"] is not None)
             before = answer(ask(server, "north", do="echo"))["pid"]
             replies: list[Any] = []
             asking = threading.Thread(
-                target=lambda: replies.append(ask(server, "north", 200, do="slow", seconds=1.0))
+                target=lambda: replies.append(ask(server, "north", 200, do="slow", for_s=1.0))
             )
             asking.start()
             wait_for((pair.folder / "busy").exists)
@@ -178,8 +178,6 @@ def test_a_node_that_is_asked_to_end_may_come_back_at_once(pair: Pair) -> None:
 
 def answer_of(run: Any, site: str) -> dict[str, Any]:
     """An echo, from a site that may still have to connect."""
-    from deployed import answer, ask
-
     end = time.monotonic() + 60
     while time.monotonic() < end:
         reply = ask(run, site, 60, do="echo")
@@ -202,8 +200,6 @@ def test_a_refused_site_says_why_and_tries_again(pair: Pair, tmp_path_factory: p
             assert answer_of(link.open_run("late"), "north")
             link.revoke("north")
             wait_for(lambda: node(site).code == NOT_ADMITTED and node(site).restarts > 1)
-    from deployed import make_pair
-
     other = make_pair(tmp_path_factory.mktemp("other"))
     with other.server() as link, site_of(pair, link.address, restarts=quick) as site:
         wait_for(lambda: node(site).code == CERTIFICATE)
@@ -213,10 +209,6 @@ def test_a_refused_site_says_why_and_tries_again(pair: Pair, tmp_path_factory: p
 @pytest.mark.timeout(300)
 def test_a_certificate_is_renewed_without_a_stop(pair: Pair, tmp_path: Path) -> None:
     """An expired one is refused by sites; the server reads the new one while it runs."""
-    import datetime as dt
-
-    from pki import make_ca, make_server
-
     ca = make_ca(pair.folder)
     make_server(pair.folder, ca, life=dt.timedelta(hours=-1))
     with pair.server() as link:
