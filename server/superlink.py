@@ -246,6 +246,9 @@ class SuperLink:
                     ) from error
                 if not node_id:
                     raise InternalError("Flower made no node")
+                # Offline from the first, so that messages wait for a site that has yet to connect.
+                self._state.activate_node(node_id, 0)
+                self._state.deactivate_node(node_id)
             self._keys[site] = key
             if old is not None and old != key:
                 self._forget_node(old)
@@ -279,7 +282,7 @@ class SuperLink:
             heard, info = self._heard.get(key), infos.get(key)
             if heard is not None:
                 result[site] = time.monotonic() - heard
-            elif info is not None and info.HasField("online_until"):  # heard before this process began
+            elif info is not None and info.heartbeat_interval:  # heard before this process began
                 beat = info.online_until - HEARTBEAT_PATIENCE * info.heartbeat_interval
                 result[site] = max(0.0, time.time() - beat)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import signal
@@ -17,7 +18,8 @@ from typing import Any
 
 import psutil
 import pytest
-from deployed import SUPPORT, Pair, for_children, wait_for
+from deployed import SUPPORT, Pair, answer, ask, for_children, make_pair, wait_for
+from pki import make_ca, make_server
 
 from wardround.client.child import CERTIFICATE, NOT_ADMITTED, NOT_YET
 from wardround.client.processes import ProcessState, Restarts, SiteProcesses
@@ -34,8 +36,7 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ
-            | {"PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])},
         )
         self.address = self._line()
 
@@ -92,9 +93,7 @@ def test_no_process_of_a_site_outlives_its_supervisor(pair: Pair) -> None:
     pair.key("north")
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])
-    }
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])}
     supervisor = subprocess.Popen(
         [sys.executable, str(SUPPORT / "site_process.py"), str(pair.folder), address, "north"],
         stdout=subprocess.PIPE,
@@ -120,7 +119,7 @@ def test_a_killed_server_finds_its_sites_again(pair: Pair) -> None:
     server = Server(pair, "127.0.0.1:0", {"north": pair.key("north")})
     with site_of(pair, server.address) as site:
         first = server.ask(do="echo")["answer"]
-        server.tell({"site": "north", "seconds": 60, "ask": {"do": "slow", "seconds": 3.0}})
+        server.tell({"site": "north", "seconds": 60, "ask": {"do": "slow", "for_s": 3.0}})
         wait_for((pair.folder / "busy").exists)
         server.kill()
         time.sleep(5)
@@ -141,13 +140,11 @@ def test_a_killed_node_is_back_after_flowers_minute(pair: Pair) -> None:
         link.admit("north", pair.key("north"))
         with site_of(pair, link.address) as site:
             server = link.open_run("killed")
-            from deployed import answer, ask
-
             wait_for(lambda: link.online()["north"] is not None)
             before = answer(ask(server, "north", do="echo"))["pid"]
             replies: list[Any] = []
             asking = threading.Thread(
-                target=lambda: replies.append(ask(server, "north", 200, do="slow", seconds=1.0))
+                target=lambda: replies.append(ask(server, "north", 200, do="slow", for_s=1.0))
             )
             asking.start()
             wait_for((pair.folder / "busy").exists)
@@ -181,8 +178,6 @@ def test_a_node_that_is_asked_to_end_may_come_back_at_once(pair: Pair) -> None:
 
 def answer_of(run: Any, site: str) -> dict[str, Any]:
     """An echo, from a site that may still have to connect."""
-    from deployed import answer, ask
-
     end = time.monotonic() + 60
     while time.monotonic() < end:
         reply = ask(run, site, 60, do="echo")
@@ -194,20 +189,17 @@ def answer_of(run: Any, site: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_refused_site_says_why_and_tries_again(
-    pair: Pair, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_refused_site_says_why_and_tries_again(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Not admitted; then it is. And a server under another CA is not talked to."""
     quick = Restarts(refused_s=1.0)
-    with pair.server() as link, site_of(pair, link.address, restarts=quick) as site:
-        wait_for(lambda: node(site).code == NOT_ADMITTED)
-        assert "not admitted" in node(site).reason
-        link.admit("north", pair.key("north"))
-        assert answer_of(link.open_run("late"), "north")
-        link.revoke("north")
-        wait_for(lambda: node(site).code == NOT_ADMITTED and node(site).restarts > 1)
-    from deployed import make_pair
-
+    with pair.server() as link:
+        with site_of(pair, link.address, restarts=quick) as site:
+            wait_for(lambda: node(site).code == NOT_ADMITTED)
+            assert "not admitted" in node(site).reason
+            link.admit("north", pair.key("north"))
+            assert answer_of(link.open_run("late"), "north")
+            link.revoke("north")
+            wait_for(lambda: node(site).code == NOT_ADMITTED and node(site).restarts > 1)
     other = make_pair(tmp_path_factory.mktemp("other"))
     with other.server() as link, site_of(pair, link.address, restarts=quick) as site:
         wait_for(lambda: node(site).code == CERTIFICATE)
@@ -217,10 +209,6 @@ def test_a_refused_site_says_why_and_tries_again(
 @pytest.mark.timeout(300)
 def test_a_certificate_is_renewed_without_a_stop(pair: Pair, tmp_path: Path) -> None:
     """An expired one is refused by sites; the server reads the new one while it runs."""
-    import datetime as dt
-
-    from pki import make_ca, make_server
-
     ca = make_ca(pair.folder)
     make_server(pair.folder, ca, life=dt.timedelta(hours=-1))
     with pair.server() as link:

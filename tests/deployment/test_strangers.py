@@ -322,3 +322,20 @@ def test_the_database_is_its_owners(served: tuple[Pair, SuperLink]) -> None:
     """With what SQLite puts beside it."""
     folder: Path = served[0].folder
     assert {path.stat().st_mode & 0o777 for path in folder.glob("state.db*")} == {0o600}
+
+
+def test_a_message_waits_for_a_site_that_has_yet_to_connect(served: tuple[Pair, SuperLink]) -> None:
+    """It is admitted, and was never heard of."""
+    pair, link = served
+    run = link.open_run("early")
+    link.admit("late", pair.key("late"))
+    assert link.online()["late"] is None
+    sent = Message(RecordDict({"c": ConfigRecord({"x": 1})}), run.node_of("late"), "train", ttl=60)
+    ids = list(run.grid.push_messages([sent]))
+    assert list(run.grid.pull_messages(ids)) == []
+    late = SiteClient(pair, link, "late")
+    assert late.pull(late.activate(), run.run_id).metadata.message_id == ids[0]
+    heard = link.online()["late"]
+    assert heard is not None
+    assert heard < 60
+    run.close()

@@ -30,7 +30,7 @@ def app(note: str = "") -> ClientApp:
             time.sleep(3600)
         if do == "slow":
             Path(note).touch()  # the test may go on
-            time.sleep(float(str(asked["seconds"])))
+            time.sleep(float(str(asked["for_s"])))
         answer = ConfigRecord({"do": do, "pid": os.getpid(), "note": note})
         size = int(str(asked.get("size", 0)))
         if size:
