@@ -170,6 +170,25 @@ def test_few_rows_are_not_enough_for_a_batch_and_their_number_is_not_told(
     assert answers == ["enough", "not enough"]
 
 
+@pytest.mark.parametrize("weighting", ["examples", "targets", "uniform"])
+def test_a_site_with_more_rows_than_the_plan_allows_is_told_before_a_round(
+    tmp_path: Path, tiny_bert: Path, simulated: Preparation, weighting: Any
+) -> None:
+    """At the bound it takes part, and one below it would fail in every round."""
+    settings = settings_for(write(tmp_path, "a", 10), tiny_bert)
+    strategy = StrategySpec(weighting=weighting)
+
+    def bounded(largest: int) -> TrainingPlan:
+        encoding = simulated.plan.encoding.model_copy(update={"most_weight": largest})
+        return simulated.plan.model_copy(update={"encoding": encoding, "strategy": strategy})
+
+    trained = len(ready(settings, bounded(100), "a").rows.training)
+    assert trained == 6
+    ready(settings, bounded(1 if weighting == "uniform" else trained), "a")
+    if weighting != "uniform":
+        assert refusal(settings, bounded(trained - 1)).code == "too_many_rows"
+
+
 def private(plan: TrainingPlan, batch: int) -> TrainingPlan:
     """The same with noise of the site's own."""
     fields = json.loads(plan.canonical())
