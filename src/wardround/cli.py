@@ -11,8 +11,10 @@ from typing import Annotated, Optional
 
 import typer
 
+from wardround.cli_consortium import consortium_app
+from wardround.cli_plan import plan_app
+from wardround.cli_site import site_app
 from wardround.core.errors import ConfigError, WardroundError
-from wardround.simulations.plan_cli import plan_app
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -33,6 +35,8 @@ app.add_typer(ledger_app, name="ledger")
 audit_app = typer.Typer(help="Test what a finished run claims.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
 app.add_typer(plan_app, name="plan")
+app.add_typer(consortium_app, name="consortium")
+app.add_typer(site_app, name="site")
 
 MOVED_BASE = "Base model, where it lies elsewhere now."
 HYDRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -276,6 +276,9 @@ def test_new_check_and_sign_from_the_command_line(made: Path, command_line: Call
         sign_folder(folder, other)
     with pytest.raises(StorageError, match=r"consortium\.key"):
         sign_folder(folder, made / "nobody")
+    file.chmod(0o640)
+    with pytest.raises(StorageError, match="mode 0640"):
+        sign_folder(folder, other)
 
     # A signature of nothing, and an initial adapter of something else.
     (folder / SIGNED).write_bytes(signed[:-30])
