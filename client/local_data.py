@@ -8,6 +8,7 @@ whether they are enough.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -86,7 +87,33 @@ def ready(settings: SiteSettings, plan: TrainingPlan, site: str) -> LocalData:
     notices = list(rows.notices)
     with _unready("rows"):
         encoded = encode_site(plan, bench, site, rows.examples, notices.append)
+    check_weight(plan, bench, encoded)
     return LocalData(bench, encoded, rows.estimate, tuple(notices))
+
+
+def check_weight(plan: TrainingPlan, bench: Workbench, rows: SiteRows) -> None:
+    """Refuse a plan in which this site could not contribute: it would weigh nothing, or more than is allowed.
+
+    Raises:
+        UnreadyError: not_enough_rows or too_many_rows.
+    """
+    trained = [row for row in rows.training if bench.task.targets(row) > 0]
+    if not trained:
+        raise UnreadyError(
+            "not_enough_rows", "no row of this site has anything to learn from once it is encoded",
+            expected="at least one", remedy="wait for a plan with a larger data.max_length",
+        )  # fmt: skip
+    weight = 1  # of steps the targets are bounded by the plan itself
+    if plan.strategy.weighting == "examples":
+        weight = sum(row.rows for row in trained)
+    elif plan.strategy.weighting == "targets" and plan.local.epochs is not None:
+        weight = math.ceil(plan.local.epochs * sum(map(bench.task.targets, trained)))
+    if weight > plan.encoding.most_weight:
+        raise UnreadyError(
+            "too_many_rows", "this site weighs more than the plan allows", found=weight,
+            expected=f"at most {plan.encoding.most_weight}",
+            remedy="name fewer rows in site.yaml (where), or ask for a plan with a larger plan.most_rows",
+        )  # fmt: skip
 
 
 def check_policy(settings: SiteSettings, plan: TrainingPlan) -> None:

@@ -32,6 +32,7 @@ UNREADY: Final[Mapping[str, str]] = {
     "rows": "its rows cannot be read",
     "settings": "its settings are not as they should be",
     "tokenizer": "the tokenizer of its base model is not the plan's",
+    "too_many_rows": "it has more rows than the plan allows a site",
 }
 """Why a site cannot train a plan: all that it tells of that. No code says anything about a single row."""
 

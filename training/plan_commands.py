@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
 from wardround.core.enrolment import SignedPlan
 from wardround.core.errors import ConfigError, PeerError, WardroundError
+from wardround.privacy.secagg.secret import Secret
 from wardround.runtime.files import write_atomic
 from wardround.runtime.plan_folder import PLAN, SIGNED, read_bytes, read_initial, read_plan
 from wardround.runtime.signed import claimed_signer
 from wardround.runtime.signed_plan import KIND, LARGEST_PLAN, read_signed_plan, sign_plan
-from wardround.runtime.signing_key import CONSORTIUM_KEY, read_signing_key
+from wardround.runtime.small_files import is_encrypted, read_identity
 from wardround.training.plan_check import option_faults, plan_faults
 from wardround.training.plan_summary import summary_of, summary_text
 
+CONSORTIUM_KEY: Final = "consortium.key"
+PASSPHRASE: Final = "WARDROUND_PASSPHRASE"  # noqa: S105 - a variable's name
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -130,9 +136,11 @@ def sign_folder(folder: Path, consortium: Path) -> Path:
 
     Raises:
         StorageError: The key or the plan cannot be read, or the signature not written.
+        ConfigError: The key is encrypted, and its passphrase missing or wrong.
         WardroundError: The first thing for which the plan is refused; it is then not signed.
     """
-    key = read_signing_key(consortium / CONSORTIUM_KEY)
+    path = consortium / CONSORTIUM_KEY
+    key = read_identity(path, _passphrase(path))
     checked, target = check_folder(folder), folder / SIGNED
     for problem in checked.problems:
         raise problem
@@ -152,6 +160,16 @@ def sign_folder(folder: Path, consortium: Path) -> Path:
         soft_wrap=True, markup=False, highlight=False,
     )  # fmt: skip
     return target
+
+
+def _passphrase(path: Path) -> Secret | None:
+    """Of an encrypted key: from the environment, or typed; None where it has none, or nobody can be asked."""
+    if not is_encrypted(path):
+        return None
+    given = os.environ.get(PASSPHRASE)
+    if given is None and sys.stdin.isatty():
+        given = getpass.getpass("Passphrase of the consortium: ")
+    return Secret(given.encode()) if given else None
 
 
 def _public(key: Ed25519PrivateKey) -> str:

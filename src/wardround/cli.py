@@ -12,9 +12,9 @@ from typing import Annotated, Optional
 import typer
 
 from wardround.cli_consortium import consortium_app
+from wardround.cli_plan import plan_app
 from wardround.cli_site import site_app
 from wardround.core.errors import ConfigError, WardroundError
-from wardround.simulations.plan_cli import plan_app
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")

@@ -8,20 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_plans import toy_plan
 
 from wardround.core.enrolment import EnrolmentRules, SignedPlan
-from wardround.core.errors import ConfigError, PeerError, StorageError, WardroundError
+from wardround.core.errors import ConfigError, PeerError, StorageError
 from wardround.core.packed import Adapter, Layout, TensorSpec, pack
 from wardround.runtime.files import save_tensors
 from wardround.runtime.plan_folder import INITIAL, PLAN, read_initial, read_plan, write_plan_folder
 from wardround.runtime.signed import sign_document
 from wardround.runtime.signed_plan import LARGEST_PLAN, read_signed_plan, sign_plan
-from wardround.runtime.signing_key import read_signing_key
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = KEY.public_key().public_bytes_raw()
@@ -31,14 +28,6 @@ DOCUMENT = SignedPlan(
     plan=toy_plan(layout=LAYOUT, initial=INITIAL_ADAPTER.digest), enrolment=EnrolmentRules(least_sites=3)
 )
 ENVELOPE = sign_plan(DOCUMENT, KEY)
-
-
-def write_key(path: Path, key: Ed25519PrivateKey | X25519PrivateKey = KEY, mode: int = 0o600) -> Path:
-    """A key as the operator's folder has it."""
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    path.chmod(mode)
-    return path
 
 
 @pytest.fixture
@@ -208,23 +197,3 @@ def test_a_folder_is_made_whole_or_not_at_all(folder: Path, tmp_path: Path) -> N
         write_plan_folder(folder, DOCUMENT, INITIAL_ADAPTER)
     assert sorted(path.name for path in folder.iterdir()) == before == [INITIAL, PLAN]
     assert [path.name for path in tmp_path.iterdir()] == ["plan"]
-
-
-def test_the_key_is_read_from_its_owners_file_alone(tmp_path: Path) -> None:
-    """A readable one, another kind, none, or noise is refused, and no byte of it is shown."""
-    path = write_key(tmp_path / "consortium.key")
-    assert read_signing_key(path).public_key().public_bytes_raw() == PUBLIC
-    secret = path.read_text(encoding="ascii").splitlines()[1]
-    path.chmod(0o640)
-    with pytest.raises(StorageError, match="mode 0640") as caught:
-        read_signing_key(path)
-    assert secret not in str(caught.value)
-    with pytest.raises(StorageError, match="another kind of key"):
-        read_signing_key(write_key(tmp_path / "other.key", X25519PrivateKey.generate()))
-    for content in (b"", b"x" * 10**5, b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"):
-        path.write_bytes(content)
-        path.chmod(0o600)
-        with pytest.raises(StorageError, match="holds no key"):
-            read_signing_key(path)
-    with pytest.raises(WardroundError, match="cannot read"):
-        read_signing_key(tmp_path / "none.key")
