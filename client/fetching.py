@@ -1,4 +1,4 @@
-"""A site asks its consortium's server for the signed roster, and for a run's result; what comes is checked."""
+"""A site asks its consortium's server for the signed roster, and for a run's result; all is checked."""
 
 from __future__ import annotations
 

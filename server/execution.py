@@ -9,9 +9,8 @@ run: the members that it goes by, who has accepted, the journal of rounds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -35,13 +34,14 @@ from wardround.server.enrolment import ARM, Enrolling, EnrolmentBook, enrol
 from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
 from wardround.server.offer_grid import GridOffers
-from wardround.server.round_control import RoundControl, stopped
+from wardround.server.round_control import stopped
 from wardround.server.rounds import Outcome, Run, run_rounds
+from wardround.server.run_control import RunControl
+from wardround.server.run_record import RunFolder
 from wardround.training.plan_strategy import bind_strategy
 
 ROSTER: Final = "roster.json"
 ENROLMENT: Final = "enrolment.json"
-JOURNAL: Final = "journal"
 RESULT: Final = "result"
 RECORD, RELEASED, LAST = "result.signed.json", "released.safetensors", "last.safetensors"
 POLL_S: Final = 0.2
@@ -52,20 +52,15 @@ MESSAGE_LIFE_S: Final = 30 * 24 * 3600.0
 class Carrier(Protocol):
     """A run in Flower's sense."""
 
-    grid: Grid
+    @property
+    def grid(self) -> Grid:
+        """Sends messages to nodes and collects replies."""
 
     def node_of(self, site: str) -> int:
         """The site's Flower node; 0 where there is none."""
 
     def close(self, reason: str = "") -> None:
         """End it."""
-
-
-class ExecutionControl(RoundControl, Protocol):
-    """What people ask of the run, and what it tells them."""
-
-    def waiting_for(self, text: str, sites: Sequence[str]) -> None:
-        """What the run waits for now, and for whom."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ class Deployment:
     Attributes:
         consortium_key: Public; signs plans and rosters.
         identity: The server's own key: signs offers of sums and results.
-        certificate: The consortium's word for that key, as its bytes.
+        certificate: The consortium's word for that key as it is now, as its bytes.
         roster: The signed roster as it is now, as its bytes.
         read_roster: Signed bytes → the roster.
         open_run: Opens a run in Flower's sense.
@@ -84,32 +79,15 @@ class Deployment:
 
     consortium_key: bytes
     identity: Ed25519PrivateKey
-    certificate: bytes
+    certificate: Callable[[], bytes]
     roster: Callable[[], bytes]
     read_roster: Callable[[bytes], RosterDocument]
     open_run: Callable[[str], Carrier]
     clock: Callable[[], float] = time.monotonic
 
 
-@dataclass(frozen=True)
-class Work:
-    """One run's files.
-
-    Attributes:
-        run_id: Of the run.
-        path: Its folder, where its state is kept.
-        plan_folder: Holds the initial adapter.
-        signed_plan: The envelope.
-    """
-
-    run_id: str
-    path: Path
-    plan_folder: Path
-    signed_plan: bytes
-
-
 def execute(
-    work: Work, control: ExecutionControl, events: EventStream, deployment: Deployment
+    work: RunFolder, control: RunControl, events: EventStream, deployment: Deployment
 ) -> ResultRecord:
     """Offer the plan, train, write the signed result; goes on where an earlier call was interrupted.
 
@@ -122,7 +100,7 @@ def execute(
         StorageError: Something cannot be kept.
     """
     signed = read_signed_plan(work.signed_plan, deployment.consortium_key)
-    plan, initial = signed.plan, read_initial(work.plan_folder, signed.plan)
+    plan, initial = signed.plan, read_initial(work.path, signed.plan)
     require_own_mode(plan)
     members = roster_of(work, deployment)
     roster = members.roster()
@@ -148,7 +126,7 @@ def require_own_mode(plan: TrainingPlan) -> None:
         )  # fmt: skip
 
 
-def roster_of(work: Work, deployment: Deployment) -> RosterDocument:
+def roster_of(work: RunFolder, deployment: Deployment) -> RosterDocument:
     """The roster that the run goes by from its first start to its end, whoever is admitted later.
 
     Raises:
@@ -163,17 +141,18 @@ def roster_of(work: Work, deployment: Deployment) -> RosterDocument:
 
 
 def accepted_sites(
-    work: Work,
+    work: RunFolder,
     signed: SignedPlan,
     roster: Roster,
-    control: ExecutionControl,
+    control: RunControl,
     events: EventStream,
     deployment: Deployment,
     carrier: Carrier,
 ) -> tuple[str, ...]:
     """The sites of the run: enrolled now, or before the server was interrupted."""
+    certificate = deployment.certificate()
     offers = {
-        site: PlanOffer(work.run_id, site, work.signed_plan, deployment.certificate, roster.digest)
+        site: PlanOffer(work.run_id, site, work.signed_plan, certificate, roster.digest)
         for site in roster.keys
     }
 
@@ -196,11 +175,11 @@ def accepted_sites(
 
 
 def train(
-    work: Work,
+    work: RunFolder,
     signed: SignedPlan,
     roster: Roster,
     sites: tuple[str, ...],
-    control: ExecutionControl,
+    control: RunControl,
     events: EventStream,
     deployment: Deployment,
     carrier: Carrier,
@@ -217,7 +196,7 @@ def train(
             sites,
             GridTransport(carrier.grid, carrier.node_of, POLL_S, MESSAGE_LIFE_S),
             Aggregation(plan.secure.mode, KeySigner(deployment.identity), roster),
-            Journal(work.path / JOURNAL, plan),
+            Journal(work.journal, plan),
             events,
             clock=deployment.clock,
             grace_s=signed.enrolment.grace_s,
@@ -228,7 +207,7 @@ def train(
 
 
 def write_result(
-    work: Work,
+    work: RunFolder,
     signed: SignedPlan,
     roster: Roster,
     sites: tuple[str, ...],

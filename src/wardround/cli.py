@@ -13,6 +13,7 @@ import typer
 
 from wardround.cli_consortium import consortium_app
 from wardround.cli_plan import plan_app
+from wardround.cli_server import server_app
 from wardround.cli_site import site_app
 from wardround.core.errors import ConfigError, WardroundError
 
@@ -36,6 +37,7 @@ audit_app = typer.Typer(help="Test what a finished run claims.", no_args_is_help
 app.add_typer(audit_app, name="audit")
 app.add_typer(plan_app, name="plan")
 app.add_typer(consortium_app, name="consortium")
+app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")
 
 MOVED_BASE = "Base model, where it lies elsewhere now."

@@ -1,0 +1,155 @@
+"""The consortium's server in one process: Flower's SuperLink, the desk with its runs, routes for members.
+
+    public listener    TLS: Flower's fleet routes for admitted nodes, health, roster and results for members
+    control socket     the operator's commands (server/control_service.py)
+    desk               one run at a time: offer, rounds, signed result (server/execution.py)
+
+The roster is a file that the operator replaces; it is looked at every few seconds, and who is new is let in,
+who is gone is shut out. A run goes by the roster with which it began.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from wardround.core.errors import ConfigError, WardroundError
+from wardround.runtime.events import EventStream
+from wardround.runtime.roster import RosterDocument, expiring, read_roster
+from wardround.runtime.signed_plan import read_signed_plan
+from wardround.runtime.signed_requests import ROUTES
+from wardround.server.consortium.server_folder import ServerFolder, open_server_folder
+from wardround.server.desk import Desk
+from wardround.server.execution import Deployment, execute
+from wardround.server.member_routes import member_routes
+from wardround.server.run_control import RunControl
+from wardround.server.run_record import RunFolder
+from wardround.server.superlink import SuperLink, TlsFiles
+
+LOG = logging.getLogger(__name__)
+DATABASE: Final = "state.db"
+RUNS: Final = "runs"
+ROSTER_S: Final = 2.0
+"""So often the roster's file is looked at."""
+WARN_DAYS: Final = 30
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that runs.
+
+    Attributes:
+        folder: Its folder.
+        link: Flower's side.
+        desk: The queue of runs.
+    """
+
+    folder: ServerFolder
+    link: SuperLink
+    desk: Desk
+
+
+@contextmanager
+def running_server(folder: Path, listen: str | None = None) -> Iterator[RunningServer]:
+    """The server of a folder, from here to the end of the block.
+
+    Args:
+        folder: As `wardround consortium init` made it.
+        listen: `host:port` to listen on; None: the address by which sites reach it.
+
+    Raises:
+        WardroundError: What is wrong with the folder or the address, or another server runs there.
+    """
+    own = open_server_folder(folder)
+    now = datetime.now(UTC)
+    for end in expiring(own.check(now), now, WARN_DAYS):
+        LOG.warning("%s", end.text(now))
+    routes = member_routes(lambda: own.roster().roster(), own.path / "roster.json", own.path / RUNS)
+    tls = TlsFiles(own.tls_certificate, own.tls_key)
+    done = threading.Event()
+    with SuperLink(own.path / DATABASE, tls, listen or own.address, routes={ROUTES: routes}) as link:
+        admitted = admit_members(link, own.roster(), {})
+        watcher = threading.Thread(
+            target=_watch, args=(own, link, admitted, done), name="wardround-roster", daemon=True
+        )
+        desk = Desk(own.path, executor(own, link), check=lambda plan: _name_of(plan, own))
+        watcher.start()
+        desk.start()
+        try:
+            yield RunningServer(own, link, desk)
+        finally:
+            desk.close()
+            done.set()
+            watcher.join()
+
+
+def executor(own: ServerFolder, link: SuperLink) -> Execution:
+    """What the desk has done with a run whose turn has come."""
+    return Execution(
+        Deployment(
+            own.consortium_key,
+            own.signer().key,
+            own.signed_certificate,
+            own.signed_roster,
+            lambda data: read_roster(data, own.consortium_key),
+            link.open_run,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Execution:
+    """`server/execution.py` as the desk calls it."""
+
+    deployment: Deployment
+
+    def __call__(self, run: RunFolder, control: RunControl, events: EventStream) -> None:
+        """Work at the run until it ends; raises as `execute`."""
+        execute(run, control, events, self.deployment)
+
+
+def admit_members(link: SuperLink, roster: RosterDocument, before: dict[str, str]) -> dict[str, str]:
+    """Let in who is on the roster, shut out who was and is not; gives member → transport key.
+
+    Args:
+        link: Flower's side.
+        roster: The present one.
+        before: Of the roster before.
+    """
+    now = {member.site: member.transport for member in roster.members}
+    for site in before.keys() - now.keys():
+        link.revoke(site)
+        LOG.info("%s is no member any more: its node is shut out", site)
+    for site, key in now.items():
+        if before.get(site) == key:
+            continue
+        try:
+            link.admit(site, bytes.fromhex(key))
+        except ConfigError as error:
+            LOG.error("%s is not let in: %s", site, error)  # noqa: TRY400 - ours; its story is in its words
+    return now
+
+
+def _watch(own: ServerFolder, link: SuperLink, admitted: dict[str, str], done: threading.Event) -> None:
+    version = own.roster().version
+    while not done.wait(ROSTER_S):
+        try:
+            roster = own.roster()
+            if roster.version > version:
+                LOG.info("the roster is now version %d: %d members", roster.version, len(roster.members))
+                admitted, version = admit_members(link, roster, admitted), roster.version
+        except WardroundError as error:
+            LOG.warning("the roster cannot be read, the former one stays in force: %s", error)
+        except Exception:
+            LOG.exception("the roster could not be looked at; tried again")
+
+
+def _name_of(plan: bytes, own: ServerFolder) -> str:
+    """The plan's name, if the consortium signed it; raises PeerError."""
+    return read_signed_plan(plan, own.consortium_key).plan.name

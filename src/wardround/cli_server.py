@@ -1,0 +1,29 @@
+"""`wardround server`: a thin, lazy table of the commands that run a consortium's server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+server_app = typer.Typer(help="The consortium's server.", no_args_is_help=True)
+
+
+@server_app.callback()
+def _group() -> None:
+    """Keep `start` a command of its own, however few there are."""
+
+
+@server_app.command("start")
+def server_start(
+    folder: Annotated[Path, typer.Argument(help="The server's folder, as consortium init made it.")],
+    listen: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads Optional
+        typer.Option(help="HOST:PORT to listen on, where it is not the address that sites know."),
+    ] = None,
+) -> None:
+    """Run the server: its listener, the queue of runs, the operator's socket. Ends on SIGTERM."""
+    from wardround.server.start_command import start_server
+
+    start_server(folder, listen)
