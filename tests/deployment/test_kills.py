@@ -36,7 +36,8 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])},
         )
         self.address = self._line()
 
@@ -93,7 +94,9 @@ def test_no_process_of_a_site_outlives_its_supervisor(pair: Pair) -> None:
     pair.key("north")
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])
+    }
     supervisor = subprocess.Popen(
         [sys.executable, str(SUPPORT / "site_process.py"), str(pair.folder), address, "north"],
         stdout=subprocess.PIPE,
@@ -189,7 +192,9 @@ def answer_of(run: Any, site: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_refused_site_says_why_and_tries_again(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_refused_site_says_why_and_tries_again(
+    pair: Pair, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Not admitted; then it is. And a server under another CA is not talked to."""
     quick = Restarts(refused_s=1.0)
     with pair.server() as link:
