@@ -64,6 +64,18 @@ def demo(
 
 
 @app.command()
+def practice(
+    folder: Annotated[Path, typer.Argument(help="Folder of the practice consortium; made where it is new.")],
+    server: Annotated[bool, typer.Option("--server", help="Start its server as well.")] = False,
+) -> None:
+    """Start five practice sites on this machine, with keys, folders and processes as real ones have them."""
+    _needs_torch()
+    from wardround.simulations.practice.command import run_practice
+
+    run_practice(folder, server=server)
+
+
+@app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder to make; gets a commented wardround.yaml.")],
 ) -> None:
