@@ -112,8 +112,8 @@ class _Attempt:
         self.ended = False
         self._work, self._run, self._control = work, run, control
         self._abandoned = threading.Event()
-        sinks = [Gate(self._abandoned), JsonlSink(run.folder.events), LiveSink(run, self._heard)]
-        self._events = EventStream(sinks)
+        told = LiveSink(run, self._heard)
+        self._events = EventStream((Gate(self._abandoned), JsonlSink(run.folder.events), told))
         self.thread = threading.Thread(target=self._body, name=f"run-{run.record.run_id}", daemon=True)
 
     def watched(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from wardround.cli_run import run_app
 from wardround.core.errors import ConfigError, WardroundError
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -31,6 +32,7 @@ ledger_app = typer.Typer(help="A site's privacy ledger: look, check, repair.", n
 app.add_typer(ledger_app, name="ledger")
 audit_app = typer.Typer(help="Test what a finished run claims.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
+app.add_typer(run_app, name="run")
 
 MOVED_BASE = "Base model, where it lies elsewhere now."
 HYDRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
