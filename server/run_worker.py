@@ -55,6 +55,10 @@ class Work:
                 run.force(run.record.to(RunStatus.FAILED, str(error), time.time()))
                 return None
             control = RunControl(excluded=record.excluded, down_s=record.down_s, worked_s=record.worked_s)
+            if record.wish is Wish.STOP:  # told between the server's start and this
+                control.ask_stop()
+            elif record.wish is Wish.DRAIN:
+                control.ask_drain()
             run.control, run.finished = control, False
         attempt = _Attempt(self, run, control)
         attempt.thread.start()

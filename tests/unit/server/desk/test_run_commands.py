@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from control_certificates import authority, issued, pem
 from control_echo import Echo
+from desk_runs import Trainer, desk_at
 
 from wardround import cli
 from wardround.runtime.control.server import serve
-from wardround.server.control_service import socket_of
-from wardround.server.desk import Desk
+from wardround.runtime.control.sockets import TlsAddress
+from wardround.server.control_service import serve_control, socket_of
 
 SERVER = """
 import sys, time
@@ -114,7 +116,7 @@ def plan_folder(folder: Path, plan: bytes = b"good") -> str:
 
 
 def test_every_command_does_what_it_says(server: Server, tmp_path: Path) -> None:
-    """Start, list, status, why, exclude, drain, resume, stop, logs, in a person's words and as JSON."""
+    """Start, list, status, why, exclude, drain, resume, stop, logs, for people and as JSON."""
     server.start()
     first = server.json("start", plan_folder(tmp_path / "p"))["run_id"]
     code, out, _ = server.run("start", plan_folder(tmp_path / "p"))
@@ -265,4 +267,30 @@ def test_another_service_on_the_socket_is_named(server: Server) -> None:
     assert "no such service" in err
 
 
-assert Desk.__doc__
+def test_an_operator_elsewhere_comes_in_by_mutual_tls(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder with the address, certificates and the token is enough; without the right ones it is not."""
+    ours, strangers = authority("ours"), authority("ours")
+    desk = desk_at(server.folder, Trainer())
+    listen = TlsAddress("127.0.0.1", 0, pem(ours), *issued(ours, "server"))
+    with serve_control(desk, server.folder, at=listen) as handle:
+        assert isinstance(handle.at, TlsAddress)
+        far = tmp_path / "far"
+        far.mkdir(mode=0o700)
+        (far / "control.json").write_text(json.dumps({"host": "127.0.0.1", "port": handle.at.port}))
+        (far / "operator.token").write_text("0123456789abcdef")
+        (far / "operator.token").chmod(0o600)
+        code, _, err = server.run("list", server=far)
+        assert code == 1
+        assert "ca.pem" in err
+        for authorities, code in (((ours, ours), 0), ((ours, strangers), 3), ((strangers, ours), 3)):
+            certificate, key = issued(authorities[1], "operator")
+            for name, data in (
+                ("ca.pem", pem(authorities[0])), ("operator.pem", certificate), ("operator.key", key)
+            ):  # fmt: skip
+                (far / name).write_bytes(data)
+            assert server.run("list", server=far)[0] == code
+        (far / "control.json").write_text('{"host": "127.0.0.1", "port": 99999}')
+        assert server.run("list", server=far)[0] == 2
+    desk.close()
