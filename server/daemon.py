@@ -25,6 +25,7 @@ from wardround.runtime.roster import RosterDocument, expiring, read_roster
 from wardround.runtime.signed_plan import read_signed_plan
 from wardround.runtime.signed_requests import ROUTES
 from wardround.server.consortium.server_folder import ServerFolder, open_server_folder
+from wardround.server.control_service import serve_control
 from wardround.server.desk import Desk
 from wardround.server.execution import Deployment, execute
 from wardround.server.member_routes import member_routes
@@ -82,7 +83,8 @@ def running_server(folder: Path, listen: str | None = None) -> Iterator[RunningS
         watcher.start()
         desk.start()
         try:
-            yield RunningServer(own, link, desk)
+            with serve_control(desk, own.path):
+                yield RunningServer(own, link, desk)
         finally:
             desk.close()
             done.set()

@@ -299,7 +299,8 @@ class Desk:
                 with self._changed:
                     reason = f"a fault of the server's own ({type(error).__name__})"
                     run.control = None
-                    run.force(run.record.to(RunStatus.FAILED, reason, time.time()))
+                    if not run.record.status.ended:
+                        run.force(run.record.to(RunStatus.FAILED, reason, time.time()))
                     self._changed.notify_all()
             else:
                 if given_up is not None:

@@ -55,6 +55,10 @@ class Work:
                 run.force(run.record.to(RunStatus.FAILED, str(error), time.time()))
                 return None
             control = RunControl(excluded=record.excluded, down_s=record.down_s, worked_s=record.worked_s)
+            if record.wish is Wish.STOP:  # told between the server's start and this
+                control.ask_stop()
+            elif record.wish is Wish.DRAIN:
+                control.ask_drain()
             run.control, run.finished = control, False
         attempt = _Attempt(self, run, control)
         attempt.thread.start()
@@ -112,8 +116,8 @@ class _Attempt:
         self.ended = False
         self._work, self._run, self._control = work, run, control
         self._abandoned = threading.Event()
-        sinks = [Gate(self._abandoned), JsonlSink(run.folder.events), LiveSink(run, self._heard)]
-        self._events = EventStream(sinks)
+        told = LiveSink(run, self._heard)
+        self._events = EventStream((Gate(self._abandoned), JsonlSink(run.folder.events), told))
         self.thread = threading.Thread(target=self._body, name=f"run-{run.record.run_id}", daemon=True)
 
     def watched(self) -> bool:

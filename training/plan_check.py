@@ -25,8 +25,8 @@ from wardround.training.adapters import ADAPTERS
 from wardround.training.column_mapping import LABEL
 from wardround.training.examples import label_indices
 from wardround.training.plan_making import require_groups
-from wardround.training.planning import check_choices
 from wardround.training.plan_strategy import bind_strategy, group_rules
+from wardround.training.planning import check_choices
 from wardround.training.tasks import TASKS
 from wardround.training.template import check_template, columns_of
 

@@ -75,7 +75,7 @@ class ControlClient:
             UnreachableError: No answer in time.
             WardroundError: The server's own error, as it was raised there.
         """
-        self._meet(deadline_s)
+        self._meet(min(deadline_s, CALL_S))
         return self._answered(self._stub(self._name, self._methods[method]), request, deadline_s)
 
     def send(self, method: str, parts: Iterable[Any], *, deadline_s: float) -> Any:

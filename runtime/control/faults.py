@@ -36,7 +36,8 @@ _SILENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.
 def clipped(text: str, largest: int = LARGEST_TEXT_BYTES) -> str:
     """The text, or its beginning in so many bytes of UTF-8."""
     data = text.encode("utf-8", "replace")
-    return text if len(data) <= largest else data[: largest - 3].decode("utf-8", "ignore") + "…"
+    # Through its bytes in any case: a lone surrogate is text to Python and none to protobuf.
+    return data.decode() if len(data) <= largest else data[: largest - 3].decode("utf-8", "ignore") + "…"
 
 
 def fault_of(error: BaseException) -> Fault:

@@ -13,6 +13,7 @@ import typer
 
 from wardround.cli_consortium import consortium_app
 from wardround.cli_plan import plan_app
+from wardround.cli_run import run_app
 from wardround.cli_server import server_app
 from wardround.cli_site import site_app
 from wardround.core.errors import ConfigError, WardroundError
@@ -39,6 +40,7 @@ app.add_typer(plan_app, name="plan")
 app.add_typer(consortium_app, name="consortium")
 app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")
+app.add_typer(run_app, name="run")
 
 MOVED_BASE = "Base model, where it lies elsewhere now."
 HYDRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -197,14 +197,13 @@ def test_a_refused_site_says_why_and_tries_again(
 ) -> None:
     """Not admitted; then it is. And a server under another CA is not talked to."""
     quick = Restarts(refused_s=1.0)
-    with pair.server() as link:
-        with site_of(pair, link.address, restarts=quick) as site:
-            wait_for(lambda: node(site).code == NOT_ADMITTED)
-            assert "not admitted" in node(site).reason
-            link.admit("north", pair.key("north"))
-            assert answer_of(link.open_run("late"), "north")
-            link.revoke("north")
-            wait_for(lambda: node(site).code == NOT_ADMITTED and node(site).restarts > 1)
+    with pair.server() as link, site_of(pair, link.address, restarts=quick) as site:
+        wait_for(lambda: node(site).code == NOT_ADMITTED)
+        assert "not admitted" in node(site).reason
+        link.admit("north", pair.key("north"))
+        assert answer_of(link.open_run("late"), "north")
+        link.revoke("north")
+        wait_for(lambda: node(site).code == NOT_ADMITTED and node(site).restarts > 1)
     other = make_pair(tmp_path_factory.mktemp("other"))
     with other.server() as link, site_of(pair, link.address, restarts=quick) as site:
         wait_for(lambda: node(site).code == CERTIFICATE)

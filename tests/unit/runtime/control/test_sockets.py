@@ -9,17 +9,11 @@ import stat
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import pytest
+from control_certificates import authority, issued, pem
 from control_echo import ECHO, Asked, Echo
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from wardround.core.errors import ConfigError, PolicyError, StorageError, UnreachableError
 from wardround.runtime.control.client import ControlClient
@@ -167,46 +161,11 @@ def test_a_path_that_no_socket_can_have_is_refused(tmp_path: Path) -> None:
     assert not at.folder.exists()
 
 
-def authority(name: str) -> tuple[Any, Any]:
-    """A certificate authority of the test: certificate and key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    return _signed(subject, key, subject, key, ca=True), key
-
-
-def issued(ca: tuple[Any, Any], name: str) -> tuple[bytes, bytes]:
-    """Certificate and key (PEM) for 127.0.0.1."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    certificate = _signed(
-        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key, ca[0].subject, ca[1], ca=False
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return certificate.public_bytes(serialization.Encoding.PEM), private
-
-
-def _signed(subject: Any, key: Any, issuer: Any, issuer_key: Any, *, ca: bool) -> Any:
-    now = datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .sign(issuer_key, hashes.SHA256())
-    )
-
-
 def test_over_tls_each_side_shows_a_certificate(tmp_path: Path) -> None:
     """The right one gets in; a stranger's with the same names does not, in both directions. No key shows."""
     ours, strangers = authority("ours"), authority("ours")
-    ca = ours[0].public_bytes(serialization.Encoding.PEM)
-    stranger_ca = strangers[0].public_bytes(serialization.Encoding.PEM)
+    ca = pem(ours)
+    stranger_ca = pem(strangers)
     listen = TlsAddress("127.0.0.1", 0, ca, *issued(ours, "server"))
     assert b"PRIVATE" not in repr(listen).encode()
     with serve([Echo().service()], listen, token="t") as server:
@@ -234,8 +193,6 @@ def test_a_taken_port_is_an_error_with_its_place() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         at = TlsAddress("127.0.0.1", taken.getsockname()[1], b"", *issued(ca, "server"))
-        at = TlsAddress(
-            at.host, at.port, ca[0].public_bytes(serialization.Encoding.PEM), at.certificate, at.key
-        )
+        at = TlsAddress(at.host, at.port, pem(ca), at.certificate, at.key)
         with pytest.raises(StorageError, match="cannot listen"):
             serve([Echo().service()], at, token=None)

@@ -20,6 +20,7 @@ from wardround.server.round_control import RunStoppedError
 from wardround.server.run_live import read_lines
 from wardround.server.run_record import RunFolder, found_runs
 from wardround.server.run_states import RunStatus, Wish
+from wardround.server.run_worker import Work
 
 SERVER = """
 import sys, time
@@ -52,7 +53,7 @@ def server(folder: Path, runs: int, pause_s: float = 0.03) -> subprocess.Popen[s
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("lives_s", [(0.0, 0.05, 0.12, 0.2, 0.3)])
+@pytest.mark.parametrize("lives_s", [(0.0, 0.1, 0.25)])
 def test_killed_again_and_again_every_run_is_finished_once(tmp_path: Path, lives_s: Any) -> None:
     """SIGKILL at several points of offering and rounds: no run lost, none doubled, no round twice."""
     for life_s in lives_s:
@@ -104,10 +105,6 @@ def test_a_desk_that_closes_ends_no_run(tmp_path: Path) -> None:
     again.close()
 
 
-class Died(BaseException):
-    """Stands for the kill of the process: nothing after it is written."""
-
-
 def died(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> str:
     """A run whose server died while it trained, with these changes of its record; its id."""
     trainer = Trainer(hold=(2,))
@@ -132,6 +129,27 @@ def test_what_was_asked_before_the_server_died_is_kept(
     assert trainer.worked == []
     desk.resume(run)
     assert desk.wait(run, 10).status is RunStatus.FINISHED
+    desk.close()
+
+
+@pytest.mark.parametrize("wish", [Wish.STOP, Wish.DRAIN])
+def test_what_is_asked_as_the_server_starts_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: Wish
+) -> None:
+    """Between finding the run again and working at it."""
+    run = died(tmp_path, monkeypatch)
+    at = Work.at
+
+    def told(self: Work, live: Any) -> Any:
+        desk._wish(run, wish)
+        return at(self, live)
+
+    monkeypatch.setattr(Work, "at", told)
+    trainer = Trainer(hold=(2,))
+    desk = Desk(tmp_path, trainer, limits=QUICK)
+    desk.start()
+    assert desk.wait(run, 10).status is RunStatus.STOPPED
+    assert desk.run(run).record.reason == ("stopped" if wish is Wish.STOP else "drained")
     desk.close()
 
 
