@@ -105,6 +105,17 @@ class Parties:
         _, lanes = self.kept[name]
         return self._timed(name, lambda: self.parties[name].begin(request.sums[name], broadcast, lanes))
 
+    def has_kept(self, name: str, request: Request, broadcast: bytes) -> bool:
+        """Whether a contribution to this very round, stage and broadcast is kept from an earlier attempt.
+
+        Raises:
+            StorageError: What was kept does not hold what was written.
+        """
+        if not request.attempt:
+            return False
+        kept = self.kept.get(name)
+        return kept is not None and kept[0] == (request.round, request.stage, broadcast)
+
     def broadcast_of(self, name: str, request: Request) -> bytes:
         """Digest of the broadcast that the kept contribution belongs to.
 

@@ -146,8 +146,10 @@ def _check_place(request: Request, site: Site) -> None:
         )
     if EVALUATION in request.sums and request.stage:
         raise PeerError("the request evaluates in a later stage", found=request.stage, expected="stage 0")
-    if (request.broadcast is not None) != (request.exchange == 0 and request.attempt == 0):
-        raise PeerError("only the first exchange of a first attempt has a broadcast, and it has to have one")
+    if request.broadcast is None and (request.exchange, request.attempt) == (0, 0):
+        raise PeerError("the first exchange of a first attempt has no broadcast")
+    if request.broadcast is not None and request.exchange:
+        raise PeerError("only the first exchange of an attempt has a broadcast")
 
 
 def _check_broadcast(request: Request, broadcast: Broadcast, site: Site) -> None:
@@ -187,11 +189,15 @@ def work(
     def begin(name: str, lanes: Lanes) -> None:
         sums[name] = site.parties.begin(name, request, digest, lanes)
 
-    if EVALUATION in request.sums:
+    # A server that was killed asks again for all of a round: what was kept of it goes in as it is.
+    kept = {name for name in request.sums if site.parties.has_kept(name, request, digest)}
+    for name in sorted(kept):
+        sums[name] = site.parties.again(name, request, digest)
+    if EVALUATION in request.sums and EVALUATION not in kept:
         counted = metric_counters(site.plan, measure(site.strategy.adapter_of(broadcast), site))
         begin(EVALUATION, scores_only(counted))
         local |= {f"validation.{name}": value for name, value in scores(site.plan, counted).values.items()}
-    if TRAINING in request.sums:
+    if TRAINING in request.sums and TRAINING not in kept:
         try:
             trained, memory = trained_for(request, broadcast, site, offers[TRAINING], local)
             lanes = contribute(request, broadcast, site, trained, memory, offers[TRAINING], local)

@@ -22,6 +22,7 @@ from wardround.privacy.sums.aggregation import Aggregation
 from wardround.privacy.sums.contract import TRAINING, Collector, plain_name
 from wardround.privacy.sums.offers import offer_of
 from wardround.runtime.events import EventStream, Notice, RoundStarted, SiteReplied, SumOpened
+from wardround.server.attempts import Attempts
 from wardround.server.round_control import RoundControl, Unasked, stopped
 from wardround.server.transport import Transport
 
@@ -45,6 +46,7 @@ class Channel:
         grace_s: So long an exchange still waits for the others once as many have answered as every one of its
             sums needs; None waits until the deadline.
         control: Whether somebody wants the run to stop.
+        attempts: How often each round was asked for, where sites outlive the server; a simulation's do not.
     """
 
     run_id: str
@@ -58,6 +60,7 @@ class Channel:
     simulation: bool
     grace_s: float | None = None
     control: RoundControl = field(default_factory=Unasked)
+    attempts: Attempts | None = None
 
 
 @dataclass(frozen=True)
@@ -117,12 +120,16 @@ def collect(channel: Channel, stage: Stage) -> Collected:
     """
     collected = Collected()
     asked = {name: sites for name, sites in stage.asked.items() if sites}
-    for attempt in range(channel.plan.secure.attempts):
+    first = 0 if channel.attempts is None else channel.attempts.first(stage.round, stage.stage)
+    for number in range(channel.plan.secure.attempts):
         pending = {name for name in asked if name not in collected.sums and name not in collected.burnt}
         if not pending:
             break
-        tried = _Attempt(channel, stage, attempt, {name: asked[name] for name in pending}, collected)
-        tried.run()
+        attempt = first + number
+        if channel.attempts is not None:
+            channel.attempts.begin(stage.round, stage.stage, attempt)
+        sums = {name: asked[name] for name in pending}
+        _Attempt(channel, stage, attempt, sums, collected, broadcasts=number == 0).run()
     return collected
 
 
@@ -145,7 +152,10 @@ class _Attempt:
         attempt: int,
         asked: Mapping[str, tuple[str, ...]],
         collected: Collected,
+        *,
+        broadcasts: bool,
     ) -> None:
+        self.broadcasts = broadcasts
         self.channel, self.stage, self.attempt, self.collected = channel, stage, attempt, collected
         self.collectors = {name: self._collector(name, sites) for name, sites in sorted(asked.items())}
         self.costs = {name: _Cost() for name in asked}
@@ -181,13 +191,15 @@ class _Attempt:
         while any(messages.values()):
             self._exchange(exchange, messages)
             messages = {name: self._close(name) for name, of_sum in messages.items() if of_sum}
+            if self.channel.attempts is not None and any(c.burning for c in self.collectors.values()):
+                self.channel.attempts.opening()
             exchange += 1
         for name, collector in list(self.collectors.items()):
             self._open(name, collector)
 
     def _exchange(self, exchange: int, messages: Mapping[str, Mapping[str, bytes]]) -> None:
         channel, stage = self.channel, self.stage
-        first = exchange == 0 and self.attempt == 0
+        first = exchange == 0 and self.broadcasts
         requests = {
             site: Request(
                 run_id=channel.run_id,

@@ -30,6 +30,7 @@ from wardround.runtime.result_record import KIND, ResultRecord
 from wardround.runtime.roster import RosterDocument
 from wardround.runtime.signed import sign_document
 from wardround.runtime.signed_plan import read_signed_plan
+from wardround.server.attempts import Attempts
 from wardround.server.enrolment import ARM, Enrolling, EnrolmentBook, enrol
 from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
@@ -42,6 +43,7 @@ from wardround.training.plan_strategy import bind_strategy
 
 ROSTER: Final = "roster.json"
 ENROLMENT: Final = "enrolment.json"
+ATTEMPTS: Final = "attempts.json"
 RESULT: Final = "result"
 RECORD, RELEASED, LAST = "result.signed.json", "released.safetensors", "last.safetensors"
 POLL_S: Final = 0.2
@@ -201,6 +203,7 @@ def train(
             clock=deployment.clock,
             grace_s=signed.enrolment.grace_s,
             control=control,
+            attempts=Attempts(work.path / ATTEMPTS),
         ),
         initial,
     )

@@ -40,6 +40,7 @@ from wardround.runtime.events import (
     RunFinished,
     RunStarted,
 )
+from wardround.server.attempts import Attempts
 from wardround.server.cohorts import choose_cohort, require_some
 from wardround.server.exchange import Channel, Stage, collect
 from wardround.server.grouping import draw_groups
@@ -75,6 +76,7 @@ class Run:
         simulation: Says "not private": the noise may come from a seed.
         grace_s: So long an exchange waits for the others once enough have answered; None: until the deadline.
         control: What people ask of the run while it trains.
+        attempts: How often each round was asked for, where sites outlive the server; a simulation's do not.
     """
 
     run_id: str
@@ -92,6 +94,7 @@ class Run:
     simulation: bool = False
     grace_s: float | None = None
     control: RoundControl = field(default_factory=Unasked)
+    attempts: Attempts | None = None
 
     @property
     def channel(self) -> Channel:
@@ -108,6 +111,7 @@ class Run:
             self.simulation,
             self.grace_s,
             self.control,
+            self.attempts,
         )
 
 
@@ -294,6 +298,8 @@ def train_round(run: Run, at: Position, cohort: Sequence[str], groups: Groups = 
         PeerError: The strategy did not advance the round.
     """
     before, state, round = at.state, at.state, at.state.round + 1
+    if run.attempts is not None and run.attempts.burnt(round):
+        return burnt(run, before, Scored(None, ()), "the server ended while sites helped to open its sum")
     evaluators = evaluators_of(run.plan, asked_of(run, at), cohort, before.round)
     survivors, folded = tuple(cohort), Folded(state, None, [], Scored(None, ()), 0)
     members = {name_of(TRAINING, index): group for index, group in enumerate(groups)}
@@ -326,8 +332,10 @@ def train_round(run: Run, at: Position, cohort: Sequence[str], groups: Groups = 
         try:
             sums = sums_of(run.channel, run.strategy, collected, round, stage, members, survivors)
         except BurntError as error:
-            run.events.emit(RoundBurnt(run.arm, round, error.what))
-            return replace(folded, state=replace(before, round=round), counters=None, survivors=[], opened=())
+            return replace(
+                burnt(run, before, folded.scored, error.what),
+                bytes_up=folded.bytes_up, liars=folded.liars, epsilon=folded.epsilon,
+            )  # fmt: skip
         statistics, weight = combined(run.strategy, [(s.statistics, s.weight) for s in sums.values()])
         state = run.strategy.fold(state, statistics, weight, stage)
         survivors = tuple(sorted(site for s in sums.values() for site in s.total.survivors))
@@ -353,6 +361,12 @@ def train_round(run: Run, at: Position, cohort: Sequence[str], groups: Groups = 
     return folded
 
 
+def burnt(run: Run, before: ServerState, scored: Scored, reason: str) -> Folded:
+    """The round is spent without a fold: the next one trains afresh from the same adapter."""
+    run.events.emit(RoundBurnt(run.arm, before.round + 1, reason))
+    return Folded(replace(before, round=before.round + 1), None, [], scored, 0)
+
+
 def judge_last(run: Run, at: Position) -> Selection:
     """Score the adapter after the last fold, by an exchange that only evaluates."""
     state, selection = at.state, at.selection
@@ -360,6 +374,8 @@ def judge_last(run: Run, at: Position) -> Selection:
     if any(round == state.round for round, _ in selection.scores) or not evaluators:
         return selection
     round = state.round + 1
+    if run.attempts is not None and run.attempts.burnt(round):
+        return selection  # sites open no second sum: this adapter stays without a score
     collected = collect(
         run.channel,
         Stage(
