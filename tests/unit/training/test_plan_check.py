@@ -182,7 +182,7 @@ def test_whatever_stands_in_a_plan_it_is_judged(base: int, changes: list[tuple[A
         target = fields
         for key in above:
             target = target[key]
-        target[last] = odd
+        target[last] = copy.deepcopy(odd)  # lists of one example stay out of the next
     rules = EnrolmentRules(least_sites=5).model_dump()
     try:
         document = SignedPlan.parse(json.dumps({"plan": fields, "enrolment": rules}))
