@@ -14,15 +14,17 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from wardround.core.errors import ConfigError, PolicyError, StorageError
+from wardround.privacy.secagg.secret import Secret
 from wardround.privacy.sums.trusted import simulated_aggregator
 from wardround.runtime.plan_folder import INITIAL, PLAN, SIGNED, read_initial, read_plan
 from wardround.runtime.signed_plan import read_signed_plan
+from wardround.runtime.small_files import identity_pem, read_identity
 from wardround.simulations import rows as rows_module
 from wardround.simulations.config import RunConfig
 from wardround.simulations.plan_new import PlanSettings, make_document
 from wardround.simulations.preparation import expected_of, prepare
 from wardround.training import examples, source_spec
-from wardround.training.plan_commands import check_folder, show_check, sign_folder
+from wardround.training.plan_commands import PASSPHRASE, check_folder, show_check, sign_folder
 
 LABELS = ("mild", "severe")
 EVERYBODYS = simulated_aggregator(0).public.hex()
@@ -279,6 +281,20 @@ def test_new_check_and_sign_from_the_command_line(made: Path, command_line: Call
     file.chmod(0o640)
     with pytest.raises(StorageError, match="mode 0640"):
         sign_folder(folder, other)
+
+    # The same key under a passphrase.
+    operator = made / "operator" / "consortium.key"
+    plain = operator.read_bytes()
+    operator.write_bytes(identity_pem(read_identity(operator), Secret(b"a long passphrase")))
+    with pytest.MonkeyPatch.context() as patch:
+        for given, message in ((None, "is encrypted"), ("another passphrase", "does not open")):
+            if given is not None:
+                patch.setenv(PASSPHRASE, given)
+            with pytest.raises(ConfigError, match=message):
+                sign_folder(folder, made / "operator")
+        patch.setenv(PASSPHRASE, "a long passphrase")
+        sign_folder(folder, made / "operator")
+    operator.write_bytes(plain)
 
     # A signature of nothing, and an initial adapter of something else.
     (folder / SIGNED).write_bytes(signed[:-30])

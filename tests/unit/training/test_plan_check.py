@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from toy_plans import toy_plan
 
 from wardround.core.enrolment import EnrolmentRules, SignedPlan
+from wardround.core.errors import ConfigError, WardroundError
 from wardround.core.packed import Layout, TensorSpec
 from wardround.core.plan import (
     AdapterSpec,
@@ -147,6 +152,47 @@ def test_fewer_sites_than_the_plan_waits_for_are_told() -> None:
 def test_what_only_the_files_know_is_refused(sections: dict[str, Any], message: str) -> None:
     """Options, roles, labels."""
     assert message in "\n".join(map(str, option_faults(sound(**sections))))
+
+
+PRIVATE: dict[str, Any] = {
+    "privacy": PrivacyRules(unit="site", noise="central", sigma=1.0, delta=1e-3),
+    "strategy": StrategySpec(weighting="uniform"), "data": contract(validation_fraction=0),
+    "encoding": Encoding(bits=32, largest=100.0, norm=1.0, most_weight=1),
+}  # fmt: skip
+BASES = [json.loads(plan.canonical()) for plan in (sound(), sound(**PRIVATE), sound(strategy=GROUPS))]
+ODD = st.sampled_from(
+    [0, 1, -1, 2, 3, 2**31, 2**63, 10**400, 0.5, -0.0, 5e-324, 1e-300, 1e300, "", "a:b", "\x00", "real", [],
+     {}, None, True, [1e308, 1e308], ["x", "x"], {"x": 1}]
+)  # fmt: skip
+
+
+def leaves(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Places of everything in a plain plan."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place, *(found for key, child in inner for found in leaves(child, (*place, key)))]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(range(len(BASES))), st.lists(st.tuples(st.randoms(), ODD), min_size=1, max_size=2))
+def test_whatever_stands_in_a_plan_it_is_judged(base: int, changes: list[tuple[Any, Any]]) -> None:
+    """Odd numbers, empty names, wrong kinds in any place: refused by an error of ours, or sound."""
+    fields = copy.deepcopy(BASES[base])
+    for draw, odd in changes:
+        *above, last = draw.choice([place for place in leaves(fields) if place])
+        target = fields
+        for key in above:
+            target = target[key]
+        target[last] = copy.deepcopy(odd)  # lists of one example stay out of the next
+    rules = EnrolmentRules(least_sites=5).model_dump()
+    try:
+        document = SignedPlan.parse(json.dumps({"plan": fields, "enrolment": rules}))
+        document.canonical()
+    except ConfigError:
+        return
+    faults = plan_faults(document, [8])
+    assert all(isinstance(fault, WardroundError) for fault in faults)
+    if not faults:
+        assert summary_text(summary_of(document, 8))
 
 
 def test_advice_below_five_sites_and_where_sites_refuse_by_default() -> None:
