@@ -79,13 +79,13 @@ class WorkerSettings(Frozen):
     node: str
     secret: str = Field(repr=False, min_length=32)
     factory: str = Field(pattern=r"^[\w.]+:\w+$")
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
     deadline_s: float = Field(gt=0)
 
 
 def _standard_input() -> BinaryIO:
     """Unbuffered: a thread that waits in a buffered reader cannot be left behind when the process ends."""
-    return open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115, PTH123 - descriptor 0 stays open
+    return open(0, "rb", buffering=0, closefd=False)
 
 
 def read_settings(model: type[M], stream: BinaryIO | None = None) -> M:

@@ -195,7 +195,8 @@ class SiteNodeState(InMemoryNodeState):
     """What Flower's node remembers, with two rules of ours.
 
     The worker gets a task once all of its message is here: Flower hands it out before it has fetched the
-    message, and its worker gives up after minutes of a slow line. And a worker that has ended is answered for at once.
+    message, and its worker gives up after minutes of a slow line. And a worker that has ended is answered
+    for at once.
     """
 
     def claim_task(self, task_id: int) -> str | None:
@@ -259,7 +260,8 @@ def _transport_keys(path: Path) -> tuple[ec.EllipticCurvePrivateKey, ec.Elliptic
         key = load_ssh_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path} cannot be used as the site's transport key", expected="an OpenSSH private key without a password"
+            f"{path} cannot be used as the site's transport key",
+            expected="an OpenSSH private key without a password",
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
         raise ConfigError(f"{path} holds another kind of key", expected="one of P-384")
@@ -271,5 +273,3 @@ def _pem(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read", expected="the consortium's CA certificate") from error
-
-

@@ -51,7 +51,9 @@ class Gate:
             return
         path, method = scope["path"], scope["method"]
         if path == HEALTH:
-            await _answer(send, 200 if method in {"GET", "HEAD"} else 405, b"" if method == "HEAD" else b"ok\n")
+            await _answer(
+                send, 200 if method in {"GET", "HEAD"} else 405, b"" if method == "HEAD" else b"ok\n"
+            )
         elif path in self.largest:
             await self._fleet(scope, receive, send)
         elif (app := self._route(path)) is not None:
@@ -117,7 +119,9 @@ async def _with_body(app: ASGIApp, largest: int, scope: Scope, receive: Receive,
     except TimeoutError:
         await _answer(send, 408)
         return
-    whole: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+    whole: list[MutableMapping[str, Any]] = [
+        {"type": "http.request", "body": bytes(body), "more_body": False}
+    ]
     del body
 
     async def replay() -> MutableMapping[str, Any]:

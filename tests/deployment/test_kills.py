@@ -36,7 +36,8 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])},
         )
         self.address = self._line()
 
@@ -87,13 +88,16 @@ def node(site: SiteProcesses) -> ProcessState:
     return site.states()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_no_process_of_a_site_outlives_its_supervisor(pair: Pair) -> None:
     """Killed hard, its node and its worker see their pipes close; there is no server here at all."""
     pair.key("north")
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])
+    }
     supervisor = subprocess.Popen(
         [sys.executable, str(SUPPORT / "site_process.py"), str(pair.folder), address, "north"],
         stdout=subprocess.PIPE,
@@ -115,7 +119,7 @@ def test_no_process_of_a_site_outlives_its_supervisor(pair: Pair) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_killed_server_finds_its_sites_again(pair: Pair) -> None:
-    """On the same database and address; a message that was on its way is lost with Flower's run, the next is not."""
+    """On the same database and address; the message on its way is lost with Flower's run, the next is not."""
     server = Server(pair, "127.0.0.1:0", {"north": pair.key("north")})
     with site_of(pair, server.address) as site:
         first = server.ask(do="echo")["answer"]
@@ -126,7 +130,7 @@ def test_a_killed_server_finds_its_sites_again(pair: Pair) -> None:
         server = Server(pair, server.address, {"north": pair.key("north")})
         began = time.monotonic()
         again = server.ask(90, do="echo")["answer"]
-        print(f"answered {time.monotonic() - began:.1f} s after the server was back")
+        assert time.monotonic() - began < 60
         assert again["pid"] == first["pid"]
         assert [state.restarts for state in site.states()] == [0, 0]
     server.close()
@@ -154,7 +158,7 @@ def test_a_killed_node_is_back_after_flowers_minute(pair: Pair) -> None:
             os.kill(pid, signal.SIGKILL)
             wait_for(lambda: node(site).code == NOT_YET, 60)
             asking.join(120)
-            print(f"told of the loss {time.monotonic() - began:.1f} s after the kill")
+            assert time.monotonic() - began < 80  # Flower's minute, and a restart
             assert "anew" in str(replies[0].error.reason)
             assert answer(ask(server, "north", do="echo"))["pid"] == before
             assert 40 < time.monotonic() - began < 100
@@ -189,17 +193,18 @@ def answer_of(run: Any, site: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_refused_site_says_why_and_tries_again(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_refused_site_says_why_and_tries_again(
+    pair: Pair, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Not admitted; then it is. And a server under another CA is not talked to."""
     quick = Restarts(refused_s=1.0)
-    with pair.server() as link:
-        with site_of(pair, link.address, restarts=quick) as site:
-            wait_for(lambda: node(site).code == NOT_ADMITTED)
-            assert "not admitted" in node(site).reason
-            link.admit("north", pair.key("north"))
-            assert answer_of(link.open_run("late"), "north")
-            link.revoke("north")
-            wait_for(lambda: node(site).code == NOT_ADMITTED and node(site).restarts > 1)
+    with pair.server() as link, site_of(pair, link.address, restarts=quick) as site:
+        wait_for(lambda: node(site).code == NOT_ADMITTED)
+        assert "not admitted" in node(site).reason
+        link.admit("north", pair.key("north"))
+        assert answer_of(link.open_run("late"), "north")
+        link.revoke("north")
+        wait_for(lambda: node(site).code == NOT_ADMITTED and node(site).restarts > 1)
     other = make_pair(tmp_path_factory.mktemp("other"))
     with other.server() as link, site_of(pair, link.address, restarts=quick) as site:
         wait_for(lambda: node(site).code == CERTIFICATE)

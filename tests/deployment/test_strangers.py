@@ -1,4 +1,4 @@
-"""Who may not: strangers with only the CA, keys that are not admitted, revoked ones, sites that speak for others."""
+"""Who may not: strangers with only the CA, keys not admitted or revoked, sites that speak for others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from wardround.core.errors import ConfigError
-from wardround.server.superlink import FLEET, SuperLink
+from wardround.server.fleet import FLEET
+from wardround.server.superlink import SuperLink
 
 OPEN: list[FleetHttpClient] = []
 PROTOBUF = {"content-type": "application/protobuf", "accept": "application/protobuf"}
@@ -94,7 +95,9 @@ class SiteClient:
         bare = make_message(metadata=reply.metadata, content=RecordDict())
         response = self.fleet.PushMessages(
             PushMessagesRequest(
-                node=node, messages_list=[message_to_proto(bare)], message_object_trees=[get_object_tree(reply)]
+                node=node,
+                messages_list=[message_to_proto(bare)],
+                message_object_trees=[get_object_tree(reply)],
             )
         )
         objects = get_all_nested_objects(reply)
@@ -241,7 +244,9 @@ def test_a_reply_counts_when_all_of_it_is_there(served: tuple[Pair, SuperLink]) 
     east = SiteClient(pair, link, "east")
     node = east.activate()
     east_id = run.node_of("east")
-    first, second = (Message(RecordDict({"c": ConfigRecord({"x": i})}), east_id, "train", ttl=60) for i in (1, 2))
+    first, second = (
+        Message(RecordDict({"c": ConfigRecord({"x": i})}), east_id, "train", ttl=60) for i in (1, 2)
+    )
     ids = list(run.grid.push_messages([first, second]))
     message = east.pull(node, run.run_id)
     reply = Message(RecordDict({"c": ConfigRecord({"x": 9})}), reply_to=message)
@@ -288,7 +293,11 @@ def test_a_reply_of_unreadable_bytes_is_that_sites_failure(served: tuple[Pair, S
         content = get_all_nested_objects(inner)[object_id].deflate()
         odd.fleet.PushObject(
             PushObjectRequest(
-                node=node, run_id=run.run_id, object_id=object_id, object_content=content, session_id=response.session_id
+                node=node,
+                run_id=run.run_id,
+                object_id=object_id,
+                object_content=content,
+                session_id=response.session_id,
             )
         )
     (failed,) = run.grid.pull_messages(ids)

@@ -80,7 +80,7 @@ def test_nothing_secret_stands_on_a_command_line_or_in_an_environment(
     class Popen(subprocess.Popen[bytes]):
         def __init__(self, command: list[str], *, env: dict[str, str], **more: object) -> None:
             begun.append((command, env, b""))
-            super().__init__([sys.executable, "-c", "input()"], env=env, **more)  # type: ignore[call-overload]  # passed on as given
+            super().__init__([sys.executable, "-c", "input()"], env=env, **more)  # type: ignore[call-overload]  # any
 
     monkeypatch.setattr(subprocess, "Popen", Popen)
     settings = SiteSettings(

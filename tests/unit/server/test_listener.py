@@ -88,7 +88,13 @@ def test_a_fleet_path_is_the_very_path(near: str) -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [[], [(b"key", b"%%%")], [(b"key", base64.b64encode(b"another"))], [NAMED, NAMED], [(b"other", NAMED[1])]],
+    [
+        [],
+        [(b"key", b"%%%")],
+        [(b"key", base64.b64encode(b"another"))],
+        [NAMED, NAMED],
+        [(b"other", NAMED[1])],
+    ],
 )
 def test_who_names_no_admitted_key_is_refused_unread(headers: list[tuple[bytes, bytes]]) -> None:
     """None, nonsense, somebody else's, two."""
