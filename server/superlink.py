@@ -33,7 +33,7 @@ from wardround.core.errors import ConfigError, InternalError, StorageError
 from wardround.runtime.files import private_folder, storing
 from wardround.server.fleet import FLEET, empty_bundle, fleet_app
 from wardround.server.link_state import LinkGrid, LinkState
-from wardround.server.listener import ASGIApp, Gate
+from wardround.server.listener import ASGIApp, Door
 
 LOG = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class SuperLink:
         self._keys: dict[str, bytes] = {}
         self._heard: dict[bytes, float] = {}
         self._runs: dict[int, FlowerRun] = {}
-        gate = Gate(
+        door = Door(
             fleet=fleet_app(self._state),
             largest=FLEET,
             key_header=FLEET_HTTP_PUBLIC_KEY_HEADER.encode(),
@@ -114,7 +114,7 @@ class SuperLink:
             heard=self._hear,
             routes=dict(routes or {}),
         )
-        self._config = _listener(gate, tls)
+        self._config = _listener(door, tls)
         self._server = uvicorn.Server(self._config)
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
@@ -313,9 +313,9 @@ def _opened(database: Path) -> LinkState:
     return state
 
 
-def _listener(gate: ASGIApp, tls: TlsFiles) -> uvicorn.Config:
+def _listener(door: ASGIApp, tls: TlsFiles) -> uvicorn.Config:
     config = uvicorn.Config(
-        gate,
+        door,
         log_config=None,
         access_log=False,
         lifespan="off",
