@@ -79,7 +79,7 @@ class WorkerSettings(Frozen):
     node: str
     secret: str = Field(repr=False, min_length=32)
     factory: str = Field(pattern=r"^[\w.]+:\w+$")
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
     deadline_s: float = Field(gt=0)
 
 

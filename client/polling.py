@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Polling:
-    """A pause that grows with the silence: a message waits for its site for a small share of the time before it.
+    """A pause that grows with the silence, so that a message waits for a small share of the time before it.
 
-    After a silence of t seconds the pause is `share`·t within `least_s` and `most_s`, less a random part of up to
-    `jitter` of it, so that sites do not ask in step. At 5 % a message that comes after ten seconds waits for
-    half a second at most, and after five minutes the site is idle.
+    After a silence of t seconds the pause is `share`·t within `least_s` and `most_s`, less a random part of
+    up to `jitter` of it, so that sites do not ask in step. At 5 % a message after ten seconds of silence
+    waits for half a second at most, and after five minutes the site is idle.
 
     Attributes:
         least_s: Pause while a message is expected.

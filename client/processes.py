@@ -1,7 +1,7 @@
 """The part of the site's supervisor that keeps its two processes alive: the node and the worker.
 
-It holds no key and reads no data; the path of the transport key goes through it, and the secret with which the
-worker takes tasks is made here, for one start of the site.
+It holds no key and reads no data; the path of the transport key goes through it, and the secret with which
+the worker takes tasks is made here, for one start of the site.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from wardround.client.child import (
     CERTIFICATE,
@@ -177,7 +177,7 @@ class _Child:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.code = self.process.wait()
-        self._close_pipe()  # not before: its closing is a signal as well, and a second one cuts leave-taking short
+        self._close_pipe()  # not before: that is a signal as well, and a second one cuts leave-taking short
         self.process = None
 
     def _close_pipe(self) -> None:
@@ -194,7 +194,7 @@ class _Child:
             private_folder(self.log.parent)
             if self.log.exists() and self.log.stat().st_size > LARGEST_LOG:
                 self.log.replace(self.log.with_suffix(".1.log"))
-            return open(os.open(self.log, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o600), "ab")
+            return os.fdopen(os.open(self.log, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o600), "ab")
 
     @property
     def state(self) -> ProcessState:
@@ -268,7 +268,7 @@ class SiteProcesses:
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> SiteProcesses:
+    def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._keep, name="wardround-processes", daemon=True)
         self._thread.start()
         return self

@@ -195,7 +195,8 @@ class SiteNodeState(InMemoryNodeState):
     """What Flower's node remembers, with two rules of ours.
 
     The worker gets a task once all of its message is here: Flower hands it out before it has fetched the
-    message, and its worker gives up after minutes of a slow line. And a worker that has ended is answered for at once.
+    message, and its worker gives up after minutes of a slow line. And a worker that has ended is answered
+    for at once.
     """
 
     def claim_task(self, task_id: int) -> str | None:

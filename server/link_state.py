@@ -1,7 +1,7 @@
 """Flower's link state with our rules, and a grid over it: messages and replies in one SQLite file.
 
-With superlink.py the server's only imports of Flower's internals; tests/contract/test_superlink_internals.py
-fails loudly when one of them moves.
+With superlink.py and fleet.py the server's only imports of Flower's internals;
+tests/contract/test_superlink_internals.py fails loudly when one of them moves.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ class LinkState(SqlLinkState):
     """Flower's link state in SQLite, with rules of ours.
 
     A run ends when we end it: Flower's ends by itself when its process has been silent for a minute, as a
-    suspended machine is. And a reply is read once all of it is there: Flower hands it out when it is announced,
-    and replaces it by an error where the site has been silent for a minute, whatever it may still send.
+    suspended machine is. And a reply is read once all of it is there: Flower hands it out when it is
+    announced, and replaces it by an error where the site has been silent for a minute, whatever it may still
+    send.
     """
 
     def __init__(self, database: Path) -> None:
@@ -136,9 +137,9 @@ class LinkState(SqlLinkState):
 class LinkGrid(Grid):
     """Flower's grid for a run of ours, over the link state in this process.
 
-    Flower's own `InMemoryGrid` keeps contents where nodes over HTTP never look for them; its `HttpGrid` needs the
-    Runtime routes. Contents are freed as soon as the node has them, replies as soon as they are read. What
-    can never be answered (no such node, a node that started anew) is answered here, at once.
+    Flower's own `InMemoryGrid` keeps contents where nodes over HTTP never look for them; its `HttpGrid` needs
+    the Runtime routes. Contents are freed as soon as the node has them, replies as soon as they are read.
+    What can never be answered (no such node, a node that started anew) is answered here, at once.
 
     Args:
         state: The link state.

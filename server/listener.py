@@ -1,4 +1,4 @@
-"""The gate of the public listener: which routes exist, who may knock, how large a body may be.
+"""The door of the public listener: which routes exist, who may knock, how large a body may be.
 
 Pure ASGI, without Flower. What is not named here is answered with 404, before anything is parsed; a fleet
 request whose key is not admitted with 401, before its body is read.
@@ -26,7 +26,7 @@ LARGEST_QUESTION = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Gate:
+class Door:
     """Lets through what a site's client needs, and nothing else.
 
     Attributes:

@@ -1,21 +1,20 @@
 """Flower's SuperLink in this process.
 
 Runs are made by us in Flower's link state, so that Flower's Control and Runtime routes are served on no
-listener at all: the public one has the fleet routes that an admitted node needs, and ours. With link_state.py the
-server's only imports of Flower's internals; tests/contract/test_superlink_internals.py holds them.
+listener at all: the public one has the fleet routes that an admitted node needs, and ours. With link_state.py
+and fleet.py the server's only imports of Flower's internals; tests/contract/test_superlink_internals.py holds
+them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import os
 import socket
 import ssl
 import threading
 import time
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,62 +22,24 @@ from typing import Self
 
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
-from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from flwr.common.constant import HEARTBEAT_PATIENCE, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
-from flwr.proto.fleet_pb2 import PushMessagesRequest
-from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.serverapp import Grid
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, NOOP_FEDERATION_ID, NodeStatus, TaskType
-from flwr.supercore.error import http_error_translator
 from flwr.supercore.fab import Fab
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
-from flwr.superlink.routers.fleet.router import router as flowers_fleet_router
-from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 
 from wardround.core.errors import ConfigError, InternalError, StorageError
 from wardround.runtime.files import private_folder, storing
+from wardround.server.fleet import FLEET, empty_bundle, fleet_app
 from wardround.server.link_state import LinkGrid, LinkState
-from wardround.server.listener import ASGIApp, Gate
+from wardround.server.listener import ASGIApp, Door
 
 LOG = logging.getLogger(__name__)
 
-MIB = 2**20
-SMALL = 64 * 1024
-FLEET: Mapping[str, int] = {
-    "/v1/fleet/activate-node": SMALL,
-    "/v1/fleet/deactivate-node": SMALL,
-    "/v1/fleet/send-node-heartbeat": SMALL,
-    "/v1/fleet/pull-messages": SMALL,
-    "/v1/fleet/push-messages": MIB,
-    "/v1/fleet/get-run": SMALL,
-    "/v1/fleet/get-fab": SMALL,
-    "/v1/fleet/pull-object": SMALL,
-    "/v1/fleet/push-object": 16 * MIB,
-    "/v1/fleet/confirm-message-received": SMALL,
-}
-"""Flower's routes that are served → most bytes of a body. A reply travels in pieces of at most 5 MB. Registering a
-node and taking it back are not among them: the roster decides who is one."""
 LARGEST_REPLY = 4 * 2**30
 START_S = 20.0
 STOP_S = 10.0
-BUNDLE = """[build-system]
-requires = []
-build-backend = "none"
-[project]
-name = "wardround-plan"
-version = "1.0.0"
-license = "Apache-2.0"
-[tool.flwr.app]
-publisher = "wardround"
-[tool.flwr.app.components]
-serverapp = "none:none"
-clientapp = "none:none"
-"""
-"""Flower wants an app bundle with a run. Ours holds no code, and sites read none."""
 
 
 @dataclass(frozen=True)
@@ -145,15 +106,15 @@ class SuperLink:
         self._keys: dict[str, bytes] = {}
         self._heard: dict[bytes, float] = {}
         self._runs: dict[int, FlowerRun] = {}
-        gate = Gate(
-            fleet=_fleet_app(self._state),
+        door = Door(
+            fleet=fleet_app(self._state),
             largest=FLEET,
             key_header=FLEET_HTTP_PUBLIC_KEY_HEADER.encode(),
             admitted=lambda key: key in self._keys.values(),
             heard=self._hear,
             routes=dict(routes or {}),
         )
-        self._config = _listener(gate, tls)
+        self._config = _listener(door, tls)
         self._server = uvicorn.Server(self._config)
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
@@ -301,7 +262,7 @@ class SuperLink:
         Raises:
             InternalError: Flower did not make it.
         """
-        content = _bundle()
+        content = empty_bundle()
         digest = self._state.store_fab(Fab("", content, {}))
         run_id = self._state.create_run(
             "wardround/wardround-plan", "1.0.0", digest, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID,
@@ -352,9 +313,9 @@ def _opened(database: Path) -> LinkState:
     return state
 
 
-def _listener(gate: ASGIApp, tls: TlsFiles) -> uvicorn.Config:
+def _listener(door: ASGIApp, tls: TlsFiles) -> uvicorn.Config:
     config = uvicorn.Config(
-        gate,
+        door,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -386,43 +347,6 @@ def _tls_context(tls: TlsFiles) -> ssl.SSLContext:
     return context
 
 
-def _fleet_app(state: LinkState) -> FastAPI:
-    """Flower's fleet routes that `FLEET` names, behind Flower's node authentication; nothing else exists."""
-    router = APIRouter()
-    router.routes.extend(
-        route for route in flowers_fleet_router.routes if getattr(route, "path", "") in FLEET
-    )
-    app = FastAPI(
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        middleware=[
-            Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
-            Middleware(ProtobufTranslationMiddleware),
-            Middleware(NodeAuthMiddleware),
-            Middleware(BaseHTTPMiddleware, dispatch=_in_its_own_name),
-        ],
-    )
-    factory = LinkStateFactory(state.database_url, state.federation_manager, state.objects)
-    factory.state_instance = state
-    app.state.linkstate_factory = factory
-    app.state.enable_supernode_auth = True
-    app.include_router(router)
-    return app
-
-
-async def _in_its_own_name(request: Request, call_next: RequestResponseEndpoint) -> Response:
-    """A node answers for itself: Flower does not compare a reply's sender with the node that was authenticated."""
-    message = getattr(request.state, "protobuf_request", None)
-    if isinstance(message, PushMessagesRequest) and (
-        len(message.messages_list) != 1
-        or len(message.message_object_trees) != 1
-        or message.messages_list[0].metadata.src_node_id != message.node.node_id
-    ):
-        raise HTTPException(401, "a reply in the name of another node")
-    return await call_next(request)
-
-
 def _flowers_key(point: bytes) -> bytes:
     try:
         return public_key_to_bytes(ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point))
@@ -432,13 +356,6 @@ def _flowers_key(point: bytes) -> bytes:
             found=f"{len(point)} bytes",
             expected="a point of P-384 (X9.62)",
         ) from error
-
-
-def _bundle() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("pyproject.toml"), BUNDLE)
-    return buffer.getvalue()
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

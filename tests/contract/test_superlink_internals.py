@@ -27,8 +27,9 @@ from flwr.superlink.routers.fleet.router import router
 
 from wardround.core.errors import ConfigError, StorageError
 from wardround.server import superlink
+from wardround.server.fleet import FLEET, empty_bundle, fleet_app
 from wardround.server.link_state import LinkGrid, LinkState
-from wardround.server.superlink import FLEET, SuperLink, TlsFiles
+from wardround.server.superlink import SuperLink, TlsFiles
 
 
 def names(function: Any) -> list[str]:
@@ -100,7 +101,7 @@ def test_the_fleet_routes_are_there_and_node_authentication_guards_their_prefix(
     paths = {getattr(route, "path", "") for route in router.routes}
     assert set(FLEET) < paths
     assert paths - set(FLEET) == {"/v1/fleet/register-node", "/v1/fleet/unregister-node"}
-    app = superlink._fleet_app(_any_state())
+    app = fleet_app(_any_state())
     served = {getattr(context.route, "path", "") for context in iter_route_contexts(app.routes)}
     assert served == set(FLEET)
     assert '"/v1/fleet/"' in inspect.getsource(node_auth.NodeAuthMiddleware)
@@ -115,8 +116,8 @@ def _any_state() -> Any:
 
 def test_the_bundle_is_one_that_flower_takes_and_holds_no_code() -> None:
     """And is the same each time."""
-    bundle = superlink._bundle()
-    assert bundle == superlink._bundle()
+    bundle = empty_bundle()
+    assert bundle == empty_bundle()
     config = get_fab_config(bundle)
     assert config["tool"]["flwr"]["app"]["components"] == {"serverapp": "none:none", "clientapp": "none:none"}
 
@@ -134,7 +135,7 @@ def test_a_message_is_stored_whole_and_freed(state: LinkState) -> None:
     from flwr.supercore.fab import Fab
     from flwr.supercore.task_identity import TaskIdentity
 
-    digest = state.store_fab(Fab("", superlink._bundle(), {}))
+    digest = state.store_fab(Fab("", empty_bundle(), {}))
     run_id = state.create_run(
         "a/b", "1.0.0", digest, {}, superlink.NOOP_FEDERATION_ID, None, "", "flwr-serverapp"
     )

@@ -40,8 +40,8 @@ def names(function: Any) -> list[str]:
 def test_the_node_starts_with_the_same_arguments() -> None:
     """All that are given exist; isolation in a process of ours, no installing."""
     given = {
-        "state_factory", "server_address", "node_config", "root_certificates", "insecure", "authentication_keys",
-        "isolation", "superexec_auth_secret", "runtime_dependency_install",
+        "state_factory", "server_address", "node_config", "root_certificates", "insecure",
+        "authentication_keys", "isolation", "superexec_auth_secret", "runtime_dependency_install",
     }  # fmt: skip
     assert given <= set(names(start_client_internal.start_client_internal))
     assert names(create_app) == ["state_factory", "superexec_auth_secret"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from answering_site import SECRET
+from answering_site import PRIVATE
 from deployed import Running, answer, ask
 
 
@@ -29,7 +29,7 @@ def test_the_text_of_an_exception_stays_at_the_site(running: Running) -> None:
     reply = ask(running.run, "north", do="raise")
     assert reply is not None
     assert reply.error.reason == "RuntimeError"
-    assert SECRET not in repr(reply.error)
+    assert PRIVATE not in repr(reply.error)
 
 
 def test_a_worker_that_dies_is_answered_for_and_replaced(running: Running) -> None:

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from deployed import SUPPORT, Pair, answer, ask, for_children, make_pair, wait_for
 from pki import make_ca, make_server
@@ -88,6 +87,7 @@ def node(site: SiteProcesses) -> ProcessState:
     return site.states()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_no_process_of_a_site_outlives_its_supervisor(pair: Pair) -> None:
     """Killed hard, its node and its worker see their pipes close; there is no server here at all."""
@@ -107,18 +107,25 @@ def test_no_process_of_a_site_outlives_its_supervisor(pair: Pair) -> None:
     pids: list[Any] = [None, None]
     while None in pids:
         pids = [pid for pid, _ in json.loads(supervisor.stdout.readline())]
-    children = [psutil.Process(pid) for pid in pids]
     wait_for(lambda: "node WARNING" in (pair.folder / "logs" / "node.log").read_text())  # it tries to connect
     supervisor.kill()
     supervisor.wait()
     supervisor.stdout.close()
-    wait_for(lambda: not any(child.is_running() for child in children), 20)
+    wait_for(lambda: not any(alive(pid) for pid in pids), 20)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has collected yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_killed_server_finds_its_sites_again(pair: Pair) -> None:
-    """On the same database and address; a message that was on its way is lost with Flower's run, the next is not."""
+    """On the same database and address; the message on its way is lost with Flower's run, the next is not."""
     server = Server(pair, "127.0.0.1:0", {"north": pair.key("north")})
     with site_of(pair, server.address) as site:
         first = server.ask(do="echo")["answer"]
@@ -129,7 +136,7 @@ def test_a_killed_server_finds_its_sites_again(pair: Pair) -> None:
         server = Server(pair, server.address, {"north": pair.key("north")})
         began = time.monotonic()
         again = server.ask(90, do="echo")["answer"]
-        print(f"answered {time.monotonic() - began:.1f} s after the server was back")
+        assert time.monotonic() - began < 60
         assert again["pid"] == first["pid"]
         assert [state.restarts for state in site.states()] == [0, 0]
     server.close()
@@ -157,7 +164,7 @@ def test_a_killed_node_is_back_after_flowers_minute(pair: Pair) -> None:
             os.kill(pid, signal.SIGKILL)
             wait_for(lambda: node(site).code == NOT_YET, 60)
             asking.join(120)
-            print(f"told of the loss {time.monotonic() - began:.1f} s after the kill")
+            assert time.monotonic() - began < 80  # Flower's minute, and a restart
             assert "anew" in str(replies[0].error.reason)
             assert answer(ask(server, "north", do="echo"))["pid"] == before
             assert 40 < time.monotonic() - began < 100

@@ -1,4 +1,4 @@
-"""Who may not: strangers with only the CA, keys that are not admitted, revoked ones, sites that speak for others."""
+"""Who may not: strangers with only the CA, keys not admitted or revoked, sites that speak for others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from wardround.core.errors import ConfigError
-from wardround.server.superlink import FLEET, SuperLink
+from wardround.server.fleet import FLEET
+from wardround.server.superlink import SuperLink
 
 OPEN: list[FleetHttpClient] = []
 PROTOBUF = {"content-type": "application/protobuf", "accept": "application/protobuf"}

@@ -11,7 +11,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-SECRET = "the patient's name"
+PRIVATE = "the patient's name"
 
 
 def app(note: str = "") -> ClientApp:
@@ -23,7 +23,7 @@ def app(note: str = "") -> ClientApp:
         asked = message.content.config_records["ask"]
         do = str(asked["do"])
         if do == "raise":
-            raise RuntimeError(SECRET)
+            raise RuntimeError(PRIVATE)
         if do == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if do == "hang":

@@ -2,8 +2,8 @@
 
     python server_process.py FOLDER ADDRESS '{"SITE": "KEY IN HEX"}'
 
-Prints its address; then takes one JSON line `{"site": ..., "seconds": ..., "ask": {...}}` after the other and prints
-`{"answer": ...}` or `{"error": ...}`; null where none came in time. It ends with its standard input.
+Prints its address; then takes one JSON line `{"site": ..., "seconds": ..., "ask": {...}}` after the other and
+prints `{"answer": ...}` or `{"error": ...}`; null where none came in time. It ends with its standard input.
 """
 
 from __future__ import annotations
@@ -15,17 +15,23 @@ from pathlib import Path
 from deployed import Pair, ask
 
 
+def say(line: str) -> None:
+    """To the test."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def main(folder: str, address: str, sites: str) -> None:
     """Serve."""
     with Pair(Path(folder)).server(address) as link:
         for site, key in json.loads(sites).items():
             link.admit(site, bytes.fromhex(key))
-        print(link.address, flush=True)
+        say(link.address)
         run = link.open_run("killed")
         for line in sys.stdin:
             order = json.loads(line)
             if order == "online":
-                print(json.dumps(dict(link.online())), flush=True)
+                say(json.dumps(dict(link.online())))
                 continue
             reply = ask(run, order["site"], order["seconds"], **order["ask"])
             if reply is None:
@@ -34,7 +40,7 @@ def main(folder: str, address: str, sites: str) -> None:
                 answered = {"error": reply.error.reason}
             else:
                 answered = {"answer": dict(reply.content.config_records["answer"])}
-            print(json.dumps(answered), flush=True)
+            say(json.dumps(answered))
 
 
 if __name__ == "__main__":

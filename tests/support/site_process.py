@@ -1,4 +1,4 @@
-"""A site's supervisor in a process of its own, for tests that kill it. Prints its children's process ids as they change.
+"""A site's supervisor in a process of its own, for tests that kill it; prints its children's process ids.
 
 python site_process.py FOLDER ADDRESS SITE
 """
@@ -23,7 +23,8 @@ def main(folder: str, address: str, site: str) -> None:
         while True:
             now = [[state.pid, state.code] for state in processes.states()]
             if now != before:
-                print(json.dumps(now), flush=True)
+                sys.stdout.write(json.dumps(now) + "\n")
+                sys.stdout.flush()
                 before = now
             time.sleep(0.05)
 

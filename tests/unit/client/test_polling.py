@@ -13,7 +13,7 @@ CHANCE = st.floats(0, 1, exclude_max=True)
 
 @given(QUIET, CHANCE)
 def test_a_pause_is_within_its_bounds_and_a_small_share_of_the_silence(quiet_s: float, chance: float) -> None:
-    """0.2 s while a message is expected, 15 s at most, and never more than 5 % of what has been waited anyway."""
+    """0.2 s while a message is expected, 15 s at most, and never more than 5 % of what has been waited."""
     pause = Polling().pause_s(quiet_s, chance)
     assert 0.2 * 0.8 <= pause <= 15.0
     assert pause <= max(0.2, 0.05 * quiet_s)

@@ -74,13 +74,14 @@ def test_orders_are_obeyed_until_the_pipe_closes() -> None:
 def test_nothing_secret_stands_on_a_command_line_or_in_an_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Neither the secret nor a path of a key; the node's output and the worker's go to files of their owner."""
+    """Neither the secret nor a path of a key; the output of both goes to files of their owner."""
     begun: list[tuple[list[str], dict[str, str], bytes]] = []
 
     class Popen(subprocess.Popen[bytes]):
         def __init__(self, command: list[str], *, env: dict[str, str], **more: object) -> None:
             begun.append((command, env, b""))
-            super().__init__([sys.executable, "-c", "input()"], env=env, **more)  # type: ignore[call-overload]  # passed on as given
+            idle = [sys.executable, "-c", "input()"]
+            super().__init__(idle, env=env, **more)  # type: ignore[call-overload]  # passed on as given
 
     monkeypatch.setattr(subprocess, "Popen", Popen)
     settings = SiteSettings(

@@ -1,4 +1,4 @@
-"""The gate of the public listener, without Flower and without a socket."""
+"""The door of the public listener, without Flower and without a socket."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wardround.server import listener
-from wardround.server.listener import Gate
+from wardround.server.listener import Door
 
 KEY = b"north's key"
 NAMED = (b"key", base64.b64encode(KEY))
@@ -34,7 +34,7 @@ class Inner:
 
 
 def request(
-    gate: Gate,
+    door: Door,
     path: str,
     *,
     method: str = "POST",
@@ -54,14 +54,14 @@ def request(
         sent.append(message)
 
     scope = {"type": "http", "path": path, "method": method, "headers": list(headers)}
-    asyncio.run(asyncio.wait_for(gate(scope, receive, send), 5))
+    asyncio.run(asyncio.wait_for(door(scope, receive, send), 5))
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     return int(sent[0]["status"])
 
 
-def gate(fleet: Inner, ours: Inner | None = None, heard: list[bytes] | None = None) -> Gate:
+def door(fleet: Inner, ours: Inner | None = None, heard: list[bytes] | None = None) -> Door:
     """One that admits north."""
-    return Gate(
+    return Door(
         fleet=fleet,
         largest={"/fleet/pull": 10},
         key_header=b"key",
@@ -76,14 +76,14 @@ def test_what_is_not_named_does_not_exist(path: str, method: str) -> None:
     """Whatever the path; nothing reaches an application."""
     fleet = Inner()
     if path not in {"/health", "/fleet/pull"}:
-        assert request(gate(fleet), path, method=method, headers=[NAMED]) == 404
+        assert request(door(fleet), path, method=method, headers=[NAMED]) == 404
     assert fleet.bodies == []
 
 
 @pytest.mark.parametrize("near", ["/fleet/pull/", "/fleet", "/fleet/pull/x", "//fleet/pull", "/FLEET/pull"])
 def test_a_fleet_path_is_the_very_path(near: str) -> None:
     """Not a prefix."""
-    assert request(gate(Inner()), near, headers=[NAMED]) == 404
+    assert request(door(Inner()), near, headers=[NAMED]) == 404
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_fleet_path_is_the_very_path(near: str) -> None:
 def test_who_names_no_admitted_key_is_refused_unread(headers: list[tuple[bytes, bytes]]) -> None:
     """None, nonsense, somebody else's, two."""
     fleet, heard = Inner(), list[bytes]()
-    assert request(gate(fleet, heard=heard), "/fleet/pull", headers=headers, pieces=[b"x"]) == 401
+    assert request(door(fleet, heard=heard), "/fleet/pull", headers=headers, pieces=[b"x"]) == 401
     assert (fleet.bodies, heard) == ([], [])
 
 
@@ -107,7 +107,7 @@ def test_who_names_no_admitted_key_is_refused_unread(headers: list[tuple[bytes, 
 def test_a_body_arrives_whole_or_is_too_large(pieces: list[bytes]) -> None:
     """10 bytes are allowed here, however they are cut."""
     fleet, whole = Inner(), b"".join(pieces)
-    status = request(gate(fleet), "/fleet/pull", headers=[NAMED], pieces=pieces)
+    status = request(door(fleet), "/fleet/pull", headers=[NAMED], pieces=pieces)
     assert (status, fleet.bodies) == ((200, [whole]) if len(whole) <= 10 else (413, []))
 
 
@@ -116,28 +116,28 @@ def test_a_declared_length_is_believed_when_it_is_too_large(declared: bytes) -> 
     """Before a byte is read."""
     fleet = Inner()
     headers = [NAMED, (b"content-length", declared)]
-    assert request(gate(fleet), "/fleet/pull", headers=headers, pieces=[]) == 413
+    assert request(door(fleet), "/fleet/pull", headers=headers, pieces=[]) == 413
 
 
 def test_a_slow_body_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while."""
     monkeypatch.setattr(listener, "BODY_S", 0.05)
-    assert request(gate(Inner()), "/fleet/pull", headers=[NAMED], pieces=[]) == 408
+    assert request(door(Inner()), "/fleet/pull", headers=[NAMED], pieces=[]) == 408
 
 
 def test_a_site_is_heard_when_flower_has_let_it_in() -> None:
     """Not by naming a key."""
     heard: list[bytes] = []
-    assert request(gate(Inner(401), heard=heard), "/fleet/pull", headers=[NAMED]) == 401
+    assert request(door(Inner(401), heard=heard), "/fleet/pull", headers=[NAMED]) == 401
     assert heard == []
-    assert request(gate(Inner(), heard=heard), "/fleet/pull", headers=[NAMED]) == 200
+    assert request(door(Inner(), heard=heard), "/fleet/pull", headers=[NAMED]) == 200
     assert heard == [KEY]
 
 
 def test_health_and_our_routes_are_for_reading() -> None:
     """And only POST is a fleet request."""
     ours = Inner()
-    both = gate(Inner(), ours)
+    both = door(Inner(), ours)
     assert request(both, "/health", method="GET") == 200
     assert request(both, "/health") == 405
     assert request(both, "/ours/x", method="GET") == 200
