@@ -34,7 +34,7 @@ MOST_AUTHORITIES: Final = 4
 _EARLIER: Final = timedelta(hours=1)
 _UNUSABLE: Final = (
     ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion,
-    x509.DuplicateExtension, x509.ExtensionNotFound,
+    x509.DuplicateExtension, x509.ExtensionNotFound, x509.UnsupportedGeneralNameType,
 )  # fmt: skip
 _MOST_NAME_BYTES: Final = 64
 """Of a common name (X.520, ub-common-name)."""
