@@ -115,7 +115,7 @@ def replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(kind=st.sampled_from(sorted(SIGNED)), data=st.data())
 def test_what_the_right_key_signed_is_still_checked(kind: str, data: st.DataObject) -> None:
     """Any value in any place of a document that the right key signed is read or refused, without a crash."""
@@ -129,7 +129,7 @@ def test_what_the_right_key_signed_is_still_checked(kind: str, data: st.DataObje
         assert len(str(error)) < 3000  # noqa: PT017 - read or refused
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 255))
 def test_a_damaged_authority_is_refused(place: int, change: int) -> None:
     """A byte changed anywhere in the certificate itself; what still is one is signed by itself."""
@@ -168,6 +168,7 @@ def test_a_proof_of_one_request_is_none_of_another() -> None:
         read_join(signed_again(JOIN, json.dumps(document), NEW))
 
 
+@settings(max_examples=30)
 @given(st.binary(min_size=32, max_size=32))
 def test_what_is_read_out_is_compared_whole(key: bytes) -> None:
     """In groups of four; a digit that is missing or another one is noticed."""

@@ -123,7 +123,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return _MADE
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(place=st.integers(0, 20_000), change=st.integers(1, 255))
 def test_an_invitation_or_a_notice_that_was_altered_is_refused(
     tmp_path_factory: pytest.TempPathFactory, place: int, change: int
@@ -155,7 +155,7 @@ def test_every_field_of_an_invitation_is_signed(tmp_path_factory: pytest.TempPat
             read_invitation(json.dumps(envelope | {"document": changed}).encode(), NOW)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_an_invitation_or_refused(data: bytes) -> None:
     """So with a notice."""
