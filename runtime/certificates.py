@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     generate_private_key,
 )
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from wardround.core.errors import ConfigError, PeerError
@@ -34,7 +36,8 @@ MOST_AUTHORITIES: Final = 4
 _EARLIER: Final = timedelta(hours=1)
 _UNUSABLE: Final = (
     ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion,
-    x509.DuplicateExtension, x509.ExtensionNotFound,
+    CryptographyDeprecationWarning, x509.DuplicateExtension, x509.ExtensionNotFound,
+    x509.UnsupportedGeneralNameType,
 )  # fmt: skip
 _MOST_NAME_BYTES: Final = 64
 """Of a common name (X.520, ub-common-name)."""
@@ -125,7 +128,7 @@ def read_authorities(pem: bytes) -> tuple[x509.Certificate, ...]:
             f"{what} is too large", found=f"{len(pem)} bytes", expected=f"at most {LARGEST_BUNDLE}"
         )
     try:
-        found = tuple(x509.load_pem_x509_certificates(pem))
+        found = _loaded(pem)
         fits = 0 < len(found) <= MOST_AUTHORITIES and all(_is_authority(one) for one in found)
     except _UNUSABLE:
         fits = False
@@ -143,7 +146,7 @@ def read_server_certificate(pem: bytes) -> x509.Certificate:
         PeerError: There is none.
     """
     try:
-        return x509.load_pem_x509_certificate(pem[:LARGEST_BUNDLE])
+        return _loaded(pem[:LARGEST_BUNDLE])[0]
     except _UNUSABLE:
         raise PeerError(
             "the server's TLS certificate cannot be read", expected="a certificate in PEM",
@@ -171,6 +174,13 @@ def hosts_of(certificate: x509.Certificate) -> tuple[str, ...]:
 def ends(what: str, certificates: Sequence[x509.Certificate]) -> tuple[Expiring, ...]:
     """When these certificates expire."""
     return tuple(Expiring(what, one.not_valid_after_utc.astimezone(UTC)) for one in certificates)
+
+
+def _loaded(pem: bytes) -> tuple[x509.Certificate, ...]:
+    """Certificates of a PEM file; what a later version of the library will refuse is refused now."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CryptographyDeprecationWarning)
+        return tuple(x509.load_pem_x509_certificates(pem))
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Annotated, Final, Self
 
@@ -43,7 +43,9 @@ def _in_range(moment: datetime) -> datetime:
     return moment.astimezone(UTC)
 
 
+@lru_cache(maxsize=MOST_MEMBERS)
 def _on_curve(point: str) -> str:
+    # Remembered: a command reads its roster several times, and each point takes a tenth of a millisecond.
     try:
         EllipticCurvePublicKey.from_encoded_point(SECP384R1(), bytes.fromhex(point))
     except ValueError:

@@ -61,6 +61,10 @@ LEDGER = ("create", "show", "verify", "export", "amend", "declare", "replay", "m
     [
         *(["init"], ["data", "check"], ["merge"], ["evaluate"], ["predict"], ["audit", "privacy"]),
         *(["ledger", name] for name in LEDGER),
+        *(["consortium", name] for name in ("init", "invite", "admit", "revoke", "list")),
+        *(["consortium", "rotate", name] for name in ("server", "ca", "token", "site")),
+        *(["site", "roster", name] for name in ("show", "update", "confirm")),
+        *(["site", "join"], ["site", "rotate"], ["site", "server", "update"]),
     ],
 )
 def test_help_explains_every_argument_and_option(command: list[str]) -> None:

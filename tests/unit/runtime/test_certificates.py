@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -110,7 +112,7 @@ def test_what_is_no_host_gets_no_certificate(host: str) -> None:
         new_server_certificate(KEY, AUTHORITY, [host], NOW)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 255), st.binary(max_size=50))
 def test_damaged_certificates_are_refused(place: int, change: int, noise: bytes) -> None:
     """A byte changed anywhere; or it still is an authority that signed itself."""
@@ -132,3 +134,16 @@ def test_a_name_of_many_bytes_is_cut_for_the_certificate() -> None:
     key, authority = new_authority("🏥" * 60, NOW)
     assert read_authorities(certificate_pem(authority)) == (authority,)
     assert new_server_certificate(key, authority, ["a." * 60 + "example"], NOW)
+
+
+def test_a_certificate_that_the_library_will_refuse_is_refused_now() -> None:
+    """A serial number that is not positive: no warning comes through, and no authority."""
+    der = bytearray(AUTHORITY.public_bytes(Encoding.DER))
+    serial = AUTHORITY.serial_number.to_bytes(20, "big").lstrip(b"\0")
+    place = der.index(serial)
+    der[place : place + len(serial)] = bytes(len(serial))
+    body = base64.encodebytes(bytes(der))
+    pem = b"-----BEGIN CERTIFICATE-----\n" + body + b"-----END CERTIFICATE-----\n"
+    for read in (read_authorities, read_server_certificate):
+        with pytest.raises(PeerError):
+            read(pem)

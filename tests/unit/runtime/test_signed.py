@@ -85,7 +85,7 @@ def test_an_unknown_field_is_refused_though_it_is_signed() -> None:
             read(sign_document(ROSTER, raw, KEY))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.integers(0, len(SIGNED.rstrip()) - 1), st.integers(1, 255))
 def test_a_byte_changed_anywhere_is_refused(place: int, change: int) -> None:
     """Or it changes nothing: white space between the fields of the envelope."""
@@ -99,7 +99,7 @@ def test_a_byte_changed_anywhere_is_refused(place: int, change: int) -> None:
     assert not SIGNED[place : place + 1].strip()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.one_of(st.binary(max_size=300), st.text(max_size=200).map(str.encode)))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     """No decoder fails in another way than by an error of ours."""
@@ -108,7 +108,7 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
             reader(data)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.fixed_dictionaries(
         {

@@ -108,7 +108,7 @@ def test_sizes_are_judged_before_files_are_read(tmp_path: Path) -> None:
             read()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_key_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     """No reader fails in another way."""
@@ -123,7 +123,7 @@ def test_any_bytes_are_a_key_or_refused(tmp_path_factory: pytest.TempPathFactory
             read(path)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 255), st.booleans())
 def test_a_damaged_key_is_another_one_or_refused(
     tmp_path_factory: pytest.TempPathFactory, place: int, change: int, transport: bool

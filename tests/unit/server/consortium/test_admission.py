@@ -192,7 +192,7 @@ def test_a_membership_may_end(practice: Practice) -> None:
     assert (seen.ends[0].what, seen.ends[0].when) == ("the membership of 'aachen'", member.expires)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(place=st.integers(0, 10_000), change=st.integers(1, 255))
 def test_a_request_that_was_altered_is_refused(
     tmp_path_factory: pytest.TempPathFactory, place: int, change: int

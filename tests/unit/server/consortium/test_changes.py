@@ -26,12 +26,6 @@ from wardround.server.consortium.server_folder import open_server_folder
 STEPS = [(call, after) for call in range(1, 20) for after in (False, True)]
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kill of a process loses nothing that was written: no need to wait for the disk."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 def killed(
     monkeypatch: pytest.MonkeyPatch, module: Any, name: str, call: int, *, after: bool, act: Callable[[], Any]
 ) -> bool:
