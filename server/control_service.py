@@ -57,21 +57,35 @@ def read_token(folder: Path) -> str:
         StorageError: It is not there, or is none.
     """
     path = Path(folder) / TOKEN_FILE
+    require_own(path)
     try:
-        mode = path.stat().st_mode & 0o777
         text = path.read_bytes()[: LARGEST_TOKEN_BYTES + 1].decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        found = error.strerror if isinstance(error, OSError) else "not plain text"
-        remedy = "name the server's folder with --server, or in WARDROUND_SERVER"
-        raise StorageError("there is no operator token", found=f"{path}: {found}", remedy=remedy) from error
-    if mode & 0o077:
-        raise PolicyError(
-            "others may read the operator token", found=f"{path}: mode {mode:04o}", expected="mode 0600",
-            remedy=f"chmod 600 {path}, and make a new one if somebody may have read it",
-        )  # fmt: skip
+        raise StorageError(f"{path} is no operator token") from error
     if not 16 <= len(text) <= LARGEST_TOKEN_BYTES or not text.isprintable():  # noqa: PLR2004 - least length
         raise StorageError("the operator token is none", found=f"{path}: {len(text)} characters")
     return text
+
+
+def require_own(path: Path) -> None:
+    """Refuse a secret's file that others may read.
+
+    Raises:
+        PolicyError: They may.
+        StorageError: It is not there.
+    """
+    try:
+        mode = path.stat().st_mode & 0o777
+    except OSError as error:
+        raise StorageError(
+            f"there is no {path.name}", found=f"{path}: {error.strerror}",
+            remedy="name the server's folder with --server, or in WARDROUND_SERVER",
+        ) from error  # fmt: skip
+    if mode & 0o077:
+        raise PolicyError(
+            f"others may read {path.name}", found=f"{path}: mode {mode:04o}", expected="mode 0600",
+            remedy=f"chmod 600 {path}, and make a new one if somebody may have read it",
+        )  # fmt: skip
 
 
 class _Service:

@@ -15,11 +15,12 @@ from wardround.core.errors import ConfigError, StorageError, UnreachableError
 from wardround.runtime.control.client import ControlClient
 from wardround.runtime.control.protos import run_control_pb2 as pb
 from wardround.runtime.control.sockets import TlsAddress
-from wardround.server.control_service import PROTOCOL, RUN_CONTROL, read_token, socket_of
+from wardround.server.control_service import PROTOCOL, RUN_CONTROL, read_token, require_own, socket_of
 from wardround.server.run_record import INITIAL, LARGEST_INITIAL_BYTES, LARGEST_PLAN_BYTES, PLAN
 
 FAR = "control.json"
 """Where a far server listens; beside it `ca.pem`, `operator.pem`, `operator.key` and `operator.token`."""
+KEY = "operator.key"
 LARGEST_FILE_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 20
 RECONNECT_S: Final = 20.0
@@ -50,7 +51,8 @@ def connected(folder: Path) -> ControlClient:
         far = FarServer.model_validate_json(_read(folder / FAR))
     except ValidationError as error:
         raise invalid(FAR, error) from error
-    files = [_read(folder / name) for name in ("ca.pem", "operator.pem", "operator.key")]
+    require_own(folder / KEY)
+    files = [_read(folder / name) for name in ("ca.pem", "operator.pem", KEY)]
     return ControlClient(TlsAddress(far.host, far.port, *files), RUN_CONTROL, PROTOCOL, token=token)
 
 

@@ -20,6 +20,7 @@ from wardround.server.control_service import LONGEST_STOP_S
 from wardround.server.operator_client import connected, followed, submit
 from wardround.server.run_states import RunStatus
 
+ORDER_S: Final = 10.0
 DONE: Final = 0
 RUN_FAILED: Final = 4
 NOT_YET: Final = 5
@@ -113,7 +114,7 @@ def exclude_site(server: Path, run_id: str, site: str, *, as_json: bool) -> None
     _order(server, "Exclude", pb.ExcludeRequest(run_id=run_id, site=site), as_json=as_json)
 
 
-def _order(server: Path, method: str, request: Any, *, as_json: bool, deadline_s: float = 10.0) -> Any:
+def _order(server: Path, method: str, request: Any, *, as_json: bool, deadline_s: float = ORDER_S) -> Any:
     with connected(server) as client:
         run = client.call(method, request, deadline_s=deadline_s)
     excluded = f"; without {', '.join(run.excluded)}" if run.excluded else ""

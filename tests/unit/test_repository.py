@@ -149,11 +149,11 @@ def test_functional_core_knows_no_framework(room: str) -> None:
 
 
 def test_help_is_quick_to_import() -> None:
-    """`wardround --help` loads neither torch nor Flower nor Hydra."""
+    """`wardround --help` loads neither torch nor Flower nor Hydra nor gRPC."""
     done = run_python(
         "import sys\nfrom wardround.cli import main\nsys.argv = ['wardround', '--help']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        "print('LOADED', [m for m in ('torch', 'transformers', 'flwr', 'hydra') if m in sys.modules])"
+        "print('LOADED', [m for m in ('torch', 'transformers', 'flwr', 'hydra', 'grpc') if m in sys.modules])"
     )
     assert done.returncode == 0, done.stderr
     assert "LOADED []" in done.stdout, done.stdout[-300:]

@@ -105,7 +105,7 @@ def test_a_desk_that_closes_ends_no_run(tmp_path: Path) -> None:
     again.close()
 
 
-def died(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> str:
+def died(folder: Path, **changes: Any) -> str:
     """A run whose server died while it trained, with these changes of its record; its id."""
     trainer = Trainer(hold=(2,))
     desk = desk_at(folder, trainer)
@@ -118,11 +118,9 @@ def died(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> str:
 
 
 @pytest.mark.parametrize("wish", ["stop", "drain"])
-def test_what_was_asked_before_the_server_died_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: str
-) -> None:
+def test_what_was_asked_before_the_server_died_is_kept(tmp_path: Path, wish: str) -> None:
     """Nobody works at it any more: it is stopped, and can be resumed."""
-    run = died(tmp_path, monkeypatch, wish=Wish(wish))
+    run = died(tmp_path, wish=Wish(wish))
     trainer = Trainer()
     desk = desk_at(tmp_path, trainer)
     assert desk.run(run).record.status is RunStatus.STOPPED
@@ -137,7 +135,7 @@ def test_what_is_asked_as_the_server_starts_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: Wish
 ) -> None:
     """Between finding the run again and working at it."""
-    run = died(tmp_path, monkeypatch)
+    run = died(tmp_path)
     at = Work.at
 
     def told(self: Work, live: Any) -> Any:
@@ -153,11 +151,9 @@ def test_what_is_asked_as_the_server_starts_is_not_lost(
     desk.close()
 
 
-def test_a_run_that_takes_the_server_with_it_fails_in_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_takes_the_server_with_it_fails_in_the_end(tmp_path: Path) -> None:
     """It died soon after each start, too often: it has failed, and the next one has the place."""
-    run = died(tmp_path, monkeypatch, deaths=MOST_DEATHS)
+    run = died(tmp_path, deaths=MOST_DEATHS)
     desk = desk_at(tmp_path, Trainer())
     record = desk.run(run).record
     assert record.status is RunStatus.FAILED
@@ -167,11 +163,9 @@ def test_a_run_that_takes_the_server_with_it_fails_in_the_end(
     desk.close()
 
 
-def test_a_server_that_dies_after_long_work_is_not_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_dies_after_long_work_is_not_counted(tmp_path: Path) -> None:
     """Weeks of offering with a reboot each: no run fails of that."""
-    run = died(tmp_path, monkeypatch, deaths=MOST_DEATHS, taken=time.time() - 7200, alive=time.time())
+    run = died(tmp_path, deaths=MOST_DEATHS, taken=time.time() - 7200, alive=time.time())
     desk = desk_at(tmp_path, Trainer())
     assert desk.wait(run, 10).status is RunStatus.FINISHED
     desk.close()

@@ -165,15 +165,16 @@ def test_a_run_that_failed_exits_with_4(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_server_that_restarts_is_followed_on(server: Server, tmp_path: Path) -> None:
-    """Kill -9 in the middle: the run goes on by itself, its follower finds the new server and sees the end."""
+    """Kill -9 in the middle: the run goes on by itself; its follower finds the new server and the end."""
     server.start()
     run = server.json("start", plan_folder(tmp_path / "p"))["run_id"]
     server.until(run, "training")
-    command = [sys.executable, "-c", "from wardround.cli import main; main()", "run", "status", run, "--follow",
-               "--server", str(server.folder)]  # fmt: skip
     path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
     follower = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
+        [sys.executable, "-c", "from wardround.cli import main; main()", "run", "status", run, "--follow"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path, "WARDROUND_SERVER": str(server.folder)},
     )
     assert follower.stdout is not None
     assert follower.stdout.readline()
@@ -191,8 +192,8 @@ def test_no_server_and_a_hung_one_exit_with_3_in_seconds(
 ) -> None:
     """Every command: nothing there; stopped by SIGSTOP, where the socket accepts and nobody answers."""
     plan = plan_folder(tmp_path / "p")
-    commands = [["list"], ["start", plan], ["status", "r"], ["status", "r", "--follow"], ["logs", "r"],
-                ["why", "r"], ["drain", "r"], ["stop", "r"], ["resume", "r"], ["exclude", "r", "s"]]  # fmt: skip
+    commands = [["list"], ["start", plan], ["status", "r"], ["status", "r", "--follow"], ["logs", "r"]]
+    commands += [["why", "r"], ["drain", "r"], ["stop", "r"], ["resume", "r"], ["exclude", "r", "s"]]
     for command in commands:
         code, _, err = server.run(*command)
         assert code == 3, (command, err)
@@ -270,7 +271,7 @@ def test_another_service_on_the_socket_is_named(server: Server) -> None:
 def test_an_operator_elsewhere_comes_in_by_mutual_tls(
     tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder with the address, certificates and the token is enough; without the right ones it is not."""
+    """A folder with the address, certificates and the token is enough; others' certificates are not."""
     ours, strangers = authority("ours"), authority("ours")
     desk = desk_at(server.folder, Trainer())
     listen = TlsAddress("127.0.0.1", 0, pem(ours), *issued(ours, "server"))
@@ -283,14 +284,18 @@ def test_an_operator_elsewhere_comes_in_by_mutual_tls(
         (far / "operator.token").chmod(0o600)
         code, _, err = server.run("list", server=far)
         assert code == 1
-        assert "ca.pem" in err
+        assert "operator.key" in err
         for authorities, code in (((ours, ours), 0), ((ours, strangers), 3), ((strangers, ours), 3)):
             certificate, key = issued(authorities[1], "operator")
             for name, data in (
                 ("ca.pem", pem(authorities[0])), ("operator.pem", certificate), ("operator.key", key)
             ):  # fmt: skip
                 (far / name).write_bytes(data)
+                (far / name).chmod(0o600)
             assert server.run("list", server=far)[0] == code
+        (far / "operator.key").chmod(0o644)
+        assert server.run("list", server=far)[0] == 1
+        (far / "operator.key").chmod(0o600)
         (far / "control.json").write_text('{"host": "127.0.0.1", "port": 99999}')
         assert server.run("list", server=far)[0] == 2
     desk.close()

@@ -276,7 +276,7 @@ def test_no_message_brings_the_service_down(bench: Bench, method: str, data: byt
 def test_a_token_that_is_open_missing_or_none_is_refused(tmp_path: Path) -> None:
     """Server and commands read it alike."""
     path = tmp_path / "operator.token"
-    with pytest.raises(StorageError, match="no operator token"):
+    with pytest.raises(StorageError, match=r"no operator\.token"):
         read_token(tmp_path)
     path.write_text(TOKEN)
     path.chmod(0o640)
