@@ -95,7 +95,9 @@ class FakeTransport:
     grouped: dict[str, Grouped | None] = field(default_factory=dict)
 
     def join(self, sites: Sequence[str], strategy: SumStrategy) -> None:
-        """Fresh identities, as a simulation makes them, also a resumed one."""
+        """Fresh identities, as a simulation makes them; once, since sites outlive a server."""
+        if self.parties:
+            return
         self.consortium = Consortium.of(sites, POLICY)
         self.parties = {site: self.consortium.parties(site, self.plan, "run") for site in sites}
         self.folds = {site: FoldCheck(self.plan, strategy) for site in sites}
@@ -144,7 +146,7 @@ class FakeTransport:
             else bytes.fromhex(request.broadcast.digest)
         )
         offer = parties.check(name, request, self.plan, "run", LAYOUT, digest)
-        if again:
+        if again or parties.has_kept(name, request, digest):
             return parties.again(name, request, digest)
         return parties.begin(
             name, request, digest, self.tamper(name, request, self.lanes(name, offer, request.site))
