@@ -1,4 +1,4 @@
-"""The real federation on loopback: three sites, each with processes, keys and folder of its own; one server."""
+"""The real federation on loopback: three sites, each with its own processes, keys and folder; one server."""
 
 from __future__ import annotations
 
