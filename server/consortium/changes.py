@@ -20,11 +20,19 @@ from pydantic import Field, ValidationError
 
 from wardround.core.checked import Frozen
 from wardround.core.errors import InternalError, StorageError
-from wardround.runtime.files import append_line, private_folder, storing, sync_folder, write_atomic
+from wardround.runtime.files import PART, append_line, private_folder, storing, sync_folder, write_atomic
 from wardround.runtime.roster import LARGEST_ROSTER
 from wardround.runtime.signed import malformed
 from wardround.runtime.small_files import read_private
-from wardround.server.consortium.operator_folder import LOG, OperatorFolder, open_operator_folder
+from wardround.server.consortium.operator_folder import (
+    INVITATIONS,
+    LOG,
+    SERVER_FOLDER,
+    TLS,
+    OperatorFolder,
+    open_operator_folder,
+)
+from wardround.server.consortium.server_folder import IDENTITY_KEY, TLS_KEY, TOKEN
 
 PENDING: Final = "pending.json"
 _LARGEST: Final = 4 * LARGEST_ROSTER
@@ -61,6 +69,7 @@ def changing(path: Path) -> Iterator[OperatorFolder]:
                 raise StorageError(
                     f"another command is changing {path}", remedy="wait until it has ended"
                 ) from error
+        _sweep(path)
         finish(path)
         yield open_operator_folder(path)
     finally:
@@ -108,6 +117,20 @@ def finish(path: Path) -> None:
     with storing(pending):
         pending.unlink()
         sync_folder(path)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed commands left under temporary names, which may hold a key; nobody else writes here.
+
+    In the server's folder only what this side writes: a server may be at work there.
+    """
+    stale = [*path.glob(f".*{PART}"), *(path / INVITATIONS).glob(f".*{PART}")]
+    for name in (TLS, TLS_KEY, IDENTITY_KEY, TOKEN):
+        stale += (path / SERVER_FOLDER).glob(f".{name}.*{PART}")
+    with storing(path):
+        for file in stale:
+            if file.is_file():
+                file.unlink(missing_ok=True)
 
 
 def _last_line(log: Path) -> Any:

@@ -166,6 +166,19 @@ def test_two_commands_do_not_change_a_folder_at_once(tmp_path: Path) -> None:
     practice.invite("aachen")
 
 
+def test_what_a_killed_write_left_does_not_stay(tmp_path: Path) -> None:
+    """A temporary file may hold a key; the next command removes it, and none that a server may be writing."""
+    practice = Practice(tmp_path).make()
+    left = [".pending.json.0123.part", "invitations/.a.json.01.part", "server/.server.key.01.part"]
+    kept = ["server/.state.db.01.part", "server/runs.part"]
+    for name in (*left, *kept):
+        (practice.operator / name).write_bytes(b"a key")
+    (practice.operator / ".plan.01.part").mkdir()
+    practice.invite("aachen")
+    assert not any((practice.operator / name).exists() for name in left)
+    assert all((practice.operator / name).exists() for name in kept)
+
+
 def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error is the disk's, and the next try works."""
     practice = Practice(tmp_path).make()
