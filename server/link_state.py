@@ -61,6 +61,12 @@ class LinkState(SqlLinkState):
     def _cleanup_expired_task_tokens(self) -> None:
         """Nothing expires."""
 
+    def store_traffic(self, run_id: int, *, bytes_sent: int, bytes_recv: int) -> None:
+        """Not kept: a write for each object, for a figure that nobody reads."""
+
+    def add_clientapp_runtime(self, run_id: int, runtime: float) -> None:
+        """Not kept either."""
+
     def close(self) -> None:
         """Let go of the database file."""
         for part in (self, self.object_store):

@@ -48,6 +48,8 @@ def test_the_link_state_has_the_methods_that_are_called_and_replaced() -> None:
     assert names(state.__init__) == ["self", "database_path", "federation_manager", "object_store"]
     assert names(state.activate_node) == ["self", "node_id", "heartbeat_interval"]
     assert names(state._cleanup_expired_task_tokens) == ["self"]
+    assert names(state.store_traffic) == ["self", "run_id", "bytes_sent", "bytes_recv"]
+    assert names(state.add_clientapp_runtime) == ["self", "run_id", "runtime"]
     assert names(state.create_node)[:5] == [
         "self", "owner_aid", "owner_name", "public_key", "heartbeat_interval",
     ]  # fmt: skip

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
-from answering_site import PRIVATE
+from answering_site import LAYOUT, PRIVATE
 from deployed import Running, answer, ask
+
+from wardround.core.messages import Request
+from wardround.core.packed import Packed
+from wardround.server.grid_transport import GridTransport
 
 
 def test_a_message_is_answered_by_the_resident_worker(running: Running) -> None:
@@ -56,3 +61,31 @@ def test_a_site_without_a_node_is_answered_for_at_once(running: Running, site: s
     reply = ask(running.run, site, do="echo", seconds=5)
     assert reply is not None
     assert "admitted" in str(reply.error.reason)
+
+
+def test_the_round_loops_transport_works_over_it(running: Running) -> None:
+    """A megabyte of broadcast, for two sites of which one is not there: its failure is named at once."""
+    transport = GridTransport(running.run.grid, running.run.node_of, life_s=100)
+    broadcast = Packed(LAYOUT, np.ones(250_000, dtype=np.float32))
+    requests = [
+        Request("run", "d", 1, site, {"training": b"offer"}, broadcast=broadcast)
+        for site in ("north", "south")
+    ]
+    assert transport.send(requests) > 2_000_000
+    replies = {}
+    while len(replies) < 2:
+        for reply, _ in transport.receive(30):
+            replies[reply.site] = reply
+    assert replies["north"].sums == {"training": b"offer", "total": b"250000.0"}
+    assert (replies["south"].status, replies["south"].code) == ("failed", "crashed")
+    assert "admitted" in replies["south"].reason
+    assert len(running.link._state.object_store) == 0
+
+
+@pytest.mark.slow
+def test_a_worker_that_no_thread_of_its_own_can_end_is_ended(running: Running) -> None:
+    """It sleeps with the interpreter's lock."""
+    reply = ask(running.run, "north", do="stuck", seconds=40)
+    assert reply is not None
+    assert reply.has_error()
+    assert answer(ask(running.run, "north", do="echo"))["do"] == "echo"
