@@ -136,7 +136,7 @@ def test_a_site_is_excluded_by_name_and_no_liar(bench: Any) -> None:
 
 @pytest.mark.parametrize("from_round", [1, 2])
 def test_an_excluded_site_is_missing_in_its_group(bench: Any, from_round: int) -> None:
-    """Before the draw it is in no group; after it its group goes on without it, and the others as they were."""
+    """Before the draw it is in no group; after it its group goes on without it."""
     sites = tuple(f"s{i:02}" for i in range(13))
     made = STRATEGIES.get("group_median")
     spec = StrategySpec(name="group_median", options={"group_size": 4})
@@ -151,9 +151,8 @@ def test_an_excluded_site_is_missing_in_its_group(bench: Any, from_round: int) -
     transport = bench.transport(plan, in_the_round_before)
     strategy = made(made.Options(group_size=4), plan.adapter.layout)
     run_rounds(bench.run(transport, sites, strategy=strategy, control=asked), bench.initial)
-    assert {r.round for r in transport.asked if r.site == "s05"} == set(
-        range(from_round if from_round > 1 else 0)
-    )
+    rounds = {request.round for request in transport.asked if request.site == "s05"}
+    assert rounds == ({0, 1} if from_round == 2 else set())  # 0 is the draw
     folded = {event.round: event.survivors for event in bench.recorder.of(RoundFolded)}
     everybody = set(sites)
     assert {round: everybody - set(names) for round, names in folded.items()} == {
