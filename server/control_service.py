@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from wardround.core.errors import ConfigError, PeerError, PolicyError, StorageError
 from wardround.runtime.control.client import BEAT_S
+from wardround.runtime.control.faults import clipped
 from wardround.runtime.control.methods import Call, Service
 from wardround.runtime.control.protos import run_control_pb2 as pb
 from wardround.runtime.control.server import ControlServer, serve
@@ -26,6 +27,9 @@ SOCKET_FOLDER = "control"
 TOKEN_FILE = "operator.token"  # noqa: S105 - a file's name
 LARGEST_TOKEN_BYTES = 4096
 LONGEST_STOP_S = 60.0
+MOST_ENDED = 1000
+"""Ended runs in a list: the newest ones."""
+LIST_REASON_BYTES = 300
 
 
 def serve_control(desk: Desk, folder: Path, *, at: UnixSocket | TlsAddress | None = None) -> ControlServer:
@@ -116,8 +120,16 @@ class _Service:
     def _list(self, _: Any, __: Call) -> Any:
         records = self._desk.listed()
         places = {record.run_id: place for place, record in enumerate(records) if not record.status.ended}
-        runs = [run_message(record, places.get(record.run_id)) for record in records]
-        return pb.ListReply(runs=runs, unreadable=self._desk.unreadable)
+        shown = [record for record in records if not record.status.ended]
+        shown += [record for record in records if record.status.ended][:MOST_ENDED]
+        runs = [run_message(record, places.get(record.run_id)) for record in shown]
+        for run in runs:  # so that the list stays one message, however many they are
+            run.reason = clipped(run.reason, LIST_REASON_BYTES)
+        broken = dict(sorted(self._desk.unreadable.items())[-MOST_ENDED:])
+        return pb.ListReply(
+            runs=runs, left_out=len(records) - len(shown),
+            unreadable={run_id: clipped(why, LIST_REASON_BYTES) for run_id, why in broken.items()},
+        )  # fmt: skip
 
     def _status(self, request: Any, _: Call) -> Any:
         run = self._desk.run(request.run_id)

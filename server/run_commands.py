@@ -54,6 +54,8 @@ def list_runs(server: Path, *, as_json: bool) -> None:
     for run_id, reason in sorted(reply.unreadable.items()):
         table.add_row(run_id, "", "unreadable", "", escape(reason))
     Console().print(table if table.row_count else "no runs")
+    if reply.left_out:
+        _say(f"and {reply.left_out} older ones, which have ended")
 
 
 def show_status(server: Path, run_id: str, *, as_json: bool) -> int:

@@ -145,7 +145,7 @@ def test_wheel_holds_the_rooms_and_nothing_else(wheel: Path) -> None:
         for room in ROOMS
         for path in (ROOT / room).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
-    } | {f"wardround/{name}" for name in ("__init__.py", "cli.py", "py.typed")}
+    } | {f"wardround/{path.name}" for path in (ROOT / "src" / "wardround").iterdir() if path.is_file()}
     assert shipped == expected
     assert {"licenses/LICENSE", "METADATA", "entry_points.txt"} <= notes
     assert any(name.startswith("wardround/conf/") and name.endswith(".yaml") for name in shipped)

@@ -79,7 +79,7 @@ class Run(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., wish: _Optional[str] = ..., reason: _Optional[str] = ..., place: _Optional[int] = ..., excluded: _Optional[_Iterable[str]] = ..., submitted: _Optional[float] = ..., changed: _Optional[float] = ..., worked_s: _Optional[float] = ..., down_s: _Optional[float] = ...) -> None: ...
 
 class ListReply(_message.Message):
-    __slots__ = ("runs", "unreadable")
+    __slots__ = ("runs", "unreadable", "left_out")
     class UnreadableEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -89,9 +89,11 @@ class ListReply(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     RUNS_FIELD_NUMBER: _ClassVar[int]
     UNREADABLE_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     runs: _containers.RepeatedCompositeFieldContainer[Run]
     unreadable: _containers.ScalarMap[str, str]
-    def __init__(self, runs: _Optional[_Iterable[_Union[Run, _Mapping]]] = ..., unreadable: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    left_out: int
+    def __init__(self, runs: _Optional[_Iterable[_Union[Run, _Mapping]]] = ..., unreadable: _Optional[_Mapping[str, str]] = ..., left_out: _Optional[int] = ...) -> None: ...
 
 class SiteState(_message.Message):
     __slots__ = ("state", "round", "code", "reason")

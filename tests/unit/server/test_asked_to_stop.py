@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from wardround.core.errors import QuorumError
-from wardround.core.plan import RoundRules
+from wardround.core.plan import RoundRules, StrategySpec
 from wardround.runtime.events import RoundFolded, RunFinished
 from wardround.server.round_control import RunStoppedError, Unasked
 from wardround.server.rounds import run_rounds
+from wardround.strategies import STRATEGIES
 
 
 @dataclass
@@ -131,6 +132,32 @@ def test_a_site_is_excluded_by_name_and_no_liar(bench: Any) -> None:
     assert position.left_out == frozenset()
     assert {request.round for request in transport.asked if request.site == "b"} >= {4, 5}
     assert not {request.round for request in transport.asked if request.site == "b"} & {1, 2, 3}
+
+
+@pytest.mark.parametrize("from_round", [1, 2])
+def test_an_excluded_site_is_missing_in_its_group(bench: Any, from_round: int) -> None:
+    """Before the draw it is in no group; after it its group goes on without it."""
+    sites = tuple(f"s{i:02}" for i in range(13))
+    made = STRATEGIES.get("group_median")
+    spec = StrategySpec(name="group_median", options={"group_size": 4})
+    plan = bench.plan_of("off", strategy=spec, rounds=RoundRules(rounds=3, deadline_s=0.5))
+    asked = Asked(excluded=frozenset({"s05"}) if from_round == 1 else frozenset())
+
+    def in_the_round_before(request: Any, reply: Any) -> Any:
+        if request.round == from_round - 1 and request.round:
+            asked.excluded = frozenset({"s05"})
+        return [reply]
+
+    transport = bench.transport(plan, in_the_round_before)
+    strategy = made(made.Options(group_size=4), plan.adapter.layout)
+    run_rounds(bench.run(transport, sites, strategy=strategy, control=asked), bench.initial)
+    rounds = {request.round for request in transport.asked if request.site == "s05"}
+    assert rounds == ({0, 1} if from_round == 2 else set())  # 0 is the draw
+    folded = {event.round: event.survivors for event in bench.recorder.of(RoundFolded)}
+    everybody = set(sites)
+    assert {round: everybody - set(names) for round, names in folded.items()} == {
+        round: {"s05"} if round >= from_round else set() for round in (1, 2, 3)
+    }
 
 
 def test_with_everybody_excluded_the_run_says_so(bench: Any) -> None:

@@ -21,7 +21,10 @@ from wardround.runtime.control.protos import run_control_pb2 as pb
 from wardround.runtime.events import Evaluated, EventStream, Notice, PrivacySpent, SiteReplied
 from wardround.server.control_service import PROTOCOL, RUN_CONTROL, read_token, serve_control, socket_of
 from wardround.server.desk import Limits
+from wardround.server.run_live import LiveRun
 from wardround.server.run_messages import event_message
+from wardround.server.run_record import RunFolder
+from wardround.server.run_states import RunStatus
 
 TOKEN = "0123456789abcdef-token"
 
@@ -228,7 +231,7 @@ json_values: Any = st.recursive(
 KINDS = ("RunStarted", "RoundStarted", "SiteReplied", "Evaluated", "PrivacySpent", "RoundFolded", "Notice")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     st.sampled_from(KINDS) | st.text(max_size=5) | st.just("\ud800"),
     st.dictionaries(
@@ -271,6 +274,20 @@ def test_no_message_brings_the_service_down(bench: Bench, method: str, data: byt
             grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION,
         }  # fmt: skip
     assert method == "List" or not bench.client.call("List", pb.ListRequest()).runs
+
+
+def test_a_long_list_is_one_message(bench: Bench) -> None:
+    """Thousands of ended runs with long reasons: the newest ones, cut to a line, and how many more."""
+    run = bench.submit()
+    until(bench.trainer.holding.is_set)
+    live = bench.desk.run(run.run_id)
+    ended = live.record.model_copy(update={"status": RunStatus.FAILED, "reason": "ä" * 4000})
+    many = [ended.model_copy(update={"run_id": f"20260101-000000-{i:08x}"}) for i in range(3000)]
+    bench.desk._runs |= {r.run_id: LiveRun(RunFolder(bench.folder, r.run_id), r, 10) for r in many}
+    reply = bench.client.call("List", pb.ListRequest())
+    assert reply.runs[0].run_id == run.run_id
+    assert (len(reply.runs), reply.left_out) == (1001, 2000)
+    assert reply.ByteSize() < 1 << 20
 
 
 def test_a_token_that_is_open_missing_or_none_is_refused(tmp_path: Path) -> None:
