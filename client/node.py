@@ -28,7 +28,7 @@ from wardround.client.secure_record import KeptContributions
 from wardround.client.site import Site
 from wardround.client.site_settings import SiteSettings
 from wardround.core.enrolment import UNREADY, SignedPlan
-from wardround.core.errors import PeerError, PolicyError, UnreadyError
+from wardround.core.errors import ConfigError, PeerError, PolicyError, StorageError, UnreadyError
 from wardround.core.plan import TrainingPlan
 from wardround.core.plan_offers import Enough, PlanAnswer, PlanOffer, Reason, Verdict
 from wardround.privacy.accounting.of_plan import round_cost
@@ -110,9 +110,9 @@ class Node:
         self.runs.of(offer.run_id)
         signed, server = self.read_plan(offer.plan), self.read_server(offer.certificate)
         self.runs.offered(offer.run_id, offer.plan)
-        plan, settings = signed.plan, self.settings()
+        plan, settings = signed.plan, self._settings()
         for fault in plan_faults(signed):
-            raise fault
+            raise UnreadyError("method", fault.what, found=fault.found, expected=fault.expected)
         check_policy(settings, plan)
         self._require_roster(offer.roster)
         if settings.approval == "manual" and not self.runs.approved(offer.run_id, signed.digest):
@@ -131,6 +131,12 @@ class Node:
             rows=_SAID[local.estimate] if settings.tell_rows else "unsaid",
             seconds_a_round=seconds_a_round(site) if settings.tell_seconds else None,
         )
+
+    def _settings(self) -> SiteSettings:
+        try:
+            return self.settings()
+        except (ConfigError, StorageError) as error:
+            raise UnreadyError("settings", error.what, found=error.found, remedy=error.remedy) from error
 
     def _require_roster(self, digest: bytes) -> None:
         own = self.roster()

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pydantic import ValidationError
+
 from wardround.core.errors import BudgetError, ConfigError, StorageError, unknown_name
 from wardround.runtime.files import private_folder, storing
 from wardround.server.feed import KEPT
@@ -259,8 +261,10 @@ class Desk:
             ConfigError: The run has finished, or has no such site.
             StorageError: The disk refuses.
         """
-        if not SITE.fullmatch(site):
-            raise ConfigError("this is no site's name", expected="letters, digits, '_', '.', '-'")
+        try:
+            SITE.validate_python(site)
+        except ValidationError:
+            raise ConfigError("this is no site's name", expected="as the roster has it") from None
         with self._changed:
             run = self.run(run_id)
             if run.record.status is RunStatus.FINISHED:

@@ -39,6 +39,7 @@ from wardround.server.round_control import stopped
 from wardround.server.rounds import Outcome, Run, run_rounds
 from wardround.server.run_control import RunControl
 from wardround.server.run_record import RunFolder
+from wardround.training.plan_check import plan_faults
 from wardround.training.plan_strategy import bind_strategy
 
 ROSTER: Final = "roster.json"
@@ -109,6 +110,8 @@ def execute(
     carrier = deployment.open_run(work.run_id)
     try:
         sites = accepted_sites(work, signed, roster, control, events, deployment, carrier)
+        for fault in plan_faults(signed, (len(sites),)):  # of a number that nobody knew when it was signed
+            raise fault
         outcome = train(work, signed, roster, sites, control, events, deployment, carrier, initial)
     finally:
         carrier.close()

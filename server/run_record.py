@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from wardround.core.checked import Frozen, invalid
 from wardround.core.errors import ConfigError, StorageError
+from wardround.privacy.secagg.offer import SiteName
 from wardround.runtime.files import atomic_folder, storing, write_atomic
 from wardround.server.run_states import RunStatus, Wish, moved
 
@@ -32,7 +33,7 @@ LARGEST_INITIAL_BYTES = 4 << 30
 SOON_S: Final = 60.0
 """A server that dies so soon after it took a run up may have died of it."""
 RUN_ID: Final = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
-SITE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+SITE: Final = TypeAdapter(SiteName)
 
 
 class RunRecord(Frozen):

@@ -29,6 +29,7 @@ from wardround.client.membership.site_folder import (
     confirmed_roster,
     open_site_folder,
 )
+from wardround.client.site_settings import FILE, write_site_starter
 from wardround.core.errors import PolicyError
 from wardround.runtime.membership import LARGEST_INVITATION, LARGEST_NOTICE, fingerprint, spoken
 from wardround.runtime.roster import LARGEST_ROSTER, expiring
@@ -40,7 +41,9 @@ WARN_DAYS: Final = 30
 def join_consortium(invitation: Path, folder: Path, now: datetime, *, pinned: str | None) -> None:
     """Join, and say what to send and what to compare; raises as `join`."""
     site, request = join(read_bounded(invitation, LARGEST_INVITATION), folder, now, pinned=pinned)
+    write_site_starter(folder / FILE)
     _say(f"{folder} is the folder of {site.name!r} in {site.consortium!r}; its keys stay in it")
+    _say(f"{folder / FILE} says where base models and rows lie, and what the site demands: fill it in")
     if pinned is None:
         key = bytes.fromhex(request.consortium)
         _say("Before you send anything, compare the consortium's fingerprint on the phone; if it differs,")

@@ -1,0 +1,243 @@
+"""What a site's node says to an offered plan: each reason by its code, and what it has accepted stays so."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from federation import Federation
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wardround.client.accepted import RunFolders
+from wardround.client.flower_app import answered
+from wardround.client.keeper import OwnKeeper
+from wardround.client.membership.site_folder import open_site_folder
+from wardround.client.node import Node
+from wardround.client.worker_app import node_of
+from wardround.core.errors import PeerError, StorageError
+from wardround.core.messages import Request
+from wardround.core.plan_offers import PlanAnswer, PlanOffer, Reason
+from wardround.runtime.flower_codec import encode_request
+from wardround.runtime.offer_codec import decode_answer, decode_offer, encode_answer, encode_offer
+from wardround.runtime.plan_folder import SIGNED, read_plan
+from wardround.runtime.roster import SERVER
+from wardround.runtime.signed import sign_document
+from wardround.runtime.small_files import read_identity
+from wardround.server.consortium.server_folder import open_server_folder
+
+COUNTS = {"aachen": 12, "basel": 9, "cork": 10}
+RUN = "20261126-120000-0a1b2c3d"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federation:
+    """Three sites' folders, and a plan in `plan`."""
+    federation = Federation.make(tmp_path_factory.mktemp("node"), tiny_bert, COUNTS)
+    federation.plan("plan")
+    return federation
+
+
+@pytest.fixture
+def federation(made: Federation, tmp_path: Path) -> Federation:
+    """A copy that a test may spoil."""
+    shutil.copytree(made.practice.folder, tmp_path / "practice", copy_function=shutil.copy2)
+    sites = {name: open_site_folder(tmp_path / "practice/sites" / name) for name in COUNTS}
+    return replace(made, practice=replace(made.practice, folder=tmp_path / "practice", sites=sites))
+
+
+def node(federation: Federation, name: str = "basel") -> Node:
+    """The node of a site, as a started worker has it."""
+    site = federation.practice.sites[name]
+    return node_of(site, OwnKeeper(site.signer(), site.path, site.storage_key()))
+
+
+def offer(federation: Federation, **changes: Any) -> PlanOffer:
+    """What the server offers."""
+    server = open_server_folder(federation.practice.server)
+    plain = PlanOffer(
+        RUN,
+        "basel",
+        (federation.practice.folder / "plan" / SIGNED).read_bytes(),
+        server.signed_certificate(),
+        server.roster().roster().digest,
+    )
+    return replace(plain, **changes)
+
+
+def set_up(federation: Federation, **settings: Any) -> None:
+    """Change `site.yaml` of the site."""
+    path = federation.practice.sites["basel"].path / "site.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | settings))
+
+
+def codes(answer: PlanAnswer) -> tuple[str, list[str]]:
+    """Verdict and codes."""
+    return answer.verdict, [reason.code for reason in answer.reasons]
+
+
+def test_a_sound_offer_is_accepted_and_stays_so(federation: Federation) -> None:
+    """With what the policy lets it say; a restarted node serves the same run, and says the same again."""
+    first = node(federation)
+    answer = first.answer(offer(federation))
+    assert codes(answer) == ("accepted", [])
+    assert (answer.rows, answer.seconds_a_round) == ("enough", 1.0)
+    again = node(federation)
+    site = again.get((RUN, "basel"))
+    assert site is not None
+    assert len(site.training) == len(first.get((RUN, "basel")).training)  # type: ignore[union-attr]  # accepted above
+    assert again.answer(offer(federation)) == answer
+    assert again.get((RUN, "cork")) is None
+    assert again.get(("another", "basel")) is None
+
+
+def test_policy_decides_what_it_says_of_rows_and_time(federation: Federation) -> None:
+    """Neither, where the site's people do not want it."""
+    set_up(federation, tell_rows=False, tell_seconds=False)
+    answer = node(federation).answer(offer(federation))
+    assert (answer.verdict, answer.rows, answer.seconds_a_round) == ("accepted", "unsaid", None)
+
+
+def test_a_person_approves_this_plan_and_no_other(federation: Federation) -> None:
+    """Waiting until then; an approval of another plan is none."""
+    set_up(federation, approval="manual")
+    site = federation.practice.sites["basel"]
+    assert codes(node(federation).answer(offer(federation))) == ("waiting", ["approval"])
+    runs = RunFolders(site.path / "runs")
+    runs.approve(RUN, "0" * 64, "Dr Ann")
+    assert codes(node(federation).answer(offer(federation))) == ("waiting", ["approval"])
+    runs.approve(RUN, read_plan(federation.practice.folder / "plan").digest, "Dr Ann")
+    assert codes(node(federation).answer(offer(federation))) == ("accepted", [])
+
+
+def altered(data: bytes) -> bytes:
+    """The envelope with one letter of its document changed."""
+    return data.replace(b"tiny", b"tiNy", 1)
+
+
+def other_key(federation: Federation, **fields: Any) -> bytes:
+    """A certificate under the consortium's own key, with other fields."""
+    own = open_server_folder(federation.practice.server).certificate()
+    key = read_identity(federation.practice.operator / "consortium.key")
+    return sign_document(SERVER, own.model_copy(update=fields), key)
+
+
+PAST = datetime.now(UTC) - timedelta(days=2)
+BAD: dict[str, tuple[Callable[[Federation], dict[str, Any]], tuple[str, list[str]]]] = {
+    "another site's": (lambda _: {"site": "cork"}, ("refused", ["bad_message"])),
+    "a run that names a folder": (lambda _: {"run_id": "../keys"}, ("refused", ["bad_message"])),
+    "an altered plan": (lambda f: {"plan": altered(offer(f).plan)}, ("refused", ["bad_message"])),
+    "no plan": (lambda _: {"plan": b"{}"}, ("refused", ["bad_message"])),
+    "an altered certificate": (lambda _: {"certificate": b"{}"}, ("refused", ["bad_message"])),
+    "an expired certificate": (
+        lambda f: {"certificate": other_key(f, issued=PAST - timedelta(days=1), expires=PAST)},
+        ("refused", ["bad_message"]),
+    ),
+    "another consortium's certificate": (
+        lambda f: {"certificate": other_key(f, consortium="others")}, ("refused", ["bad_message"]),
+    ),
+    "a roster that nobody confirmed": (lambda _: {"roster": b"r" * 32}, ("waiting", ["roster_unconfirmed"])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_is_wrong_with_an_offer_is_named_and_nothing_is_accepted(
+    federation: Federation, what: str
+) -> None:
+    """By a stable code; the site serves no such run."""
+    changes, expected = BAD[what]
+    own = node(federation)
+    changed = offer(federation, **changes(federation))
+    assert codes(own.answer(changed)) == expected
+    site = federation.practice.sites["basel"]
+    assert not list((site.path / "runs").glob("*/accepted.json"))
+
+
+SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "policy": ({"policy": {"modes": ["trusted"]}}, "policy"),
+    "no model": ({"models": [{"path": "nowhere/at-all"}]}, "model_absent"),
+    "no rows": ({"source": {"path": "nowhere.jsonl"}}, "rows"),
+    "an unknown setting": ({"polizy": {}}, "settings"),
+}
+
+
+@pytest.mark.parametrize("what", SETTINGS)
+def test_what_the_site_lacks_is_told_by_its_code_alone(federation: Federation, what: str) -> None:
+    """No path and no value of `site.yaml` reaches the server."""
+    settings, code = SETTINGS[what]
+    set_up(federation, **settings)
+    answer = node(federation).answer(offer(federation))
+    assert codes(answer) == ("refused", [code])
+    assert not any(word in answer.reasons[0].text for word in ("nowhere", "site.yaml", "polizy"))
+
+
+def test_another_plan_in_the_same_run_is_refused(federation: Federation) -> None:
+    """What was accepted is not replaced by a later offer."""
+    own = node(federation)
+    own.answer(offer(federation))
+    other = federation.plan("other", seed=1)
+    changed = offer(federation, plan=(other / SIGNED).read_bytes())
+    assert codes(own.answer(changed)) == ("refused", ["bad_message"])
+    assert node(federation).get((RUN, "basel")).plan.seed == 0  # type: ignore[union-attr]  # accepted above
+
+
+def test_a_damaged_acceptance_is_refused_by_name(federation: Federation) -> None:
+    """Never taken for none."""
+    node(federation).answer(offer(federation))
+    path = federation.practice.sites["basel"].path / "runs" / RUN / "accepted.json"
+    path.write_text("{}")
+    with pytest.raises(StorageError, match="does not hold what this site wrote"):
+        node(federation).get((RUN, "basel"))
+
+
+def test_a_request_for_a_run_that_was_not_accepted_is_refused(federation: Federation) -> None:
+    """Whoever skips the offer gets no answer."""
+    request = Request(run_id=RUN, plan_digest="d" * 64, round=1, site="basel", sums={"training": b""})
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1  # a message asks who makes it
+    message = Message(encode_request(request)[0], 1, "train")
+    with pytest.raises(PeerError, match="not served here"):
+        answered(message, node(federation))
+
+
+NAMES = st.text(min_size=1, max_size=20)
+RUN_IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
+BYTES = st.binary(max_size=200)
+REASONS = st.lists(
+    st.builds(Reason, st.from_regex("[a-z_]{1,20}", fullmatch=True), st.text(max_size=50)), max_size=5
+).map(tuple)
+VERDICTS = st.sampled_from(["accepted", "refused", "waiting"])
+ROWS = st.sampled_from(["enough", "not_enough", "unsaid"])
+SECONDS = st.none() | st.floats(0, 1e6)
+
+
+@given(st.builds(PlanOffer, RUN_IDS, NAMES, BYTES, BYTES, st.binary(min_size=32, max_size=32)))
+def test_offers_travel_whole(sent: PlanOffer) -> None:
+    """As Flower records and back."""
+    assert decode_offer(encode_offer(sent)[0]) == sent
+
+
+@given(st.builds(PlanAnswer, RUN_IDS, NAMES, VERDICTS, REASONS, ROWS, SECONDS))
+def test_answers_travel_whole(sent: PlanAnswer) -> None:
+    """As Flower records and back."""
+    assert decode_answer(encode_answer(sent)[0]) == sent
+
+
+@given(st.text(max_size=200), st.binary(max_size=50))
+def test_any_other_records_are_refused_by_name(text: str, data: bytes) -> None:
+    """A hostile manifest, and arrays that are not what it says: a PeerError and nothing else."""
+    records = RecordDict({"manifest": ConfigRecord({"json": text})})
+    for decode in (decode_offer, decode_answer):
+        with pytest.raises(PeerError):
+            decode(records)
+    sent, _ = encode_offer(PlanOffer(RUN, "basel", data, data, b"r" * 32))
+    del sent.array_records["arrays"]["plan"]
+    with pytest.raises(PeerError, match="lacks its array"):
+        decode_offer(sent)
