@@ -9,105 +9,22 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from wardround.core.errors import PeerError, QuorumError
 from wardround.core.messages import SECONDS, SPENT, Reply, Request, answers
-from wardround.core.packed import Layout, Packed
-from wardround.core.plan import TrainingPlan
-from wardround.privacy.noise.source import RandomSource
-from wardround.privacy.secagg.total import Sum
-from wardround.privacy.sums.aggregation import Aggregation
+from wardround.privacy.secagg.offer import SignedOffer
 from wardround.privacy.sums.contract import TRAINING, Collector, plain_name
 from wardround.privacy.sums.offers import offer_of
-from wardround.runtime.events import EventStream, Notice, RoundStarted, SiteReplied, SumOpened
-from wardround.server.attempts import Attempts
-from wardround.server.round_control import RoundControl, Unasked, stopped
-from wardround.server.transport import Transport
+from wardround.privacy.sums.phased import PhasedCollector
+from wardround.runtime.events import Notice, RoundStarted, SiteReplied, SumOpened
+from wardround.server.round_control import stopped
+from wardround.server.stage import Channel, Collected, Stage
 
 POLL_S = 0.2
-
-
-@dataclass(frozen=True)
-class Channel:
-    """How the loop speaks with the sites.
-
-    Attributes:
-        run_id: Identifies the run in every message.
-        arm: For the events.
-        plan: What is trained.
-        transport: Reaches the sites.
-        aggregation: How contributions become sums.
-        events: Where the run tells what happens.
-        clock: Seconds by which deadlines are kept.
-        noise: Round → words for the noise that the server adds.
-        simulation: Says "not private": these words may come from a seed.
-        grace_s: So long an exchange still waits for the others once as many have answered as every one of its
-            sums needs; None waits until the deadline.
-        control: Whether somebody wants the run to stop.
-        attempts: How often each round was asked for, where sites outlive the server; a simulation's do not.
-    """
-
-    run_id: str
-    arm: str
-    plan: TrainingPlan
-    transport: Transport
-    aggregation: Aggregation
-    events: EventStream
-    clock: Callable[[], float]
-    noise: Callable[[int], RandomSource]
-    simulation: bool
-    grace_s: float | None = None
-    control: RoundControl = field(default_factory=Unasked)
-    attempts: Attempts | None = None
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What one stage of a round asks for.
-
-    Attributes:
-        round: Counts from 1.
-        stage: Counts from 0.
-        broadcast: What everybody is sent.
-        statistics: Layout of the contributions.
-        asked: Name of a sum → the sites that are asked for it, sorted. A sum of nobody is not asked for.
-            A site is in one of the sums that differ by their group only.
-        quorum: Name of a sum → contributions that it needs at least.
-        absent: Sites that are not asked although they are in the cohort.
-        opened: The sums of the round before, for the sites to check.
-    """
-
-    round: int
-    stage: int
-    broadcast: Packed
-    statistics: Layout
-    asked: Mapping[str, tuple[str, ...]]
-    quorum: Mapping[str, int]
-    absent: frozenset[str] = frozenset()
-    opened: tuple[bytes, ...] = ()
-
-
-@dataclass
-class Collected:
-    """What came of a stage.
-
-    Attributes:
-        sums: Name → what was opened.
-        lost: Name → why a sum was not.
-        burnt: Sums that sites may have helped to open, and that cannot be opened any more.
-        liars: Sites that were caught.
-        bytes_up: Of all replies.
-        epsilon: Site → what it says to have spent in this run, where it trains privately.
-    """
-
-    sums: dict[str, Sum] = field(default_factory=dict)
-    lost: dict[str, PeerError] = field(default_factory=dict)
-    burnt: set[str] = field(default_factory=set)
-    liars: set[str] = field(default_factory=set)
-    bytes_up: int = 0
-    epsilon: dict[str, float] = field(default_factory=dict)
+LATER = 8
+"""Number of the first exchange by which a restarted server goes on; no attempt has so many before."""
 
 
 def collect(channel: Channel, stage: Stage) -> Collected:
@@ -121,6 +38,8 @@ def collect(channel: Channel, stage: Stage) -> Collected:
     collected = Collected()
     asked = {name: sites for name, sites in stage.asked.items() if sites}
     first = 0 if channel.attempts is None else channel.attempts.first(stage.round, stage.stage)
+    if first and channel.journals is not None:
+        _finish(channel, stage, first - 1, asked, collected)
     for number in range(channel.plan.secure.attempts):
         pending = {name for name in asked if name not in collected.sums and name not in collected.burnt}
         if not pending:
@@ -131,6 +50,21 @@ def collect(channel: Channel, stage: Stage) -> Collected:
         sums = {name: asked[name] for name in pending}
         _Attempt(channel, stage, attempt, sums, collected, broadcasts=number == 0).run()
     return collected
+
+
+def _finish(
+    channel: Channel, stage: Stage, attempt: int, asked: Mapping[str, tuple[str, ...]], collected: Collected
+) -> None:
+    """Open the sums that sites were helping to open when the server ended."""
+    assert channel.journals is not None  # noqa: S101 - the caller looked
+    found = {
+        name: collector
+        for name in asked
+        if (collector := channel.journals.opening(name, round=stage.round, stage=stage.stage)) is not None
+    }
+    if found:
+        sites = {name: asked[name] for name in found}
+        _Attempt(channel, stage, attempt, sites, collected, found, broadcasts=False).finish()
 
 
 @dataclass
@@ -152,12 +86,16 @@ class _Attempt:
         attempt: int,
         asked: Mapping[str, tuple[str, ...]],
         collected: Collected,
+        collectors: Mapping[str, PhasedCollector] | None = None,
         *,
         broadcasts: bool,
     ) -> None:
         self.broadcasts = broadcasts
         self.channel, self.stage, self.attempt, self.collected = channel, stage, attempt, collected
-        self.collectors = {name: self._collector(name, sites) for name, sites in sorted(asked.items())}
+        self.restored = dict(collectors or {})
+        self.collectors: dict[str, Collector] = dict(self.restored) or {
+            name: self._collector(name, sites) for name, sites in sorted(asked.items())
+        }
         self.costs = {name: _Cost() for name in asked}
         self.taken: Counter[str] = Counter()
         self.names = {(site, plain_name(name)): name for name, sites in asked.items() for site in sites}
@@ -176,6 +114,9 @@ class _Attempt:
             broadcast=bytes.fromhex(stage.broadcast.digest),
             statistics=stage.statistics,
         )
+        if channel.journals is not None and channel.plan.secure.mode == "real":
+            signed = SignedOffer.by(channel.aggregation.signer, offer)
+            return channel.journals.begin(name, signed, stage.quorum[name])
         return channel.aggregation.collector(plain_name(name), offer, quorum=stage.quorum[name])
 
     def run(self) -> None:
@@ -187,11 +128,19 @@ class _Attempt:
             messages[name] = {
                 site: message for site, message in messages[name].items() if site in collector.waiting
             }
-        exchange = 0
+        self._go_on(0, messages)
+
+    def finish(self) -> None:
+        """Ask whoever was not heard of the sums that were being opened, then open them."""
+        self._go_on(LATER, {name: found.asked_again() for name, found in self.restored.items()})
+
+    def _go_on(self, exchange: int, messages: Mapping[str, Mapping[str, bytes]]) -> None:
+        journalled = self.channel.journals is not None and self.channel.plan.secure.mode == "real"
         while any(messages.values()):
             self._exchange(exchange, messages)
             messages = {name: self._close(name) for name, of_sum in messages.items() if of_sum}
-            if self.channel.attempts is not None and any(c.burning for c in self.collectors.values()):
+            burning = any(collector.burning for collector in self.collectors.values())
+            if self.channel.attempts is not None and burning and not journalled:
                 self.channel.attempts.opening()
             exchange += 1
         for name, collector in list(self.collectors.items()):

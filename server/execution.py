@@ -35,6 +35,7 @@ from wardround.server.enrolment import ARM, Enrolling, EnrolmentBook, enrol
 from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
 from wardround.server.offer_grid import GridOffers
+from wardround.server.relay_journals import RelayJournals
 from wardround.server.round_control import stopped
 from wardround.server.rounds import Outcome, Run, run_rounds
 from wardround.server.run_control import RunControl
@@ -45,6 +46,7 @@ from wardround.training.plan_strategy import bind_strategy
 ROSTER: Final = "roster.json"
 ENROLMENT: Final = "enrolment.json"
 ATTEMPTS: Final = "attempts.json"
+RELAYS: Final = "relays"
 RESULT: Final = "result"
 RECORD, RELEASED, LAST = "result.signed.json", "released.safetensors", "last.safetensors"
 POLL_S: Final = 0.2
@@ -207,6 +209,7 @@ def train(
             grace_s=signed.enrolment.grace_s,
             control=control,
             attempts=Attempts(work.path / ATTEMPTS),
+            journals=RelayJournals(work.path / RELAYS, work.run_id, plan, roster),
         ),
         initial,
     )

@@ -27,8 +27,9 @@ from wardround.privacy.secagg.messages import Message, decode, encode
 from wardround.privacy.sums.contract import GROUPS
 from wardround.privacy.sums.offers import run_of
 from wardround.runtime.events import Notice
-from wardround.server.exchange import POLL_S, Channel
+from wardround.server.exchange import POLL_S
 from wardround.server.round_control import stopped
+from wardround.server.stage import Channel
 from wardround.strategies.contract import GroupStrategy
 
 M = TypeVar("M", bound=Message)

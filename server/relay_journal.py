@@ -149,7 +149,12 @@ class JournalledRelay:
         """Sites whose message of that phase was accepted. Ask none of them again: it would refuse."""
         return self._phases.heard
 
-    def take(self, message: Message) -> None:
+    @property
+    def due(self) -> type[Message]:
+        """What sites send in this phase."""
+        return self._phases.due
+
+    def accept(self, message: Message) -> None:
         """A site's message of the phase under way.
 
         Raises:

@@ -19,10 +19,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from wardround.core.counting import train_loss
-from wardround.core.errors import ConfigError, PeerError
+from wardround.core.errors import PeerError
 from wardround.core.packed import Adapter, Counters
 from wardround.core.plan import TrainingPlan, cohort_size
 from wardround.privacy.noise.source import RandomSource, SystemSource
@@ -42,12 +40,15 @@ from wardround.runtime.events import (
 )
 from wardround.server.attempts import Attempts
 from wardround.server.cohorts import choose_cohort, require_some
-from wardround.server.exchange import Channel, Stage, collect
+from wardround.server.exchange import collect
+from wardround.server.global_adapter import norm_of_change, require_initial
 from wardround.server.grouping import draw_groups
 from wardround.server.journal import Journal, Position
+from wardround.server.relay_journals import RelayJournals
 from wardround.server.round_control import RoundControl, Unasked, stopped
 from wardround.server.scoring import Scored, evaluators_of, judge, scored_of
 from wardround.server.selection import Selection
+from wardround.server.stage import Channel, Stage
 from wardround.server.stage_sums import BurntError, added, least_of, sums_of
 from wardround.server.transport import Transport
 from wardround.strategies.adaptive_norm import clip_norm_of
@@ -77,6 +78,7 @@ class Run:
         grace_s: So long an exchange waits for the others once enough have answered; None: until the deadline.
         control: What people ask of the run while it trains.
         attempts: How often each round was asked for, where sites outlive the server; a simulation's do not.
+        journals: Of the sums' relays, likewise.
     """
 
     run_id: str
@@ -95,6 +97,7 @@ class Run:
     grace_s: float | None = None
     control: RoundControl = field(default_factory=Unasked)
     attempts: Attempts | None = None
+    journals: RelayJournals | None = None
 
     @property
     def channel(self) -> Channel:
@@ -112,6 +115,7 @@ class Run:
             self.grace_s,
             self.control,
             self.attempts,
+            self.journals,
         )
 
 
@@ -202,7 +206,7 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
             folded.opened,
             at.left_out | folded.liars,
         )
-        run.journal.commit(at)
+        keep(run, at)
         spent = {**spent, **folded.epsilon}
         tell_spent(run, at.state, spent)
         if folded.counters is not None:
@@ -222,12 +226,19 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
             )
         run.on_state(at.state)
     at = replace(at, selection=judge_last(run, leaving_out(run, at)), wall_s=time.perf_counter() - started)
-    run.journal.commit(at)
+    keep(run, at)
     last = at.state
     released_round, released = run.journal.released(last, at.selection)
     reason = "completed" if last.round >= run.plan.rounds.rounds else "early_stop"
     run.events.emit(RunFinished(run.arm, reason, last.round, released_round, released.digest, at.wall_s))
     return Outcome(last, at.selection, released_round, released, reason, at.wall_s)
+
+
+def keep(run: Run, at: Position) -> None:
+    """Make the position durable; what was journalled of the round's sums is of no use any more."""
+    run.journal.commit(at)
+    if run.journals is not None:
+        run.journals.discard()
 
 
 def leaving_out(run: Run, at: Position) -> Position:
@@ -264,21 +275,6 @@ def groups_of(run: Run, at: Position) -> Groups:
     )
     run.journal.keep_drawn(grouping.drawn)
     return grouping.groups
-
-
-def require_initial(plan: TrainingPlan, initial: Adapter) -> None:
-    """Refuse to start from another adapter than the one that every site has accepted with the plan.
-
-    Raises:
-        ConfigError: Names both digests.
-    """
-    if initial.digest != plan.adapter.initial_digest:
-        raise ConfigError(
-            "the initial adapter is not the plan's",
-            found=initial.digest[:12],
-            expected=plan.adapter.initial_digest[:12],
-            remedy="start with the adapter that was made with the plan, or make a new plan for this one",
-        )
 
 
 def train_round(run: Run, at: Position, cohort: Sequence[str], groups: Groups = ()) -> Folded:
@@ -390,8 +386,3 @@ def judge_last(run: Run, at: Position) -> Selection:
     )
     scored = scored_of(run.channel, collected, evaluators, folded=state.round)
     return judge(run.channel, selection, state, scored)
-
-
-def norm_of_change(before: Adapter, after: Adapter) -> float:
-    """‖after − before‖₂ in float64."""
-    return float(np.linalg.norm(after.vector.astype(np.float64) - before.vector.astype(np.float64)))

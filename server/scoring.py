@@ -10,8 +10,8 @@ from wardround.core.packed import Counters, Packed
 from wardround.core.plan import TrainingPlan
 from wardround.privacy.sums.contract import EVALUATION
 from wardround.runtime.events import Evaluated, Improved, Notice
-from wardround.server.exchange import Channel, Collected
 from wardround.server.selection import Selection
+from wardround.server.stage import Channel, Collected
 from wardround.strategies.contract import ServerState
 
 

@@ -16,7 +16,7 @@ from wardround.privacy.secagg.total import Sum
 from wardround.privacy.sums.noise import RingNoise, ring_noise
 from wardround.privacy.sums.opened import ImpossibleSumError, statistics_of
 from wardround.runtime.events import Notice
-from wardround.server.exchange import Channel, Collected
+from wardround.server.stage import Channel, Collected
 from wardround.strategies.contract import GroupStrategy, SumStrategy
 
 

@@ -66,6 +66,16 @@ class Phases:
             return {site: encode(of_site) for site, of_site in sent.items()}
         return dict.fromkeys(sorted(self.heard), encode(sent))
 
+    def close(self) -> Mapping[str, bytes]:
+        """End the phase, and begin the next one: site → what it is sent.
+
+        Raises:
+            QuorumError: As `closing`.
+        """
+        sent = self.closing()
+        self.advance()
+        return sent
+
     def advance(self) -> None:
         """Begin the next phase."""
         self.phase, self.heard = self._order[self._order.index(self.phase) + 1], set()

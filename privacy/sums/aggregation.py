@@ -10,6 +10,7 @@ from wardround.privacy.secagg.admission import Member
 from wardround.privacy.secagg.dummy import DummyRelay, DummySite, TrustingRoster
 from wardround.privacy.secagg.identity import Roster, Signer
 from wardround.privacy.secagg.offer import Offer, SignedOffer
+from wardround.privacy.secagg.phases import Phases
 from wardround.privacy.secagg.policy import Mode
 from wardround.privacy.secagg.relay import Relay
 from wardround.privacy.sums.contract import TRAINING, Collector, Party
@@ -51,9 +52,10 @@ class Aggregation:
         signed = SignedOffer.by(self.signer, offer)
         match self.mode:
             case "real":
-                return PhasedCollector(signed, Relay(offer, self.roster), quorum)
+                return PhasedCollector(signed, Phases(Relay(offer, self.roster)), quorum)
             case "accounted":
-                return PhasedCollector(signed, DummyRelay(offer, TrustingRoster(self.roster.keys)), quorum)
+                dummy = DummyRelay(offer, TrustingRoster(self.roster.keys))
+                return PhasedCollector(signed, Phases(dummy), quorum)
             case "off":
                 return SeenCollector(signed, plain_reader(offer, self.roster), weighed=name == TRAINING)
             case "trusted":

@@ -9,6 +9,7 @@ Five exchanges in the complete graph, six in a regular one (phase 1b):
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from wardround.core.errors import PeerError, QuorumError
 from wardround.privacy.secagg.admission import Member, accept
@@ -25,7 +26,7 @@ from wardround.privacy.secagg.messages import (
     kind_of,
 )
 from wardround.privacy.secagg.offer import Offer, SignedOffer
-from wardround.privacy.secagg.phases import CONFIRM, DEAL, MASK, OPEN, UNMASK, Phases
+from wardround.privacy.secagg.phases import CONFIRM, DEAL, MASK, OPEN, UNMASK
 from wardround.privacy.secagg.relay import BadDealerError, Relay
 from wardround.privacy.secagg.site import SecureSite
 from wardround.privacy.secagg.total import Sum
@@ -113,19 +114,63 @@ class PhasedParty:
         return answer
 
 
+class Walk(Protocol):
+    """An attempt's phases as a collector walks them: `Phases`, or what also writes them down."""
+
+    @property
+    def relay(self) -> Relay:
+        """What the messages go to."""
+
+    @property
+    def phase(self) -> str:
+        """Under way."""
+
+    @property
+    def heard(self) -> set[str]:
+        """Sites whose message of that phase was accepted."""
+
+    @property
+    def due(self) -> type[Message]:
+        """What sites send in this phase."""
+
+    def accept(self, message: Message) -> None:
+        """Take a site's message."""
+
+    def close(self) -> Mapping[str, bytes]:
+        """End the phase: site → what it is sent."""
+
+
 class PhasedCollector(CohortCollector):
     """The server's side.
 
     Args:
         signed: What is proposed.
-        relay: `Relay`, or `DummyRelay` for `accounted`.
+        walk: Of `Relay`, or of `DummyRelay` for `accounted`.
         quorum: So many contributions the plan demands, beside the threshold.
     """
 
-    def __init__(self, signed: SignedOffer, relay: Relay, quorum: int) -> None:
+    def __init__(self, signed: SignedOffer, walk: Walk, quorum: int) -> None:
         super().__init__(signed)
-        self._phases, self._quorum = Phases(relay), quorum
+        self._phases, self._quorum = walk, quorum
         self._again, self._last = ASK_AGAIN, dict[str, bytes]()
+
+    @staticmethod
+    def opening(signed: SignedOffer, walk: Walk, outgoing: Mapping[str, bytes]) -> PhasedCollector:
+        """One whose server ended while sites helped to open the sum: whoever was not heard is asked again.
+
+        Args:
+            signed: What was proposed.
+            walk: In its last phase.
+            outgoing: Site → what it was sent last.
+        """
+        found = PhasedCollector(signed, walk, 0)
+        found.burning, found._last = True, dict(outgoing)
+        found._waiting = set(outgoing) - walk.heard
+        return found
+
+    def asked_again(self) -> Mapping[str, bytes]:
+        """Site → what it was sent last, of those that are waited for."""
+        return {site: self._last[site] for site in sorted(self._waiting)}
 
     def take(self, site: str, message: bytes) -> None:
         """As the contract says."""
@@ -171,8 +216,7 @@ class PhasedCollector(CohortCollector):
                 found=f"{len(phases.heard)}; not: {', '.join(missing)}",
                 expected=f"at least {self._quorum}",
             )
-        messages = phases.closing()
-        phases.advance()
+        messages = phases.close()
         if phases.phase == UNMASK:
             self.burning, self._last = True, dict(messages)
         return messages

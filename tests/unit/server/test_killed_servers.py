@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from wardround.core.errors import StorageError
 from wardround.core.plan import RoundRules
 from wardround.privacy.sums.contract import EVALUATION, TRAINING
-from wardround.runtime.events import RoundBurnt, RoundFolded
+from wardround.runtime.events import EventStream, RoundBurnt, RoundFolded, SumOpened
 from wardround.server.attempts import Attempts
+from wardround.server.relay_journals import RelayJournals
 from wardround.server.rounds import run_rounds
 
 PHASES = {"off": 1, "accounted": 5, "real": 5}
@@ -37,7 +40,9 @@ def killed_at(round: int, exchange: int, *, after: int) -> tuple[Any, dict[str, 
     return fault, seen
 
 
-def started_twice(bench: Any, mode: str, exchange: int, after: int, folder: Path) -> tuple[Any, Any, Any]:
+def started_twice(
+    bench: Any, mode: str, exchange: int, after: int, folder: Path, *, journalled: bool = False
+) -> tuple[Any, Any, Any]:
     """The outcome of a run whose server was killed in round 2, the transport, and the trainings by round."""
     plan = bench.plan_of(mode, rounds=RoundRules(rounds=3, deadline_s=0.3))
     fault, seen = killed_at(2, exchange, after=after)
@@ -50,6 +55,9 @@ def started_twice(bench: Any, mode: str, exchange: int, after: int, folder: Path
 
     transport = bench.transport(plan, fault, tamper=tamper)
     run = bench.run(transport, attempts=Attempts(folder / "attempts.json"))
+    if journalled:
+        journals = RelayJournals(folder / "relays", "run", plan, run.aggregation.roster)
+        run = replace(run, journals=journals)
     with pytest.raises(KilledError):
         run_rounds(run, bench.initial)
     assert seen["kills"] == 1
@@ -81,9 +89,69 @@ def test_the_round_goes_on_as_another_attempt_with_what_sites_kept(
     assert [event.round for event in bench.recorder.of(RoundFolded)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("exchange", range(UNMASK + 1))
+@pytest.mark.parametrize("after", [0, 1, 3, 6])
+def test_with_journals_of_its_relays_no_round_is_lost_wherever_the_server_is_killed(
+    bench: Any, tmp_path: Path, exchange: int, after: int
+) -> None:
+    """Also while sites unmask: it asks those whom it has not heard, and they say the same once more."""
+    outcome, transport, trained = started_twice(bench, "real", exchange, after, tmp_path, journalled=True)
+    expected = undisturbed(bench, transport.plan, tmp_path)
+    assert outcome.last.adapter.digest == expected.last.adapter.digest
+    assert outcome.selection.scores == expected.selection.scores
+    assert len(trained) == len(set(trained)), "a site trained a round twice"
+    assert [event.round for event in bench.recorder.of(RoundFolded)] == [1, 2, 3]
+    assert not bench.recorder.of(RoundBurnt)
+    assert not list((tmp_path / "relays").glob("*")), "a journal outlives its round"
+
+
+def test_a_server_killed_between_the_openings_of_two_sums_goes_on_with_both(
+    bench: Any, tmp_path: Path
+) -> None:
+    """One sum is opened, and the server dies before the round is journalled: it is opened again, no other."""
+    plan = bench.plan_of("real", rounds=RoundRules(rounds=2, deadline_s=0.3))
+    transport = bench.transport(plan)
+    run = bench.run(transport, attempts=Attempts(tmp_path / "attempts.json"))
+    run = replace(run, journals=RelayJournals(tmp_path / "relays", "run", plan, run.aggregation.roster))
+
+    class Dying:
+        """A sink that dies when a sum has been opened."""
+
+        def emit(self, event: Any) -> None:
+            if isinstance(event, SumOpened) and event.round == 2:
+                raise KilledError
+
+        def close(self) -> None:
+            """Nothing."""
+
+    with pytest.raises(KilledError):
+        run_rounds(replace(run, events=EventStream([Dying()])), bench.initial)
+    transport.arrived.clear()
+    outcome = run_rounds(run, bench.initial)
+    assert outcome.last.adapter.digest == undisturbed(bench, plan, tmp_path).last.adapter.digest
+    assert not bench.recorder.of(RoundBurnt)
+
+
+def test_a_damaged_journal_of_a_relay_stops_the_run_by_name(bench: Any, tmp_path: Path) -> None:
+    """Nobody is asked anything on its account."""
+    fault, _ = killed_at(2, UNMASK, after=2)
+    plan = bench.plan_of("real", rounds=RoundRules(rounds=2, deadline_s=0.3))
+    transport = bench.transport(plan, fault)
+    run = bench.run(transport, attempts=Attempts(tmp_path / "attempts.json"))
+    run = replace(run, journals=RelayJournals(tmp_path / "relays", "run", plan, run.aggregation.roster))
+    with pytest.raises(KilledError):
+        run_rounds(run, bench.initial)
+    path = tmp_path / "relays" / "training.relay"
+    path.write_bytes(path.read_bytes()[:200] + b"x" + path.read_bytes()[201:])
+    asked = len(transport.asked)
+    with pytest.raises(StorageError, match="damaged"):
+        run_rounds(run, bench.initial)
+    assert len(transport.asked) == asked
+
+
 @pytest.mark.parametrize("mode", ["accounted", "real"])
 @pytest.mark.parametrize("after", [0, 3])
-def test_a_server_killed_while_sites_unmask_burns_the_round(
+def test_without_journals_a_server_killed_while_sites_unmask_burns_the_round(
     bench: Any, tmp_path: Path, mode: str, after: int
 ) -> None:
     """Another sum of the same contributions could show a difference: the next round trains afresh."""

@@ -92,7 +92,7 @@ def run_until(
             return journal
         for name in list(journal.outgoing) or offer.cohort:
             if name not in gone and name not in journal.heard:
-                journal.take(answer(group, offer, journal.phase, name, journal.outgoing.get(name, b"")))
+                journal.accept(answer(group, offer, journal.phase, name, journal.outgoing.get(name, b"")))
                 journal = after_message(journal)
         if journal.phase == UNMASK:
             return journal

@@ -33,7 +33,7 @@ def test_a_write_that_a_kill_tore_at_any_byte_did_not_happen(journals: Any, what
     group, offer, path = journals.fresh(5)
     journal = journals.run_until(group, offer, journals.started(group, offer, path), reached)
     for name in (list(journal.outgoing) or list(offer.cohort))[:messages]:
-        journal.take(journals.answer(group, offer, reached, name, journal.outgoing.get(name, b"")))
+        journal.accept(journals.answer(group, offer, reached, name, journal.outgoing.get(name, b"")))
     whole, start = path.read_bytes(), journals.bounds(path)[-2]
     records = len(list(_Records(path).read()))
     for cut in range(start, len(whole)):

@@ -68,7 +68,7 @@ def test_a_disk_that_fails_at_a_closing_lets_nothing_out(
     journal = journals.run_until(group, offer, journals.started(group, offer, path), phase)
     names = list(journal.outgoing) or list(offer.cohort)
     for name in names:
-        journal.take(journals.answer(group, offer, phase, name, journal.outgoing.get(name, b"")))
+        journal.accept(journals.answer(group, offer, phase, name, journal.outgoing.get(name, b"")))
     outgoing = journal.outgoing
 
     def full(descriptor: int) -> None:
@@ -79,7 +79,7 @@ def test_a_disk_that_fails_at_a_closing_lets_nothing_out(
         with pytest.raises(StorageError, match="free space"):
             journal.close()
     assert journal.outgoing is outgoing
-    for refused in (journal.close, lambda: journal.take(Confirmation(site="site_00", survived=bytes(32)))):
+    for refused in (journal.close, lambda: journal.accept(Confirmation(site="site_00", survived=bytes(32)))):
         with pytest.raises(StorageError, match="not hold all that its relay accepted"):
             refused()
     if phase == DEAL:  # the mark may be on the disk, and then nobody knows whether boxes went out
@@ -98,14 +98,14 @@ def test_a_disk_that_is_full_in_the_middle_of_a_message(journals: Any, phase: st
     group, offer, path = journals.fresh(6)
     journal = journals.run_until(group, offer, journals.started(group, offer, path), phase)
     names = list(journal.outgoing) or list(offer.cohort)
-    journal.take(journals.answer(group, offer, phase, names[0], journal.outgoing.get(names[0], b"")))
+    journal.accept(journals.answer(group, offer, phase, names[0], journal.outgoing.get(names[0], b"")))
     message = journals.answer(group, offer, phase, names[1], journal.outgoing.get(names[1], b""))
     whole = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 100, hard))
     try:
         with pytest.raises(StorageError, match="attempt"):
-            journal.take(message)
+            journal.accept(message)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(path.read_bytes()) == len(whole) + 100
@@ -114,7 +114,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_message(journals: Any, phase: st
     journal = journals.again(group, offer, path)
     assert path.read_bytes() == whole
     assert journal.heard == {names[0]}
-    journal.take(message)  # a site that has this message still may send it again
+    journal.accept(message)  # a site that has this message still may send it again
     group.check(journals.opened(journals.run_until(group, offer, journal)), offer)
 
 
@@ -155,14 +155,14 @@ def test_two_servers_do_not_write_to_one_journal(journals: Any) -> None:
     group, offer, path = journals.fresh(5)
     one = journals.started(group, offer, path)
     two = journals.again(group, offer, path)
-    one.take(group.advertise("site_00", offer))
+    one.accept(group.advertise("site_00", offer))
     kept = path.read_bytes()
     with pytest.raises(StorageError, match="another process"):
-        two.take(group.advertise("site_01", offer))
+        two.accept(group.advertise("site_01", offer))
     assert path.read_bytes() == kept
     path.unlink()
     with pytest.raises(StorageError):
-        one.take(group.advertise("site_02", offer))
+        one.accept(group.advertise("site_02", offer))
     assert not path.exists()
 
 

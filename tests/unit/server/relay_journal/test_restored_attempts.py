@@ -75,7 +75,7 @@ def test_a_server_killed_while_vectors_come_in_begins_another_attempt(
     first, second = group.offer(), group.offer(attempt=1)
     journal = journals.run_until(group, first, journals.started(group, first, tmp_path / "0"), MASK)
     for name in list(journal.outgoing)[:masked]:
-        journal.take(journals.answer(group, first, MASK, name, journal.outgoing[name]))
+        journal.accept(journals.answer(group, first, MASK, name, journal.outgoing[name]))
     del journal
     with pytest.raises(QuorumError, match="a new attempt"):
         journals.again(group, first, tmp_path / "0")
@@ -96,7 +96,7 @@ def test_sites_repeat_word_for_word_what_a_server_killed_while_unmasking_lost(
         name: journals.answer(group, offer, UNMASK, name, journal.outgoing[name]) for name in journal.outgoing
     }
     for name in list(answers)[:journalled]:
-        journal.take(answers[name])
+        journal.accept(answers[name])
     before = journals.opened(journal) if journalled == 5 else None
     del journal
     group.restart()
@@ -106,7 +106,7 @@ def test_sites_repeat_word_for_word_what_a_server_killed_while_unmasking_lost(
         confirmed = decode(journal.outgoing[name], Confirmed)
         repeated = group.sites[name].repeat(confirmed.confirmations[0].survived)
         assert encode(repeated) == encode(answers[name])
-        journal.take(repeated)
+        journal.accept(repeated)
     total = journals.opened(journal)
     group.check(total, offer)
     assert before is None or before.coordinates.tolist() == total.coordinates.tolist()
@@ -122,7 +122,7 @@ def test_the_journal_holds_no_vector_and_one_pair_of_sums(
     journal = journals.run_until(group, offer, journals.started(group, offer, path), MASK)
     before = path.read_bytes()
     for name, sent in journal.outgoing.items():
-        journal.take(journals.answer(group, offer, MASK, name, sent))
+        journal.accept(journals.answer(group, offer, MASK, name, sent))
         assert path.read_bytes() == before
     journal.close()
     names = len('["site_00", "site_01", "site_02", "site_03", "site_04"]\n')
@@ -141,22 +141,22 @@ def test_late_refused_and_foreign_messages_leave_relay_and_journal_as_they_were(
     group, offer, path = journals.fresh(5)
     journal = journals.started(group, offer, path)
     first = [group.advertise(name, offer) for name in group.names]
-    journal.take(first[0])
+    journal.accept(first[0])
     before = path.read_bytes()
     with pytest.raises(PeerError, match="twice"):
-        journal.take(first[0])
+        journal.accept(first[0])
     with pytest.raises(PeerError, match="signature"):
-        journal.take(first[1].model_copy(update={"ledger_head": b"other"}))
+        journal.accept(first[1].model_copy(update={"ledger_head": b"other"}))
     with pytest.raises(QuorumError):
         journal.close()
     assert path.read_bytes() == before
     assert (journal.phase, journal.heard) == (ADVERTISE, {"site_00"})
     for message in first[1:4]:
-        journal.take(message)
+        journal.accept(message)
     journal.close()
     before = path.read_bytes()
     with pytest.raises(PeerError, match="of another phase"):
-        journal.take(first[4])
+        journal.accept(first[4])
     assert path.read_bytes() == before
     assert set(journal.outgoing) == set(group.names[:4])
     group.sites["site_04"] = None
@@ -195,7 +195,7 @@ journal = begin(path, signed, Relay(signed.offer, Roster(given["keys"])))
 while True:
     model = journal._phases.due
     for data in given[journal.phase]:
-        journal.take(messages.decode(data, model, signed.offer))
+        journal.accept(messages.decode(data, model, signed.offer))
     if journal.phase == UNMASK:
         break
     journal.close()
@@ -225,7 +225,7 @@ def test_a_process_that_is_really_killed_in_a_sync(
         ]
         given[journal.phase] = [encode(message) for message in heard[journal.phase]]
         for message in heard[journal.phase]:
-            journal.take(message)
+            journal.accept(message)
         if journal.phase != UNMASK:
             journal.close()
     (tmp_path / "given").write_bytes(pickle.dumps(given))
@@ -244,7 +244,7 @@ def test_a_process_that_is_really_killed_in_a_sync(
     while True:
         for message in heard[restored.phase]:
             if message.site not in restored.heard:
-                restored.take(message)
+                restored.accept(message)
         if restored.phase == UNMASK:
             break
         restored.close()
