@@ -58,6 +58,7 @@ FOLDER = Path(__file__).parent / "results"
 SPLIT = "partition.options.path=data://data/splits/pqa_sections.dir{alpha}.n10.seed{seed}.json.gz"
 SETS: dict[str, list[str]] = {
     "pqa_sections_0.5": ["experiment=pqa_sections", SPLIT.replace("{alpha}", "0.5")],
+    "pqa_sections_0.5.steps": ["experiment=pqa_sections_skewed", SPLIT.replace("{alpha}", "0.5")],
     "pqa_sections_0.1": ["experiment=pqa_sections_skewed", SPLIT.replace("{alpha}", "0.1")],
     "pqa_sections_unit": ["experiment=pqa_sections", SPLIT.replace("dir{alpha}", "unit")],
     "heart": ["experiment=demo"],
@@ -66,7 +67,8 @@ SETS: dict[str, list[str]] = {
 }
 # For speed: a bfloat16 base is up to twice as fast where the processor has the units.
 MACHINE = ["machine.threads=1", "machine.microbatch_size=8", "model.dtype=bfloat16", "model.attention=eager"]
-PLAIN = {"heart": ["machine.threads=1"]}
+FLOAT32 = ["machine.threads=1", "machine.microbatch_size=8"]
+PLAIN = {"heart": ["machine.threads=1"], "pqa_sections_0.5.steps": FLOAT32}
 LEAST_SUPPORT = 30
 DRAWS = 2000
 TUNING_SHARE = 0.1

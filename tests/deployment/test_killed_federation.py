@@ -25,7 +25,7 @@ from wardround.runtime.events import RoundFolded, RoundStarted
 from wardround.server.operator_client import connected, submit
 from wardround.simulations.simulate import run_simulation
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 COUNTS = {"aachen": 24, "basel": 17, "cork": 30}
 ROUNDS = {"rounds": {"rounds": 4, "deadline_s": 120.0}}
 

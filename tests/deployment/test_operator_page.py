@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from deployed import wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
 COMMANDS = [
     line
