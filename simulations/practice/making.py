@@ -21,6 +21,7 @@ from wardround.client.membership.joining import join
 from wardround.client.membership.roster_pin import confirm_roster, update_roster
 from wardround.client.membership.site_folder import REQUEST, SiteFolder, open_site_folder
 from wardround.client.site_settings import FILE, read_site_settings
+from wardround.runtime.control.sockets import UnixSocket, require_short
 from wardround.runtime.files import write_atomic
 from wardround.server.consortium.admission import admit
 from wardround.server.consortium.creation import create
@@ -31,6 +32,8 @@ OPERATOR: Final = "operator"
 SERVER: Final = "operator/server"
 SITES: Final = "sites"
 INVITATIONS: Final = "invitations"
+LONGEST_SOCKET: Final = "control"
+"""Folder of the socket with the longest path at a site, and at the server."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,10 @@ def make_practice(
 
     Raises:
         StorageError: The folder holds something, or cannot be written.
-        ConfigError: A site's name or settings cannot be used.
+        ConfigError: A site's name or settings cannot be used, or the path is too long for sockets in it.
     """
+    for owner in (folder / SERVER, *(folder / SITES / name for name in settings)):
+        require_short(UnixSocket(owner / LONGEST_SOCKET))  # before anything is made
     operator = folder / OPERATOR
     create(operator, "practice", address, now)
     (folder / INVITATIONS).mkdir()

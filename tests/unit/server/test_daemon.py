@@ -114,3 +114,13 @@ def test_the_watch_goes_on_whatever_it_finds(
         thread.join(10)
     assert not thread.is_alive()
     assert set(link.members) == {"aachen", "basel"}
+
+
+def test_a_practice_folder_too_deep_for_its_sockets_is_refused_before_anything_is_made(
+    tmp_path: Path,
+) -> None:
+    """Named with its length; else every site would end at once, and start again for ever."""
+    deep = tmp_path / ("deep" * 30)
+    with pytest.raises(ConfigError, match="socket is too long"):
+        make_practice(deep, "127.0.0.1:9443", {"aachen": {}}, NOW)
+    assert not deep.exists()
