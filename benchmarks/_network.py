@@ -21,6 +21,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from wardround.core.errors import WardroundError
+from wardround.runtime.control.protos import run_control_pb2 as pb
+from wardround.server.operator_client import connected
+
 RESULTS = Path(__file__).parent / "results"
 QUIET = {
     "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1",
@@ -94,6 +98,16 @@ def listening(port: int) -> bool:
     return True
 
 
+def takes_commands(server: Path) -> bool:
+    """Whether the server of a folder of ours answers its operator."""
+    try:
+        with connected(server) as client:
+            client.call("List", pb.ListRequest())
+    except WardroundError:
+        return False
+    return True
+
+
 def cpu_s(root: int) -> float:
     """CPU seconds of all processes below one, those that have ended among them."""
     parents: dict[int, int] = {root: 0}
@@ -120,8 +134,9 @@ def cpu_s(root: int) -> float:
 
 @dataclass
 class Watch:
-    """Samples the CPU seconds of everything below this process, in a thread of its own."""
+    """Samples CPU seconds in a thread of its own: by default of everything below this process."""
 
+    measure: Callable[[], float] = field(default=lambda: cpu_s(os.getpid()))
     samples: list[tuple[float, float]] = field(default_factory=list)
     _done: threading.Event = field(default_factory=threading.Event)
 
@@ -137,7 +152,7 @@ class Watch:
 
     def _sample(self) -> None:
         while True:
-            self.samples.append((time.time(), cpu_s(os.getpid())))
+            self.samples.append((time.time(), self.measure()))
             if self._done.wait(SAMPLE_S):
                 return
 

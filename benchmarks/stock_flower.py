@@ -39,13 +39,23 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
-from _network import QUIET, Watch, append, listening, machine, process, tail, tiny_bert, wait_for, wardround
+from _network import (
+    QUIET,
+    Watch,
+    append,
+    listening,
+    machine,
+    process,
+    tail,
+    takes_commands,
+    tiny_bert,
+    wait_for,
+    wardround,
+)
 from _stock_app import LAST, ROUNDS, SCORES
 from federation import Federation
 
 from wardround.core.enrolment import SignedPlan
-from wardround.core.errors import WardroundError
-from wardround.runtime.control.protos import run_control_pb2 as pb
 from wardround.runtime.files import load_tensors
 from wardround.runtime.plan_folder import INITIAL, PLAN
 from wardround.server.operator_client import connected, submit
@@ -157,7 +167,7 @@ def ours(federation: Federation, plan: Path, folder: Path) -> Measured:
             needed.append(stack.enter_context(process(command, folder / f"{site.name}.log")))
             wait_for((site.path / "logs" / "worker.log").exists, 60, needed)
         try:
-            wait_for(lambda: answers(server), 120, needed)
+            wait_for(lambda: takes_commands(server), 120, needed)
             began = time.time()
             with connected(server) as client:
                 run = server / "runs" / submit(client, plan, "benchmark").run_id
@@ -174,16 +184,6 @@ def ours(federation: Federation, plan: Path, folder: Path) -> Measured:
         load_tensors(last)[0], losses[-1], ends, ends[0] - began, times["RunFinished"][0] - ends[-1],
         watch.between(ends[1], ends[-1]) / (len(ends) - 2), round(load, 2),
     )  # fmt: skip
-
-
-def answers(server: Path) -> bool:
-    """Whether the server takes commands."""
-    try:
-        with connected(server) as client:
-            client.call("List", pb.ListRequest())
-    except WardroundError:
-        return False
-    return True
 
 
 def events_of(run: Path) -> list[dict[str, Any]]:
