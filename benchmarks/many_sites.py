@@ -171,8 +171,9 @@ def main() -> None:
         ratio = peaks[sites] / peaks[options.sites[0]]
         print(
             f"{sites:3} sites, {options.mode}: round {found['round_s']:.2f} s, "
-            f"first {found['first_s']:.2f}, server CPU {found['server_cpu_s']:.2f} s a round, peak {found['peak_mib']:.0f} MiB "
-            f"(idle {found['idle_mib']:.0f}), ratio {ratio:.3f}, load {found['load']}"
+            f"first {found['first_s']:.2f}, server CPU {found['server_cpu_s']:.2f} s a round, "
+            f"peak {found['peak_mib']:.0f} MiB (idle {found['idle_mib']:.0f}), ratio {ratio:.3f}, "
+            f"load {found['load']}"
         )
         append("many_sites", {**found, "ratio": round(ratio, 3)})
     flat = max(peaks.values()) / min(peaks.values())

@@ -64,7 +64,7 @@ from wardround.server.run_states import RunStatus
 from wardround.simulations.practice.making import free_port
 
 COUNTS = {"aachen": 48, "basel": 32}
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 """‖ours − stock‖ / ‖ours − initial‖ after the last round: float32 there, a ring of 32 bits here, and what the
 optimiser makes of the difference in each round."""
 LOSS_TOLERANCE = 1e-4
