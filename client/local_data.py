@@ -30,7 +30,7 @@ from wardround.training.adapters.contract import AdapterMethod
 from wardround.training.examples import Example, read_examples, split_validation
 from wardround.training.plan_strategy import bind_strategy
 from wardround.training.settings import BaseModelConfig
-from wardround.training.site_rows import SiteRows, encode_site
+from wardround.training.site_rows import SiteRows, bounded_site, encode_site
 from wardround.training.tasks import TASKS
 from wardround.training.tasks.contract import Task
 from wardround.training.workbench import Workbench, open_workbench
@@ -86,7 +86,7 @@ def ready(settings: SiteSettings, plan: TrainingPlan, site: str) -> LocalData:
     bench = open_bench(settings, plan)
     notices = list(rows.notices)
     with _unready("rows"):
-        encoded = encode_site(plan, bench, site, rows.examples, notices.append)
+        encoded = bounded_site(plan, site, encode_site(plan, bench, site, rows.examples, notices.append))
     check_weight(plan, bench, encoded)
     return LocalData(bench, encoded, rows.estimate, tuple(notices))
 

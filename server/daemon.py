@@ -4,8 +4,8 @@
     control socket     the operator's commands (server/control_service.py)
     desk               one run at a time: offer, rounds, signed result (server/execution.py)
 
-The roster is a file that the operator replaces; it is looked at every few seconds, and who is new is let in,
-who is gone is shut out. A run goes by the roster with which it began.
+Roster and TLS certificate are files that the operator replaces; they are looked at every few seconds: who is
+new is let in, who is gone is shut out. A run goes by the roster with which it began.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from wardround.server.superlink import SuperLink, TlsFiles
 LOG = logging.getLogger(__name__)
 DATABASE: Final = "state.db"
 RUNS: Final = "runs"
-ROSTER_S: Final = 2.0
-"""So often the roster's file is looked at."""
+LOOK_S: Final = 2.0
+"""So often the files that an operator replaces are looked at."""
 WARN_DAYS: Final = 30
 
 
@@ -75,10 +75,8 @@ def running_server(folder: Path, listen: str | None = None) -> Iterator[RunningS
     tls = TlsFiles(own.tls_certificate, own.tls_key)
     done = threading.Event()
     with SuperLink(own.path / DATABASE, tls, listen or own.address, routes={ROUTES: routes}) as link:
-        admitted = admit_members(link, own.roster(), {})
-        watcher = threading.Thread(
-            target=_watch, args=(own, link, admitted, done), name="wardround-roster", daemon=True
-        )
+        watch = Watch.begin(own, link)
+        watcher = threading.Thread(target=watch.run, args=(done,), name="wardround-watch", daemon=True)
         desk = Desk(own.path, executor(own, link), check=lambda plan: _name_of(plan, own))
         watcher.start()
         desk.start()
@@ -138,18 +136,61 @@ def admit_members(link: SuperLink, roster: RosterDocument, before: dict[str, str
     return now
 
 
-def _watch(own: ServerFolder, link: SuperLink, admitted: dict[str, str], done: threading.Event) -> None:
-    version = own.roster().version
-    while not done.wait(ROSTER_S):
-        try:
-            roster = own.roster()
-            if roster.version > version:
-                LOG.info("the roster is now version %d: %d members", roster.version, len(roster.members))
-                admitted, version = admit_members(link, roster, admitted), roster.version
-        except WardroundError as error:
-            LOG.warning("the roster cannot be read, the former one stays in force: %s", error)
-        except Exception:
-            LOG.exception("the roster could not be looked at; tried again")
+@dataclass
+class Watch:
+    """Looks at the files that an operator replaces while the server runs.
+
+    Attributes:
+        own: The server's folder.
+        link: Flower's side.
+        admitted: Member → transport key, of the roster in force.
+        version: Of that roster.
+        tls: When certificate and key were last changed.
+    """
+
+    own: ServerFolder
+    link: SuperLink
+    admitted: dict[str, str]
+    version: int
+    tls: tuple[int, ...]
+
+    @staticmethod
+    def begin(own: ServerFolder, link: SuperLink) -> Watch:
+        """Let the present members in."""
+        roster = own.roster()
+        return Watch(own, link, admit_members(link, roster, {}), roster.version, _changed(own))
+
+    def run(self, done: threading.Event) -> None:
+        """Look every few seconds until `done` is set."""
+        while not done.wait(LOOK_S):
+            for look in (self.look_at_roster, self.look_at_tls):
+                try:
+                    look()
+                except WardroundError as error:
+                    LOG.warning("what was replaced cannot be used, the former stays in force: %s", error)
+                except Exception:
+                    LOG.exception("the server's folder could not be looked at; tried again")
+
+    def look_at_roster(self) -> None:
+        """Take a newer roster; raises as `ServerFolder.roster`."""
+        roster = self.own.roster()
+        if roster.version <= self.version:
+            return
+        LOG.info("the roster is now version %d: %d members", roster.version, len(roster.members))
+        self.admitted, self.version = admit_members(self.link, roster, self.admitted), roster.version
+
+    def look_at_tls(self) -> None:
+        """Take a new certificate once both files are there; raises ConfigError where they do not fit."""
+        now = _changed(self.own)
+        if now == self.tls:
+            return
+        self.link.renew_tls()
+        self.tls = now
+        LOG.info("new connections get the new TLS certificate")
+
+
+def _changed(own: ServerFolder) -> tuple[int, ...]:
+    return tuple(path.stat().st_mtime_ns for path in (own.tls_certificate, own.tls_key))
 
 
 def _name_of(plan: bytes, own: ServerFolder) -> str:

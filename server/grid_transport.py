@@ -14,6 +14,8 @@ from wardround.core.messages import Reply, Request, answers, reply_to
 from wardround.runtime.flower_codec import decode_reply, encode_request
 
 MESSAGE_TYPE = "train"
+MOST_AT_ONCE = 16
+"""Replies that are in memory together."""
 
 
 @dataclass
@@ -35,25 +37,32 @@ class GridTransport:
     waiting: dict[str, Request] = field(default_factory=dict)
 
     def send(self, requests: Sequence[Request]) -> int:
-        """Push one message a site."""
-        messages, total = [], 0
+        """Push one message a site, each before the next is made: memory does not grow with their number."""
+        total = 0
+        self.waiting.clear()
         for request in requests:
             content, size = encode_request(request)
             node, group = self.node_of(request.site), str(request.round)
-            messages.append(Message(content, node, MESSAGE_TYPE, ttl=self.life_s, group_id=group))
-            total += size
-        self.waiting.clear()
-        for message_id, request in zip(self.grid.push_messages(messages), requests, strict=True):
+            message = Message(content, node, MESSAGE_TYPE, ttl=self.life_s, group_id=group)
+            (message_id,) = self.grid.push_messages([message])
             self.waiting[message_id] = request
+            total += size
         return total
 
     def receive(self, timeout_s: float) -> Sequence[tuple[Reply, int]]:
-        """Pull what has arrived."""
+        """Pull what has arrived, of a few sites at a time: the others' replies stay in Flower's store."""
         end = time.monotonic() + timeout_s
         while True:
-            arrived = [self._read(message) for message in self.grid.pull_messages(list(self.waiting))]
-            if arrived or not self.waiting or time.monotonic() >= end:
-                return [item for item in arrived if item is not None]
+            waiting = list(self.waiting)
+            for start in range(0, len(waiting), MOST_AT_ONCE):
+                arrived = [
+                    self._read(message)
+                    for message in self.grid.pull_messages(waiting[start : start + MOST_AT_ONCE])
+                ]
+                if arrived:
+                    return [item for item in arrived if item is not None]
+            if not waiting or time.monotonic() >= end:
+                return []
             time.sleep(self.poll_s)
 
     def _read(self, message: Message) -> tuple[Reply, int] | None:

@@ -25,7 +25,7 @@ from wardround.client.site import Site
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Adapter
 from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan, cohort_size
-from wardround.core.seeds import Purpose, generator, seed_for
+from wardround.core.seeds import Purpose, generator
 from wardround.privacy.accounting.of_plan import round_cost
 from wardround.privacy.noise.source import RepeatableSource
 from wardround.privacy.secagg.policy import SecurePolicy
@@ -42,8 +42,7 @@ from wardround.strategies.contract import ServerState
 from wardround.training.batches import plan_batches
 from wardround.training.plan_strategy import bind_strategy
 from wardround.training.planning import PrivateBounds, bounds_of
-from wardround.training.private.sampling import bounded_rows
-from wardround.training.site_rows import SiteRows
+from wardround.training.site_rows import SiteRows, bounded_site
 from wardround.training.tasks import TASKS
 from wardround.training.workbench import Workbench
 
@@ -299,16 +298,7 @@ def run_arms(
 
 def bounded(arm: Arm) -> Arm:
     """The arm with no more rows of a patient than its privacy of single rows counts on."""
-    privacy = arm.plan.privacy
-    if privacy is None or privacy.unit != "example" or privacy.most_examples is None:
-        return arm
-    sites = {}
-    for name, rows in arm.sites.items():
-        seed = seed_for(arm.plan.seed, Purpose.BATCH, site=name)
-        kept = bounded_rows(rows.units, privacy.most_examples, seed=seed)
-        sites[name] = replace(
-            rows, training=[rows.training[row] for row in kept], units=[rows.units[row] for row in kept]
-        )
+    sites = {name: bounded_site(arm.plan, name, rows) for name, rows in arm.sites.items()}
     return replace(arm, sites=sites)
 
 

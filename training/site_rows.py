@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from wardround.core.plan import TrainingPlan
+from wardround.core.seeds import Purpose, seed_for
 from wardround.training.examples import Example, split_validation
+from wardround.training.private.sampling import bounded_rows
 from wardround.training.tasks.contract import Encoded
 
 if TYPE_CHECKING:
@@ -27,6 +29,18 @@ class SiteRows:
     training: list[Encoded]
     validation: list[Encoded]
     units: list[str] = field(default_factory=list)
+
+
+def bounded_site(plan: TrainingPlan, name: str, rows: SiteRows) -> SiteRows:
+    """The rows with no more of a patient than the plan's privacy of single rows counts on."""
+    privacy = plan.privacy
+    if privacy is None or privacy.unit != "example" or privacy.most_examples is None:
+        return rows
+    seed = seed_for(plan.seed, Purpose.BATCH, site=name)
+    kept = bounded_rows(rows.units, privacy.most_examples, seed=seed)
+    return replace(
+        rows, training=[rows.training[row] for row in kept], units=[rows.units[row] for row in kept]
+    )
 
 
 def encode_site(

@@ -113,12 +113,12 @@ def test_what_cannot_be_run_is_said_before_a_model_is_loaded(
     message: str,
 ) -> None:
     """With the remedy."""
-    from wardround.simulations import preparation
+    from wardround.training import workbench
 
     def loaded(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(preparation, "open_workbench", loaded)
+    monkeypatch.setattr(workbench, "open_workbench", loaded)
     with pytest.raises(error, match=message) as caught:
         run(settings("bad", **sections))
     assert "remedy" in str(caught.value) or "faults" in str(caught.value)

@@ -16,10 +16,12 @@ from wardround.client.site_settings import ModelPlace, SiteSettings
 from wardround.core.enrolment import UNREADY
 from wardround.core.errors import UnreadyError
 from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan
+from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.runtime.events import EventStream
 from wardround.simulations.config import RunConfig
 from wardround.simulations.preparation import Preparation, encode_all, prepare
+from wardround.training.site_rows import bounded_site
 from wardround.training.source_spec import SourceSpec
 
 LABELS = ("mild", "severe")
@@ -187,6 +189,19 @@ def test_a_site_with_more_rows_than_the_plan_allows_is_told_before_a_round(
     ready(settings, bounded(1 if weighting == "uniform" else trained), "a")
     if weighting != "uniform":
         assert refusal(settings, bounded(trained - 1)).code == "too_many_rows"
+
+
+def test_under_privacy_of_single_rows_no_patient_has_more_of_them_than_the_plan_counts_on(
+    tmp_path: Path, tiny_bert: Path, simulated: Preparation
+) -> None:
+    """The rows that a simulation of the site keeps, and no others: the ledger charges for so many."""
+    rules = PrivacyRules(unit="example", sigma=1.0, delta=1e-3, most_examples=1)
+    plan = simulated.plan.model_copy(update={"privacy": rules})
+    source = write(tmp_path, "e", SIZES["e"])
+    everything = ready(settings_for(source, tiny_bert), simulated.plan, "e").rows
+    found = ready(settings_for(source, tiny_bert), plan, "e").rows
+    assert len(found.units) == len(set(found.units)) == len(set(everything.units)) < len(everything.units)
+    assert bits(found.training) == bits(bounded_site(plan, "e", everything).training)
 
 
 def private(plan: TrainingPlan, batch: int) -> TrainingPlan:

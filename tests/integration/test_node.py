@@ -20,12 +20,15 @@ from hypothesis import strategies as st
 from wardround.client.accepted import RunFolders
 from wardround.client.flower_app import answered
 from wardround.client.keeper import OwnKeeper
+from wardround.client.ledger.ledger import Ledger
+from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.membership.site_folder import open_site_folder
 from wardround.client.node import Node
 from wardround.client.worker_app import node_of
 from wardround.core.errors import PeerError, StorageError
 from wardround.core.messages import Request
 from wardround.core.plan_offers import PlanAnswer, PlanOffer, Reason
+from wardround.core.seeds import Purpose
 from wardround.runtime.flower_codec import encode_request
 from wardround.runtime.offer_codec import decode_answer, decode_offer, encode_answer, encode_offer
 from wardround.runtime.plan_folder import SIGNED, read_plan
@@ -177,6 +180,28 @@ def test_what_the_site_lacks_is_told_by_its_code_alone(federation: Federation, w
     answer = node(federation).answer(offer(federation))
     assert codes(answer) == ("refused", [code])
     assert not any(word in answer.reasons[0].text for word in ("nowhere", "site.yaml", "polizy"))
+
+
+def test_a_private_plan_needs_a_ledger_and_draws_from_the_system(federation: Federation) -> None:
+    """Without one the site trains nothing; with one its batches and noise cannot be repeated."""
+    plan = federation.plan(
+        "private",
+        units=(4, 6),
+        privacy={"unit": "patient", "noise": "local", "sigma": 1.0, "delta": 1e-3},
+        strategy={"weighting": "uniform"},
+        local={"epochs": 1, "batch_size": 2, "max_grad_norm": None},
+    )
+    private = offer(federation, plan=(plan / SIGNED).read_bytes())
+    assert codes(node(federation).answer(private)) == ("refused", ["policy"])
+    folder = federation.practice.sites["basel"].path / "ledger"
+    Ledger.create(folder, BudgetPolicy(epsilon=50.0, delta=1e-3), units=5).close()
+    own = node(federation)
+    assert codes(own.answer(private)) == ("accepted", [])
+    site = own.get((RUN, "basel"))
+    assert site is not None
+    assert site.privacy is not None
+    assert not site.privacy.simulation
+    assert not site.privacy.sources(Purpose.NOISE, 1).repeatable
 
 
 def test_another_plan_in_the_same_run_is_refused(federation: Federation) -> None:

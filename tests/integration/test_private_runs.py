@@ -262,9 +262,9 @@ def test_what_a_private_run_cannot_be_is_refused_before_a_model_is_loaded(
     wards: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch larger than a site, a δ for fewer units than there are: named with the site."""
-    from wardround.simulations import preparation
+    from wardround.training import workbench
 
-    monkeypatch.delattr(preparation, "open_workbench")
+    monkeypatch.delattr(workbench, "open_workbench")
     with pytest.raises(ConfigError, match="site w0: no sample rate"):
         run(wards("large", PATIENT, local={"batch_size": 15}))
     with pytest.raises(PolicyError, match="site w0: δ is too large"):

@@ -95,11 +95,23 @@ class Federation:
         practice = make_practice(folder / "practice", f"127.0.0.1:{free_port()}", values, datetime.now(UTC))
         return Federation(practice, base, counts, everything)
 
-    def plan(self, name: str, *, least: int | None = None, grace_s: float = 60.0, **sections: Any) -> Path:
+    def plan(
+        self,
+        name: str,
+        *,
+        least: int | None = None,
+        grace_s: float = 60.0,
+        units: tuple[int, ...] | None = None,
+        **sections: Any,
+    ) -> Path:
         """The folder of a signed plan."""
         folder = self.practice.folder / name
         said = PlanSettings(
-            sites=len(self.counts), most_rows=max(self.counts.values()), least_sites=least, grace_s=grace_s
+            sites=len(self.counts),
+            most_rows=max(self.counts.values()),
+            least_sites=least,
+            grace_s=grace_s,
+            units=units,
         )
         write_plan_folder(folder, *make_document(config_of(self.base, self.rows, **sections), said))
         sign_folder(folder, self.practice.operator)

@@ -120,13 +120,11 @@ def in_another_layout(request: Request) -> Request:
         (in_another_layout, "another broadcast layout"),
         (lambda r: replace(r, sums={}), "asks for no sum"),
         (lambda r: replace(r, sums={**r.sums, "other": b""}), "or for one that there is not"),
-        (lambda r: replace(r, broadcast=None), "has to have one"),
+        (lambda r: replace(r, broadcast=None), "has no broadcast"),
         (lambda r: replace(r, exchange=1), "only the first exchange"),
-        (lambda r: replace(r, attempt=1), "only the first exchange"),
     ],
     ids=[
         "run", "plan", "site", "nan", "layout", "no sum", "unknown sum", "no broadcast", "a later exchange",
-        "a later attempt",
     ],
 )  # fmt: skip
 def test_a_request_outside_the_plan_is_refused(
@@ -139,6 +137,30 @@ def test_a_request_outside_the_plan_is_refused(
     assert reason in reply.reason
     assert not trained
     assert answer(server.request(), server.site).status == "ok"
+
+
+def test_a_server_that_was_killed_asks_again_and_gets_what_was_kept(
+    make: Make, trained: Counter[int]
+) -> None:
+    """The next attempt comes with the broadcast: the same contribution, and nothing is trained anew."""
+    server = make()
+    first = server.request()
+    before = server.read(first, answer(first, server.site), TRAINING)[0]
+    assert trained == {1: 1}
+    again = replace(server.request(attempt=1), broadcast=first.broadcast)
+    reply = answer(again, server.site)
+    assert (reply.status, set(reply.sums)) == ("ok", {TRAINING, EVALUATION})
+    np.testing.assert_array_equal(server.read(again, reply, TRAINING)[0], before)
+    assert trained == {1: 1}
+
+
+def test_a_site_that_missed_the_first_attempt_trains_in_the_next(make: Make, trained: Counter[int]) -> None:
+    """The broadcast that comes with it is all that the site needs."""
+    server = make()
+    request = replace(server.request(attempt=2), broadcast=server.request().broadcast)
+    reply = answer(request, server.site)
+    assert (reply.status, set(reply.sums)) == ("ok", {TRAINING, EVALUATION})
+    assert trained == {1: 1}
 
 
 def test_a_site_without_rows_says_so(make: Make) -> None:

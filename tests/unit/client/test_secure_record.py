@@ -23,6 +23,7 @@ from wardround.privacy.secagg.draw import DrawOffer, DrawRelay, DrawSite, DrawSt
 from wardround.privacy.secagg.hashing import digest
 from wardround.privacy.secagg.messages import encode
 from wardround.privacy.secagg.offer import Offer, SignedOffer
+from wardround.privacy.secagg.phases import Phases
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.privacy.secagg.relay import Relay
 from wardround.privacy.sums.contract import EVALUATION, SUMS, TRAINING, Lanes
@@ -115,7 +116,7 @@ class Federation:
     def attempt(self, offer: Offer, phases: int) -> PhasedCollector:
         """So many exchanges of an attempt; what is sent in each is in `masked`."""
         signed = SignedOffer.by(self.group.server, offer)
-        collector = PhasedCollector(signed, Relay(offer, self.group.roster), quorum=1)
+        collector = PhasedCollector(signed, Phases(Relay(offer, self.group.roster)), quorum=1)
         sent, self.masked = collector.begin(), []
         for exchange in range(phases):
             answers = {}
