@@ -42,6 +42,11 @@ _SENTENCES = (
 )
 
 
+def end_in_order() -> None:
+    """SIGTERM ends the script as Ctrl-C does: no process of ours stays behind."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def wardround(*arguments: str) -> list[str]:
     """A command of ours, as a process."""
     return [sys.executable, "-P", "-m", "wardround.cli", *arguments]

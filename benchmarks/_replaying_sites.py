@@ -125,8 +125,15 @@ class ReplayingSite:
             answers[name] = parties.begin(name, request, digest, lanes)
         return answers
 
+    def serve_on(self) -> None:
+        """Serve until this process ends; a connection that broke is made anew, as a supervisor does it."""
+        while True:
+            self.serve()
+            print(f"{self.folder.name} begins anew", flush=True)
+            time.sleep(1.0)
+
     def serve(self) -> None:
-        """Look for messages and answer them, as Flower's node does, until this process ends."""
+        """Look for messages and answer them, as Flower's node does, until something goes wrong."""
         key: Any = load_ssh_private_key(self.folder.transport_key().read_bytes(), password=None)
         with http_request_response(
             self.folder.server_address, insecure=False, root_certificates=self.folder.ca.read_bytes(),
@@ -161,7 +168,7 @@ def main(folder: str, recorded: str) -> None:
     threads = []
     for number, path in enumerate(paths):
         site = ReplayingSite(open_site_folder(path), np.asarray(updates[number % len(updates)]))
-        threads.append(threading.Thread(target=site.serve, name=site.folder.name, daemon=True))
+        threads.append(threading.Thread(target=site.serve_on, name=site.folder.name, daemon=True))
         threads[-1].start()
     assert "torch" not in sys.modules
     for thread in threads:

@@ -35,7 +35,18 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
-from _network import Watch, append, machine, process, status_kib, tail, takes_commands, wait_for, wardround
+from _network import (
+    Watch,
+    append,
+    end_in_order,
+    machine,
+    process,
+    status_kib,
+    tail,
+    takes_commands,
+    wait_for,
+    wardround,
+)
 from toy_plans import toy_plan
 
 from wardround.core.enrolment import EnrolmentRules, SignedPlan
@@ -163,6 +174,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--mode", choices=["off", "real"], default="off")
     options = parser.parse_args()
+    end_in_order()
     peaks = {}
     for sites in options.sites:
         with tempfile.TemporaryDirectory() as folder:

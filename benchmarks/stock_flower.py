@@ -43,6 +43,7 @@ from _network import (
     QUIET,
     Watch,
     append,
+    end_in_order,
     listening,
     machine,
     process,
@@ -312,6 +313,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--rounds", type=int, default=6)
     options = parser.parse_args()
+    end_in_order()
     for name in options.cases:
         with tempfile.TemporaryDirectory() as folder:
             run(name, options.rounds, Path(folder))

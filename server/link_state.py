@@ -9,8 +9,10 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
@@ -27,12 +29,14 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import NoObjectInStoreError, ObjectStoreFactory
+from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.run import Run
 from flwr.supercore.sql_mixin import SqlMixin
 from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
 from flwr.supercore.state.schema.objectstore_models import StoredObject
 from flwr.superlink.federation import NoOpFederationManager
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from wardround.core.errors import StorageError
 
@@ -44,8 +48,31 @@ UNREADABLE = "the reply cannot be read"
 TOO_LARGE = "the reply is larger than this server takes"
 
 
+class Objects(SqlObjectStore):
+    """Flower's store of objects, whose transactions take turns with those of the link state.
+
+    Args:
+        database: The file that both are in.
+        turn: A lock that a thread may take again.
+    """
+
+    def __init__(self, database: str, turn: AbstractContextManager[Any]) -> None:
+        super().__init__(database)
+        self._turn = turn
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """As Flower's, one at a time."""
+        with self._turn, super().session() as session:
+            yield session
+
+
 class LinkState(SqlLinkState):
     """Flower's link state in SQLite, with rules of ours.
+
+    One transaction at a time: SQLite has one writer, and one of Flower's that reads before it writes fails at
+    once ("database is locked") where another has written in between. With dozens of sites that is any round.
+    It also keeps one connection, each of which has a cache of 64 MB, instead of one for each of 40 threads.
 
     A run ends when we end it: Flower's ends by itself when its process has been silent for a minute, as a
     suspended machine is. And a reply is read once all of it is there: Flower hands it out when it is
@@ -54,9 +81,18 @@ class LinkState(SqlLinkState):
     """
 
     def __init__(self, database: Path) -> None:
+        self._turn = threading.RLock()
         self.objects = ObjectStoreFactory(str(database))
-        super().__init__(str(database), NoOpFederationManager(), self.objects.store())
+        self.objects.store_instance = objects = Objects(str(database), self._turn)
+        objects.initialize()
+        super().__init__(str(database), NoOpFederationManager(), objects)
         self.on_activation: list[Callable[[int], None]] = []
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """As Flower's, one at a time."""
+        with self._turn, super().session() as session:
+            yield session
 
     def _cleanup_expired_task_tokens(self) -> None:
         """Nothing expires."""
