@@ -35,13 +35,14 @@ from flwr.supercore.sql_mixin import SqlMixin
 from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
 from flwr.supercore.state.schema.objectstore_models import StoredObject
 from flwr.superlink.federation import NoOpFederationManager
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 from sqlalchemy.orm import Session
 
-from wardround.core.errors import StorageError
+from wardround.core.errors import InternalError, StorageError
 
 UNKNOWN_ERROR = 0
 """Flower's code for an error of no kind of its own."""
+CACHE = ("cache_size = -4000", "mmap_size = 0")
 NOT_THERE = "no node of this site is admitted"
 RESTARTED = "the site's node started anew before it answered"
 UNREADABLE = "the reply cannot be read"
@@ -72,7 +73,7 @@ class LinkState(SqlLinkState):
 
     One transaction at a time: SQLite has one writer, and one of Flower's that reads before it writes fails at
     once ("database is locked") where another has written in between. With dozens of sites that is any round.
-    It also keeps one connection, each of which has a cache of 64 MB, instead of one for each of 40 threads.
+    It also keeps one connection instead of one for each of 40 threads.
 
     A run ends when we end it: Flower's ends by itself when its process has been silent for a minute, as a
     suspended machine is. And a reply is read once all of it is there: Flower hands it out when it is
@@ -85,8 +86,15 @@ class LinkState(SqlLinkState):
         self.objects = ObjectStoreFactory(str(database))
         self.objects.store_instance = objects = Objects(str(database), self._turn)
         objects.initialize()
+        _modest(objects)
         super().__init__(str(database), NoOpFederationManager(), objects)
         self.on_activation: list[Callable[[int], None]] = []
+
+    def initialize(self, log_queries: bool = False, **engine: Any) -> list[str]:
+        """As Flower's; raises what SQLite raises."""
+        tables = super().initialize(log_queries, **engine)
+        _modest(self)
+        return tables
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -174,6 +182,23 @@ class LinkState(SqlLinkState):
                 )
             ).all()
         return {str(message_id) for message_id in found}
+
+
+def _modest(part: SqlMixin) -> None:
+    """Connections with a small cache: Flower's take 64 MB each, and map the file as well.
+
+    What lies in the database between two exchanges is as large as there are sites.
+    """
+    engine = part._engine  # noqa: SLF001 - Flower gives no way to it
+    if engine is None:
+        raise InternalError("Flower's database has no engine")
+
+    def shrink(connection: Any, _: Any) -> None:
+        for pragma in CACHE:
+            connection.execute(f"PRAGMA {pragma}")
+
+    event.listen(engine, "connect", shrink)
+    engine.dispose()  # what it has opened so far
 
 
 class LinkGrid(Grid):
