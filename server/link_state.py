@@ -9,8 +9,10 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
@@ -27,25 +29,51 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import NoObjectInStoreError, ObjectStoreFactory
+from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.run import Run
 from flwr.supercore.sql_mixin import SqlMixin
 from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
 from flwr.supercore.state.schema.objectstore_models import StoredObject
 from flwr.superlink.federation import NoOpFederationManager
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
+from sqlalchemy.orm import Session
 
-from wardround.core.errors import StorageError
+from wardround.core.errors import InternalError, StorageError
 
 UNKNOWN_ERROR = 0
 """Flower's code for an error of no kind of its own."""
+CACHE = ("cache_size = -4000", "mmap_size = 0")
 NOT_THERE = "no node of this site is admitted"
 RESTARTED = "the site's node started anew before it answered"
 UNREADABLE = "the reply cannot be read"
 TOO_LARGE = "the reply is larger than this server takes"
 
 
+class Objects(SqlObjectStore):
+    """Flower's store of objects, whose transactions take turns with those of the link state.
+
+    Args:
+        database: The file that both are in.
+        turn: A lock that a thread may take again.
+    """
+
+    def __init__(self, database: str, turn: AbstractContextManager[Any]) -> None:
+        super().__init__(database)
+        self._turn = turn
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """As Flower's, one at a time."""
+        with self._turn, super().session() as session:
+            yield session
+
+
 class LinkState(SqlLinkState):
     """Flower's link state in SQLite, with rules of ours.
+
+    One transaction at a time: SQLite has one writer, and one of Flower's that reads before it writes fails at
+    once ("database is locked") where another has written in between. With dozens of sites that is any round.
+    It also keeps one connection instead of one for each of 40 threads.
 
     A run ends when we end it: Flower's ends by itself when its process has been silent for a minute, as a
     suspended machine is. And a reply is read once all of it is there: Flower hands it out when it is
@@ -54,9 +82,25 @@ class LinkState(SqlLinkState):
     """
 
     def __init__(self, database: Path) -> None:
+        self._turn = threading.RLock()
         self.objects = ObjectStoreFactory(str(database))
-        super().__init__(str(database), NoOpFederationManager(), self.objects.store())
+        self.objects.store_instance = objects = Objects(str(database), self._turn)
+        objects.initialize()
+        _modest(objects)
+        super().__init__(str(database), NoOpFederationManager(), objects)
         self.on_activation: list[Callable[[int], None]] = []
+
+    def initialize(self, log_queries: bool = False, **engine: Any) -> list[str]:
+        """As Flower's; raises what SQLite raises."""
+        tables = super().initialize(log_queries, **engine)
+        _modest(self)
+        return tables
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """As Flower's, one at a time."""
+        with self._turn, super().session() as session:
+            yield session
 
     def _cleanup_expired_task_tokens(self) -> None:
         """Nothing expires."""
@@ -138,6 +182,23 @@ class LinkState(SqlLinkState):
                 )
             ).all()
         return {str(message_id) for message_id in found}
+
+
+def _modest(part: SqlMixin) -> None:
+    """Connections with a small cache: Flower's take 64 MB each, and map the file as well.
+
+    What lies in the database between two exchanges is as large as there are sites.
+    """
+    engine = part._engine  # noqa: SLF001 - Flower gives no way to it
+    if engine is None:
+        raise InternalError("Flower's database has no engine")
+
+    def shrink(connection: Any, _: Any) -> None:
+        for pragma in CACHE:
+            connection.execute(f"PRAGMA {pragma}")
+
+    event.listen(engine, "connect", shrink)
+    engine.dispose()  # what it has opened so far
 
 
 class LinkGrid(Grid):

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import anyio.to_thread
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import HEARTBEAT_PATIENCE, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
@@ -39,6 +40,8 @@ LOG = logging.getLogger(__name__)
 
 LARGEST_REPLY = 4 * 2**30
 START_S = 20.0
+THREADS = 4
+"""That answer requests. They take turns at the database anyway, and each keeps memory of its own."""
 STOP_S = 10.0
 
 
@@ -154,9 +157,13 @@ class SuperLink:
 
     def _serve(self) -> None:
         try:
-            asyncio.run(self._server.serve(sockets=[self._socket] if self._socket else None))
+            asyncio.run(self._listen())
         except Exception:
             LOG.exception("the listener has ended")
+
+    async def _listen(self) -> None:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        await self._server.serve(sockets=[self._socket] if self._socket else None)
 
     @property
     def address(self) -> str:

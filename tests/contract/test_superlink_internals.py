@@ -17,6 +17,7 @@ from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable import inflatable_object, inflatable_utils
+from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.run import Run
 from flwr.supercore.sql_mixin import SqlMixin
@@ -77,6 +78,9 @@ def test_the_link_state_has_the_methods_that_are_called_and_replaced() -> None:
     assert {"message_id", "delivered_at"} <= set(MessageIns.__table__.columns.keys())
     assert {"object_id", "is_available"} <= set(StoredObject.__table__.columns.keys())
     assert issubclass(SqlObjectStore, SqlMixin)
+    assert names(SqlObjectStore.__init__)[:2] == ["self", "database_path"]
+    assert names(SqlObjectStore.session) == ["self"]
+    assert "store_instance" in vars(ObjectStoreFactory("x"))
     assert issubclass(SqlLinkState, SqlMixin)
     assert {"name", "public_key", "status", "online_until", "heartbeat_interval"} <= set(
         NodeInfo.DESCRIPTOR.fields_by_name
