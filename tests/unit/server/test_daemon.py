@@ -44,10 +44,12 @@ class Link:
 
 
 @pytest.fixture
-def practice(tmp_path: Path) -> Practice:
-    """A consortium of two sites."""
+def practice(tmp_path_factory: pytest.TempPathFactory) -> Practice:
+    """A consortium of two sites, where paths leave room for those of sockets."""
     settings = {"models": [{"path": "nowhere"}], "source": {"path": "rows.csv"}}
-    return make_practice(tmp_path / "p", "127.0.0.1:9443", {"aachen": settings, "basel": settings}, NOW)
+    return make_practice(
+        tmp_path_factory.mktemp("d") / "p", "127.0.0.1:9443", {"aachen": settings, "basel": settings}, NOW
+    )
 
 
 def watched(practice: Practice) -> tuple[ServerFolder, Any, Watch]:
