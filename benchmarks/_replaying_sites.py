@@ -14,7 +14,7 @@ import random
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from wardround.core.messages import Request, reply_to
 from wardround.core.packed import Array
 from wardround.core.plan import TrainingPlan
 from wardround.core.plan_offers import PlanAnswer, PlanOffer
-from wardround.privacy.secagg.admission import Member, SiteState
+from wardround.privacy.secagg.admission import Member
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.privacy.sums.aggregation import party
 from wardround.privacy.sums.contract import SUMS, TRAINING
@@ -48,24 +48,10 @@ from wardround.runtime.flower_codec import decode_request, encode_reply
 from wardround.runtime.offer_codec import OFFER_TYPE, decode_offer, encode_answer
 from wardround.runtime.roster import read_certificate
 from wardround.runtime.signed_plan import read_signed_plan
+from wardround.simulations.consortium import InMemory
 
 POLICY = SecurePolicy(modes=("real", "off"), least_cohort=3, least_honest=2)
 POLLING = Polling()
-
-
-@dataclass
-class Remembered:
-    """A sum's record, for as long as this process lives."""
-
-    state: SiteState = field(default_factory=SiteState)
-
-    def load(self) -> SiteState:
-        """The last one."""
-        return self.state
-
-    def save(self, state: SiteState) -> None:
-        """Keep it."""
-        self.state = state
 
 
 @dataclass
@@ -99,7 +85,7 @@ class ReplayingSite:
                     plan.secure,
                     Member(
                         self.folder.name, self.folder.signer(), roster, bytes.fromhex(certificate.identity),
-                        POLICY, run_of(offer.run_id, name), bytes.fromhex(plan.digest), Remembered(),
+                        POLICY, run_of(offer.run_id, name), bytes.fromhex(plan.digest), InMemory(),
                     ),
                 )
                 for name in SUMS

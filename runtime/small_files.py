@@ -134,6 +134,28 @@ def transport_point(key: EllipticCurvePublicKey) -> str:
     return key.public_bytes(Encoding.X962, PublicFormat.CompressedPoint).hex()
 
 
+def require_folder(path: Path, about: str, what: str, remedy: str) -> None:
+    """Refuse a folder that does not describe itself, or that others may enter.
+
+    Args:
+        path: Of the folder.
+        about: Name of the file in it that describes it.
+        what: What it should be, such as "no site's folder".
+        remedy: What to do where it is not.
+
+    Raises:
+        StorageError: It is not what it should be, or is open to others.
+    """
+    if not (path / about).is_file():
+        raise StorageError(f"{path} is {what}", found=f"no {about} in it", remedy=remedy)
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise StorageError(
+            f"{path} is open to others", found=f"mode {mode:04o}", expected="mode 0700",
+            remedy=f"chmod 700 {path}",
+        )  # fmt: skip
+
+
 def read_identity(path: Path, passphrase: Secret | None = None) -> Ed25519PrivateKey:
     """An Ed25519 private key from its file.
 

@@ -41,6 +41,7 @@ from wardround.runtime.small_files import (
     read_identity,
     read_transport,
     read_value,
+    require_folder,
     transport_point,
 )
 
@@ -240,17 +241,8 @@ def open_site_folder(path: Path) -> SiteFolder:
         StorageError: There is none, others may enter it, or its description cannot be read.
     """
     path = Path(path)
-    if not (path / ABOUT).is_file():
-        raise StorageError(
-            f"{path} is no site's folder", found=f"no {ABOUT} in it",
-            remedy="name the folder with --folder, or make one: wardround site join INVITATION",
-        )  # fmt: skip
-    mode = path.stat().st_mode & 0o777
-    if mode & 0o077:
-        raise StorageError(
-            f"{path} is open to others", found=f"mode {mode:04o}", expected="mode 0700",
-            remedy=f"chmod 700 {path}",
-        )  # fmt: skip
+    remedy = "name the folder with --folder, or make one: wardround site join INVITATION"
+    require_folder(path, ABOUT, "no site's folder", remedy)
     about = read_value(path / ABOUT, AboutSite, remedy=_REMEDY)
     return SiteFolder(path, about.site, about.consortium, bytes.fromhex(about.key), about.address)
 

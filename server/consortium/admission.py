@@ -73,11 +73,7 @@ def admit(
         StorageError: Something cannot be read or written.
     """
     asked = read_join(request)
-    if said is not None and not same_spoken(said, asked.digest):
-        raise PeerError(
-            "the request is not the one that was read out", found=spoken(asked.digest),
-            expected="the digest that the site reads out", remedy="admit nobody: speak with the site",
-        )  # fmt: skip
+    _require_said(asked.digest, said, "admit nobody: speak with the site")
     now = now.replace(microsecond=0)
     with changing(path) as folder:
         record, roster = _invited(folder, asked), folder.roster()
@@ -150,11 +146,7 @@ def rotate_site(
         StorageError: Something cannot be read or written.
     """
     asked = read_rotation(request)
-    if said is not None and not same_spoken(said, asked.digest):
-        raise PeerError(
-            "the request is not the one that was read out", found=spoken(asked.digest),
-            expected="the digest that the site reads out", remedy="change nothing: speak with the site",
-        )  # fmt: skip
+    _require_said(asked.digest, said, "change nothing: speak with the site")
     now = now.replace(microsecond=0)
     with changing(path) as folder:
         _check_consortium(folder, asked.consortium)
@@ -257,3 +249,12 @@ def _publish(
         line |= {"identity": member.identity, "transport": member.transport}
     commit(folder, files, line)
     return roster
+
+
+def _require_said(digest: str, said: str | None, remedy: str) -> None:
+    """Refuse another request than the one whose digest the site's people read out, where they did."""
+    if said is not None and not same_spoken(said, digest):
+        raise PeerError(
+            "the request is not the one that was read out", found=spoken(digest),
+            expected="the digest that the site reads out", remedy=remedy,
+        )  # fmt: skip

@@ -44,6 +44,7 @@ from wardround.runtime.small_files import (
     read_identity,
     read_private,
     read_value,
+    require_folder,
 )
 from wardround.server.consortium.operator_folder import (
     CA,
@@ -208,17 +209,8 @@ def open_server_folder(path: Path) -> ServerFolder:
             itself.
     """
     path = Path(path)
-    if not (path / SERVER_FILE).is_file():
-        raise StorageError(
-            f"{path} is no server's folder", found=f"no {SERVER_FILE} in it",
-            remedy="carry the folder over that wardround consortium init made",
-        )  # fmt: skip
-    mode = path.stat().st_mode & 0o777
-    if mode & 0o077:
-        raise StorageError(
-            f"{path} is open to others", found=f"mode {mode:04o}", expected="mode 0700",
-            remedy=f"chmod 700 {path}",
-        )  # fmt: skip
+    remedy = "carry the folder over that wardround consortium init made"
+    require_folder(path, SERVER_FILE, "no server's folder", remedy)
     about = read_value(path / SERVER_FILE, AboutServer, remedy=_REMEDY)
     if about.fingerprint != fingerprint(bytes.fromhex(about.key)):
         raise StorageError(f"{path / SERVER_FILE} contradicts itself", remedy=_REMEDY)

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,12 +23,20 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "quality.py"
 
 
 @pytest.fixture(scope="module")
-def quality() -> ModuleType:
+def monkeypatched() -> Iterator[pytest.MonkeyPatch]:
+    """For all tests of the module."""
+    with pytest.MonkeyPatch.context() as patched:
+        yield patched
+
+
+@pytest.fixture(scope="module")
+def quality(monkeypatched: pytest.MonkeyPatch) -> ModuleType:
     """The script as a module; it runs nothing by being imported."""
     spec = importlib.util.spec_from_file_location("quality_benchmark", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    monkeypatched.syspath_prepend(SCRIPT.parent)  # as for a script that is run
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
