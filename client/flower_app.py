@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from flwr.app import Context, Error, Message
@@ -16,6 +17,7 @@ from flwr.clientapp import ClientApp
 from wardround.client.round import answer
 from wardround.client.site import Site
 from wardround.core.errors import PeerError
+from wardround.core.messages import Reply, Request
 from wardround.core.plan_offers import PlanAnswer, PlanOffer
 from wardround.runtime.flower_codec import addressee, decode_request, encode_reply
 from wardround.runtime.offer_codec import OFFER_ACTION, decode_offer, encode_answer
@@ -39,11 +41,11 @@ def client_app(sites: Sites, offered: Callable[[PlanOffer], PlanAnswer] | None =
         sites: Answer requests.
         offered: Answers offers of plans; a simulation has none.
     """
-    app = ClientApp()
+    app, last = ClientApp(), LastReply()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
-        return _guarded(message, lambda: answered(message, sites))
+        return _guarded(message, lambda: answered(message, sites, last))
 
     if offered is not None:
 
@@ -69,8 +71,33 @@ def _guarded(message: Message, work: Callable[[], Message]) -> Message:
         return Message(Error(UNKNOWN_ERROR, type(error).__name__), reply_to=message)
 
 
-def answered(message: Message, sites: Sites) -> Message:
+@dataclass
+class LastReply:
+    """The last request, and what was answered: a node that was lost with the reply is asked the same again.
+
+    The same bytes go out again; to mask them anew would be another attempt.
+    """
+
+    _asked: tuple[Request, str] | None = None
+    _said: Reply | None = None
+
+    def of(self, request: Request, answer: Callable[[Request], Reply]) -> Reply:
+        """The same reply to the same request, or a new one."""
+        broadcast = "" if request.broadcast is None else request.broadcast.digest
+        asked = (replace(request, broadcast=None), broadcast)
+        if asked != self._asked or self._said is None:
+            self._said = answer(request)
+            self._asked = asked
+        return self._said
+
+
+def answered(message: Message, sites: Sites, last: LastReply | None = None) -> Message:
     """The site's reply as a Flower message.
+
+    Args:
+        message: A request.
+        sites: Answer it.
+        last: What was answered before; None where nothing is asked twice.
 
     Raises:
         PeerError: The message is malformed, or for a run, a site or a stage that is not served here.
@@ -82,5 +109,6 @@ def answered(message: Message, sites: Sites) -> Message:
     if not 0 <= stage < site.strategy.stages:
         raise PeerError("the request is for a stage that the strategy does not have")
     request = decode_request(message.content, site.strategy.broadcast_layout(stage))
-    records, _ = encode_reply(answer(request, site))
+    last = LastReply() if last is None else last
+    records, _ = encode_reply(last.of(request, lambda asked: answer(asked, site)))
     return Message(records, reply_to=message)

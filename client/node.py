@@ -11,9 +11,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from wardround.client.accepted import Accepted, RunFolders
+from wardround.client.checkpoints import CheckpointFile
 from wardround.client.estimate import seconds_a_round
 from wardround.client.fold_check import FoldCheck
 from wardround.client.grouping import Grouped
@@ -213,7 +215,12 @@ class Node:
             if isinstance(strategy, GroupStrategy)
             else None,
             self._privacy(plan, local),
+            self._checkpoints(folder, self._owner(run_id, plan)),
         )
+
+    def _checkpoints(self, folder: Path, owner: Owner) -> CheckpointFile | None:
+        every = self.settings().checkpoint_s
+        return None if every is None else CheckpointFile(folder / "kept", owner, self.storage, every)
 
     def _owner(self, run_id: str, plan: TrainingPlan) -> Owner:
         return Owner(run_id=run_id, plan=bytes.fromhex(plan.digest), site=self.name)

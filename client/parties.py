@@ -85,34 +85,47 @@ class Parties:
             raise PeerError("the offer is for another request", found=offer.place)
         return offer
 
-    def begin(self, name: str, request: Request, broadcast: bytes, lanes: Lanes) -> bytes:
+    def begin(
+        self, name: str, request: Request, broadcast: bytes, lanes: Lanes, kept: Callable[[Lanes], None]
+    ) -> bytes:
         """The first answer of an attempt, over a contribution that is kept for later ones.
+
+        Args:
+            name: Of the sum.
+            request: The server's.
+            broadcast: Digest of the broadcast that the contribution belongs to.
+            lanes: The contribution.
+            kept: Called once it is kept, and before anything of it leaves.
 
         Raises:
             StorageError: It cannot be kept.
             PeerError: As `Party.begin`; PolicyError likewise.
+            WardroundError: What `kept` raises.
         """
         self.kept[name] = (request.round, request.stage, broadcast), lanes
+        kept(lanes)
         return self._timed(name, lambda: self.parties[name].begin(request.sums[name], broadcast, lanes))
 
-    def again(self, name: str, request: Request, broadcast: bytes) -> bytes:
-        """The first answer of a later attempt; `broadcast_of` says whether anything was kept for it.
+    def again(self, name: str, request: Request, broadcast: bytes, kept: Callable[[Lanes], None]) -> bytes:
+        """The first answer over what was kept; `has_kept` and `broadcast_of` say whether anything was.
 
         Raises:
             StorageError: What was kept does not hold what was written.
             PeerError: As `Party.begin`; PolicyError likewise.
+            WardroundError: What `kept` raises: whoever kept it may have ended right there.
         """
         _, lanes = self.kept[name]
+        kept(lanes)
         return self._timed(name, lambda: self.parties[name].begin(request.sums[name], broadcast, lanes))
 
     def has_kept(self, name: str, request: Request, broadcast: bytes) -> bool:
-        """Whether a contribution to this very round, stage and broadcast is kept from an earlier attempt.
+        """Whether a contribution to this very round, stage and broadcast is kept.
+
+        It is of an earlier attempt, or of this one, where the site ended before it had answered.
 
         Raises:
             StorageError: What was kept does not hold what was written.
         """
-        if not request.attempt:
-            return False
         kept = self.kept.get(name)
         return kept is not None and kept[0] == (request.round, request.stage, broadcast)
 

@@ -20,6 +20,7 @@ from wardround.core.seeds import Purpose
 from wardround.privacy.accounting.of_plan import RoundCost
 from wardround.privacy.noise.source import RandomSource
 from wardround.privacy.sums.noise import ring_noise
+from wardround.training.checkpoint import Checkpoint
 from wardround.training.private.local import PrivateRound
 
 Sources = Callable[[Purpose, int], RandomSource]
@@ -65,7 +66,9 @@ class SitePrivacy:
         of_rows = self.cost.unit == "example"
         return [str(row) for row in range(len(self.patients))] if of_rows else self.patients
 
-    def reserve(self, plan: TrainingPlan, run_id: str, round: int, *, cohort: int, coordinates: int) -> float:
+    def reserve(
+        self, plan: TrainingPlan, run_id: str, round: int, *, cohort: int, coordinates: int, done: int = 0
+    ) -> float:
         """Charge a round to every unit of the site, durably, before it is trained.
 
         Args:
@@ -74,6 +77,8 @@ class SitePrivacy:
             round: Counts from 1.
             cohort: Sites that are asked: of distributed noise they decide what is guaranteed.
             coordinates: Of a contribution.
+            done: Steps that an earlier process did, under its own reservation; the others are drawn afresh,
+                and charged beside all that it reserved.
 
         Returns:
             ε that the run has cost the units, this round included.
@@ -83,7 +88,7 @@ class SitePrivacy:
             StorageError: The ledger cannot be written, or does not hold what was written.
         """
         added = ring_noise(plan, cohort=cohort, coordinates=coordinates, round=round)
-        mechanism = self.cost.mechanism if added is None else added.mechanism
+        mechanism = self.cost.after(done).mechanism if added is None else added.mechanism
         spent = self.charges.reserve(
             Charge(
                 source=plan.name, units=tuple(self.patients), run=run_id, plan=plan.digest, round=round,
@@ -121,19 +126,24 @@ class SitePrivacy:
         """
         return self._words(Purpose.SHARE, round) if self.rules.noise == "distributed" else None
 
-    def private_round(self, round: int, clip_norm: float | None) -> PrivateRound:
+    def private_round(
+        self, round: int, clip_norm: float | None, resumed: Checkpoint | None = None
+    ) -> PrivateRound:
         """What the local round is handed.
 
         Args:
             round: Counts from 1.
             clip_norm: What the round before left, where it adapts.
+            resumed: Where an earlier process left this round.
 
         Raises:
             PolicyError: Batches or noise come from a seed, and this is no simulation.
         """
+        left = clip_norm if resumed is None else resumed.clip_norm
         return PrivateRound(
-            self.rules, self.cost, self.expected_batch, self.units, clip_norm or self.rules.clip_norm,
+            self.rules, self.cost, self.expected_batch, self.units, left or self.rules.clip_norm,
             self._words(Purpose.BATCH, round), self._words(Purpose.NOISE, round), self.simulation,
+            0 if resumed is None else resumed.done,
         )  # fmt: skip
 
     def _words(self, purpose: Purpose, round: int) -> RandomSource:

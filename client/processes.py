@@ -300,7 +300,7 @@ class SiteProcesses:
                 self._node.look()
                 ended = self._worker.look()
                 if ended is not None:
-                    self._node.order({"worker_ended": _said(ended)})
+                    self._node.order({"worker_ended": _said(ended), "too_late": ended == DEADLINE})
             except Exception:
                 LOG.exception("a process of the site could not be looked after; tried again")
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import Literal
 
 from wardround.client.parties import scores_only
 from wardround.client.site import Site
-from wardround.client.work import contribute, measure, trained_for
+from wardround.client.work import contribute, measure, seal, trained_for
 from wardround.core.counting import metric_counters, scores
 from wardround.core.errors import (
     BudgetError,
@@ -185,14 +186,16 @@ def work(
     # The broadcast passed as the fold of the round before, or that one is burnt or was missed; and the server
     # signed that another one begins. Not sooner: whoever cannot sign must not make a site lose anything.
     site.parties.kept.forget(round=request.round - 1)
+    if site.checkpoints is not None:
+        site.checkpoints.forget(round=request.round - 1)
 
     def begin(name: str, lanes: Lanes) -> None:
-        sums[name] = site.parties.begin(name, request, digest, lanes)
+        sums[name] = site.parties.begin(name, request, digest, lanes, partial(seal, name, request, site))
 
-    # A server that was killed asks again for all of a round: what was kept of it goes in as it is.
+    # After a server's or a site's end all of a round begins again: what was kept of it goes in as it is.
     kept = {name for name in request.sums if site.parties.has_kept(name, request, digest)}
     for name in sorted(kept):
-        sums[name] = site.parties.again(name, request, digest)
+        sums[name] = site.parties.again(name, request, digest, partial(seal, name, request, site))
     if EVALUATION in request.sums and EVALUATION not in kept:
         counted = metric_counters(site.plan, measure(site.strategy.adapter_of(broadcast), site))
         begin(EVALUATION, scores_only(counted))
@@ -231,7 +234,7 @@ def begin_again(name: str, request: Request, site: Site) -> bytes:
     broadcast = site.parties.broadcast_of(name, request)
     statistics = site.strategy.statistics_layout(request.stage)
     site.parties.check(name, request, site.plan, site.run_id, statistics, broadcast)
-    return site.parties.again(name, request, broadcast)
+    return site.parties.again(name, request, broadcast, partial(seal, name, request, site))
 
 
 def told(error: Exception, request: Request, site: Site) -> tuple[Literal["refused", "failed"], str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wardround.client.checkpoints import CheckpointFile
 from wardround.client.fold_check import FoldCheck
 from wardround.client.grouping import Grouped
 from wardround.client.memory import SiteStore
@@ -33,6 +34,7 @@ class Site:
         folds: What it knows of the server's state.
         grouped: Its part in the draw of the groups, where the strategy sums over groups.
         privacy: Its side of the plan's differential privacy, where it trains privately.
+        checkpoints: Inside its local rounds, where somebody would go on from them.
     """
 
     name: str
@@ -47,3 +49,4 @@ class Site:
     folds: FoldCheck
     grouped: Grouped | None = None
     privacy: SitePrivacy | None = None
+    checkpoints: CheckpointFile | None = None

@@ -49,6 +49,9 @@ machine:
   gradient_checkpointing: false
   evaluation_batch_size: 32
 
+# Seconds between two checkpoints of a local round, from which a worker that was killed goes on. null: none.
+checkpoint_s: 60
+
 # Whether a person here approves each plan before this site takes part, and what the site says beforehand.
 approval: manual         # manual: wardround site approve RUN | automatic: whatever the policy allows
 tell_rows: true          # whether its rows are enough for the plan's batches, or not; never how many
@@ -88,6 +91,8 @@ class SiteSettings(Frozen):
     columns: dict[str, str] = Field(default_factory=dict)
     """Column as plans call it → the name that these rows have for it."""
     machine: Machine = Machine()
+    checkpoint_s: float | None = Field(default=60.0, gt=0)
+    """Seconds between two checkpoints of a local round; None: there are none."""
     policy: SecurePolicy = SecurePolicy()
     approval: Literal["manual", "automatic"] = "manual"
     """Whether a person approves each plan, or all that the policy allows are taken."""

@@ -48,6 +48,7 @@ from wardround.client.child import (
 )
 from wardround.client.polling import Polling
 from wardround.core.errors import ConfigError
+from wardround.core.messages import WORKER_ENDED
 
 LOG = logging.getLogger(__name__)
 
@@ -188,7 +189,8 @@ def _runtime_api(app: Any, listener: int) -> uvicorn.Server:
 
 def _obey(order: Mapping[str, object], state: SiteNodeState) -> None:
     if "worker_ended" in order:
-        state.fail_unanswered(str(order["worker_ended"])[:200])
+        code = ErrorCode.CLIENT_APP_CRASHED if order.get("too_late") else WORKER_ENDED
+        state.fail_unanswered(str(order["worker_ended"])[:200], code)
 
 
 class SiteNodeState(InMemoryNodeState):
@@ -221,7 +223,7 @@ class SiteNodeState(InMemoryNodeState):
             return False
         return all(self.object_store.get(tree.object_id) for tree in trees)
 
-    def fail_unanswered(self, why: str) -> int:
+    def fail_unanswered(self, why: str, code: int = WORKER_ENDED) -> int:
         """Answer what a worker that has ended had in hand, so that nobody waits for it; gives how many.
 
         Flower does so by itself a minute later; and not where the worker ended between taking a task and
@@ -245,7 +247,7 @@ class SiteNodeState(InMemoryNodeState):
                         self.object_store.delete(message_id)
                         del self.msg_store[message_id]
             self.finish_task(task.task_id, SubStatus.FAILED, why)
-            self._store_error_replies({task.run_id}, Error(ErrorCode.CLIENT_APP_CRASHED, why))
+            self._store_error_replies({task.run_id}, Error(code, why))
         return len(taken)
 
 

@@ -12,6 +12,7 @@ from statistics import fmean
 
 import numpy as np
 
+from wardround.client.checkpoints import RoundPlace
 from wardround.client.memory import Figures, Kept, Trained
 from wardround.client.parties import contribution
 from wardround.client.site import Site
@@ -20,7 +21,7 @@ from wardround.core.errors import TrainingError
 from wardround.core.messages import SPENT, Request
 from wardround.core.packed import Adapter, Array, Counters, zeros
 from wardround.privacy.secagg.offer import Offer
-from wardround.privacy.sums.contract import Lanes
+from wardround.privacy.sums.contract import TRAINING, Lanes
 from wardround.strategies.contract import Broadcast, SiteMemory
 from wardround.training.evaluation import evaluate
 from wardround.training.local_round import LocalResult, train_locally
@@ -98,20 +99,23 @@ def train(
         BudgetError: The site's ledger does not allow this round.
         ConfigError: A parameter trains that has no gradient of single examples; nothing is charged.
     """
-    adapter, privacy = site.strategy.adapter_of(broadcast), site.privacy
+    adapter, privacy, checkpoints = site.strategy.adapter_of(broadcast), site.privacy, site.checkpoints
+    place = RoundPlace(request.round, broadcast.digest, len(site.training), site.bench.layout)
+    resumed = None if checkpoints is None else checkpoints.load(place)
     rules = site.strategy.local_rules(broadcast, kept.memory, request.stage)
     private: PrivateRound | None = None
     if privacy is not None:
         moving = {name: p for name, p in site.bench.parameters().items() if name not in rules.frozen}
         # Whatever can be refused is refused before it is charged.
         require_rules(site.bench.model, moving)
-        private = privacy.private_round(request.round, kept.clip_norm)
+        private = privacy.private_round(request.round, kept.clip_norm, resumed)
         local[SPENT] = privacy.reserve(
             site.plan,
             site.run_id,
             request.round,
             cohort=len(offer.cohort),
             coordinates=offer.coordinates,
+            done=private.done,
         )
     result = train_locally(
         site.bench,
@@ -125,6 +129,8 @@ def train(
         site=site.name,
         optimiser_state=kept.optimiser_state,
         private=private,
+        resumed=resumed,
+        checkpoints=None if checkpoints is None else checkpoints.of(place),
     )
     if privacy is not None and privacy.simulation:
         local |= private_figures(result.private)
@@ -169,7 +175,6 @@ def contribute(
 
     Raises:
         TrainingError: The statistics are not finite, or the site weighs more than the plan allows.
-        PolicyError: Another contribution of a private round is sealed already.
         StorageError: What is to be kept cannot be written.
     """
     before, after, privacy = trained.before, trained.after, site.privacy
@@ -181,8 +186,6 @@ def contribute(
         statistics.vector, counters, trained.figures.weight, offer, site.plan, site.name,
         None if privacy is None else privacy.share(request.round),
     )  # fmt: skip
-    if privacy is not None and not request.stage:  # a later stage goes on from what is noised and sealed
-        privacy.seal(site.run_id, request.round, digest_of(lanes))
     if request.stage < site.strategy.stages - 1:
         site.store.save_stage(trained, left, round=request.round, stage=request.stage)
     else:
@@ -200,6 +203,24 @@ def contribute(
     if trained.update is None or (privacy is not None and privacy.simulation):
         local |= {"clipped": float(quantised.clipped), "shortened_by": quantised.shortened_by}
     return lanes
+
+
+def seal(name: str, request: Request, site: Site, lanes: Lanes) -> None:
+    """Mark a private contribution as the round's, once it is kept and before anything of it leaves.
+
+    The same one again does no harm: a site that was killed in between seals it then. Its checkpoints go: what
+    is kept is what is sent.
+
+    Raises:
+        PolicyError: Another contribution of the round is sealed already.
+        StorageError: The ledger cannot be written.
+    """
+    if name != TRAINING:
+        return
+    if site.privacy is not None and not request.stage:  # a later one goes on from what is noised and sealed
+        site.privacy.seal(site.run_id, request.round, digest_of(lanes))
+    if site.checkpoints is not None:
+        site.checkpoints.destroy()
 
 
 def digest_of(lanes: Lanes) -> str:

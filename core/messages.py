@@ -15,6 +15,11 @@ from the site's number of units, and tells nothing of a row."""
 SECONDS: Final = "seconds"
 """Among a reply's figures: how long the work took; `seconds.NAME` is how long the protocol of a sum took."""
 
+NODE_STARTED_ANEW: Final = 100
+"""Code of a message's error: the site's node has started anew, and lost what it had fetched."""
+WORKER_ENDED: Final = 101
+"""The same: the site's worker ended over the message, not for its length, and is started again."""
+
 
 def is_duration(name: str) -> bool:
     """Whether one of a reply's figures says how long something took."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -10,12 +12,23 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from wardround.core.errors import PeerError
-from wardround.core.messages import Reply, Request, answers, reply_to
+from wardround.core.messages import (
+    NODE_STARTED_ANEW,
+    WORKER_ENDED,
+    Reply,
+    Request,
+    answers,
+    reply_to,
+)
 from wardround.runtime.flower_codec import decode_reply, encode_request
+
+LOG = logging.getLogger(__name__)
 
 MESSAGE_TYPE = "train"
 MOST_AT_ONCE = 16
 """Replies that are in memory together."""
+MOST_AGAIN = 2
+"""So often a site that started anew is asked the same again in one exchange."""
 
 
 @dataclass
@@ -28,6 +41,7 @@ class GridTransport:
         poll_s: Pause between two looks for replies.
         life_s: Seconds for which Flower keeps a request and its reply; None leaves Flower's own 12 hours.
         waiting: Message id → its request.
+        again: Site → how often it was asked again in this exchange.
     """
 
     grid: Grid
@@ -35,19 +49,21 @@ class GridTransport:
     poll_s: float = 0.2
     life_s: float | None = None
     waiting: dict[str, Request] = field(default_factory=dict)
+    again: Counter[str] = field(default_factory=Counter)
 
     def send(self, requests: Sequence[Request]) -> int:
         """Push one message a site, each before the next is made: memory does not grow with their number."""
-        total = 0
         self.waiting.clear()
-        for request in requests:
-            content, size = encode_request(request)
-            node, group = self.node_of(request.site), str(request.round)
-            message = Message(content, node, MESSAGE_TYPE, ttl=self.life_s, group_id=group)
-            (message_id,) = self.grid.push_messages([message])
-            self.waiting[message_id] = request
-            total += size
-        return total
+        self.again.clear()
+        return sum(map(self._push, requests))
+
+    def _push(self, request: Request) -> int:
+        content, size = encode_request(request)
+        node, group = self.node_of(request.site), str(request.round)
+        message = Message(content, node, MESSAGE_TYPE, ttl=self.life_s, group_id=group)
+        (message_id,) = self.grid.push_messages([message])
+        self.waiting[message_id] = request
+        return size
 
     def receive(self, timeout_s: float) -> Sequence[tuple[Reply, int]]:
         """Pull what has arrived, of a few sites at a time: the others' replies stay in Flower's store."""
@@ -69,6 +85,8 @@ class GridTransport:
         request = self.waiting.pop(message.metadata.reply_to_message_id, None)
         if request is None:
             return None
+        if message.has_error() and self._ask_again(request, message.error.code):
+            return None
         if message.has_error():
             return _failed(
                 request, "crashed", f"the site's process failed: {message.error.reason or 'no reason given'}"
@@ -80,6 +98,19 @@ class GridTransport:
         if not answers(reply, request):  # else nobody would ever settle this request
             return _failed(request, "malformed_reply", "the reply names another request"), 0
         return reply, reply.size
+
+    def _ask_again(self, request: Request, code: int) -> bool:
+        """Send a request again to a site that started anew over it: it goes on from its checkpoint.
+
+        Not in a later exchange where the worker has ended: what it would go on with was in its memory.
+        """
+        lost = code == NODE_STARTED_ANEW or (code == WORKER_ENDED and request.exchange == 0)
+        if not lost or self.again[request.site] >= MOST_AGAIN:
+            return False
+        self.again[request.site] += 1
+        LOG.warning("site %s started anew in round %d: it is asked again", request.site, request.round)
+        self._push(request)
+        return True
 
 
 def _failed(request: Request, code: str, reason: str) -> Reply:

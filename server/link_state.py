@@ -39,6 +39,7 @@ from sqlalchemy import event, func, select
 from sqlalchemy.orm import Session
 
 from wardround.core.errors import InternalError, StorageError
+from wardround.core.messages import NODE_STARTED_ANEW
 
 UNKNOWN_ERROR = 0
 """Flower's code for an error of no kind of its own."""
@@ -294,7 +295,11 @@ class LinkGrid(Grid):
         replies = self._state.complete_replies(asked) if asked else {}
         return [
             *(self._read(message_id, reply_id) for message_id, reply_id in replies.items()),
-            *(self._fail(message_id, why) for message_id, why in failed.items() if message_id not in replies),
+            *(
+                self._fail(message_id, why, code=NODE_STARTED_ANEW if why == RESTARTED else UNKNOWN_ERROR)
+                for message_id, why in failed.items()
+                if message_id not in replies
+            ),
         ]
 
     def _read(self, message_id: str, reply_id: str) -> Message:
@@ -311,7 +316,9 @@ class LinkGrid(Grid):
         self._settle(message_id, reply_id)
         return message
 
-    def _fail(self, message_id: str, why: str, reply_id: str | None = None) -> Message:
+    def _fail(
+        self, message_id: str, why: str, reply_id: str | None = None, code: int = UNKNOWN_ERROR
+    ) -> Message:
         node_id = self._nodes.get(message_id, 0)
         self._settle(message_id, reply_id)
         metadata = Metadata(
@@ -325,7 +332,7 @@ class LinkGrid(Grid):
             ttl=0,
             message_type="system",
         )
-        return make_message(metadata=metadata, error=Error(UNKNOWN_ERROR, why))
+        return make_message(metadata=metadata, error=Error(code, why))
 
     def _settle(self, message_id: str, reply_id: str | None) -> None:
         with self._lock:

@@ -23,6 +23,7 @@ from wardround.core.schedules import rate, single_rate
 from wardround.core.seeds import Purpose, generator, seed_for
 from wardround.strategies.contract import LocalRules
 from wardround.training.batches import plan_batches
+from wardround.training.checkpoint import Checkpoint, Checkpoints, generators, restore_generators
 from wardround.training.gradients import MeanGradients
 from wardround.training.optimisers import (
     OptimiserState,
@@ -79,6 +80,8 @@ def train_locally(
     site: str,
     optimiser_state: OptimiserState | None = None,
     private: PrivateRound | None = None,
+    resumed: Checkpoint | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> LocalResult:
     """Train one local round from `before`; equal inputs give equal bits at equal thread counts on a CPU.
 
@@ -97,7 +100,10 @@ def train_locally(
         seed_root: Root of the seed tree.
         site: Name of the site, part of the seeds.
         optimiser_state: What the last round kept, or None.
-        private: What makes the round private, or None.
+        private: What makes the round private, or None; it counts the steps that are done (`private.done`).
+        resumed: Where an earlier process left this very round; all else is as that one had it. What it gives
+            then are the bits of the undisturbed round, of a private one those of fresh draws.
+        checkpoints: Where to leave it, from time to time; None where nobody would go on.
 
     Raises:
         TrainingError: `no_rows`, `nothing_trains`, or `non_finite_loss` before the step that it would spoil.
@@ -109,9 +115,10 @@ def train_locally(
             found=f"{len(encoded)} rows, none of them with a target",
             remedy="leave the site out, or look at what the column mapping and max_length leave of its rows",
         )  # fmt: skip
-    bench.load_adapter(before)
+    bench.load_adapter(before if resumed is None else resumed.adapter)
     dropout_seed = seed_for(seed_root, Purpose.DROPOUT, round=round, site=site)
-    losses, targets = [], []
+    losses = [] if resumed is None else resumed.losses.tolist()
+    targets = 0 if resumed is None else resumed.targets
     with ExitStack() as opened:
         parameters = opened.enter_context(_training(bench, rules, dropout_seed))
         if private is not None and private.rules.noise == "distributed":
@@ -126,7 +133,10 @@ def train_locally(
         strategy_terms = pulls(rules, before, parameters, bench.device)
         if optimiser_state is not None and work.optimiser_state == "keep":
             import_state(optimiser, parameters, optimiser_state)
-        for step in range(gradients.steps):
+        if resumed is not None:
+            import_state(optimiser, parameters, resumed.optimiser_state)
+            restore_generators(resumed.generators, bench.device)
+        for step in range(len(losses), gradients.steps):
             done = (
                 step + 0.5
             ) / gradients.steps  # its middle, so that warm-up never begins with a step of zero
@@ -140,11 +150,24 @@ def train_locally(
                 pull.add_to(parameters[name])
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), work.max_grad_norm or math.inf)
             losses.append(_require_finite(loss, norm, step=step + 1, site=site))
-            targets.append(count)
+            targets += count
             if isinstance(optimiser, DPAdam):
                 set_noise_variance(optimiser, gradients.noise_variance)
             optimiser.step()
             gradients.stepped()
+            if checkpoints is not None and step + 1 < gradients.steps and checkpoints.due():
+                checkpoints.keep(
+                    Checkpoint(
+                        done=step + 1,
+                        of=gradients.steps,
+                        adapter=bench.read_adapter(),
+                        optimiser_state=export_state(optimiser, parameters),
+                        losses=np.array(losses),
+                        targets=targets,
+                        generators=generators(bench.device) if private is None else {},
+                        clip_norm=gradients.clip_norm,
+                    )
+                )
         kept = export_state(optimiser, parameters) if work.optimiser_state == "keep" else None
     return LocalResult(
         adapter=bench.read_adapter(),
@@ -152,7 +175,7 @@ def train_locally(
         optimiser_state=None if kept is None else {**(optimiser_state or {}), **kept},
         steps=gradients.steps,
         examples=sum(map(rows_in, usable)),
-        targets=sum(targets),
+        targets=targets,
         loss_sum=sum(losses),
         private=tuple(gradients.figures),
         clip_norm=gradients.clip_norm,

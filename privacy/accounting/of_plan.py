@@ -7,7 +7,7 @@ same figures. The number of units is taken as public: the expected size of a bat
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final, Literal
 
@@ -49,6 +49,18 @@ class RoundCost:
     def mechanism(self) -> SampledGaussian:
         """What one round does to a unit; where the noise is in the ring, what that stands for."""
         return SampledGaussian(sample_rate=self.sample_rate, sigma=self.sigma, steps=self.steps)
+
+    def after(self, done: int) -> RoundCost:
+        """What is left of a round once so many of its steps are done.
+
+        Raises:
+            ConfigError: Nothing would be left.
+        """
+        if not 0 <= done < self.steps:
+            raise ConfigError(
+                "no step of the round is left", found=f"{done} done", expected=f"fewer than {self.steps}"
+            )
+        return replace(self, steps=self.steps - done)
 
     def account(self, rounds: int) -> Account:
         """What so many rounds do to a unit."""

@@ -38,6 +38,7 @@ class PrivateRound:
         batches: Words for who is in a batch.
         noise: Words for the noise.
         simulation: Says "not private": batches and noise may come from a seed.
+        done: Steps that an earlier process did, under a reservation of its own; this one may do the rest.
     """
 
     rules: PrivacyRules
@@ -48,6 +49,7 @@ class PrivateRound:
     batches: RandomSource
     noise: RandomSource
     simulation: bool = False
+    done: int = 0
 
     def sampler(self) -> PoissonSampler:
         """Draws the batches of the round."""
@@ -85,7 +87,7 @@ class NoisedGradients:
     """Gradients of a round in which every step is noised at the site.
 
     Attributes:
-        steps: As they were reserved.
+        steps: Of the whole round, whoever does them.
         figures: Of the steps so far; exact, hence for the site's own eyes.
     """
 
@@ -152,7 +154,8 @@ def _opened(
     bench: Workbench, parameters: Mapping[str, nn.Parameter], rows: Sequence[Encoded], private: PrivateRound
 ) -> Iterator[PrivateGradients]:
     with private_gradients(
-        bench, parameters, rows, private.cost.mechanism, private.clipping(columns_of(parameters)),
+        bench, parameters, rows, private.cost.after(private.done).mechanism,
+        private.clipping(columns_of(parameters)),
         expected_batch=private.expected_batch, source=private.noise, simulation=private.simulation,
     ) as gradients:  # fmt: skip
         yield gradients

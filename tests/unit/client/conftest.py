@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from private_site import private_server
 
 from wardround.client.fold_check import FoldCheck
 from wardround.client.memory import SiteStore
@@ -190,3 +191,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 def make(bench: Workbench, tmp_path: Path) -> Callable[..., Server]:
     """Makes sites over `bench` that keep what they keep in `tmp_path`, with the server's side of them."""
     return partial(server_of, bench, tmp_path)
+
+
+@pytest.fixture
+def private(make: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """Makes the server's side of a private site, which keeps its ledger in `tmp_path`."""
+
+    def server(*arguments: Any, **options: Any) -> Any:
+        return private_server(make(max_grad_norm=None), tmp_path, *arguments, **options)
+
+    return server

@@ -193,6 +193,10 @@ def test_a_cohort_that_the_sites_policy_refuses_is_refused_before_any_work(mode:
     plain.check(plain.offer())
 
 
+def nothing(_: Lanes) -> None:
+    """Where nobody wants to know that a contribution is kept."""
+
+
 def plain_lanes(message: bytes, offer: Offer) -> tuple[list[int], list[int]]:
     """What a message under no mask adds."""
     vector = decode(message, MaskedInput, offer)
@@ -205,14 +209,14 @@ def test_what_was_kept_is_sent_again_lane_for_lane() -> None:
     side = Side()
     first = side.offer()
     lanes = side.lanes(first)
-    sent = plain_lanes(side.parties.begin(TRAINING, side.request(first), BROADCAST, lanes), first)
+    sent = plain_lanes(side.parties.begin(TRAINING, side.request(first), BROADCAST, lanes, nothing), first)
     assert sent == (lanes.coordinates.tolist(), lanes.counters.tolist())
     for attempt in (1, 2):
         offer = side.offer(attempt=attempt)
         request = side.request(offer)
         assert side.parties.broadcast_of(TRAINING, request) == BROADCAST
         side.parties.check(TRAINING, request, side.plan, "run", LAYOUT, BROADCAST)
-        assert plain_lanes(side.parties.again(TRAINING, request, BROADCAST), offer) == sent
+        assert plain_lanes(side.parties.again(TRAINING, request, BROADCAST, nothing), offer) == sent
     assert side.parties.kept[TRAINING][1] is lanes
 
 
@@ -221,9 +225,11 @@ def test_under_masks_what_was_kept_goes_in_again_under_fresh_keys() -> None:
     side = Side("real")
     first = side.offer()
     lanes = side.lanes(first)
-    before = decode(side.parties.begin(TRAINING, side.request(first), BROADCAST, lanes), Advertisement)
+    before = decode(
+        side.parties.begin(TRAINING, side.request(first), BROADCAST, lanes, nothing), Advertisement
+    )
     request = side.request(side.offer(attempt=1))
-    after = decode(side.parties.again(TRAINING, request, BROADCAST), Advertisement)
+    after = decode(side.parties.again(TRAINING, request, BROADCAST, nothing), Advertisement)
     for name in ("channel_key", "mask_key", "commitment", "graph_commitment"):
         assert getattr(before, name) != getattr(after, name)
     assert side.parties.parties[TRAINING]._lanes is lanes  # type: ignore[attr-defined]  # a PhasedParty's
@@ -238,7 +244,7 @@ def test_where_nothing_is_kept_another_attempt_is_a_named_failure(mode: str) -> 
         side.parties.broadcast_of(TRAINING, asked)
     assert caught.value.code == "nothing_kept"
     first = side.offer()
-    side.parties.begin(TRAINING, side.request(first), BROADCAST, side.lanes(first))
+    side.parties.begin(TRAINING, side.request(first), BROADCAST, side.lanes(first), nothing)
     for name, place in ((TRAINING, {"round": 2}), (TRAINING, {"stage": 1}), (EVALUATION, {})):
         with pytest.raises(TrainingError) as caught:
             side.parties.broadcast_of(name, side.request(side.offer(attempt=1), **place))
@@ -251,7 +257,7 @@ def test_an_offer_that_is_not_newer_is_refused(mode: str) -> None:
     """Asked twice in one attempt, a site would mask one vector under two keys; an older one is a replay."""
     side = Side(mode)
     offer = side.offer(round=2, attempt=1) if mode == "off" else side.offer(round=2)
-    side.parties.begin(TRAINING, side.request(offer), BROADCAST, side.lanes(offer))
+    side.parties.begin(TRAINING, side.request(offer), BROADCAST, side.lanes(offer), nothing)
     for old in (offer, side.offer(round=1)):
         with pytest.raises(PeerError, match="not newer than the last one"):
             side.parties.check(TRAINING, side.request(old), side.plan, "run", LAYOUT, BROADCAST)
@@ -328,7 +334,7 @@ def test_a_phase_that_nobody_began_is_refused(mode: str) -> None:
     with pytest.raises(PeerError, match="a phase is asked for"):
         side.parties.step(TRAINING, side.request(side.offer(), exchange=1))
     first = side.offer()
-    side.parties.begin(TRAINING, side.request(first), BROADCAST, side.lanes(first))
+    side.parties.begin(TRAINING, side.request(first), BROADCAST, side.lanes(first), nothing)
     with pytest.raises(PeerError, match="a phase is asked for"):
         side.restarted().step(TRAINING, side.request(first, exchange=1))
 
@@ -338,7 +344,7 @@ def test_the_seconds_of_each_sum_are_told_once() -> None:
     side = Side("real")
     first = side.offer()
     assert side.parties.spent() == {}
-    side.parties.begin(TRAINING, side.request(first), BROADCAST, side.lanes(first))
+    side.parties.begin(TRAINING, side.request(first), BROADCAST, side.lanes(first), nothing)
     with pytest.raises(PeerError):
         side.parties.step(EVALUATION, side.request(side.offer(EVALUATION), exchange=1))
     spent = side.parties.spent()

@@ -77,6 +77,10 @@ def found_in(folder: Path, *secrets: bytes) -> list[str]:
     ]  # fmt: skip
 
 
+def unsealed(_: Lanes) -> None:
+    """What is contributed here is not private."""
+
+
 @dataclass
 class Federation:
     """A consortium whose sites keep all that they must not forget in files."""
@@ -125,9 +129,11 @@ class Federation:
                 if exchange:
                     answers[name] = parties.step(TRAINING, request)
                 elif offer.attempt:
-                    answers[name] = parties.again(TRAINING, request, BROADCAST)
+                    answers[name] = parties.again(TRAINING, request, BROADCAST, unsealed)
                 else:
-                    answers[name] = parties.begin(TRAINING, request, BROADCAST, self.lanes(offer, name))
+                    answers[name] = parties.begin(
+                        TRAINING, request, BROADCAST, self.lanes(offer, name), unsealed
+                    )
                 collector.take(name, answers[name])
             self.masked.append(answers)
             sent = collector.close()

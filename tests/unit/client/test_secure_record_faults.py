@@ -148,7 +148,7 @@ def test_a_contribution_that_cannot_be_kept_is_not_announced(
         message = encode(SignedOffer.by(group.server, offer))
         request = Request("run", PLAN.hex(), round, SITE, {TRAINING: message})
         lanes = parties.kept[TRAINING][1] if round > 1 else Lanes(*group.inputs(offer, SITE))
-        return parties.begin(TRAINING, request, BROADCAST, lanes)
+        return parties.begin(TRAINING, request, BROADCAST, lanes, lambda _: None)
 
     begin(1)
     _, lanes = kept[TRAINING]
