@@ -189,24 +189,31 @@ def work(
     if site.checkpoints is not None:
         site.checkpoints.forget(round=request.round - 1)
 
-    def begin(name: str, lanes: Lanes) -> None:
-        sums[name] = site.parties.begin(name, request, digest, lanes, partial(seal, name, request, site))
-
     # After a server's or a site's end all of a round begins again: what was kept of it goes in as it is.
     kept = {name for name in request.sums if site.parties.has_kept(name, request, digest)}
     for name in sorted(kept):
         sums[name] = site.parties.again(name, request, digest, partial(seal, name, request, site))
+    contributions: dict[str, Lanes] = {}
+    wrong: Exception | None = None
     if EVALUATION in request.sums and EVALUATION not in kept:
         counted = metric_counters(site.plan, measure(site.strategy.adapter_of(broadcast), site))
-        begin(EVALUATION, scores_only(counted))
+        contributions[EVALUATION] = scores_only(counted)
         local |= {f"validation.{name}": value for name, value in scores(site.plan, counted).values.items()}
     if TRAINING in request.sums and TRAINING not in kept:
         try:
             trained, memory = trained_for(request, broadcast, site, offers[TRAINING], local)
-            lanes = contribute(request, broadcast, site, trained, memory, offers[TRAINING], local)
+            contributions[TRAINING] = contribute(
+                request, broadcast, site, trained, memory, offers[TRAINING], local
+            )
         except PeerError as error:  # the request has passed its checks: this is what the site made itself
-            raise TrainingError("bad_contribution", error.what, found=error.found) from error
-        begin(TRAINING, lanes)
+            wrong = TrainingError("bad_contribution", error.what, found=error.found)
+        except Exception as error:  # noqa: BLE001 - raised below, once the scores are in
+            wrong = error
+    # No sooner: an offer is answered once, and whoever is killed in training is asked the same again.
+    for name, lanes in contributions.items():
+        sums[name] = site.parties.begin(name, request, digest, lanes, partial(seal, name, request, site))
+    if wrong is not None:
+        raise wrong
     local[SECONDS] = time.perf_counter() - started
 
 

@@ -91,6 +91,19 @@ def test_a_killed_site_goes_on_and_contributes_what_it_would_have(
     assert file_in(tmp_path)._file.read() is None  # what is sent is kept, and the checkpoint destroyed
 
 
+def test_no_offer_is_answered_before_the_training_is_done(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the same request would be none that a site answers twice: its scores were offered for."""
+    server = keeping(make(steps=3, mode="real", least_cohort=3), tmp_path)
+    request = server.request()
+    assert set(request.sums) == {TRAINING, EVALUATION}
+    killed_after(monkeypatch, 2, server, request)
+    fresh = keeping(server, tmp_path)  # its records are in memory here, and have survived
+    reply = answer(request, fresh.site)
+    assert (reply.status, set(reply.sums)) == ("ok", {TRAINING, EVALUATION}), reply.reason
+
+
 def test_what_a_checkpoint_holds_cannot_be_read_without_the_key(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,0 +1,137 @@
+"""A site is killed in the middle of its local round, with real processes: it goes on at its checkpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deployed import wait_for
+from federation import Federation, config_of
+
+from wardround.client.processes import SiteProcesses
+from wardround.client.supervisor import running_site
+from wardround.runtime.event_log import read_events
+from wardround.runtime.events import RoundFolded
+from wardround.runtime.plan_folder import INITIAL, SIGNED
+from wardround.server.daemon import RunningServer, running_server
+from wardround.simulations.simulate import run_simulation
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+COUNTS = {"aachen": 24, "basel": 17, "cork": 30}
+STEPS = 100
+WORK = {"rounds": {"rounds": 2, "deadline_s": 600.0}, "local": {"steps": STEPS, "batch_size": 4}}
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federation:
+    """Sites that leave a checkpoint five times a second."""
+    return Federation.make(tmp_path_factory.mktemp("cut"), tiny_bert, COUNTS, checkpoint_s=0.2)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Digest of the last adapter of a simulation of the same plan."""
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = run_simulation(config_of(federation.base, federation.rows, output=str(output), **WORK))
+    return done.federated.outcome.last.adapter.digest
+
+
+def end_of(federation: Federation, server: RunningServer, name: str, cut: Callable[[str], None]) -> str:
+    """Digest of the last adapter of a run that is cut; every site is in every round."""
+    plan = federation.plan(name, **WORK)
+    signed, initial = (plan / SIGNED).read_bytes(), (plan / INITIAL).read_bytes()
+    run_id = server.desk.submit(signed, [initial], name).run_id
+    cut(run_id)
+    wait_for(lambda: server.desk.run(run_id).record.status.ended, 900)
+    folder = federation.practice.server / "runs" / run_id
+    rounds = [event for event in read_events(folder / "events.jsonl") if isinstance(event, RoundFolded)]
+    assert [(event.round, event.survivors) for event in rounds] == [
+        (round, tuple(sorted(COUNTS))) for round in (1, 2)
+    ]
+    record: Any = server.desk.run(run_id).result
+    return str(record.last)
+
+
+def in_the_middle(federation: Federation, run_id: str) -> None:
+    """Wait until `basel` has left a few checkpoints in its round."""
+    path = federation.practice.sites["basel"].path / "runs" / run_id / "kept" / "checkpoint.sealed"
+    seen: set[int] = set()
+
+    def several() -> bool:
+        with suppress(FileNotFoundError):
+            seen.add(path.stat().st_mtime_ns)
+        return len(seen) > 2
+
+    wait_for(several, 300)
+
+
+def went_on(federation: Federation) -> list[int]:
+    """After which steps `basel` went on, in the order of its log."""
+    log = (federation.practice.sites["basel"].path / "logs" / "worker.log").read_text()
+    return [int(step) for step in re.findall(rf"goes on after step (\d+) of {STEPS}", log)]
+
+
+def test_a_killed_worker_goes_on_at_its_checkpoint(federation: Federation, undisturbed: str) -> None:
+    """Nobody is left out of the round, and the adapter is the undisturbed one's, bit for bit."""
+    with ExitStack() as stack:
+        server = stack.enter_context(running_server(federation.practice.server))
+        sites: dict[str, SiteProcesses] = {
+            name: stack.enter_context(running_site(site.path))
+            for name, site in federation.practice.sites.items()
+        }
+
+        def cut(run_id: str) -> None:
+            in_the_middle(federation, run_id)
+            worker = next(state for state in sites["basel"].states() if state.name == "worker")
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+
+        assert end_of(federation, server, "worker", cut) == undisturbed
+    (step,) = went_on(federation)
+    assert 0 < step < STEPS
+
+
+@contextmanager
+def site_process(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`wardround site start`, ended at the end where it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wardround.cli", "site", "start", str(folder)],
+        stdin=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        process.wait(60)
+
+
+def test_a_whole_site_that_was_killed_goes_on_at_its_checkpoint(
+    federation: Federation, undisturbed: str
+) -> None:
+    """Supervisor, node and worker, as in a power cut: it is asked again once Flower lets its node in."""
+    folder, before = federation.practice.sites["basel"].path, len(went_on(federation))
+    with ExitStack() as stack:
+        server = stack.enter_context(running_server(federation.practice.server))
+        for name, site in federation.practice.sites.items():
+            if name != "basel":
+                stack.enter_context(running_site(site.path))
+        first = stack.enter_context(site_process(folder))
+
+        def cut(run_id: str) -> None:
+            in_the_middle(federation, run_id)
+            first.send_signal(signal.SIGKILL)
+            first.wait()
+            stack.enter_context(site_process(folder))
+
+        assert end_of(federation, server, "site", cut) == undisturbed
+    (step,) = went_on(federation)[before:]
+    assert 0 < step < STEPS
