@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import sys
 import threading
@@ -23,6 +22,7 @@ from wardround.core.errors import ConfigError, PolicyError, UnreachableError
 from wardround.runtime.control.client import ControlClient
 from wardround.runtime.control.protos import site_pb2 as pb
 from wardround.runtime.control.sockets import UnixSocket
+from wardround.runtime.log_file import LOGS, log_to
 from wardround.runtime.signed_plan import read_signed_plan
 from wardround.training.plan_summary import summary_of, summary_text
 
@@ -33,11 +33,11 @@ LOOK_S: Final = 0.2
 
 def start_site(folder: Path, deadline_s: float) -> None:
     """Run the site until it is stopped, by command or signal; raises as `run_site`."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     done = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: done.set())
     site = open_site_folder(folder)
+    log_to(site.path / LOGS / "site.jsonl")
     _say(f"{site.name} of {site.consortium!r} begins; its server is {site.server_address}")
     run_site(folder, done, deadline_s=deadline_s)
     _say(f"{site.name} has ended")

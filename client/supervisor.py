@@ -28,6 +28,7 @@ from wardround.runtime.control.methods import Call, Service
 from wardround.runtime.control.protos import site_pb2 as pb
 from wardround.runtime.control.server import serve
 from wardround.runtime.control.sockets import UnixSocket
+from wardround.runtime.log_file import LOGS
 from wardround.runtime.roster import expiring
 
 LOG = logging.getLogger(__name__)
@@ -35,7 +36,6 @@ PROTOCOL: Final = 1
 DESCRIPTOR: Final = pb.DESCRIPTOR.services_by_name["SiteControl"]
 CONTROL: Final = "control"
 """Folder of the socket on which the site's own people ask; who may enter it is who owns it."""
-LOGS: Final = "logs"
 DEADLINE_S: Final = 6 * 3600.0
 """Of one message: a worker that hangs is started anew after it."""
 WARN_DAYS: Final = 30

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -78,10 +78,12 @@ class MetricsAt:
     Attributes:
         port: Of the loopback; 0 takes a free one, None serves none.
         required: Whether a port that is taken is an error.
+        lost: Records of the server's own log that could not be written.
     """
 
     port: int | None = None
     required: bool = True
+    lost: Callable[[], int] = lambda: 0
 
 
 @contextmanager
@@ -112,7 +114,9 @@ def running_server(
         desk = Desk(
             own.path, executor(own, link), check=lambda plan: _name_of(plan, own), observer=Meter(registry)
         )
-        registry.register(Gauges(desk, link.online, lambda: link.serving, lambda: first_ends(own)))
+        registry.register(
+            Gauges(desk, link.online, lambda: link.serving, lambda: first_ends(own), metrics.lost)
+        )
         ProcessCollector(registry=registry)
         watcher.start()
         desk.start()

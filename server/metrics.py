@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
 from wardround import __version__
 from wardround.server.desk import Desk
@@ -109,6 +109,7 @@ class Gauges:
         online: Admitted site → seconds since it was last heard of; None where it never was.
         serving: Whether the public listener is alive.
         ends: Short name of a certificate → when it expires.
+        lost: Records of the server's own log that could not be written.
     """
 
     def __init__(
@@ -117,7 +118,9 @@ class Gauges:
         online: Callable[[], Mapping[str, float | None]],
         serving: Callable[[], bool],
         ends: Callable[[], Mapping[str, datetime]],
+        lost: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._lost = lost
         self._desk, self._online, self._serving, self._ends = desk, online, serving, ends
 
     def describe(self) -> Iterable[Metric]:
@@ -134,6 +137,9 @@ class Gauges:
             except Exception:
                 LOG.exception("a part of the metrics could not be read")
                 unread += 1
+        lost = CounterMetricFamily("wardround_log_records_lost", "Records that the server's log file lacks.")
+        lost.add_metric([], self._lost())
+        yield lost
         yield _gauge("scrape_unread_parts", "Parts of this page that could not be read.", unread)
 
     def _runs(self) -> Iterator[Metric]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -112,3 +113,32 @@ def test_strangers_do_not_find_them(server: Started) -> None:
     with httpx.Client(verify=False) as client:  # noqa: S501 - whose certificate it is does not matter here
         assert client.get(f"https://{found[1]}/metrics").status_code == 404
         assert client.get(f"https://{found[1]}/health").status_code == 200
+
+
+def test_what_it_does_is_a_line_of_json_each(server: Started) -> None:
+    """In `logs/` of its folder; the terminal has the same for people."""
+    lines = [json.loads(line) for line in (server.folder / "logs" / "server.jsonl").read_text().splitlines()]
+    assert all({"time", "level", "logger", "text"} <= set(line) for line in lines)
+    assert any("uvicorn" in line["logger"] for line in lines)
+    assert lines[0]["text"] in (server.folder / "terminal.txt").read_text()
+
+
+def test_a_full_disk_under_the_log_stops_no_server(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """It starts, says so once, counts what is lost, and ends in good order."""
+    folder = make_server(tmp_path_factory.mktemp("f"))
+    (folder / "logs").mkdir(mode=0o700)
+    (folder / "logs" / "server.jsonl").symlink_to("/dev/full")
+    full = start(folder, "--metrics", "0")
+    found = re.search(r"^wardround_log_records_lost_total (\S+)$", httpx.get(full.metrics).text, re.MULTILINE)
+    assert found is not None
+    assert float(found[1]) > 0
+    assert end(full) == 0
+    assert (folder / "terminal.txt").read_text().count("cannot be written, nothing else stops") == 1
+
+
+def test_a_folder_that_is_no_servers_stays_as_it_was(tmp_path: Path) -> None:
+    """Nothing is made in it; exit code 1, since no file of a server is there."""
+    command = [sys.executable, "-m", "wardround.cli", "server", "start", str(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
+    assert "no server's folder" in done.stderr
