@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from wardround import __version__
 from wardround.client.accepted import Accepted, RunFolders
 from wardround.client.estimate import seconds_a_round
 from wardround.client.fold_check import FoldCheck
@@ -102,7 +103,7 @@ class Node:
             return self._says(offer, "refused", code, reason)
 
     def _says(self, offer: PlanOffer, verdict: Verdict, code: str, text: str) -> PlanAnswer:
-        return PlanAnswer(offer.run_id, self.name, verdict, (Reason(code, text),))
+        return PlanAnswer(offer.run_id, self.name, verdict, (Reason(code, text),), version=__version__)
 
     def _accept(self, offer: PlanOffer) -> PlanAnswer:
         if offer.site != self.name:
@@ -130,6 +131,7 @@ class Node:
             "accepted",
             rows=_SAID[local.estimate] if settings.tell_rows else "unsaid",
             seconds_a_round=seconds_a_round(site) if settings.tell_seconds else None,
+            version=__version__,
         )
 
     def _settings(self) -> SiteSettings:

@@ -97,6 +97,11 @@ class RunView:
 def sentence(event: Record) -> tuple[str, str] | None:
     """Level and sentence of an event for the log; None of one that a log does not need."""
     match event.get("event"):
+        case "PlanAnswered":
+            said, version = str(event["verdict"]), str(event.get("version") or "")
+            of = f" (Wardround {version})" if version else ""
+            why = f": {'; '.join(event['reasons'])}" if event["reasons"] else ""
+            return "info" if said == "accepted" else "warning", f"{event['site']}{of}: {said}{why}"
         case "RunStarted":
             sites = f"{event['rounds']} rounds, {len(event['sites'])} sites"
             resumed = f", goes on after round {event['resumed_from']}" if event["resumed_from"] else ""
