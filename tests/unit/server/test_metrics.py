@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import math
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -235,3 +236,17 @@ def test_a_port_is_a_number_or_off() -> None:
     for wrong in ("0.0.0.0:9445", "65536", "-1", "", "on"):
         with pytest.raises(ConfigError, match="port of the metrics"):
             metrics_port(wrong)
+
+
+def test_the_page_of_operations_names_every_metric(bench: Make) -> None:
+    """And none that is not there: read while a run is at work and waits, with a site's ε known."""
+    spent = PrivacySpent("federated", 1, "patient", 1e-5, {"amber": 1.5})
+    here = bench(Telling(spent, hold=(1,)), online={"amber": 1.0})
+    submitted(here.desk)
+    until(here.trainer.holding.is_set)
+    served = {
+        family.name + ("_total" if family.type == "counter" else "_info" if family.type == "info" else "")
+        for family in here.registry.collect()
+    }
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(wardround_\w+)` \|", page, flags=re.MULTILINE)) == served
