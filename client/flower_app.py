@@ -20,6 +20,7 @@ from wardround.core.errors import PeerError
 from wardround.core.messages import Reply, Request
 from wardround.core.plan_offers import PlanAnswer, PlanOffer
 from wardround.runtime.flower_codec import addressee, decode_request, encode_reply
+from wardround.runtime.flower_records import OTHER_VERSION, OtherVersionError
 from wardround.runtime.offer_codec import OFFER_ACTION, decode_offer, encode_answer
 
 LOG = logging.getLogger(__name__)
@@ -63,6 +64,9 @@ def client_app(sites: Sites, offered: Callable[[PlanOffer], PlanAnswer] | None =
 def _guarded(message: Message, work: Callable[[], Message]) -> Message:
     try:
         return work()
+    except OtherVersionError as error:
+        LOG.error("a message cannot be answered: %s", error)  # noqa: TRY400 - its story is in its words
+        return Message(Error(OTHER_VERSION, error.what), reply_to=message)
     except PeerError as error:
         LOG.warning("a message cannot be answered: %s", error)
         return Message(Error(UNKNOWN_ERROR, error.what), reply_to=message)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from wardround import __version__
 from wardround.client.accepted import Accepted, RunFolders
 from wardround.client.checkpoints import CheckpointFile
 from wardround.client.estimate import seconds_a_round
@@ -104,7 +105,7 @@ class Node:
             return self._says(offer, "refused", code, reason)
 
     def _says(self, offer: PlanOffer, verdict: Verdict, code: str, text: str) -> PlanAnswer:
-        return PlanAnswer(offer.run_id, self.name, verdict, (Reason(code, text),))
+        return PlanAnswer(offer.run_id, self.name, verdict, (Reason(code, text),), version=__version__)
 
     def _accept(self, offer: PlanOffer) -> PlanAnswer:
         if offer.site != self.name:
@@ -132,6 +133,7 @@ class Node:
             "accepted",
             rows=_SAID[local.estimate] if settings.tell_rows else "unsaid",
             seconds_a_round=seconds_a_round(site) if settings.tell_seconds else None,
+            version=__version__,
         )
 
     def _settings(self) -> SiteSettings:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ from wardround.client.child import (
     WorkerSettings,
 )
 from wardround.core.checked import Frozen
+from wardround.core.errors import StorageError
 from wardround.runtime.files import private_folder, storing
 
 LOG = logging.getLogger(__name__)
@@ -128,6 +130,7 @@ class _Child:
             return None
         code = self.process.poll()
         if code is None:
+            self._bound_log()
             return None
         self._close_pipe()
         self.process, self.code = None, code
@@ -190,11 +193,35 @@ class _Child:
     def _log_file(self) -> IO[bytes] | None:
         if self.log is None:
             return None
-        with storing(self.log):
-            private_folder(self.log.parent)
-            if self.log.exists() and self.log.stat().st_size > LARGEST_LOG:
-                self.log.replace(self.log.with_suffix(".1.log"))
-            return os.fdopen(os.open(self.log, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o600), "ab")
+        try:
+            with storing(self.log):
+                private_folder(self.log.parent)
+                self._bound_log()
+                return os.fdopen(os.open(self.log, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o600), "ab")
+        except StorageError as error:  # a full disk keeps nobody from working
+            LOG.warning("what the site's %s says goes where this process's output goes: %s", self.name, error)
+            return None
+
+    def _bound_log(self) -> None:
+        """Keep what it wrote as the former log and begin anew, while it goes on writing.
+
+        It appends, so that a cut file is filled from its beginning; what it writes between copy and cut is
+        lost. Where the disk is too full for the copy, the whole of it is: a log has to end somewhere.
+        """
+        try:
+            if self.log is None or self.log.stat().st_size <= LARGEST_LOG:
+                return
+        except FileNotFoundError:
+            return
+        former = self.log.with_suffix(".1.log")
+        try:
+            former.unlink(missing_ok=True)
+            former.touch(mode=0o600)
+            shutil.copyfile(self.log, former)
+        except OSError as error:
+            LOG.warning("the former log of the site's %s is not kept: %s", self.name, error.strerror)
+            former.unlink(missing_ok=True)
+        os.truncate(self.log, 0)
 
     @property
     def state(self) -> ProcessState:

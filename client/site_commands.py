@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import sys
 import threading
@@ -23,6 +22,7 @@ from wardround.core.errors import ConfigError, PolicyError, UnreachableError
 from wardround.runtime.control.client import ControlClient
 from wardround.runtime.control.protos import site_pb2 as pb
 from wardround.runtime.control.sockets import UnixSocket
+from wardround.runtime.log_file import LOGS, log_to
 from wardround.runtime.signed_plan import read_signed_plan
 from wardround.training.plan_summary import summary_of, summary_text
 
@@ -33,11 +33,11 @@ LOOK_S: Final = 0.2
 
 def start_site(folder: Path, deadline_s: float) -> None:
     """Run the site until it is stopped, by command or signal; raises as `run_site`."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     done = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: done.set())
     site = open_site_folder(folder)
+    log_to(site.path / LOGS / "site.jsonl")
     _say(f"{site.name} of {site.consortium!r} begins; its server is {site.server_address}")
     run_site(folder, done, deadline_s=deadline_s)
     _say(f"{site.name} has ended")
@@ -50,12 +50,17 @@ def show_site(folder: Path, *, as_json: bool) -> None:
         StorageError: The folder is no site's.
     """
     site = open_site_folder(folder)
+    left = site.left()
     running, runs = processes_of(folder), offered_runs(site)
     if as_json:
-        shown = {"site": site.name, "processes": running, "runs": runs}
+        shown = {
+            "site": site.name, "processes": running, "runs": runs,
+            "left": None if left is None else left.at.isoformat(),
+        }  # fmt: skip
         sys.stdout.write(json.dumps(shown, indent=2) + "\n")
         return
-    _say(f"{site.name}: " + ("does not run (wardround site start)" if running is None else "runs"))
+    idle = "does not run (wardround site start)" if left is None else f"left on {left.at:%Y-%m-%d %H:%M} UTC"
+    _say(f"{site.name}: " + (idle if running is None else "runs"))
     for process in running or []:
         ended = f", last ended by {process['reason']}" if process["reason"] else ""
         _say(f"  {process['name']}: pid {process['pid']}, restarted {process['restarts']} times{ended}")
@@ -106,10 +111,11 @@ def approve_run(folder: Path, run: str, who: str, *, said: str | None, ask: Call
         ask: Puts a question to the person.
 
     Raises:
-        ConfigError: No plan was offered in this run.
+        ConfigError: No plan was offered in this run, or the site has left.
         PolicyError: The plan is another than the person names, or they say no.
     """
     site = open_site_folder(folder)
+    site.require_present()
     folders = RunFolders(site.path / RUNS)
     data = folders.plan(run)
     if data is None:
@@ -134,6 +140,7 @@ def approve_run(folder: Path, run: str, who: str, *, said: str | None, ask: Call
 def fetch_run(folder: Path, run: str, *, merge: Path | None) -> None:
     """Fetch and check what came of a run, and merge it where a folder is named; raises as `fetch_result`."""
     site = open_site_folder(folder)
+    site.require_present()
     fetched = fetch_result(site, RunFolders(site.path / RUNS), run)
     record = fetched.record
     _say(f"run {run}: {record.reason} after round {record.last_round}, {len(record.sites)} sites")

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from wardround.client.keeper import OwnKeeper
 from wardround.client.keeper_service import LARGEST_MESSAGE, KeeperService
-from wardround.client.membership.site_folder import SiteFolder, open_site_folder
+from wardround.client.membership.site_folder import KEEPER, SiteFolder, open_site_folder
 from wardround.client.processes import SiteProcesses, SiteSettings
 from wardround.client.site_settings import FILE, read_site_settings
 from wardround.core.errors import PolicyError
@@ -28,6 +28,7 @@ from wardround.runtime.control.methods import Call, Service
 from wardround.runtime.control.protos import site_pb2 as pb
 from wardround.runtime.control.server import serve
 from wardround.runtime.control.sockets import UnixSocket
+from wardround.runtime.log_file import LOGS
 from wardround.runtime.roster import expiring
 
 LOG = logging.getLogger(__name__)
@@ -35,9 +36,6 @@ PROTOCOL: Final = 1
 DESCRIPTOR: Final = pb.DESCRIPTOR.services_by_name["SiteControl"]
 CONTROL: Final = "control"
 """Folder of the socket on which the site's own people ask; who may enter it is who owns it."""
-KEEPER: Final = "keeper"
-"""Folder of the socket on which the worker asks."""
-LOGS: Final = "logs"
 DEADLINE_S: Final = 6 * 3600.0
 """Of one message: a worker that hangs is started anew after it."""
 WARN_DAYS: Final = 30
@@ -60,21 +58,19 @@ def running_site(folder: Path, *, deadline_s: float = DEADLINE_S) -> Iterator[Si
     token, socket = secrets.token_hex(32), UnixSocket(site.path / KEEPER)
     keeper = OwnKeeper(site.signer(), site.path, site.storage_key())
     service = KeeperService(site.name, keeper).service()
-    with (
-        serve([service], socket, token=token, largest_bytes=LARGEST_MESSAGE),
-        SiteProcesses(
-            SiteSettings(
-                server=site.server_address,
-                ca=site.ca,
-                transport_key=site.transport_key(),
-                factory="wardround.client.worker_app:site_app",
-                arguments={"folder": str(site.path), "socket": str(socket.folder), "token": token},
-                deadline_s=deadline_s,
-                logs=site.path / LOGS,
-            )
-        ) as processes,
-    ):
-        yield processes
+    settings = SiteSettings(
+        server=site.server_address,
+        ca=site.ca,
+        transport_key=site.transport_key(),
+        factory="wardround.client.worker_app:site_app",
+        arguments={"folder": str(site.path), "socket": str(socket.folder), "token": token},
+        deadline_s=deadline_s,
+        logs=site.path / LOGS,
+    )
+    with serve([service], socket, token=token, largest_bytes=LARGEST_MESSAGE):
+        site.require_present()  # once more: from here on nobody can leave
+        with SiteProcesses(settings) as processes:
+            yield processes
 
 
 def require_ready(site: SiteFolder) -> None:
@@ -82,9 +78,11 @@ def require_ready(site: SiteFolder) -> None:
 
     Raises:
         PolicyError: The site is no member of the roster that it has pinned.
+        ConfigError: It has left the consortium.
         WardroundError: Its settings or its server's certificate are not as they should be.
     """
     now = datetime.now(UTC)
+    site.require_present()
     read_site_settings(site.path / FILE)
     site.certificate().check(now)
     for end in expiring(site.ends(), now, WARN_DAYS):

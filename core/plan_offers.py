@@ -22,6 +22,7 @@ class PlanOffer:
         plan: The signed plan, as the consortium wrote it.
         certificate: The server's, signed by the consortium: whose offers of sums the site will take.
         roster: Digest of the members' keys that the run goes by.
+        version: Of Wardround at the server.
     """
 
     run_id: str
@@ -29,6 +30,7 @@ class PlanOffer:
     plan: bytes
     certificate: bytes
     roster: bytes
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class PlanAnswer:
         reasons: Of a verdict that is not `accepted`.
         rows: Whether the site has rows for the plan's batches, where its policy lets it say so.
         seconds_a_round: How long it expects to train in a round, rounded up; None where it does not say.
+        version: Of Wardround at the site.
     """
 
     run_id: str
@@ -58,3 +61,4 @@ class PlanAnswer:
     reasons: tuple[Reason, ...] = ()
     rows: Enough = "unsaid"
     seconds_a_round: float | None = None
+    version: str = ""

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 class PlanAnswered:
     """A site answered the offer of a plan, before the run begins.
 
-    `verdict`, `reasons` (each `code: sentence`), `rows` and `seconds_a_round` are a `PlanAnswer`'s.
+    `verdict`, `reasons` (each `code: sentence`), `rows`, `seconds_a_round`, `version` are a `PlanAnswer`'s.
     """
 
     arm: str
@@ -25,6 +25,7 @@ class PlanAnswered:
     reasons: tuple[str, ...] = ()
     rows: str = "unsaid"
     seconds_a_round: float | None = None
+    version: str = ""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def decode_request(records: RecordDict, layout: Layout) -> Request:
     Raises:
         PeerError: Anything missing, unknown, too large, of another layout or type.
     """
-    manifest = read_manifest(records, _RequestManifest)
+    manifest = read_manifest(records, _RequestManifest, PROTOCOL)
     broadcast = None
     if manifest.layout_digest:
         vector = read_array(records, BROADCAST)
@@ -107,7 +107,7 @@ def addressee(records: RecordDict) -> Addressee:
     Raises:
         PeerError: There is no valid manifest.
     """
-    manifest = read_manifest(records, _RequestManifest)
+    manifest = read_manifest(records, _RequestManifest, PROTOCOL)
     return Addressee(manifest.run_id, manifest.site, manifest.stage)
 
 
@@ -133,7 +133,7 @@ def decode_reply(records: RecordDict) -> Reply:
     Raises:
         PeerError: Anything missing, unknown or too large.
     """
-    manifest = read_manifest(records, _ReplyManifest)
+    manifest = read_manifest(records, _ReplyManifest, PROTOCOL)
     return Reply(
         plan_digest=manifest.plan_digest,
         status=manifest.status,  # type: ignore[arg-type]  # the pattern of the manifest allows just these

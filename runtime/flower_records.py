@@ -5,13 +5,14 @@ Cost in Flower grows with the number of arrays. Nothing is pickled. Only Flower'
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, Final, TypeVar
 
 import numpy as np
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
+from wardround import __version__
 from wardround.core.errors import PeerError
 from wardround.core.packed import Array
 
@@ -20,6 +21,10 @@ LARGEST_MANIFEST = 1 << 20
 PLAIN = "wardround.little_endian"
 """How an array lies in its bytes: one number after the other, nothing before them. NumPy's own form begins
 with a Python expression, which is parsed; two threads at once can fail at that (CPython issue 106905)."""
+Version = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z.+!_-]{0,40}$", strict=True)]
+"""Of Wardround, as one side names it to the other; empty where it does not."""
+OTHER_VERSION: Final = 700
+"""Flower's error code by which a site answers a message of another protocol; Flower's own end below it."""
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "float32", "float64", "int64")}
 
 
@@ -54,10 +59,27 @@ def flower_array(array: Array) -> FlowerArray:
     return FlowerArray(dtype=array.dtype.name, shape=array.shape, stype=PLAIN, data=data)
 
 
-def read_manifest(records: RecordDict, model: type[M]) -> M:
+class _Head(BaseModel):
+    """What a manifest of any version begins with."""
+
+    protocol: int = Field(ge=0, le=10**6, strict=True)
+    version: Version = ""
+
+
+class OtherVersionError(PeerError):
+    """A message of another protocol than this version of Wardround speaks."""
+
+
+def read_manifest(records: RecordDict, model: type[M], protocol: int) -> M:
     """The manifest.
 
+    Args:
+        records: The message.
+        model: What it has to be.
+        protocol: That it has to speak.
+
     Raises:
+        OtherVersionError: It speaks another one; named before anything else of it is read.
         PeerError: There is none, it is too large, or not what `model` asks for.
     """
     config = records.config_records.get("manifest")
@@ -67,6 +89,7 @@ def read_manifest(records: RecordDict, model: type[M]) -> M:
             "the message has no manifest, or too large a one",
             expected=f"JSON of at most {LARGEST_MANIFEST} bytes",
         )
+    _require_protocol(text, protocol)
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
@@ -75,6 +98,21 @@ def read_manifest(records: RecordDict, model: type[M]) -> M:
             "the message's manifest is not valid",
             found=", ".join(filter(None, fields[:5])) or "no JSON object",
         ) from error
+
+
+def _require_protocol(text: str, protocol: int) -> None:
+    try:
+        head = _Head.model_validate_json(text)
+    except ValidationError:
+        return  # no manifest of any version: what is wrong with it is said where all of it is read
+    if head.protocol == protocol:
+        return
+    who = f"Wardround {head.version}" if head.version else "another version of Wardround"
+    found, own = f"protocol {head.protocol} of {who}", f"protocol {protocol} of Wardround {__version__}"
+    raise OtherVersionError(  # the sentence travels alone: it names both
+        f"a message speaks {found}, who has to read it {own}", found=found, expected=own,
+        remedy="install the same version of Wardround at the server and at every site",
+    )  # fmt: skip
 
 
 def read_array(records: RecordDict, name: str) -> Array:

@@ -44,6 +44,7 @@ from wardround.runtime.signed import Hex32, Hex64, canonical, claimed_signer, re
 INVITATION: Final = "invitation"
 JOIN: Final = "join request"
 ROTATION: Final = "rotation request"
+LEAVING: Final = "leaving request"
 NOTICE: Final = "server notice"
 LARGEST_INVITATION: Final = 2 * (LARGEST_ROSTER + LARGEST_CERTIFICATE + LARGEST_BUNDLE)
 LARGEST_REQUEST: Final = 2**14
@@ -161,6 +162,27 @@ class RotationRequest(Frozen):
         return digest("wardround rotation request", canonical(self)).hex()
 
 
+class LeavingRequest(Frozen):
+    """A member says that it has left: the operator may take it off the roster.
+
+    Attributes:
+        consortium: Public key of the consortium.
+        site: The member.
+        identity: Its identity in the roster, which signs the request.
+        issued: When.
+    """
+
+    consortium: Hex32
+    site: SiteName
+    identity: Hex32
+    issued: Moment
+
+    @property
+    def digest(self) -> str:
+        """Of everything in it, 32 bytes in hexadecimal: what the site reads out to the operator."""
+        return digest("wardround leaving request", canonical(self)).hex()
+
+
 class _ProvenJoin(Frozen):
     request: JoinRequest
     transport_proof: _Proof
@@ -273,6 +295,24 @@ def read_rotation(data: bytes) -> RotationRequest:
     identity, proof = bytes.fromhex(request.identity), bytes.fromhex(proven.identity_proof)
     check(identity, proof, framed(_IDENTITY_PROOF, ROTATION, text), "the new identity")
     _check_transport(request.transport, proven.transport_proof, ROTATION, text)
+    return request
+
+
+def sign_leaving(request: LeavingRequest, identity: Ed25519PrivateKey) -> bytes:
+    """The signed request."""
+    return sign_document(LEAVING, request, identity)
+
+
+def read_leaving(data: bytes) -> LeavingRequest:
+    """A request to be taken off the roster; whether its identity is the member's is not judged.
+
+    Raises:
+        PeerError: It is too large, none, altered, or not signed by the identity that it names.
+    """
+    signer = claimed_signer(data, LEAVING, largest=LARGEST_REQUEST)
+    request = read_document(data, LEAVING, LeavingRequest, signer=signer, largest=LARGEST_REQUEST)
+    if request.identity != signer.hex():
+        raise PeerError("a leaving request names another identity than the one that signed it")
     return request
 
 

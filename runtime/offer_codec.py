@@ -8,9 +8,10 @@ from flwr.app import RecordDict
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardround.core.plan_offers import MOST_REASONS, Enough, PlanAnswer, PlanOffer, Reason, Verdict
-from wardround.runtime.flower_records import as_array, make_records, read_bytes, read_manifest
+from wardround.runtime.flower_records import Version, as_array, make_records, read_bytes, read_manifest
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
+"""Of offers and answers; 2 names the version of Wardround on either side."""
 OFFER_ACTION: Final = "plan_offer"
 OFFER_TYPE: Final = f"query.{OFFER_ACTION}"
 """Flower's name for the kind of message."""
@@ -23,6 +24,7 @@ class _Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     protocol: int = Field(ge=PROTOCOL, le=PROTOCOL)
+    version: Version
     run_id: RunId
     site: str = Field(min_length=1, max_length=200)
 
@@ -47,7 +49,13 @@ class _Answer(_Manifest):
 
 def encode_offer(offer: PlanOffer) -> tuple[RecordDict, int]:
     """Records of an offer, and the bytes of their contents."""
-    manifest = _Offer(protocol=PROTOCOL, run_id=offer.run_id, site=offer.site, roster=offer.roster.hex())
+    manifest = _Offer(
+        protocol=PROTOCOL,
+        version=offer.version,
+        run_id=offer.run_id,
+        site=offer.site,
+        roster=offer.roster.hex(),
+    )
     return make_records(manifest, {PLAN: as_array(offer.plan), CERTIFICATE: as_array(offer.certificate)})
 
 
@@ -57,13 +65,14 @@ def decode_offer(records: RecordDict) -> PlanOffer:
     Raises:
         PeerError: Anything missing, unknown or too large.
     """
-    manifest = read_manifest(records, _Offer)
+    manifest = read_manifest(records, _Offer, PROTOCOL)
     return PlanOffer(
         manifest.run_id,
         manifest.site,
         read_bytes(records, PLAN),
         read_bytes(records, CERTIFICATE),
         bytes.fromhex(manifest.roster),
+        manifest.version,
     )
 
 
@@ -72,6 +81,7 @@ def encode_answer(answer: PlanAnswer) -> tuple[RecordDict, int]:
     reasons = tuple(_Reason(code=reason.code, text=reason.text[:2000]) for reason in answer.reasons)
     manifest = _Answer(
         protocol=PROTOCOL,
+        version=answer.version,
         run_id=answer.run_id,
         site=answer.site,
         verdict=answer.verdict,
@@ -88,7 +98,7 @@ def decode_answer(records: RecordDict) -> PlanAnswer:
     Raises:
         PeerError: Anything missing, unknown or too large.
     """
-    manifest = read_manifest(records, _Answer)
+    manifest = read_manifest(records, _Answer, PROTOCOL)
     reasons = tuple(Reason(reason.code, reason.text) for reason in manifest.reasons)
     return PlanAnswer(
         manifest.run_id,
@@ -97,4 +107,5 @@ def decode_answer(records: RecordDict) -> PlanAnswer:
         reasons,
         manifest.rows,
         manifest.seconds_a_round,
+        manifest.version,
     )

@@ -2,6 +2,7 @@
 
     public listener    TLS: Flower's fleet routes for admitted nodes, health, roster and results for members
     control socket     the operator's commands (server/control_service.py)
+    metrics            for Prometheus, on loopback alone (server/metrics.py)
     desk               one run at a time: offer, rounds, signed result (server/execution.py)
 
 Roster and TLS certificate are files that the operator replaces; they are looked at every few seconds: who is
@@ -12,23 +13,33 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from prometheus_client import CollectorRegistry, ProcessCollector
+
 from wardround.core.errors import ConfigError, WardroundError
 from wardround.runtime.events import EventStream
 from wardround.runtime.roster import RosterDocument, expiring, read_roster
 from wardround.runtime.signed_plan import read_signed_plan
 from wardround.runtime.signed_requests import ROUTES
-from wardround.server.consortium.server_folder import ServerFolder, open_server_folder
+from wardround.server.consortium.server_folder import (
+    AUTHORITY_ENDS,
+    CERTIFICATE_ENDS,
+    TLS_ENDS,
+    ServerFolder,
+    open_server_folder,
+)
 from wardround.server.control_service import serve_control
 from wardround.server.desk import Desk
 from wardround.server.execution import Deployment, execute
 from wardround.server.member_routes import member_routes
+from wardround.server.metrics import Gauges, Meter
+from wardround.server.metrics_listener import serving_metrics
 from wardround.server.run_control import RunControl
 from wardround.server.run_record import RunFolder
 from wardround.server.superlink import SuperLink, TlsFiles
@@ -39,6 +50,8 @@ RUNS: Final = "runs"
 LOOK_S: Final = 2.0
 """So often the files that an operator replaces are looked at."""
 WARN_DAYS: Final = 30
+SHORT: Final = {CERTIFICATE_ENDS: "consortium", TLS_ENDS: "tls", AUTHORITY_ENDS: "authority"}
+"""What expires → its name among the metrics."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +62,43 @@ class RunningServer:
         folder: Its folder.
         link: Flower's side.
         desk: The queue of runs.
+        metrics: Where they are read; None where they are not served.
     """
 
     folder: ServerFolder
     link: SuperLink
     desk: Desk
+    metrics: str | None = None
+
+
+@dataclass(frozen=True)
+class MetricsAt:
+    """Where the metrics are served.
+
+    Attributes:
+        port: Of the loopback; 0 takes a free one, None serves none.
+        required: Whether a port that is taken is an error.
+        lost: Records of the server's own log that could not be written.
+    """
+
+    port: int | None = None
+    required: bool = True
+    lost: Callable[[], int] = lambda: 0
 
 
 @contextmanager
-def running_server(folder: Path, listen: str | None = None) -> Iterator[RunningServer]:
+def running_server(
+    folder: Path, listen: str | None = None, metrics: MetricsAt = MetricsAt()
+) -> Iterator[RunningServer]:
     """The server of a folder, from here to the end of the block.
 
     Args:
         folder: As `wardround consortium init` made it.
         listen: `host:port` to listen on; None: the address by which sites reach it.
+        metrics: Where Prometheus reads; nowhere by default.
 
     Raises:
-        WardroundError: What is wrong with the folder or the address, or another server runs there.
+        WardroundError: What is wrong with the folder or an address, or another server runs there.
     """
     own = open_server_folder(folder)
     now = datetime.now(UTC)
@@ -77,16 +110,38 @@ def running_server(folder: Path, listen: str | None = None) -> Iterator[RunningS
     with SuperLink(own.path / DATABASE, tls, listen or own.address, routes={ROUTES: routes}) as link:
         watch = Watch.begin(own, link)
         watcher = threading.Thread(target=watch.run, args=(done,), name="wardround-watch", daemon=True)
-        desk = Desk(own.path, executor(own, link), check=lambda plan: _name_of(plan, own))
+        registry = CollectorRegistry()
+        desk = Desk(
+            own.path, executor(own, link), check=lambda plan: _name_of(plan, own), observer=Meter(registry)
+        )
+        registry.register(
+            Gauges(desk, link.online, lambda: link.serving, lambda: first_ends(own), metrics.lost)
+        )
+        ProcessCollector(registry=registry)
         watcher.start()
         desk.start()
         try:
-            with serve_control(desk, own.path):
-                yield RunningServer(own, link, desk)
+            with (
+                serve_control(desk, own.path),
+                serving_metrics(registry, metrics.port, required=metrics.required) as at,
+            ):
+                yield RunningServer(own, link, desk, at)
         finally:
             desk.close()
             done.set()
             watcher.join()
+
+
+def first_ends(own: ServerFolder) -> dict[str, datetime]:
+    """Short name of each certificate, and of the memberships → when the first of them expires."""
+    found: dict[str, datetime] = {}
+    terms = [member.expires for member in own.roster().members if member.expires is not None]
+    for name, when in (
+        *((SHORT[end.what], end.when) for end in own.ends()),
+        *(("membership", t) for t in terms),
+    ):
+        found[name] = min(when, found.get(name, when))
+    return found
 
 
 def executor(own: ServerFolder, link: SuperLink) -> Execution:

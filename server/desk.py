@@ -25,9 +25,10 @@ from pydantic import ValidationError
 from wardround.core.errors import BudgetError, ConfigError, StorageError, unknown_name
 from wardround.runtime.files import private_folder, storing
 from wardround.server.feed import KEPT
+from wardround.server.observing import Observer
 from wardround.server.run_control import Execute
 from wardround.server.run_live import LiveRun
-from wardround.server.run_record import SITE, RunRecord, found_runs, make_run
+from wardround.server.run_record import SITE, RunFolder, RunRecord, found_runs, make_run
 from wardround.server.run_states import RunStatus, Wish, require_resumable, wished
 from wardround.server.run_worker import Work
 
@@ -65,6 +66,7 @@ class Desk:
         execute: Does the work of a run, in a thread of its own.
         check: Looks at a signed plan before it is queued and gives its name, or raises.
         limits: What it waits for.
+        observer: Is told of every event and of what the disk refuses.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class Desk:
         *,
         check: Callable[[bytes], str] = named_by_digest,
         limits: Limits | None = None,
+        observer: Observer | None = None,
     ) -> None:
+        self._observer = observer
         self._folder = Path(folder) / "runs"
         self._check, self._limits = check, limits or Limits()
         self._changed = threading.Condition(threading.RLock())
@@ -98,7 +102,7 @@ class Desk:
         self._lock = _claimed(self._folder)
         for folder in found_runs(self._folder):
             try:
-                self._runs[folder.run_id] = LiveRun(folder, folder.load(), self._limits.kept)
+                self._runs[folder.run_id] = self._live(folder)
             except StorageError as error:  # one record that cannot be read hides no other run
                 log.exception("a run's record cannot be read")
                 self._broken[folder.run_id] = str(error)
@@ -162,8 +166,7 @@ class Desk:
             if known is not None:  # by a second call at the same time
                 shutil.rmtree(folder.path, ignore_errors=True)
                 return known
-            run = LiveRun(folder, folder.load(), self._limits.kept)
-            self._runs[folder.run_id] = run
+            run = self._runs[folder.run_id] = self._live(folder)
             run.change(run.record.model_copy(update={"place": self._last_place()}))
             run.say("info", f"submitted: {name}")
             self._changed.notify_all()
@@ -277,6 +280,9 @@ class Desk:
                 run.control.exclude(site)
             run.say("info", f"{site} is excluded from the next round on")
             return run.record
+
+    def _live(self, folder: RunFolder) -> LiveRun:
+        return LiveRun(folder, folder.load(), self._limits.kept, self._observer)
 
     def _find_again(self, run: LiveRun) -> None:
         if not run.record.status.active:

@@ -27,6 +27,8 @@ AGAIN_S: Final = 5.0
 """Pause before a site that waits for a person, or whose process failed, is asked again; it doubles."""
 LONGEST_PAUSE_S: Final = 900.0
 LOOK_S: Final = 0.5
+MOST_TOLD: Final = 10
+"""Undecided sites whose reasons `why` tells."""
 KEEP_S: Final = 60.0
 """So often the time that has passed is kept: as much of it a killed server forgets at most."""
 
@@ -49,6 +51,7 @@ class _Answer(Frozen):
     reasons: tuple[tuple[str, str], ...] = ()
     rows: Enough = "unsaid"
     seconds_a_round: float | None = None
+    version: str = ""
 
 
 class _Record(Frozen):
@@ -113,7 +116,8 @@ def _why(site: str, answer: PlanAnswer | None) -> str:
     if answer is None:
         return f"{site}: no answer"
     reasons = ", ".join(f"{reason.code} ({reason.text})" for reason in answer.reasons)
-    return f"{site}: {answer.verdict}" + (f", {reasons}" if reasons else "")
+    version = f" (Wardround {answer.version})" if answer.version else ""
+    return f"{site}{version}: {answer.verdict}" + (f", {reasons}" if reasons else "")
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ class EnrolmentBook:
         answers = {
             site: PlanAnswer(
                 self.run_id, site, kept.verdict, tuple(Reason(*pair) for pair in kept.reasons), kept.rows,
-                kept.seconds_a_round,
+                kept.seconds_a_round, kept.version,
             )
             for site, kept in record.answers.items()
         }  # fmt: skip
@@ -166,6 +170,7 @@ class EnrolmentBook:
                 reasons=tuple((reason.code, reason.text) for reason in answer.reasons),
                 rows=answer.rows,
                 seconds_a_round=answer.seconds_a_round,
+                version=answer.version,
             )
             for site, answer in enrolment.answers.items()
         }
@@ -265,10 +270,11 @@ def _require_hope(enrolment: Enrolment, rules: EnrolmentRules) -> None:
 
 
 def _waited(enrolment: Enrolment, least: int) -> str:
-    return (
-        f"{len(enrolment.accepted)} of at least {least} sites have accepted the plan; "
-        f"{len(enrolment.open)} have not decided"
-    )
+    """What the run waits for, and what undecided sites have said: people have to do something there."""
+    said = [_why(site, enrolment.answers[site]) for site in enrolment.open if site in enrolment.answers]
+    more = [f"and {len(said) - MOST_TOLD} others wait"] if len(said) > MOST_TOLD else []
+    count = f"{len(enrolment.accepted)} of at least {least} sites have accepted the plan"
+    return "; ".join((count, f"{len(enrolment.open)} have not decided", *said[:MOST_TOLD], *more))
 
 
 def _tell(events: EventStream, before: Enrolment, after: Enrolment) -> None:
@@ -276,4 +282,8 @@ def _tell(events: EventStream, before: Enrolment, after: Enrolment) -> None:
     for site, answer in after.answers.items():
         if before.answers.get(site) != answer:
             reasons = tuple(f"{reason.code}: {reason.text}" for reason in answer.reasons)
-            events.emit(PlanAnswered(ARM, site, answer.verdict, reasons, answer.rows, answer.seconds_a_round))
+            events.emit(
+                PlanAnswered(
+                    ARM, site, answer.verdict, reasons, answer.rows, answer.seconds_a_round, answer.version
+                )
+            )

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.serverapp import Grid
 
+from wardround import __version__
 from wardround.core.enrolment import SignedPlan
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Adapter
@@ -159,7 +160,7 @@ def accepted_sites(
     """The sites of the run: enrolled now, or before the server was interrupted."""
     certificate = deployment.certificate()
     offers = {
-        site: PlanOffer(work.run_id, site, work.signed_plan, certificate, roster.digest)
+        site: PlanOffer(work.run_id, site, work.signed_plan, certificate, roster.digest, __version__)
         for site in roster.keys
     }
 

@@ -21,6 +21,7 @@ from wardround.core.messages import (
     reply_to,
 )
 from wardround.runtime.flower_codec import decode_reply, encode_request
+from wardround.runtime.flower_records import OTHER_VERSION, OtherVersionError
 
 LOG = logging.getLogger(__name__)
 
@@ -87,12 +88,16 @@ class GridTransport:
             return None
         if message.has_error() and self._ask_again(request, message.error.code):
             return None
+        if message.has_error() and message.error.code == OTHER_VERSION:
+            return _failed(request, "version", str(message.error.reason or "it does not say which")[:300]), 0
         if message.has_error():
             return _failed(
                 request, "crashed", f"the site's process failed: {message.error.reason or 'no reason given'}"
             ), 0
         try:
             reply = decode_reply(message.content)
+        except OtherVersionError as error:
+            return _failed(request, "version", error.what), 0
         except PeerError as error:
             return _failed(request, "malformed_reply", error.what), 0
         if not answers(reply, request):  # else nobody would ever settle this request

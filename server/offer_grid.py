@@ -12,8 +12,11 @@ from flwr.serverapp import Grid
 
 from wardround.core.errors import PeerError
 from wardround.core.plan_offers import PlanAnswer, PlanOffer, Reason
+from wardround.runtime.flower_records import OTHER_VERSION, OtherVersionError
 from wardround.runtime.offer_codec import OFFER_TYPE, decode_answer, encode_offer
 
+VERSION: Final = "version"
+"""Code of a site whose Wardround speaks another protocol; asked again, since it may be brought up to date."""
 MOST_WAITING: Final = 10
 """Offers of one site whose answers are still looked for; those of a site that is away pile up."""
 
@@ -59,9 +62,13 @@ class GridOffers:
         if offer is None:
             return None
         if message.has_error():
+            if message.error.code == OTHER_VERSION:
+                return _undecided(offer, VERSION, str(message.error.reason or "it does not say which")[:300])
             return _undecided(offer, "away", str(message.error.reason or "the site's process failed")[:200])
         try:
             answer = decode_answer(message.content)
+        except OtherVersionError as error:
+            return _undecided(offer, VERSION, error.what)
         except PeerError as error:
             return _undecided(offer, "malformed_answer", error.what)
         if (answer.run_id, answer.site) != (offer.run_id, offer.site):

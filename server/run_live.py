@@ -14,6 +14,7 @@ from wardround.core.errors import StorageError
 from wardround.runtime.events import Event, as_record
 from wardround.runtime.files import append_line, json_text
 from wardround.server.feed import Feed
+from wardround.server.observing import Nobody, Observer
 from wardround.server.round_control import RunStoppedError
 from wardround.server.run_control import RunControl
 from wardround.server.run_record import RunFolder, RunRecord
@@ -34,10 +35,14 @@ class LiveRun:
         record: As it is on disk, unless the disk refuses.
         control: Of the executor that is at it.
         finished: Whether its executor said that the run has finished.
+        observer: Looks on.
     """
 
-    def __init__(self, folder: RunFolder, record: RunRecord, kept: int) -> None:
+    def __init__(
+        self, folder: RunFolder, record: RunRecord, kept: int, observer: Observer | None = None
+    ) -> None:
         self.folder, self.record = folder, record
+        self.observer = observer or Nobody()
         self.control: RunControl | None = None
         self.finished = False
         self._kept, self._loading = kept, threading.RLock()
@@ -68,6 +73,10 @@ class LiveRun:
             events, _ = self._load()
             self._view = self._view.after(record)
             events.put(record)
+        try:
+            self.observer.event(record)
+        except Exception:
+            log.exception("an event could not be looked at; the run goes on")
 
     def _load(self) -> tuple[Feed[dict[str, Any]], Feed[dict[str, Any]]]:
         with self._loading:
@@ -87,7 +96,11 @@ class LiveRun:
         Raises:
             StorageError: The disk refuses; the record in memory is the old one.
         """
-        self.folder.save(record)
+        try:
+            self.folder.save(record)
+        except StorageError:
+            self.observer.unkept("record")
+            raise
         self._take(record)
 
     def force(self, record: RunRecord) -> None:
@@ -95,6 +108,7 @@ class LiveRun:
         try:
             self.folder.save(record)
         except StorageError:
+            self.observer.unkept("record")
             log.exception("the record of %s could not be written", record.run_id)
         self._take(record)
 
@@ -111,6 +125,7 @@ class LiveRun:
         try:
             append_line(self.folder.log, line, durable=False)
         except StorageError:
+            self.observer.unkept("log")
             log.exception("the log of %s could not be written", self.record.run_id)
         self.lines.put(line)
 

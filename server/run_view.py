@@ -32,6 +32,7 @@ class RunView:
         rounds: All that the plan has.
         phase: What the run is at: `training`, `folded`, `burnt`, `finished`; empty before the first round.
         sites: Name → what it did last.
+        answers: Member → what it last said to the offered plan, before the run began.
         metrics: Part and metric, such as `validation/accuracy` → its last figure.
         epsilon: Site → what it has reserved of privacy.
         bytes_down: To all sites.
@@ -44,6 +45,7 @@ class RunView:
     rounds: int = 0
     phase: str = ""
     sites: Mapping[str, SiteView] = field(default_factory=dict)
+    answers: Mapping[str, SiteView] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     epsilon: Mapping[str, float] = field(default_factory=dict)
     bytes_down: int = 0
@@ -54,6 +56,10 @@ class RunView:
         """The view with one more event; an event that it does not know changes nothing."""
         round = int(event.get("round") or 0)
         match event.get("event"):
+            case "PlanAnswered":
+                said = "; ".join(event["reasons"])
+                answer = SiteView(str(event["verdict"]), 0, said.partition(":")[0], said)
+                return replace(self, answers={**self.answers, event["site"]: answer})
             case "RunStarted":
                 names = dict.fromkeys(event["sites"], SiteView("expected"))
                 at = int(event["resumed_from"])
@@ -91,6 +97,11 @@ class RunView:
 def sentence(event: Record) -> tuple[str, str] | None:
     """Level and sentence of an event for the log; None of one that a log does not need."""
     match event.get("event"):
+        case "PlanAnswered":
+            said, version = str(event["verdict"]), str(event.get("version") or "")
+            of = f" (Wardround {version})" if version else ""
+            why = f": {'; '.join(event['reasons'])}" if event["reasons"] else ""
+            return "info" if said == "accepted" else "warning", f"{event['site']}{of}: {said}{why}"
         case "RunStarted":
             sites = f"{event['rounds']} rounds, {len(event['sites'])} sites"
             resumed = f", goes on after round {event['resumed_from']}" if event["resumed_from"] else ""

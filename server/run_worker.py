@@ -78,6 +78,8 @@ class Work:
         record = run.record.at_work(now)
         if self.closing() and not run.finished:  # why the executor ended says nothing of the run
             return record.model_copy(update={"closed": True})
+        if isinstance(attempt.error, StorageError):
+            run.observer.unkept("run")
         status, reason = verdict(record, attempt.error, finished=run.finished)
         return record.to(status, reason, now)
 

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from wardround.client.membership.joining import join
+from wardround.client.membership.leaving import leave, unfinished
 from wardround.client.membership.roster_pin import (
     RosterChanges,
     changes_since,
@@ -23,6 +24,7 @@ from wardround.client.membership.roster_pin import (
 )
 from wardround.client.membership.rotation import rotate
 from wardround.client.membership.site_folder import (
+    LEAVING_FILE,
     REQUEST,
     ROTATION_FILE,
     SiteFolder,
@@ -148,12 +150,46 @@ def take_server_notice(folder: Path, file: Path, now: datetime) -> None:
 def rotate_keys(folder: Path, now: datetime) -> None:
     """Make new keys and the request for them, and say what to send; raises as `rotate`."""
     site = open_site_folder(folder)
+    site.require_present()
     request = rotate(site, now)
     _say("new identity and transport keys are made; the old ones count until the roster names the new ones")
     _say(
         f"Send {folder / ROTATION_FILE} to the operator, and read out its digest:\n  {spoken(request.digest)}"
     )
     _warn(site, now)
+
+
+def leave_consortium(folder: Path, now: datetime, *, ask: Callable[[str], bool] | None) -> None:
+    """Leave, and say what is gone, what stays and what to send.
+
+    Args:
+        folder: Of the site.
+        now: The present moment.
+        ask: Puts a question that is answered by yes or no; None asks nothing.
+
+    Raises:
+        PolicyError: They said no; nothing has changed.
+        ConfigError: The site runs.
+        StorageError: Something cannot be read, written or destroyed; called again, it goes on.
+    """
+    site = open_site_folder(folder)
+    if site.left() is None:
+        for run in unfinished(site):
+            _say(f"run {run}: accepted, its result not fetched: it may still train, and goes on without you")
+        kept = f"destroy the keys of {site.name} and what its runs had kept"
+        if ask is not None and not ask(f"Leave {site.consortium!r} for good, and {kept}?"):
+            raise PolicyError("the site has not left", remedy="nothing was changed")
+    came = leave(site, now)
+    before = " before; what was still there is destroyed" if came.again else ""
+    _say(f"{site.name} has left {site.consortium!r}{before}")
+    _say("destroyed: its keys, and of its runs the contributions, memories and records that they had kept")
+    _say("kept: the privacy ledger (its charges outlive every membership), results, site.yaml, logs")
+    if came.request is not None:
+        _say(f"Send {folder / LEAVING_FILE} to the operator, who takes {site.name} off the roster with it:")
+        _say(f"  wardround consortium revoke {site.name} --request {LEAVING_FILE}")
+        _say(f"Read out its digest:\n  {spoken(came.request.digest)}")
+    elif not came.again:
+        _say("no key was left to sign a request with: tell the operator to revoke this site")
 
 
 def _say_changes(changes: RosterChanges) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +14,7 @@ from pydantic import Field
 
 from wardround.client.sealed_files import storage_key
 from wardround.core.checked import Frozen
-from wardround.core.errors import StorageError
+from wardround.core.errors import ConfigError, StorageError
 from wardround.privacy.secagg.identity import KeySigner, Roster
 from wardround.privacy.secagg.offer import SiteName
 from wardround.privacy.secagg.secret import Secret
@@ -52,6 +53,11 @@ ROSTER_FILE: Final = "roster.json"
 CONFIRMED: Final = "confirmed.json"
 REQUEST: Final = "request.json"
 ROTATION_FILE: Final = "rotation.json"
+LEAVING_FILE: Final = "leaving.json"
+LEFT: Final = "left.json"
+"""The mark of a site that has left: once it is there, the site starts no more."""
+KEEPER: Final = "keeper"
+"""Folder of the socket on which the worker asks; who runs the site holds it from before it takes a key."""
 KEYS: Final = "keys"
 IDENTITY_KEY: Final = "identity.key"
 TRANSPORT_KEY: Final = "transport.key"
@@ -100,6 +106,12 @@ class Confirmed(Frozen):
     digest: Hex32
     at: Moment
     members: Annotated[tuple[ConfirmedMember, ...], Field(max_length=MOST_MEMBERS)]
+
+
+class Left(Frozen):
+    """That, and when, the site left its consortium."""
+
+    at: Moment
 
 
 @dataclass(frozen=True)
@@ -167,6 +179,28 @@ class SiteFolder:
         if bytes.fromhex(found.key) != self.consortium_key:
             raise StorageError(f"{file} is of another consortium", remedy="confirm the roster again")
         return found
+
+    def left(self) -> Left | None:
+        """When the site left; None of one that has not. Raises StorageError."""
+        file = self.path / LEFT
+        if not os.path.lexists(file):
+            return None
+        return read_value(file, Left, remedy="leave again: wardround site leave")
+
+    def require_present(self) -> None:
+        """Refuse what only a site can do that has not left.
+
+        Raises:
+            ConfigError: It has left.
+            StorageError: The mark cannot be read.
+        """
+        left = self.left()
+        if left is not None:
+            raise ConfigError(
+                f"{self.name} has left {self.consortium!r}", found=f"it left on {left.at:%Y-%m-%d %H:%M} UTC",
+                expected="a site that has not left", remedy="to come back, join with a new invitation into a "
+                "new folder, and move ledger/ there: a new membership is no new budget",
+            )  # fmt: skip
 
     def signer(self, identity: str | None = None) -> KeySigner:
         """The site's identity.

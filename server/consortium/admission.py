@@ -12,7 +12,14 @@ from pydantic import ValidationError
 from wardround.core.checked import invalid
 from wardround.core.errors import PeerError, unknown_name
 from wardround.privacy.secagg.secret import Secret
-from wardround.runtime.membership import JoinRequest, read_join, read_rotation, same_spoken, spoken
+from wardround.runtime.membership import (
+    JoinRequest,
+    read_join,
+    read_leaving,
+    read_rotation,
+    same_spoken,
+    spoken,
+)
 from wardround.runtime.roster import ROSTER, RosterDocument, RosterMember, check_times
 from wardround.runtime.signed import sign_document
 from wardround.runtime.small_files import value_bytes
@@ -94,10 +101,21 @@ def admit(
     return Changed(asked.site, following, asked.digest)
 
 
-def revoke(path: Path, site: str, now: datetime, *, passphrase: Secret | None = None) -> Changed:
+def revoke(
+    path: Path, site: str, now: datetime, *, request: bytes | None = None, passphrase: Secret | None = None
+) -> Changed:
     """Take a member off the roster, and withdraw what invitations are open for it.
 
+    Args:
+        path: The operator's folder.
+        site: Name of the member.
+        now: The present moment.
+        request: The member's own word that it has left; without it the operator decides alone.
+        passphrase: Of the consortium key.
+
     Raises:
+        PeerError: The request is malformed, altered, of another site or consortium, or not signed by the
+            member's identity.
         ConfigError: There is neither a member nor an open invitation of this name, or the passphrase is
             wrong.
         StorageError: Something cannot be read or written.
@@ -105,6 +123,8 @@ def revoke(path: Path, site: str, now: datetime, *, passphrase: Secret | None = 
     now = now.replace(microsecond=0)
     with changing(path) as folder:
         roster = folder.roster()
+        if request is not None:
+            _check_leaving(folder, roster, site, request)
         withdrawn = [
             record.model_copy(update={"state": "withdrawn"})
             for record in folder.invitations()
@@ -118,6 +138,17 @@ def revoke(path: Path, site: str, now: datetime, *, passphrase: Secret | None = 
             return Changed(site, roster)
         others = [member for member in roster.members if member.site != site]
         return Changed(site, _publish(folder, others, now, passphrase, "revoked", site, withdrawn))
+
+
+def _check_leaving(folder: OperatorFolder, roster: RosterDocument, site: str, request: bytes) -> None:
+    asked, member = read_leaving(request), roster.member(site)
+    _check_consortium(folder, asked.consortium)
+    if member is not None and (asked.site, asked.identity) != (site, member.identity):
+        raise PeerError(
+            f"the leaving request is not that of {site!r}", found=f"{asked.site}, {asked.identity[:16]}…",
+            expected=f"{site}, {member.identity[:16]}…",
+            remedy="speak with the site; to revoke it all the same, leave the request out",
+        )  # fmt: skip
 
 
 def rotate_site(

@@ -69,10 +69,11 @@ def admit_site(folder: Path, request: Path, now: datetime, *, said: str | None, 
     ), now, compared=said is not None)  # fmt: skip
 
 
-def revoke_site(folder: Path, site: str, now: datetime) -> None:
+def revoke_site(folder: Path, site: str, now: datetime, *, request: Path | None = None) -> None:
     """Revoke a site, and say what comes next; raises as `revoke`."""
     _changed("is no member, and not invited", folder, revoke(
-        folder, site, now, passphrase=_passphrase(folder)
+        folder, site, now, passphrase=_passphrase(folder),
+        request=None if request is None else read_bounded(request, LARGEST_REQUEST),
     ), now)  # fmt: skip
 
 

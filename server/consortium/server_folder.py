@@ -194,10 +194,14 @@ class ServerFolder:
                 f"{TLS_KEY}, {TLS} and {CA} do not belong together", found=str(self.path), remedy=_REMEDY
             )
         check_times(TLS_ENDS, now, tls.not_valid_after_utc, now)
+        return self.ends()
+
+    def ends(self) -> tuple[Expiring, ...]:
+        """When certificates expire, those that have included; raises StorageError or PeerError."""
         return (
-            Expiring(CERTIFICATE_ENDS, certificate.expires),
-            *ends(TLS_ENDS, [tls]),
-            *ends(AUTHORITY_ENDS, authorities),
+            Expiring(CERTIFICATE_ENDS, self.certificate().expires),
+            *ends(TLS_ENDS, [read_server_certificate(read_bounded(self.tls_certificate, LARGEST_BUNDLE))]),
+            *ends(AUTHORITY_ENDS, read_authorities(read_bounded(self.ca, LARGEST_BUNDLE))),
         )
 
 

@@ -79,12 +79,17 @@ def consortium_admit(
 
 @consortium_app.command("revoke")
 def consortium_revoke(
-    site: Annotated[str, typer.Argument(help="Name of the member.")], folder: FOLDER = HERE
+    site: Annotated[str, typer.Argument(help="Name of the member.")],
+    folder: FOLDER = HERE,
+    request: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads Optional
+        typer.Option(help="The site's leaving.json: refused where it is not the member's own word."),
+    ] = None,
 ) -> None:
     """Take a site off the roster, and withdraw its invitations."""
     from wardround.server.consortium.commands import revoke_site
 
-    revoke_site(folder, site, _now())
+    revoke_site(folder, site, _now(), request=request)
 
 
 @consortium_app.command("list")

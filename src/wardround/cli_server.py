@@ -22,8 +22,15 @@ def server_start(
         Optional[str],  # noqa: UP045 - typer reads Optional
         typer.Option(help="HOST:PORT to listen on, where it is not the address that sites know."),
     ] = None,
+    metrics: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(
+            envvar="WARDROUND_METRICS",
+            help="Port of this machine's loopback for Prometheus, or off; 9445 where it is free.",
+        ),
+    ] = None,
 ) -> None:
     """Run the server: its listener, the queue of runs, the operator's socket. Ends on SIGTERM."""
     from wardround.server.start_command import start_server
 
-    start_server(folder, listen)
+    start_server(folder, listen, metrics)

@@ -96,6 +96,17 @@ def site_stop(folder: FOLDER = HERE) -> None:
     stop_site(folder)
 
 
+@site_app.command("leave")
+def site_leave(
+    folder: Annotated[Path, typer.Argument(help="The site's folder.")] = HERE,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+) -> None:
+    """Leave the consortium: destroy this site's keys and what its runs had kept. The ledger stays."""
+    from wardround.client.membership.commands import leave_consortium
+
+    leave_consortium(folder, _now(), ask=None if yes else typer.confirm)
+
+
 @site_app.command("rotate")
 def site_rotate(folder: FOLDER = HERE) -> None:
     """Make new keys, and the request for the operator to put them on the roster."""

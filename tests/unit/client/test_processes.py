@@ -6,12 +6,16 @@ import io
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wardround.client import processes
 from wardround.client.child import (
     CERTIFICATE,
     CLOCK,
@@ -24,7 +28,7 @@ from wardround.client.child import (
     read_settings,
 )
 from wardround.client.processes import REASONS, Restarts, SiteProcesses, SiteSettings
-from wardround.core.errors import InternalError
+from wardround.core.errors import InternalError, StorageError
 
 SECRET = "ab" * 32
 
@@ -104,3 +108,83 @@ def test_nothing_secret_stands_on_a_command_line_or_in_an_environment(
     other.stop()
     assert secret != json.loads(other._worker.settings.model_dump_json())["secret"]
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "logs").iterdir()} == {0o600}
+
+
+CHATTY = "import time\nwhile True:\n    print('x' * 99, flush=True)\n    time.sleep(0.002)"
+
+
+@pytest.fixture
+def chatty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """The worker of a site, whose process writes 100 bytes every few milliseconds."""
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, command: list[str], **more: object) -> None:
+            super().__init__([sys.executable, "-c", CHATTY], **more)  # type: ignore[call-overload]  # as given
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    monkeypatch.setattr(processes, "LARGEST_LOG", 5000)
+    settings = SiteSettings(
+        server="127.0.0.1:1", ca=tmp_path / "ca.pem", transport_key=tmp_path / "transport.key",
+        factory="a:b", deadline_s=1.0, logs=tmp_path / "logs",
+    )  # fmt: skip
+    site = SiteProcesses(settings)
+    yield site._worker
+    site.stop()
+
+
+def test_the_log_of_a_process_that_lives_long_is_bounded(chatty: Any, tmp_path: Path) -> None:
+    """It goes on in the same file, from its beginning; the former one is kept, and both hold whole lines."""
+    log, former = tmp_path / "logs" / "worker.log", tmp_path / "logs" / "worker.1.log"
+    chatty.start()
+    try:
+        pid, written, cuts, before = chatty.state.pid, 0, 0, 0
+        while cuts < 3:
+            chatty.look()
+            size = log.stat().st_size
+            cuts += size < before
+            before, written = size, max(written, size)
+            time.sleep(0.01)
+        assert chatty.state.pid == pid
+        assert written < 50_000
+        assert former.stat().st_size > 5000
+        assert former.stat().st_mode & 0o777 == 0o600
+        time.sleep(0.1)
+        assert set(log.read_bytes()) <= set(b"x\n")  # no hole where the file was cut
+    finally:
+        chatty.end(5)
+
+
+def test_a_disk_that_is_full_keeps_no_process_from_starting(
+    chatty: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What it says goes where the supervisor's output goes."""
+
+    def full(_: Path) -> None:
+        raise StorageError("cannot write logs", found="No space left on device")
+
+    monkeypatch.setattr(processes, "private_folder", full)
+    chatty.start()
+    try:
+        deadline = time.monotonic() + 20
+        while "xxx" not in capfd.readouterr().out:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        chatty.end(5)
+
+
+def test_a_former_log_that_cannot_be_kept_bounds_the_log_all_the_same(
+    chatty: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The disk has no room for the copy: the log begins anew."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(processes.shutil, "copyfile", full)
+    log = tmp_path / "logs" / "worker.log"
+    log.parent.mkdir()
+    log.write_bytes(b"x" * 6000)
+    chatty._bound_log()
+    assert log.read_bytes() == b""
+    assert not log.with_suffix(".1.log").exists()
