@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from wardround.client.accepted import RunFolders
+from wardround.client.accepted import RUNS, RunFolders
 from wardround.client.fetching import fetch_result
 from wardround.client.membership.site_folder import SiteFolder, open_site_folder
 from wardround.client.site_settings import FILE, read_site_settings
@@ -26,7 +26,6 @@ from wardround.runtime.control.sockets import UnixSocket
 from wardround.runtime.signed_plan import read_signed_plan
 from wardround.training.plan_summary import summary_of, summary_text
 
-RUNS: Final = "runs"
 STOP_S: Final = 40.0
 LOOK_S: Final = 0.2
 

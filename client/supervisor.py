@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from wardround.client.admitting import runs_of
 from wardround.client.keeper import OwnKeeper
 from wardround.client.keeper_service import LARGEST_MESSAGE, KeeperService
 from wardround.client.membership.site_folder import SiteFolder, open_site_folder
@@ -59,7 +60,7 @@ def running_site(folder: Path, *, deadline_s: float = DEADLINE_S) -> Iterator[Si
     require_ready(site)
     token, socket = secrets.token_hex(32), UnixSocket(site.path / KEEPER)
     keeper = OwnKeeper(site.signer(), site.path, site.storage_key())
-    service = KeeperService(site.name, keeper).service()
+    service = KeeperService(site.name, keeper, runs_of(site)).service()
     with (
         serve([service], socket, token=token, largest_bytes=LARGEST_MESSAGE),
         SiteProcesses(
