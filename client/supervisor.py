@@ -67,7 +67,7 @@ def running_site(folder: Path, *, deadline_s: float = DEADLINE_S) -> Iterator[Si
             SiteSettings(
                 server=site.server_address,
                 ca=site.ca,
-                transport_key=site.transport_key(),
+                transport_key=site.transport_key,
                 factory="wardround.client.worker_app:site_app",
                 arguments={"folder": str(site.path), "socket": str(socket.folder), "token": token},
                 deadline_s=deadline_s,
