@@ -137,6 +137,7 @@ def fetch_run(folder: Path, run: str, *, merge: Path | None) -> None:
     record = fetched.record
     _say(f"run {run}: {record.reason} after round {record.last_round}, {len(record.sites)} sites")
     _say(f"released is round {record.released_round}, by {record.metric}: {fetched.folder}")
+    _say(record.privacy.text if record.privacy else "trained without differential privacy")
     if merge is None:
         return
     from wardround.client.merging import merge_result
