@@ -21,6 +21,8 @@ from wardround.core.errors import ConfigError, PeerError, StorageError
 from wardround.runtime.files import private_folder, storing, write_atomic
 
 RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+RUNS: Final = "runs"
+"""Folder of the runs in a site's folder."""
 PLAN, APPROVED, ACCEPTED = "plan.signed.json", "approved.json", "accepted.json"
 Hex = Field(pattern="^[0-9a-f]{64}$")
 F = TypeVar("F", bound=Frozen)

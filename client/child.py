@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -44,6 +45,10 @@ DEADLINE = 85
 """Exit code of the worker: a message took longer than it may."""
 
 
+BEAT_S = 1.0
+"""Seconds between two signs of life of a child."""
+
+
 class NodeSettings(Frozen):
     """What the node's process is started with.
 
@@ -54,6 +59,7 @@ class NodeSettings(Frozen):
         listener: File descriptor, inherited, of the loopback socket on which the worker is served.
         secret: Hexadecimal; who knows it may take tasks.
         polling: Pauses between looks for messages.
+        beats: File descriptor, inherited, for signs of life; None: nobody waits for them.
     """
 
     server: str
@@ -63,6 +69,7 @@ class NodeSettings(Frozen):
     secret: str = Field(repr=False, min_length=32)
     least_s: float = Polling.least_s
     most_s: float = Polling.most_s
+    beats: int | None = None
 
 
 class WorkerSettings(Frozen):
@@ -74,6 +81,7 @@ class WorkerSettings(Frozen):
         factory: `module:function` of the installed package that makes the app from `arguments`.
         arguments: For the factory.
         deadline_s: Seconds that one message may take.
+        beats: As of the node.
     """
 
     node: str
@@ -81,6 +89,7 @@ class WorkerSettings(Frozen):
     factory: str = Field(pattern=r"^[\w.]+:\w+$")
     arguments: dict[str, Any] = Field(default_factory=dict)
     deadline_s: float = Field(gt=0)
+    beats: int | None = None
 
 
 def _standard_input() -> BinaryIO:
@@ -120,6 +129,24 @@ def follow_orders(
     thread = threading.Thread(target=follow, name="wardround-orders", daemon=True)
     thread.start()
     return thread
+
+
+def show_life(descriptor: int | None) -> None:
+    """Write a byte every `BEAT_S` from a thread, until nobody reads any more.
+
+    A process that is stopped, or whose interpreter no thread gets any more, falls silent.
+    """
+    if descriptor is None:
+        return
+
+    def beat() -> None:
+        try:
+            while os.write(descriptor, b"."):
+                time.sleep(BEAT_S)
+        except OSError:
+            LOG.debug("nobody waits for signs of life any more")
+
+    threading.Thread(target=beat, name="wardround-beats", daemon=True).start()
 
 
 def hush_flower() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from wardround.client.fold_memory import FoldMemory, Known
 from wardround.core.counting import WEIGHT
 from wardround.core.errors import PeerError
 from wardround.core.packed import Adapter, Array, Packed, Statistics, zeros
@@ -39,6 +40,7 @@ class FoldCheck:
             know it, since it missed a round of a strategy whose server keeps more than the adapter.
         broken: Whether a broadcast was refused.
         groups: Over which the run sums, once they are drawn; none: over the whole cohort.
+        memory: Keeps all that for a site that is restarted, where there is one.
     """
 
     plan: TrainingPlan
@@ -46,7 +48,26 @@ class FoldCheck:
     known: ServerState | None = None
     broken: bool = False
     groups: Groups = ()
+    memory: FoldMemory | None = None
     _kept: dict[str, Packed] | None = field(default=None, repr=False)
+
+    @staticmethod
+    def remembered(plan: TrainingPlan, strategy: SumStrategy, memory: FoldMemory) -> FoldCheck:
+        """What this site knew before its process ended.
+
+        Raises:
+            StorageError: What it kept is damaged: to begin afresh would let a server send what it likes.
+        """
+        found = memory.load()
+        return FoldCheck(plan, strategy, found.state, found.broken, found.groups, memory)
+
+    def learn(self, groups: Groups) -> None:
+        """The groups were drawn.
+
+        Raises:
+            StorageError: It cannot be kept.
+        """
+        self._keep(self.known, groups)
 
     def check(
         self,
@@ -69,6 +90,7 @@ class FoldCheck:
         Raises:
             PeerError: The broadcast is another, of an earlier round, or a sum is malformed, beyond the plan's
                 bounds, or of other survivors than this site confirmed.
+            StorageError: What the site knows now cannot be kept; nothing is answered to this broadcast.
         """
         if self.broken:
             raise PeerError("an earlier broadcast of this run was not the fold of its sum")
@@ -80,10 +102,10 @@ class FoldCheck:
             begun = self.strategy.begin(adapter)
             if self.strategy.broadcast(begun, 1, 0).digest != broadcast.digest:
                 raise PeerError("the broadcast of round 1 is not what the plan begins with")
-            self.known = begun
+            self._keep(begun, self.groups)
             return True
         if known is None or known.round < round - 2:
-            self.known = self._adopted(round - 1, adapter, broadcast)
+            self._keep(self._adopted(round - 1, adapter, broadcast), self.groups)
             return False
         try:
             if known.round == round - 1:
@@ -93,10 +115,17 @@ class FoldCheck:
             self._require_like(known, round, broadcast)
         except PeerError:
             self.broken = True
+            self._keep(self.known, self.groups)
             raise
         told = _told(known.slots, broadcast)
-        self.known = replace(known, adapter=adapter, slots={**known.slots, **told})
+        self._keep(replace(known, adapter=adapter, slots={**known.slots, **told}), self.groups)
         return True
+
+    def _keep(self, known: ServerState | None, groups: Groups) -> None:
+        """Durable first: an answer must not go out that a restarted site would know nothing of."""
+        if self.memory is not None:
+            self.memory.save(Known(known, self.broken, groups))
+        self.known, self.groups = known, groups
 
     def _require_same(self, known: ServerState, round: int, found: Broadcast) -> None:
         if self.strategy.broadcast(known, round, 0).digest != found.digest:

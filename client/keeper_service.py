@@ -1,56 +1,59 @@
 """The supervisor's side of the keeper: a service for the process that trains, on a socket of this machine.
 
-It signs statements of secure aggregation in this site's name and nothing else, and keeps no record that goes
-back: a worker that something hostile has taken over cannot have an old round counted as new.
+It signs statements of secure aggregation in this site's name (`statements.py`), of offers that it has judged
+itself (`admitting.py`), and keeps no record that goes back: a worker that something hostile has taken over
+cannot have an old round counted as new, nor be signed for in a run that this site did not accept.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import threading
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pydantic import ValidationError
 
+from wardround.client.admitting import Runs
 from wardround.client.charges import Charge
 from wardround.client.keeper import OwnKeeper
 from wardround.client.sealed_files import Owner
-from wardround.core.errors import PeerError, PolicyError
-from wardround.privacy.secagg import draw, messages
+from wardround.client.statements import Spoken, read_statement
+from wardround.core.errors import PeerError, PolicyError, WardroundError
 from wardround.privacy.secagg.admission import SiteState
 from wardround.privacy.secagg.draw import DrawState
-from wardround.privacy.secagg.hashing import DIGEST_BYTES, unframed
-from wardround.privacy.secagg.identity import PROTOCOL as SECAGG
+from wardround.privacy.secagg.identity import Signer
 from wardround.privacy.sums.contract import SUMS
 from wardround.runtime.control.methods import Call, Service
 from wardround.runtime.control.protos import keeper_pb2 as pb
 
+LOG = logging.getLogger(__name__)
 PROTOCOL: Final = 1
 DESCRIPTOR: Final = pb.DESCRIPTOR.services_by_name["Keeper"]
 LARGEST_MESSAGE: Final = 256 * 2**20
 """A charge names the patient of every row."""
-KINDS: Final = frozenset(
-    {
-        kind.KIND
-        for module in (messages, draw)
-        for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, messages.Message) and hasattr(kind, "KIND")
-    }
-    | {"box"}
-)
-"""Of the statements that a site signs."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class KeeperService:
     """What answers.
 
     Attributes:
         site: Name of the site.
         keeper: Its keys, records and ledger, in this process.
+        runs: Those that it has accepted.
     """
 
     site: str
     keeper: OwnKeeper
+    runs: Runs
+    _spoken: Spoken = field(init=False, repr=False)
+    _signer: Signer = field(init=False, repr=False)
+    """The identity that the run's roster names: keys are rotated while a site runs."""
+    _saving: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        self._spoken, self._signer = Spoken(self.site), self.keeper.signer
 
     def service(self) -> Service:
         """For `runtime/control/server.py:serve`."""
@@ -72,8 +75,12 @@ class KeeperService:
         return pb.DescribeReply(site=self.site, identity=self.keeper.signer.public)
 
     def _sign(self, request: Any, _: Call) -> Any:
-        require_statement(request.statement, self.site)
-        return pb.SignReply(signature=self.keeper.signer.sign(request.statement))
+        try:
+            self._spoken.take(read_statement(request.statement, self.site))
+        except PolicyError as error:
+            LOG.warning("nothing is signed for the worker: %s", error)
+            raise
+        return pb.SignReply(signature=self._signer.sign(request.statement))
 
     def _load(self, request: Any, _: Call) -> Any:
         return pb.LoadRecordReply(record=self._record(request.place).load().model_dump_json().encode())
@@ -85,10 +92,31 @@ class KeeperService:
         except ValidationError:
             # Without its cause: pydantic quotes what it could not read, and that may be a secret.
             raise PeerError("a record cannot be read", expected=f"a {kind.__name__}") from None
-        record = self._record(request.place)
-        require_onwards(record.load(), state)
-        record.save(state)
+        try:
+            with self._saving:
+                self._keep(request.place, state)
+        except WardroundError as error:
+            LOG.warning("a record of the worker's is not kept: %s", error)
+            raise
         return pb.SaveRecordReply()
+
+    def _keep(self, place: Any, state: SiteState | DrawState) -> None:
+        """Judge a record, make it durable, and let the worker speak of what it goes on with."""
+        record = self._record(place)
+        known = record.load()
+        require_onwards(known, state)
+        run = self.runs(self._owner(place), place.sum, record)
+        self._signer = run.member.signer
+        if isinstance(state, DrawState):
+            run.check_draw(state.signed)
+            record.save(state)
+            self._spoken.draw(state)
+            return
+        if state.place > known.place:
+            run.check(known, state)
+        record.save(state)
+        if state.place > known.place and state.offer is not None:
+            self._spoken.begin(state.offer.offer)
 
     def _reserve(self, request: Any, _: Call) -> Any:
         try:
@@ -111,29 +139,14 @@ class KeeperService:
     def _record(self, place: Any) -> Any:
         if place.sum and place.sum not in SUMS:
             raise PeerError("there is no sum of this name", expected=" or ".join(SUMS))
-        try:
-            owner = Owner(run_id=place.run_id, plan=place.plan, site=self.site)
-        except ValidationError as error:
-            raise PeerError("a record is of no run", found=f"{error.error_count()} faults") from error
+        owner = self._owner(place)
         return self.keeper.record(owner, place.sum) if place.sum else self.keeper.draw_record(owner)
 
-
-def require_statement(data: bytes, site: str) -> None:
-    """Refuse to sign what is no statement of secure aggregation in this site's name.
-
-    Raises:
-        PolicyError: It is anything else.
-    """
-    try:
-        protocol, kind, context, signer = unframed(data)[:4]
-    except (ValueError, UnicodeDecodeError):
-        protocol = kind = signer = context = b""
-    right = (protocol, signer) == (SECAGG, site) and kind in KINDS
-    if not right or not isinstance(context, bytes) or len(context) != DIGEST_BYTES:
-        raise PolicyError(
-            "the site's identity signs statements of secure aggregation and nothing else",
-            found=f"{len(data)} bytes that are none of {site!r}",
-        )
+    def _owner(self, place: Any) -> Owner:
+        try:
+            return Owner(run_id=place.run_id, plan=place.plan, site=self.site)
+        except ValidationError as error:
+            raise PeerError("a record is of no run", found=f"{error.error_count()} faults") from error
 
 
 def require_onwards(known: SiteState | DrawState, new: SiteState | DrawState) -> None:
@@ -144,12 +157,17 @@ def require_onwards(known: SiteState | DrawState, new: SiteState | DrawState) ->
     """
     if isinstance(known, SiteState) and isinstance(new, SiteState):
         back = new.place < known.place
+        if new.place == known.place:
+            back |= new.offer != known.offer
         if new.place[0] == known.place[0] and known.place[0]:
             back |= new.members != known.members
             back |= any(new.terms.get(stage) != terms for stage, terms in known.terms.items())
             back |= any(new.survivors.get(stage) != sites for stage, sites in known.survivors.items())
     elif isinstance(known, DrawState) and isinstance(new, DrawState):
         back = new.attempt < known.attempt or (known.groups not in (b"", new.groups))
+        if new.attempt == known.attempt:
+            back |= (new.value, new.signed) != (known.value, known.signed)
+            back |= known.committed not in (b"", new.committed)
     else:
         back = True
     if back:

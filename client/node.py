@@ -19,6 +19,7 @@ from wardround.client.accepted import Accepted, RunFolders
 from wardround.client.checkpoints import CheckpointFile
 from wardround.client.estimate import seconds_a_round
 from wardround.client.fold_check import FoldCheck
+from wardround.client.fold_memory import SealedFolds
 from wardround.client.grouping import Grouped
 from wardround.client.keeper import Keeper
 from wardround.client.local_data import LocalData, check_policy, ready
@@ -37,7 +38,7 @@ from wardround.core.plan_offers import Enough, PlanAnswer, PlanOffer, Reason, Ve
 from wardround.privacy.accounting.of_plan import round_cost
 from wardround.privacy.noise.source import SystemSource
 from wardround.privacy.secagg.admission import Member
-from wardround.privacy.secagg.draw import DrawSite
+from wardround.privacy.secagg.draw import DrawSite, Groups
 from wardround.privacy.secagg.identity import Roster
 from wardround.privacy.secagg.secret import Secret
 from wardround.privacy.sums.aggregation import party
@@ -201,6 +202,8 @@ class Node:
             )
 
         kept = KeptContributions(folder / "kept", self._owner(run_id, plan), self.storage)
+        memory = SealedFolds(folder / "kept", self._owner(run_id, plan), self.storage)
+        folds = FoldCheck.remembered(plan, strategy, memory)
         parties = Parties({name: party(plan.secure, member(name)) for name in SUMS}, kept)
         return Site(
             self.name,
@@ -212,8 +215,8 @@ class Node:
             local.rows.validation,
             SiteStore(folder / "memory"),
             parties,
-            FoldCheck(plan, strategy),
-            self._grouped(plan, strategy, member(GROUPS), run_id)
+            folds,
+            self._grouped(plan, strategy, member(GROUPS), run_id, folds.groups)
             if isinstance(strategy, GroupStrategy)
             else None,
             self._privacy(plan, local),
@@ -227,10 +230,13 @@ class Node:
     def _owner(self, run_id: str, plan: TrainingPlan) -> Owner:
         return Owner(run_id=run_id, plan=bytes.fromhex(plan.digest), site=self.name)
 
-    def _grouped(self, plan: TrainingPlan, strategy: SumStrategy, member: Member, run_id: str) -> Grouped:
+    def _grouped(
+        self, plan: TrainingPlan, strategy: SumStrategy, member: Member, run_id: str, groups: Groups
+    ) -> Grouped:
         assert isinstance(strategy, GroupStrategy)  # noqa: S101 - the caller looked
         record = self.keeper.draw_record(self._owner(run_id, plan))
-        return Grouped(self.name, DrawSite(member, plan.strategy.name, strategy.group_size, record))
+        draw = DrawSite(member, plan.strategy.name, strategy.group_size, record)
+        return Grouped(self.name, draw, groups)
 
     def _privacy(self, plan: TrainingPlan, local: LocalData) -> SitePrivacy | None:
         """The site's side of the plan's privacy.

@@ -17,7 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
@@ -41,6 +42,11 @@ LOG = logging.getLogger(__name__)
 LOOK_S = 0.1
 STOP_S = 12.0
 LARGEST_LOG = 10 * 2**20
+SILENT_S = 300.0
+"""Rather long: code that holds Python's lock is silent as well, and a worker that is killed in a private
+round has spent it."""
+LONGEST_LOOK_S = 1.0
+"""So much of the time between two looks counts as silence: where it is more, this process stood still."""
 REASONS: Mapping[int, str] = {
     NOT_ADMITTED: "the server does not accept this site's key: it is not admitted, or was revoked",
     NOT_YET: "the server takes this site for online still; it lets it in again within a minute",
@@ -48,6 +54,9 @@ REASONS: Mapping[int, str] = {
     CERTIFICATE: "the server's certificate does not hold under the consortium's CA",
     DEADLINE: "a message took longer than it may",
 }
+
+
+SILENT = "it gave no sign of life, and was killed"
 
 
 @dataclass(frozen=True)
@@ -110,9 +119,10 @@ class _Child:
 
     name: str
     module: str
-    settings: Frozen
+    settings: Callable[[], Frozen]
     restarts: Restarts
     log: Path | None
+    silent_s: float
     inherited: Sequence[int] = ()
     process: subprocess.Popen[bytes] | None = None
     due: float = 0.0
@@ -120,44 +130,75 @@ class _Child:
     in_a_row: int = 0
     starts: int = 0
     code: int | None = None
+    beats: int | None = None
+    looked: float = 0.0
+    silence_s: float = 0.0
+    silenced: bool = False
+    fell_silent: bool = False
+    """Whether that is why it last ended."""
 
     def look(self) -> int | None:
         """Start it where it is due; gives its exit code when it has just ended."""
         now = time.monotonic()
         if self.process is None:
             if now >= self.due:
+                self.due = now + self.restarts.refused_s  # where it cannot even be started
                 self.start()
             return None
+        self._listen(now)
         code = self.process.poll()
         if code is None:
             self._bound_log()
             return None
         self._close_pipe()
+        self.fell_silent, self.silenced = self.silenced, False
         self.process, self.code = None, code
         self.in_a_row = 1 if now - self.began > self.restarts.calm_s else self.in_a_row + 1
         pause = self.restarts.pause_s(code, self.in_a_row)
         self.due = now + pause
-        LOG.warning("the site's %s has ended (%s); it starts again in %.1f s", self.name, _why(code), pause)
+        LOG.warning("the site's %s has ended (%s); it starts again in %.1f s", self.name, self._why(), pause)
         return code
 
+    def _listen(self, now: float) -> None:
+        """Kill it where it has given no sign of life for too long: stopped, or stuck."""
+        assert self.process is not None  # noqa: S101 - the caller looked
+        heard = b""
+        if self.beats is not None:
+            with suppress(BlockingIOError):
+                heard = os.read(self.beats, 4096)
+        self.silence_s = 0.0 if heard else self.silence_s + min(now - self.looked, LONGEST_LOOK_S)
+        self.looked = now
+        if self.silence_s > self.silent_s and self.process.poll() is None:
+            LOG.error("the site's %s gives no sign of life for %.0f s: killed", self.name, self.silence_s)
+            self.process.kill()
+            self.process.wait()
+            self.silenced = True
+
     def start(self) -> None:
-        output = self._log_file()
+        settings, output = json.loads(self.settings().model_dump_json()), self._log_file()
+        self.beats, writing = os.pipe()
+        os.set_blocking(self.beats, False)
         try:
             self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [sys.executable, "-P", "-m", self.module],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                pass_fds=self.inherited,
+                pass_fds=(*self.inherited, writing),
                 env=os.environ | QUIET,
                 start_new_session=True,  # an interrupt at a terminal is for the supervisor
             )
+        except OSError:
+            self._close_pipe()
+            raise
         finally:
+            os.close(writing)
             if output is not None:
                 output.close()
-        self.began = time.monotonic()
+        self.began = self.looked = time.monotonic()
+        self.silence_s = 0.0
         self.starts += 1
-        self.order(json.loads(self.settings.model_dump_json()))
+        self.order(settings | {"beats": writing})
 
     def order(self, order: Mapping[str, Any]) -> None:
         """Write one line to it, where it runs."""
@@ -184,6 +225,9 @@ class _Child:
         self.process = None
 
     def _close_pipe(self) -> None:
+        if self.beats is not None:
+            os.close(self.beats)
+            self.beats = None
         if self.process is not None and self.process.stdin is not None:
             try:
                 self.process.stdin.close()
@@ -226,15 +270,16 @@ class _Child:
     @property
     def state(self) -> ProcessState:
         pid = self.process.pid if self.process is not None else None
-        return ProcessState(
-            self.name, pid, max(0, self.starts - 1), self.code, "" if self.code is None else _why(self.code)
-        )
+        return ProcessState(self.name, pid, max(0, self.starts - 1), self.code, self._why())
 
-
-def _why(code: int) -> str:
-    if code in REASONS:
-        return REASONS[code]
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+    def _why(self) -> str:
+        if self.code is None:
+            return ""
+        if self.fell_silent:
+            return SILENT
+        if self.code in REASONS:
+            return REASONS[self.code]
+        return f"signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
 
 
 @dataclass(frozen=True)
@@ -244,24 +289,27 @@ class SiteSettings:
     Attributes:
         server: `host:port` of the consortium's server.
         ca: PEM file of the consortium's CA.
-        transport_key: OpenSSH file of the site's P-384 key; only the node reads it.
+        transport_key: Gives the OpenSSH file of the site's P-384 key, at each start of the node, which
+            alone reads it: a node whose key was rotated, and is refused, comes back with the next one.
         factory: `module:function` that makes the worker's Flower app, of the installed package.
         arguments: For the factory; JSON.
         deadline_s: Seconds that one message may take.
         logs: Folder for the output of both; None leaves it where the supervisor's goes.
         least_s: Pause between looks for messages while one is expected.
         most_s: The same of an idle site.
+        silent_s: A process that gives no sign of life for so long is killed, and started again.
     """
 
     server: str
     ca: Path
-    transport_key: Path
+    transport_key: Callable[[], Path]
     factory: str
     deadline_s: float
     arguments: Mapping[str, Any] = field(default_factory=dict)
     logs: Path | None = None
     least_s: float = 0.2
     most_s: float = 15.0
+    silent_s: float = SILENT_S
 
 
 class SiteProcesses:
@@ -275,10 +323,13 @@ class SiteProcesses:
         secret = secrets.token_hex(32)
         self._listener = socket.create_server(("127.0.0.1", 0))  # stays when the node starts anew
         descriptor = self._listener.fileno()
-        node = NodeSettings(
-            server=settings.server, ca=settings.ca, transport_key=settings.transport_key,
-            listener=descriptor, secret=secret, least_s=settings.least_s, most_s=settings.most_s,
-        )  # fmt: skip
+
+        def node() -> NodeSettings:
+            return NodeSettings(
+                server=settings.server, ca=settings.ca, transport_key=settings.transport_key(),
+                listener=descriptor, secret=secret, least_s=settings.least_s, most_s=settings.most_s,
+            )  # fmt: skip
+
         worker = WorkerSettings(
             node=f"127.0.0.1:{self._listener.getsockname()[1]}", secret=secret, factory=settings.factory,
             arguments=dict(settings.arguments), deadline_s=settings.deadline_s,
@@ -286,11 +337,11 @@ class SiteProcesses:
         logs = settings.logs
         self._node = _Child(
             "node", "wardround.client.supernode_process", node, restarts,
-            logs / "node.log" if logs else None, (descriptor,),
+            logs / "node.log" if logs else None, settings.silent_s, (descriptor,),
         )  # fmt: skip
         self._worker = _Child(
-            "worker", "wardround.client.worker_process", worker, restarts,
-            logs / "worker.log" if logs else None,
+            "worker", "wardround.client.worker_process", lambda: worker, restarts,
+            logs / "worker.log" if logs else None, settings.silent_s,
         )  # fmt: skip
         self._done = threading.Event()
         self._thread: threading.Thread | None = None

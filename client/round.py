@@ -118,7 +118,7 @@ def drawn(request: Request, site: Site) -> bytes:
         answer = site.grouped.answer(request)
     except PeerError as error:
         raise RequestError(error.what, found=error.found, expected=error.expected) from error
-    site.folds.groups = site.grouped.groups
+    site.folds.learn(site.grouped.groups)
     return answer
 
 

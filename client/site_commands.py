@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from wardround.client.accepted import RunFolders
+from wardround.client.accepted import RUNS, RunFolders
 from wardround.client.fetching import fetch_result
 from wardround.client.membership.site_folder import SiteFolder, open_site_folder
 from wardround.client.site_settings import FILE, read_site_settings
@@ -26,7 +26,6 @@ from wardround.runtime.log_file import LOGS, log_to
 from wardround.runtime.signed_plan import read_signed_plan
 from wardround.training.plan_summary import summary_of, summary_text
 
-RUNS: Final = "runs"
 STOP_S: Final = 40.0
 LOOK_S: Final = 0.2
 
@@ -145,6 +144,7 @@ def fetch_run(folder: Path, run: str, *, merge: Path | None) -> None:
     record = fetched.record
     _say(f"run {run}: {record.reason} after round {record.last_round}, {len(record.sites)} sites")
     _say(f"released is round {record.released_round}, by {record.metric}: {fetched.folder}")
+    _say(record.privacy.text if record.privacy else "trained without differential privacy")
     if merge is None:
         return
     from wardround.client.merging import merge_result

@@ -6,20 +6,22 @@ import logging
 import os
 import sys
 
-from wardround.client.child import QUIET, NodeSettings, read_settings
+from wardround.client.child import QUIET, NodeSettings, read_settings, show_life
 from wardround.core.errors import WardroundError
 
 
 def main() -> int:
     """Read settings from standard input and be the site's node; gives the exit code."""
     os.environ.update(QUIET)  # Flower reads these when it is imported
-    from wardround.client.supernode import serve_node
-
     logging.basicConfig(level=logging.INFO, format="%(asctime)s node %(levelname)s %(message)s")
     for name in ("httpx", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        return serve_node(read_settings(NodeSettings))
+        settings = read_settings(NodeSettings)
+        show_life(settings.beats)
+        from wardround.client.supernode import serve_node
+
+        return serve_node(settings)
     except WardroundError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from wardround.client.admitting import runs_of
 from wardround.client.keeper import OwnKeeper
 from wardround.client.keeper_service import LARGEST_MESSAGE, KeeperService
 from wardround.client.membership.site_folder import KEEPER, SiteFolder, open_site_folder
@@ -57,11 +58,11 @@ def running_site(folder: Path, *, deadline_s: float = DEADLINE_S) -> Iterator[Si
     require_ready(site)
     token, socket = secrets.token_hex(32), UnixSocket(site.path / KEEPER)
     keeper = OwnKeeper(site.signer(), site.path, site.storage_key())
-    service = KeeperService(site.name, keeper).service()
+    service = KeeperService(site.name, keeper, runs_of(site)).service()
     settings = SiteSettings(
         server=site.server_address,
         ca=site.ca,
-        transport_key=site.transport_key(),
+        transport_key=site.transport_key,
         factory="wardround.client.worker_app:site_app",
         arguments={"folder": str(site.path), "socket": str(socket.folder), "token": token},
         deadline_s=deadline_s,

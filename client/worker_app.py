@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flwr.clientapp import ClientApp
 
-from wardround.client.accepted import RunFolders
+from wardround.client.accepted import RUNS, RunFolders
 from wardround.client.flower_app import client_app
 from wardround.client.membership.site_folder import SiteFolder, confirmed_roster, open_site_folder
 from wardround.client.node import Node
@@ -17,8 +17,6 @@ from wardround.core.errors import PeerError
 from wardround.runtime.control.sockets import UnixSocket
 from wardround.runtime.roster import LARGEST_CERTIFICATE, read_certificate
 from wardround.runtime.signed_plan import read_signed_plan
-
-RUNS = "runs"
 
 
 def site_app(folder: str, socket: str, token: str) -> ClientApp:

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from wardround.client.child import QUIET, WorkerSettings, follow_orders, read_settings
+from wardround.client.child import QUIET, WorkerSettings, follow_orders, read_settings, show_life
 from wardround.core.errors import ConfigError, WardroundError
 
 
@@ -22,6 +22,7 @@ def main() -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         settings = read_settings(WorkerSettings)
+        show_life(settings.beats)
         follow_orders(lambda _: None, lambda: os._exit(0))
         from wardround.client.worker import serve_tasks
 

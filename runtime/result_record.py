@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,31 @@ from wardround.runtime.signed import Hex32
 KIND: Final = "result"
 LARGEST: Final = 2**22
 """Bytes of a signed record, at the most."""
+
+
+class PrivacyResult(Frozen):
+    """What a private run promised, and what its sites said that it cost.
+
+    Attributes:
+        unit: Whom one neighbour lacks: a patient, an example or a site.
+        noise: Where it was drawn: local, distributed or central.
+        delta: δ of every ε here.
+        sites: Site → ε that this run has reserved of its units by Rényi DP, as the site last told it (of
+            `unit=site` as the plan has it). Its own ledger is what counts: a draw that was lost with a
+            process after that stands there alone.
+    """
+
+    unit: Literal["patient", "example", "site"]
+    noise: Literal["local", "distributed", "central"]
+    delta: float = Field(gt=0, lt=1)
+    sites: dict[str, float]
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        most = f"at most ε = {max(self.sites.values()):.4g}" if self.sites else "no ε was told"
+        whom = self.unit if self.unit == "site" else f"{self.unit} and site"
+        return f"differential privacy: {most} at δ = {self.delta:g} per {whom} ({self.noise} noise)"
 
 
 class ResultRecord(Frozen):
@@ -29,6 +54,7 @@ class ResultRecord(Frozen):
         released: Digest of that adapter.
         last_round: The last one.
         last: Digest of its adapter.
+        privacy: Of a private run; None: nothing protects the rows but what the sums hide.
     """
 
     run_id: str = Field(min_length=1, max_length=200)
@@ -42,3 +68,4 @@ class ResultRecord(Frozen):
     released: Hex32
     last_round: int = Field(ge=0)
     last: Hex32
+    privacy: PrivacyResult | None = None

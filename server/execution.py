@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -24,10 +25,11 @@ from wardround.core.plan import TrainingPlan
 from wardround.core.plan_offers import PlanOffer
 from wardround.privacy.secagg.identity import KeySigner, Roster
 from wardround.privacy.sums.aggregation import Aggregation
-from wardround.runtime.events import EventStream
+from wardround.runtime.event_log import read_events
+from wardround.runtime.events import EventStream, PrivacySpent
 from wardround.runtime.files import save_tensors, storing, write_atomic
 from wardround.runtime.plan_folder import read_initial
-from wardround.runtime.result_record import KIND, ResultRecord
+from wardround.runtime.result_record import KIND, PrivacyResult, ResultRecord
 from wardround.runtime.roster import RosterDocument
 from wardround.runtime.signed import sign_document
 from wardround.runtime.signed_plan import read_signed_plan
@@ -216,6 +218,22 @@ def train(
     )
 
 
+def privacy_of(signed: SignedPlan, events: Path) -> PrivacyResult | None:
+    """What a private run cost, as it was last told; None of a run without differential privacy.
+
+    Raises:
+        StorageError: The run's events cannot be read.
+    """
+    rules = signed.plan.privacy
+    if rules is None:
+        return None
+    sites: dict[str, float] = {}
+    for event in read_events(events):
+        if isinstance(event, PrivacySpent):  # a server that was resumed tells of those that still take part
+            sites |= event.sites
+    return PrivacyResult(unit=rules.unit, noise=rules.noise, delta=rules.delta, sites=sites)
+
+
 def write_result(
     work: RunFolder,
     signed: SignedPlan,
@@ -237,6 +255,7 @@ def write_result(
         released=outcome.released.digest,
         last_round=outcome.last.round,
         last=outcome.last.adapter.digest,
+        privacy=privacy_of(signed, work.events),
     )
     folder = work.path / RESULT
     for name, adapter in ((RELEASED, outcome.released), (LAST, outcome.last.adapter)):

@@ -14,7 +14,8 @@ not cover it. A privacy loss distribution gives no filter either: mixtures canno
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from typing import Annotated, Final
 
 from pydantic import Field, field_validator, model_validator
 
@@ -23,6 +24,8 @@ from wardround.core.errors import BudgetError, ConfigError
 from wardround.privacy.accounting.account import Account, Unit, check_delta
 from wardround.privacy.accounting.mechanisms import Mechanism
 from wardround.privacy.accounting.renyi import ORDERS, budget_at, epsilon_at
+
+LEAST_WITHOUT_SCHEDULE: Final = 2.0
 
 
 class Cap(Frozen):
@@ -74,11 +77,15 @@ class Cap(Frozen):
     def for_any(epsilon: float, delta: float, *, units: int) -> Cap:
         """The cap whose order has most room for plain Gaussians; for want of a schedule.
 
+        Orders below 2 are left out: there the series for a sampled Gaussian mostly finds no bound, and a cap
+        that admits nothing protects nobody.
+
         Raises:
             ConfigError: No order of the grid leaves any room.
             PolicyError: δ ≥ 1/units.
         """
-        return _roomiest(epsilon, delta, units, list(ORDERS))
+        costs = [order if order >= LEAST_WITHOUT_SCHEDULE else math.inf for order in ORDERS]
+        return _roomiest(epsilon, delta, units, costs)
 
     def fits(self, account: Account, following: Mechanism) -> bool:
         """Whether the account may take this one as well.

@@ -27,15 +27,20 @@ class SiteState(Wire):
     """Stage → the survivors whose sum this site helped to open in that round."""
     answer: Unmasking | None = None
     """The last unmask answer, to be repeated word for word."""
+    offer: SignedOffer | None = None
+    """The last one that was accepted: whoever keeps the record can see for itself that it may stand there."""
 
-    def after(self, offer: Offer) -> SiteState:
+    def after(self, signed: SignedOffer) -> SiteState:
         """The state once the offer is accepted."""
+        offer = signed.offer
         stage = str(offer.stage)
         if offer.round > self.place[0]:
             return SiteState(
-                place=offer.place, members=offer.members, terms={stage: offer.terms}, answer=self.answer
-            )
-        return self.model_copy(update={"place": offer.place, "terms": {**self.terms, stage: offer.terms}})
+                place=offer.place, members=offer.members, terms={stage: offer.terms}, answer=self.answer,
+                offer=signed,
+            )  # fmt: skip
+        terms = {**self.terms, stage: offer.terms}
+        return self.model_copy(update={"place": offer.place, "terms": terms, "offer": signed})
 
 
 class Record(Protocol):

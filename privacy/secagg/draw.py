@@ -205,6 +205,8 @@ class DrawState(Wire):
     """Transcript of the commitments under which it showed them."""
     groups: bytes = b""
     """Digest of what came of it: there is one draw a run."""
+    signed: SignedDraw | None = None
+    """The offer of that attempt."""
 
 
 class DrawRecord(Protocol):
@@ -255,7 +257,7 @@ class DrawSite:
                 found=f"attempt {offer.attempt}", expected=f"after {state.attempt}",
             )  # fmt: skip
         value = self._fresh()
-        self._record.save(DrawState(attempt=offer.attempt, value=value.reveal()))
+        self._record.save(DrawState(attempt=offer.attempt, value=value.reveal(), signed=signed))
         self._offer = offer
         commitment = transcript.commitment(offer.context, member.name, value)
         return self._signed(Committed(site=member.name, commitment=commitment), offer)

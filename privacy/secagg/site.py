@@ -114,7 +114,7 @@ class SecureSite:
         state = self.member.record.load()
         offer = accept(self.member, state, signed, broadcast)
         self._phase = None  # whatever was under way has ended: its keys die here
-        self.member.record.save(state.after(offer))
+        self.member.record.save(state.after(signed))
         channel, mask = X25519PrivateKey.generate(), X25519PrivateKey.generate()
         seed, graph_value = Secret.fresh(), Secret.fresh()
         own = self._signed(

@@ -19,14 +19,14 @@ class PlainParty:
 
     def __init__(self, member: Member) -> None:
         self._member = member
-        self._place = (0, 0, 0)
 
     def check(self, offer: bytes, broadcast: bytes) -> Offer:
         """As the contract says."""
         found = read(self._member, decode(offer, SignedOffer), broadcast)
-        if found.place <= self._place:
+        last = self._member.record.load().place
+        if found.place <= last:
             raise PeerError(
-                "the offer is not newer than the last one", found=found.place, expected=f"after {self._place}"
+                "the offer is not newer than the last one", found=found.place, expected=f"after {last}"
             )
         return found
 
@@ -36,8 +36,8 @@ class PlainParty:
 
     def begin(self, offer: bytes, broadcast: bytes, lanes: Lanes) -> bytes:
         """The contribution, signed and under no mask."""
-        found = self.check(offer, broadcast)
-        self._place = found.place
+        found, record = self.check(offer, broadcast), self._member.record
+        record.save(record.load().after(decode(offer, SignedOffer)))
         vector = MaskedInput(
             site=self._member.name, dealt=found.context,
             coordinates=pack(lanes.coordinates, found.bits), counters=pack(lanes.counters, 64),

@@ -46,7 +46,8 @@ class TrustedParty:
     def begin(self, offer: bytes, broadcast: bytes, lanes: Lanes) -> bytes:
         """The contribution, sealed under fresh ephemeral keys and signed."""
         member, found = self._member, self.check(offer, broadcast)
-        member.record.save(member.record.load().after(found))  # durable first: one envelope a place, ever
+        signed = decode(offer, SignedOffer)
+        member.record.save(member.record.load().after(signed))  # durable first: one envelope a place, ever
         return seal(
             header_of(found, member.name, self._aggregator),
             packed(lanes.coordinates, found.bits), packed(lanes.counters, 64), member.signer,

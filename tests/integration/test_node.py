@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from federation import Federation
@@ -18,24 +19,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wardround.client.accepted import RunFolders
+from wardround.client.admitting import runs_of
 from wardround.client.flower_app import answered
 from wardround.client.keeper import OwnKeeper
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
-from wardround.client.membership.site_folder import open_site_folder
+from wardround.client.membership.site_folder import confirmed_roster, open_site_folder
 from wardround.client.node import Node
+from wardround.client.sealed_files import Owner
 from wardround.client.worker_app import node_of
-from wardround.core.errors import PeerError, StorageError
+from wardround.core.errors import PeerError, PolicyError, StorageError
 from wardround.core.messages import Request
 from wardround.core.plan_offers import PlanAnswer, PlanOffer, Reason
 from wardround.core.seeds import Purpose
+from wardround.privacy.secagg.admission import SiteState
+from wardround.privacy.secagg.identity import KeySigner
+from wardround.privacy.secagg.offer import SignedOffer
+from wardround.privacy.sums.contract import TRAINING
+from wardround.privacy.sums.offers import offer_of
 from wardround.runtime.flower_codec import encode_request
 from wardround.runtime.offer_codec import decode_answer, decode_offer, encode_answer, encode_offer
-from wardround.runtime.plan_folder import SIGNED, read_plan
+from wardround.runtime.plan_folder import SIGNED, read_initial, read_plan
 from wardround.runtime.roster import SERVER
 from wardround.runtime.signed import sign_document
 from wardround.runtime.small_files import read_identity
 from wardround.server.consortium.server_folder import open_server_folder
+from wardround.training.plan_strategy import bind_strategy
 
 COUNTS = {"aachen": 12, "basel": 9, "cork": 10}
 RUN = "20261126-120000-0a1b2c3d"
@@ -100,6 +109,60 @@ def test_a_sound_offer_is_accepted_and_stays_so(federation: Federation) -> None:
     assert again.answer(offer(federation)) == answer
     assert again.get((RUN, "cork")) is None
     assert again.get(("another", "basel")) is None
+
+
+def test_a_restarted_node_holds_a_broadcast_against_what_it_knew(federation: Federation) -> None:
+    """A process that is new refuses what the old one would have refused."""
+    own = node(federation)
+    own.answer(offer(federation))
+    site = own.get((RUN, "basel"))
+    assert site is not None
+    initial = read_initial(federation.practice.folder / "plan", site.plan)
+    assert site.folds.check(1, initial, (), {})
+    again = node(federation).get((RUN, "basel"))
+    assert again is not None
+    crafted = initial.with_vector(initial.vector + np.float32(0.5))
+    with pytest.raises(PeerError, match="not the fold of the last sum"):
+        again.folds.check(2, crafted, (), {})
+    last = node(federation).get((RUN, "basel"))
+    assert last is not None
+    with pytest.raises(PeerError, match="an earlier broadcast"):
+        last.folds.check(2, initial, (), {})
+
+
+def test_the_supervisor_judges_an_offer_by_the_sites_own_folder(federation: Federation) -> None:
+    """No record goes on in a run that was not accepted, under another plan or policy, or unapproved."""
+    site, plan = federation.practice.sites["basel"], read_plan(federation.practice.folder / "plan").plan
+    owner = Owner(run_id=RUN, plan=bytes.fromhex(plan.digest), site="basel")
+    keeper = OwnKeeper(site.signer(), site.path, site.storage_key())
+    record, runs = keeper.record(owner, TRAINING), runs_of(site)
+    with pytest.raises(PolicyError, match="accepted no such run"):
+        runs(owner, TRAINING, record)
+    node(federation).answer(offer(federation))
+    server = open_server_folder(federation.practice.server).signer()
+    layout, roster = bind_strategy(plan).statistics_layout(0), confirmed_roster(site)
+
+    def signed(signer: KeySigner = server, **changes: Any) -> SiteState:
+        made = offer_of(
+            plan, name=TRAINING, run_id=RUN, round=1, stage=0, attempt=0, cohort=sorted(COUNTS),
+            roster=roster.digest, broadcast=b"b" * 32, statistics=layout,
+        )  # fmt: skip
+        return SiteState().after(SignedOffer.by(signer, made.model_copy(update=changes)))
+
+    run = runs(owner, TRAINING, record)
+    run.check(SiteState(), signed())
+    for bad in (signed(KeySigner.fresh()), signed(run_id=f"{RUN}/evaluation"), signed(cohort=("basel",))):
+        with pytest.raises((PeerError, PolicyError)):
+            run.check(SiteState(), bad)
+    other = Owner(run_id=RUN, plan=b"p" * 32, site="basel")
+    with pytest.raises(PolicyError, match="another plan"):
+        runs(other, TRAINING, record)
+    set_up(federation, approval="manual")
+    with pytest.raises(PolicyError, match="no person"):
+        runs(owner, TRAINING, record)
+    set_up(federation, approval="automatic", policy={"modes": ["off"]})
+    with pytest.raises(PolicyError):
+        runs(owner, TRAINING, record)
 
 
 def test_policy_decides_what_it_says_of_rows_and_time(federation: Federation) -> None:

@@ -50,17 +50,20 @@ class Pair:
         """The server."""
         return SuperLink(self.folder / "state.db", self.tls, address, **more)
 
-    def settings(self, address: str, site: str = "north", deadline_s: float = 30.0) -> SiteSettings:
+    def settings(
+        self, address: str, site: str = "north", deadline_s: float = 30.0, **more: Any
+    ) -> SiteSettings:
         """What a site is started with."""
         self.key(site)
         return SiteSettings(
             server=address,
             ca=self.folder / "ca.pem",
-            transport_key=self.folder / f"{site}.key",
+            transport_key=lambda: self.folder / f"{site}.key",
             factory="answering_site:app",
             arguments={"note": str(self.folder / "busy")},
             deadline_s=deadline_s,
             logs=self.folder / "logs",
+            **more,
         )
 
 

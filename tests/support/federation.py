@@ -11,6 +11,7 @@ from typing import Any
 
 from deployed import wait_for
 
+from wardround.client.ledger.commands import create_ledger
 from wardround.client.processes import SiteProcesses
 from wardround.client.supervisor import running_site
 from wardround.runtime.plan_folder import INITIAL, SIGNED, write_plan_folder
@@ -94,6 +95,16 @@ class Federation:
         values = {site: settings_of(base, file, **settings) for site, file in files.items()}
         practice = make_practice(folder / "practice", f"127.0.0.1:{free_port()}", values, datetime.now(UTC))
         return Federation(practice, base, counts, everything)
+
+    def give_ledgers(self, caps: dict[str, float], *, delta: float) -> None:
+        """Make sites' privacy ledgers as their people do, each with ε that no patient's account exceeds."""
+        for site, epsilon in caps.items():
+            policy = {"epsilon": epsilon, "delta": delta, "allow_release": False}
+            create_ledger(self.ledger(site), policy, self.counts[site] // 2, None)
+
+    def ledger(self, site: str) -> Path:
+        """Folder of a site's ledger."""
+        return self.practice.sites[site].path / "ledger"
 
     def plan(
         self,

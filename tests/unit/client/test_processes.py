@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,7 +29,7 @@ from wardround.client.child import (
     follow_orders,
     read_settings,
 )
-from wardround.client.processes import REASONS, Restarts, SiteProcesses, SiteSettings
+from wardround.client.processes import REASONS, SILENT, Restarts, SiteProcesses, SiteSettings, _Child
 from wardround.core.errors import InternalError, StorageError
 
 SECRET = "ab" * 32
@@ -89,11 +91,11 @@ def test_nothing_secret_stands_on_a_command_line_or_in_an_environment(
 
     monkeypatch.setattr(subprocess, "Popen", Popen)
     settings = SiteSettings(
-        server="127.0.0.1:1", ca=tmp_path / "ca.pem", transport_key=tmp_path / "transport.key",
+        server="127.0.0.1:1", ca=tmp_path / "ca.pem", transport_key=lambda: tmp_path / "transport.key",
         factory="a:b", deadline_s=1.0, logs=tmp_path / "logs",
     )  # fmt: skip
     site = SiteProcesses(settings)
-    secret = json.loads(site._worker.settings.model_dump_json())["secret"]
+    secret = json.loads(site._worker.settings().model_dump_json())["secret"]
     site._node.start()
     site._worker.start()
     site.stop()
@@ -106,7 +108,7 @@ def test_nothing_secret_stands_on_a_command_line_or_in_an_environment(
         assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
     other = SiteProcesses(settings)
     other.stop()
-    assert secret != json.loads(other._worker.settings.model_dump_json())["secret"]
+    assert secret != json.loads(other._worker.settings().model_dump_json())["secret"]
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "logs").iterdir()} == {0o600}
 
 
@@ -124,7 +126,7 @@ def chatty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setattr(subprocess, "Popen", Popen)
     monkeypatch.setattr(processes, "LARGEST_LOG", 5000)
     settings = SiteSettings(
-        server="127.0.0.1:1", ca=tmp_path / "ca.pem", transport_key=tmp_path / "transport.key",
+        server="127.0.0.1:1", ca=tmp_path / "ca.pem", transport_key=lambda: tmp_path / "transport.key",
         factory="a:b", deadline_s=1.0, logs=tmp_path / "logs",
     )  # fmt: skip
     site = SiteProcesses(settings)
@@ -188,3 +190,98 @@ def test_a_former_log_that_cannot_be_kept_bounds_the_log_all_the_same(
     chatty._bound_log()
     assert log.read_bytes() == b""
     assert not log.with_suffix(".1.log").exists()
+
+
+def child_of(
+    monkeypatch: pytest.MonkeyPatch, program: str, silent_s: float, restarts: Restarts | None = None
+) -> _Child:
+    """A child that runs a program of the test's; it reads its settings into `line`."""
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, command: list[str], **more: Any) -> None:
+            read = "import json, os, sys, time; line = json.loads(sys.stdin.readline())\n"
+            super().__init__([command[0], "-c", read + program], **more)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    settings = WorkerSettings(node="127.0.0.1:1", secret=SECRET, factory="a.b:c", deadline_s=1)
+    return _Child("worker", "none", lambda: settings, restarts or Restarts(), None, silent_s)
+
+
+def looked_after(child: _Child, seconds: float) -> list[int]:
+    """How it ended, looked at for so long."""
+    codes, end = [], time.monotonic() + seconds
+    while time.monotonic() < end:
+        code = child.look()
+        if code is not None:
+            codes.append(code)
+        time.sleep(0.02)
+    return codes
+
+
+BEATING = "while True: os.write(line['beats'], b'.'); time.sleep(0.1)"
+
+
+def test_a_process_without_a_sign_of_life_is_killed_and_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stopped, it can neither end nor be asked to; one that beats lives on."""
+    child = child_of(monkeypatch, BEATING, silent_s=1.5)
+    assert looked_after(child, 3.0) == []
+    first = child.process
+    assert first is not None
+    os.kill(first.pid, signal.SIGSTOP)
+    assert looked_after(child, 4.0) == [-signal.SIGKILL]
+    assert child.state.reason == SILENT
+    assert child.process is not None
+    assert (child.process.pid != first.pid, child.state.restarts) == (True, 1)
+    child.process.kill()
+    assert looked_after(child, 0.3) == [-signal.SIGKILL]
+    assert child.state.reason == "signal 9", "of this end, which was another"
+    child.end(1.0)
+
+
+def test_a_supervisor_that_was_stopped_itself_kills_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the time that it did not look, a second counts."""
+    child = child_of(monkeypatch, "time.sleep(60)", silent_s=2.5)
+    child.look()
+    for gap in (0.0, 1000.0, 1000.0):
+        child.looked -= gap
+        assert child.look() is None
+    child.looked -= 1000.0
+    assert child.look() == -signal.SIGKILL
+
+
+def test_each_start_reads_the_settings_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of a transport key that was rotated among them; where there is none it is not hammered."""
+    keys: list[Path | None] = [Path("old"), None, Path("new")]
+    told: list[str] = []
+
+    def present() -> WorkerSettings:
+        key = keys.pop(0)
+        if key is None:
+            raise StorageError("the key is not there")
+        told.append(str(key))
+        return WorkerSettings(node=str(key), secret=SECRET, factory="a.b:c", deadline_s=1)
+
+    quick = Restarts(least_s=0.05, refused_s=0.5)
+    child = child_of(monkeypatch, "sys.exit(3)", 60.0, quick)
+    child.settings = present
+    failed = 0
+    end = time.monotonic() + 20
+    while len(told) < 2 and time.monotonic() < end:
+        try:
+            child.look()
+        except StorageError:
+            failed += 1
+        time.sleep(0.01)
+    assert (told, failed) == (["old", "new"], 1)
+    child.end(1.0)
+
+
+def test_no_descriptor_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over many restarts."""
+    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    child = child_of(monkeypatch, "sys.exit(3)", 60.0, Restarts(least_s=0.01, most_s=0.01))
+    assert len(looked_after(child, 2.0)) > 3
+    child.end(1.0)
+    assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before

@@ -109,6 +109,14 @@ def test_a_cap_is_a_positive_number(epsilon: float) -> None:
         Cap.for_any(epsilon, 1e-5, units=UNITS)
 
 
+@pytest.mark.parametrize(("epsilon", "delta"), [(20.0, 1e-2), (60.0, 1e-2), (60.0, 1e-5), (1000.0, 1e-5)])
+def test_a_generous_cap_admits_what_a_small_one_would(epsilon: float, delta: float) -> None:
+    """Most room for plain Gaussians is at orders at which a sampled one has no bound in our series."""
+    generous = Cap.for_any(epsilon, delta, units=50)
+    for rate, sigma in ((0.4, 0.7), (0.4, 1.0), (0.1, 1.0), (0.01, 0.6)):
+        assert generous.used(Account(mechanisms=(SampledGaussian(sample_rate=rate, sigma=sigma),))) < 0.1
+
+
 def test_the_delta_of_a_cap_obeys_the_same_rule() -> None:
     """At or above 1/units there is no cap to make."""
     with pytest.raises(PolicyError, match="below 1/units"):
