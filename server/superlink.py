@@ -32,15 +32,15 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from wardround.core.errors import ConfigError, InternalError, StorageError
 from wardround.runtime.files import private_folder, storing
-from wardround.server.fleet import FLEET, empty_bundle, fleet_app
+from wardround.server.fleet import FLEET, FleetApp, empty_bundle
 from wardround.server.link_state import LinkGrid, LinkState
-from wardround.server.listener import ASGIApp, Door
+from wardround.server.listener import ASGIApp, Door, Waiting
 
 LOG = logging.getLogger(__name__)
 
 LARGEST_REPLY = 4 * 2**30
 START_S = 20.0
-THREADS = 4
+THREADS = 2
 """That answer requests. They take turns at the database anyway, and each keeps memory of its own."""
 STOP_S = 10.0
 
@@ -110,12 +110,13 @@ class SuperLink:
         self._heard: dict[bytes, float] = {}
         self._runs: dict[int, FlowerRun] = {}
         door = Door(
-            fleet=fleet_app(self._state),
+            fleet=FleetApp(self._state, THREADS),
             largest=FLEET,
             key_header=FLEET_HTTP_PUBLIC_KEY_HEADER.encode(),
             admitted=lambda key: key in self._keys.values(),
             heard=self._hear,
             routes=dict(routes or {}),
+            waiting=Waiting(Path(database).parent, turns=THREADS),
         )
         self._config = _listener(door, tls)
         self._server = uvicorn.Server(self._config)
