@@ -14,7 +14,7 @@ from wardround.core.messages import Reply, Request, answers, reply_to
 from wardround.runtime.flower_codec import decode_reply, encode_request
 
 MESSAGE_TYPE = "train"
-MOST_AT_ONCE = 16
+MOST_AT_ONCE = 2
 """Replies that are in memory together."""
 
 

@@ -50,7 +50,7 @@ class Waiting:
 
     def file(self) -> IO[bytes]:
         """An empty one."""
-        return SpooledTemporaryFile(self.large, dir=self.folder)
+        return SpooledTemporaryFile(self.large, dir=None if self.folder is None else str(self.folder))
 
     def turn(self, size: int) -> AbstractAsyncContextManager[object]:
         """To have a body of this size in memory; a small one does not wait."""
