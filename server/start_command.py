@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from wardround.server.allocator import keep_little
 from wardround.server.daemon import running_server
 
 
@@ -21,6 +22,7 @@ def start_server(folder: Path, listen: str | None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for name in ("alembic", "httpx", "uvicorn.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    keep_little()
     done = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: done.set())

@@ -15,6 +15,7 @@ import socket
 import ssl
 import threading
 import time
+from asyncio import sslproto
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,11 @@ LARGEST_REPLY = 4 * 2**30
 START_S = 20.0
 THREADS = 2
 """That answer requests. They take turns at the database anyway, and each keeps memory of its own."""
+KEEP_ALIVE_S = 6
+"""For an idle connection; Flower's client leaves its own after 5 s."""
+TLS_BUFFER = 32 * 1024
+"""Bytes that each connection has for reading, from its first moment: asyncio's 256 KiB, for two or three
+connections a site, make memory grow with the sites. A record of TLS has 16 KiB."""
 STOP_S = 10.0
 
 
@@ -163,6 +169,7 @@ class SuperLink:
             LOG.exception("the listener has ended")
 
     async def _listen(self) -> None:
+        sslproto.SSLProtocol.max_size = TLS_BUFFER
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         await self._server.serve(sockets=[self._socket] if self._socket else None)
 
@@ -330,7 +337,7 @@ def _listener(door: ASGIApp, tls: TlsFiles) -> uvicorn.Config:
         ws="none",
         server_header=False,
         date_header=False,
-        timeout_keep_alive=30,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=5,
         ssl_certfile=str(tls.certificate),
         ssl_keyfile=str(tls.key),

@@ -86,7 +86,7 @@ def test_the_round_loops_transport_works_over_it(running: Running) -> None:
 
 
 def test_a_message_and_its_reply_take_few_requests(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six objects down and three up; each is a request of its own, and that is what a round costs a server."""
+    """Six objects down and three up; each is a request of its own, and those are what a round costs."""
     seen: Counter[str] = Counter()
     handle = FleetApp._handle
 
