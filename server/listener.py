@@ -26,7 +26,7 @@ BODY_S = 120.0
 """Seconds within which a request's body has to be there."""
 LARGEST_QUESTION = 64 * 1024
 """Bytes of a body to one of our own read-only routes."""
-PIECE = 64 * 1024
+PIECE = 16 * 1024
 """Bytes of an answer that are handed to the connection at once; the next ones wait for these."""
 
 
@@ -41,7 +41,7 @@ class Waiting:
     """
 
     folder: Path | None = None
-    large: int = 64 * 1024
+    large: int = 16 * 1024
     turns: int = 2
     _turns: asyncio.Semaphore = field(init=False, repr=False)
 

@@ -30,6 +30,7 @@ from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, NOOP_FEDERATIO
 from flwr.supercore.fab import Fab
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from wardround.core.errors import ConfigError, InternalError, StorageError
 from wardround.runtime.files import private_folder, storing
@@ -45,7 +46,9 @@ THREADS = 2
 """That answer requests. They take turns at the database anyway, and each keeps memory of its own."""
 KEEP_ALIVE_S = 6
 """For an idle connection; Flower's client leaves its own after 5 s."""
-TLS_BUFFER = 32 * 1024
+WRITE_BUFFER = 32 * 1024
+"""Bytes that a connection has in hand for a line that does not take them; asyncio's TLS has 512 KiB."""
+TLS_BUFFER = 16 * 1024
 """Bytes that each connection has for reading, from its first moment: asyncio's 256 KiB, for two or three
 connections a site, make memory grow with the sites. A record of TLS has 16 KiB."""
 STOP_S = 10.0
@@ -312,6 +315,14 @@ class SuperLink:
                 self._state.cleanup_run(run.run_id)
 
 
+class _Connection(AutoHTTPProtocol):  # type: ignore[valid-type,misc]  # of httptools or h11, as is there
+    """uvicorn's, which holds little of an answer."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER)
+
+
 def _opened(database: Path) -> LinkState:
     with storing(database):
         if not database.exists():
@@ -331,6 +342,7 @@ def _opened(database: Path) -> LinkState:
 def _listener(door: ASGIApp, tls: TlsFiles) -> uvicorn.Config:
     config = uvicorn.Config(
         door,
+        http=_Connection,
         log_config=None,
         access_log=False,
         lifespan="off",
