@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+from asyncio import sslproto
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.config import get_fab_config
 from flwr.proto.message_pb2 import ObjectTree
@@ -23,6 +26,7 @@ from flwr.supercore.sql_mixin import SqlMixin
 from flwr.supercore.state.schema.linkstate_models import MessageIns
 from flwr.superlink.routers.fleet import node_auth
 from flwr.superlink.routers.fleet.router import router
+from uvicorn.server import ServerState
 
 from wardround.core.errors import ConfigError, StorageError
 from wardround.server import superlink
@@ -186,3 +190,26 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_bytes(b"no database, but long enough to be looked at" * 100)
     with pytest.raises(StorageError, match="no database"):
         SuperLink(tmp_path / "broken.db", tls, "127.0.0.1:0")
+
+
+def test_a_connection_has_small_buffers() -> None:
+    """The one that TLS reads into, and what waits to be written; memory grew with the sites by both."""
+    assert "bytearray(self.max_size)" in inspect.getsource(sslproto.SSLProtocol.__init__)
+    assert isinstance(sslproto.SSLProtocol.max_size, int)
+    limits: list[dict[str, int]] = []
+
+    class Transport(asyncio.Transport):
+        def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+            limits.append({"high": high or 0})
+
+        def get_extra_info(self, name: str, default: Any = None) -> Any:
+            return default
+
+    async def connect() -> None:
+        config = uvicorn.Config(lambda *_: None, log_config=None, lifespan="off", ws="none")
+        config.load()
+        connection: Any = superlink._Connection(config=config, server_state=ServerState(), app_state={})
+        connection.connection_made(Transport())
+
+    asyncio.run(connect())
+    assert limits == [{"high": superlink.WRITE_BUFFER}]
