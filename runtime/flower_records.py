@@ -57,7 +57,7 @@ def make_records(
     as long as they are together no larger than `BESIDE`, the others become arrays.
     """
     text = manifest.model_dump_json()
-    beside: dict[str, str | bytes] = {"json": text}
+    beside = ConfigRecord({"json": text})
     left, all_arrays = BESIDE, dict(arrays)
     for name, piece in (pieces or {}).items():
         if len(piece) <= left:
@@ -65,7 +65,7 @@ def make_records(
             left -= len(piece)
         else:
             all_arrays[name] = as_array(piece)
-    records = RecordDict({"manifest": ConfigRecord(beside)})
+    records = RecordDict({"manifest": beside})
     if all_arrays:
         records["arrays"] = ArrayRecord({name: flower_array(array) for name, array in all_arrays.items()})
     in_arrays = sum(array.nbytes for array in all_arrays.values())

@@ -124,7 +124,8 @@ class FleetApp:
         if isinstance(asked, PushMessagesRequest):
             in_its_own_name(asked)
         answer = self.handlers[request.url.path](request=asked, state=self._link)
-        return answer.SerializeToString()
+        content: bytes = answer.SerializeToString()
+        return content
 
 
 def in_its_own_name(asked: PushMessagesRequest) -> None:

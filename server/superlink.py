@@ -318,7 +318,7 @@ class SuperLink:
 class _Connection(AutoHTTPProtocol):  # type: ignore[valid-type,misc]  # of httptools or h11, as is there
     """uvicorn's, which holds little of an answer."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER)
 
