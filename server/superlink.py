@@ -30,10 +30,10 @@ from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, NOOP_FEDERATIO
 from flwr.supercore.fab import Fab
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from wardround.core.errors import ConfigError, InternalError, StorageError
 from wardround.runtime.files import private_folder, storing
+from wardround.server.connection import Connection
 from wardround.server.fleet import FLEET, FleetApp, empty_bundle
 from wardround.server.link_state import LinkGrid, LinkState
 from wardround.server.listener import ASGIApp, Door, Waiting
@@ -46,8 +46,6 @@ THREADS = 2
 """That answer requests. They take turns at the database anyway, and each keeps memory of its own."""
 KEEP_ALIVE_S = 6
 """For an idle connection; Flower's client leaves its own after 5 s."""
-WRITE_BUFFER = 32 * 1024
-"""Bytes that a connection has in hand for a line that does not take them; asyncio's TLS has 512 KiB."""
 TLS_BUFFER = 16 * 1024
 """Bytes that each connection has for reading, from its first moment: asyncio's 256 KiB, for two or three
 connections a site, make memory grow with the sites. A record of TLS has 16 KiB."""
@@ -315,14 +313,6 @@ class SuperLink:
                 self._state.cleanup_run(run.run_id)
 
 
-class _Connection(AutoHTTPProtocol):  # type: ignore[valid-type,misc]  # of httptools or h11, as is there
-    """uvicorn's, which holds little of an answer."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
-        transport.set_write_buffer_limits(high=WRITE_BUFFER)
-
-
 def _opened(database: Path) -> LinkState:
     with storing(database):
         if not database.exists():
@@ -342,7 +332,7 @@ def _opened(database: Path) -> LinkState:
 def _listener(door: ASGIApp, tls: TlsFiles) -> uvicorn.Config:
     config = uvicorn.Config(
         door,
-        http=_Connection,
+        http=Connection,
         log_config=None,
         access_log=False,
         lifespan="off",

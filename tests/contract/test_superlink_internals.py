@@ -30,6 +30,7 @@ from uvicorn.server import ServerState
 
 from wardround.core.errors import ConfigError, StorageError
 from wardround.server import superlink
+from wardround.server.connection import WRITE_BUFFER, Connection
 from wardround.server.fleet import FLEET, FleetApp, empty_bundle
 from wardround.server.link_state import LinkGrid, LinkState
 from wardround.server.superlink import SuperLink, TlsFiles
@@ -208,8 +209,8 @@ def test_a_connection_has_small_buffers() -> None:
     async def connect() -> None:
         config = uvicorn.Config(lambda *_: None, log_config=None, lifespan="off", ws="none")
         config.load()
-        connection: Any = superlink._Connection(config=config, server_state=ServerState(), app_state={})
+        connection: Any = Connection(config=config, server_state=ServerState(), app_state={})
         connection.connection_made(Transport())
 
     asyncio.run(connect())
-    assert limits == [{"high": superlink.WRITE_BUFFER}]
+    assert limits == [{"high": WRITE_BUFFER}]
