@@ -198,8 +198,8 @@ def tail(log: Path, characters: int = 3000) -> str:
     return f"{log.name}: {log.read_text(errors='replace')[-characters:]}" if log.exists() else ""
 
 
-def tiny_bert(folder: Path) -> Path:
-    """An encoder of two layers, made from a config, with a tokenizer that reads any text."""
+def tiny_bert(folder: Path, *, hidden: int = 32, layers: int = 2) -> Path:
+    """An encoder of so many layers and units, made from a config, with a tokenizer that reads any text."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -227,7 +227,7 @@ def tiny_bert(folder: Path) -> Path:
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
     config = BertConfig(
-        vocab_size=len(loaded), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        vocab_size=len(loaded), hidden_size=hidden, intermediate_size=64, num_hidden_layers=layers,
         num_attention_heads=4, max_position_embeddings=128, pad_token_id=0,
     )  # fmt: skip
     with torch.random.fork_rng():

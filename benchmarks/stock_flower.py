@@ -1,6 +1,6 @@
 """A train-and-evaluate round over the network: ours beside a stock Flower deployment of the same work.
 
-    python benchmarks/stock_flower.py [tiny_bert minilm] [--rounds 6]
+    python benchmarks/stock_flower.py [tiny_bert minilm wide_bert] [--rounds 6]
 
 Two sites on loopback fine-tune a LoRA adapter for a classification, the same rows, model, settings and seeds
 on both sides. Ours is the real deployment (a server's process; of each site supervisor, node and worker),
@@ -29,9 +29,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,9 @@ from _network import (
     wait_for,
     wardround,
 )
-from _stock_app import LAST, ROUNDS, SCORES
+from _stock_app import LAST, ROUNDS, SCORES, recorded
 from federation import Federation
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from wardround.core.enrolment import SignedPlan
 from wardround.runtime.files import load_tensors
@@ -98,11 +100,13 @@ class Case:
 
     base: Callable[[Path], Path]
     rank: int
+    counts: Mapping[str, int] = field(default_factory=lambda: COUNTS)
 
 
 CASES = {
     "tiny_bert": Case(tiny_bert, 2),
     "minilm": Case(lambda _: packaged_minilm(), 8),
+    "wide_bert": Case(partial(tiny_bert, hidden=1024, layers=4), 230, {"aachen": 12, "basel": 8}),
 }
 
 
@@ -117,6 +121,8 @@ class Measured:
         before_s: From the submission to the beginning of the first round.
         last_scores_s: From the end of the last round to the end of the run.
         cpu_s: CPU seconds a round after the first, of all processes together.
+        bytes_down: Contents of the messages of a round to all sites.
+        bytes_up: Of those from them.
         load: Of the machine, at its end.
     """
 
@@ -126,6 +132,8 @@ class Measured:
     before_s: float
     last_scores_s: float
     cpu_s: float
+    bytes_down: int
+    bytes_up: int
     load: float
 
     @property
@@ -142,6 +150,8 @@ class Measured:
             "before_s": round(self.before_s, 3),
             "last_scores_s": round(self.last_scores_s, 3),
             "cpu_s": round(self.cpu_s, 2),
+            "bytes_down": self.bytes_down,
+            "bytes_up": self.bytes_up,
             "load": self.load,
         }
 
@@ -183,8 +193,14 @@ def ours(federation: Federation, plan: Path, folder: Path) -> Measured:
     losses = [event["values"]["loss"] for event in events_of(run) if event["event"] == "Evaluated"]
     return Measured(
         load_tensors(last)[0], losses[-1], ends, ends[0] - began, times["RunFinished"][0] - ends[-1],
-        watch.between(ends[1], ends[-1]) / (len(ends) - 2), round(load, 2),
+        watch.between(ends[1], ends[-1]) / (len(ends) - 2),
+        last_of(run, "RoundStarted")["bytes_down"], last_of(run, "RoundFolded")["bytes_up"], round(load, 2),
     )  # fmt: skip
+
+
+def last_of(run: Path, event: str) -> dict[str, Any]:
+    """The last event of its kind."""
+    return [found for found in events_of(run) if found["event"] == event][-1]
 
 
 def events_of(run: Path) -> list[dict[str, Any]]:
@@ -251,10 +267,16 @@ def stock(federation: Federation, plan: Path, folder: Path, rounds: int) -> Meas
     with np.load(folder / LAST) as file:
         adapter = {name: file[name] for name in file.files}
     losses = json.loads((folder / SCORES).read_text())
+    size, sites = contents(adapter), len(federation.practice.sites)
     return Measured(
         adapter, losses[str(rounds)], ends, ends[0] - began, 0.0,
-        watch.between(ends[1], ends[-1]) / (len(ends) - 2), round(load, 2),
+        watch.between(ends[1], ends[-1]) / (len(ends) - 2), 2 * sites * size, sites * size, round(load, 2),
     )  # fmt: skip
+
+
+def contents(adapter: dict[str, Any]) -> int:
+    """Bytes of what a stock message is made of; the adapter goes down to be trained and to be scored."""
+    return sum(len(part.deflate()) for part in get_all_nested_objects(recorded(adapter)).values())
 
 
 def home(folder: Path, name: str) -> dict[str, str]:
@@ -272,7 +294,7 @@ def flat(tensors: dict[str, Any]) -> Any:
 def run(name: str, rounds: int, folder: Path) -> None:
     """Both deployments of one case: the same results first, then the times."""
     case = CASES[name]
-    federation = Federation.make(folder / "federation", case.base(folder / "base"), COUNTS)
+    federation = Federation.make(folder / "federation", case.base(folder / "base"), dict(case.counts))
     plan = federation.plan(
         "plan", rounds={"rounds": rounds, "deadline_s": PATIENCE_S}, encoding={"bits": 32},
         secure={"mode": "off"}, adapter={"options": {"r": case.rank}},
@@ -295,7 +317,8 @@ def run(name: str, rounds: int, folder: Path) -> None:
         print(
             f"{title:6} first {found['first_s']:6.2f} s, then median {found['median_s']:6.2f} s of "
             f"{found['rounds_s']}, CPU {found['cpu_s']:.2f} s a round; {found['before_s']:.2f} s before the "
-            f"first, {found['last_scores_s']:.2f} s after the last; load {found['load']}"
+            f"first, {found['last_scores_s']:.2f} s after the last; {found['bytes_down']} bytes down and "
+            f"{found['bytes_up']} up a round; load {found['load']}"
         )
     print(f"ratio  {ratio:.1f} (CPU {right['cpu_s'] / left['cpu_s']:.1f})")
     append(

@@ -1,4 +1,4 @@
-"""Requests and replies as Flower records: a manifest, one array for the broadcast, one of bytes a sum."""
+"""Requests and replies as Flower records: a manifest, sums beside it, arrays of what all sites are sent."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from wardround.core.errors import PeerError
 from wardround.core.messages import PLACE, Reply, Request
-from wardround.core.packed import Array, Layout, Packed
+from wardround.core.packed import Layout, Packed
 from wardround.runtime.flower_records import as_array, make_records, read_array, read_bytes, read_manifest
 
-PROTOCOL = 3
+PROTOCOL = 4
 MOST_OPENED = 1000
 """Of the sums that come with a broadcast: one a stage, or a group."""
 BROADCAST, OPENED, SUM = "broadcast", "opened.", "sum."
@@ -62,7 +62,7 @@ def encode_request(request: Request) -> tuple[RecordDict, int]:
     )
     arrays = {BROADCAST: request.broadcast.vector} if request.broadcast else {}
     arrays |= {OPENED + str(stage): as_array(message) for stage, message in enumerate(request.opened)}
-    return make_records(manifest, arrays | _as_arrays(request.sums))
+    return make_records(manifest, arrays, _pieces(request.sums))
 
 
 def decode_request(records: RecordDict, layout: Layout) -> Request:
@@ -124,7 +124,7 @@ def encode_reply(reply: Reply) -> tuple[RecordDict, int]:
         local=reply.local,
         **{name: getattr(reply, name) for name in PLACE},
     )
-    return make_records(manifest, _as_arrays(reply.sums))
+    return make_records(manifest, {}, _pieces(reply.sums))
 
 
 def decode_reply(records: RecordDict) -> Reply:
@@ -145,8 +145,8 @@ def decode_reply(records: RecordDict) -> Reply:
     )
 
 
-def _as_arrays(sums: Mapping[str, bytes]) -> dict[str, Array]:
-    return {SUM + name: as_array(message) for name, message in sums.items()}
+def _pieces(sums: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {SUM + name: message for name, message in sums.items()}
 
 
 def _sums(records: RecordDict, manifest: _Manifest) -> dict[str, bytes]:

@@ -1,10 +1,12 @@
-"""Values as Flower records: one small JSON manifest each, and few arrays.
+"""Values as Flower records: one small JSON manifest each, pieces of bytes beside it, and few arrays.
 
-Cost in Flower grows with the number of arrays. Nothing is pickled. Only Flower's public API is used here.
+Flower moves a message object by object, each in a request of its own: an array is three of them, a piece of
+bytes beside the manifest none. Nothing is pickled. Only Flower's public API is used here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Final, TypeVar
 
 import numpy as np
@@ -18,6 +20,8 @@ from wardround.core.packed import Array
 
 M = TypeVar("M", bound=BaseModel)
 LARGEST_MANIFEST = 1 << 20
+BESIDE = 4 << 20
+"""Bytes up to which a piece may stand beside the manifest: all of that is one object, and travels whole."""
 PLAIN = "wardround.little_endian"
 """How an array lies in its bytes: one number after the other, nothing before them. NumPy's own form begins
 with a Python expression, which is parsed; two threads at once can fail at that (CPython issue 106905)."""
@@ -34,23 +38,43 @@ def as_array(message: bytes) -> Array:
 
 
 def read_bytes(records: RecordDict, name: str) -> bytes:
-    """The bytes of an array of bytes.
+    """The bytes of a piece, which stands beside the manifest or is an array of bytes.
 
     Raises:
         PeerError: As `read_array`, or the array is no array of bytes.
     """
+    config = records.config_records.get("manifest")
+    piece = None if config is None else config.get(name)
+    if isinstance(piece, bytes):
+        return piece
     array = read_array(records, name)
     if array.dtype != np.uint8:
         raise PeerError("a message has the wrong type", found=array.dtype, expected="uint8")
     return array.tobytes()
 
 
-def make_records(manifest: BaseModel, arrays: dict[str, Array]) -> tuple[RecordDict, int]:
-    """Records of a manifest and its arrays, and the bytes of their contents."""
+def make_records(
+    manifest: BaseModel, arrays: Mapping[str, Array], pieces: Mapping[str, bytes] | None = None
+) -> tuple[RecordDict, int]:
+    """Records of a manifest, its arrays and pieces of bytes, and the bytes of their contents.
+
+    What several sites are sent alike should be an array: Flower keeps it once. Pieces go beside the manifest
+    as long as they are together no larger than `BESIDE`, the others become arrays.
+    """
     text = manifest.model_dump_json()
-    packed = ArrayRecord({name: flower_array(array) for name, array in arrays.items()})
-    records = RecordDict({"manifest": ConfigRecord({"json": text}), "arrays": packed})
-    return records, len(text) + sum(array.nbytes for array in arrays.values())
+    beside = ConfigRecord({"json": text})
+    left, all_arrays = BESIDE, dict(arrays)
+    for name, piece in (pieces or {}).items():
+        if len(piece) <= left:
+            beside[name] = piece
+            left -= len(piece)
+        else:
+            all_arrays[name] = as_array(piece)
+    records = RecordDict({"manifest": beside})
+    if all_arrays:
+        records["arrays"] = ArrayRecord({name: flower_array(array) for name, array in all_arrays.items()})
+    in_arrays = sum(array.nbytes for array in all_arrays.values())
+    return records, len(text) + in_arrays + BESIDE - left
 
 
 def flower_array(array: Array) -> FlowerArray:

@@ -26,7 +26,7 @@ from wardround.runtime.flower_records import OTHER_VERSION, OtherVersionError
 LOG = logging.getLogger(__name__)
 
 MESSAGE_TYPE = "train"
-MOST_AT_ONCE = 16
+MOST_AT_ONCE = 2
 """Replies that are in memory together."""
 MOST_AGAIN = 2
 """So often a site that started anew is asked the same again in one exchange."""

@@ -10,13 +10,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
-from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.constant import SUPERLINK_NODE_ID, Status
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
@@ -24,22 +24,19 @@ from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.object_store import NoObjectInStoreError, ObjectStoreFactory
-from flwr.supercore.object_store.sql_object_store import SqlObjectStore
-from flwr.supercore.run import Run
+from flwr.supercore.run import Run, RunStatus
 from flwr.supercore.sql_mixin import SqlMixin
-from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
-from flwr.supercore.state.schema.objectstore_models import StoredObject
+from flwr.supercore.state.schema.linkstate_models import MessageIns
 from flwr.superlink.federation import NoOpFederationManager
-from sqlalchemy import event, func, select
+from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
 from wardround.core.errors import InternalError, StorageError
 from wardround.core.messages import NODE_STARTED_ANEW
+from wardround.server.objects import Objects
 
 UNKNOWN_ERROR = 0
 """Flower's code for an error of no kind of its own."""
@@ -50,46 +47,35 @@ UNREADABLE = "the reply cannot be read"
 TOO_LARGE = "the reply is larger than this server takes"
 
 
-class Objects(SqlObjectStore):
-    """Flower's store of objects, whose transactions take turns with those of the link state.
-
-    Args:
-        database: The file that both are in.
-        turn: A lock that a thread may take again.
-    """
-
-    def __init__(self, database: str, turn: AbstractContextManager[Any]) -> None:
-        super().__init__(database)
-        self._turn = turn
-
-    @contextmanager
-    def session(self) -> Iterator[Session]:
-        """As Flower's, one at a time."""
-        with self._turn, super().session() as session:
-            yield session
-
-
 class LinkState(SqlLinkState):
-    """Flower's link state in SQLite, with rules of ours.
+    """Flower's link state in SQLite, with rules of ours; objects in a folder beside it.
 
     One transaction at a time: SQLite has one writer, and one of Flower's that reads before it writes fails at
     once ("database is locked") where another has written in between. With dozens of sites that is any round.
-    It also keeps one connection instead of one for each of 40 threads.
+    It also keeps one connection instead of one for each thread. And since nobody else writes to the file,
+    what each request asks (whose key, is the run on, is there mail) is answered from memory where it can be.
 
     A run ends when we end it: Flower's ends by itself when its process has been silent for a minute, as a
     suspended machine is. And a reply is read once all of it is there: Flower hands it out when it is
     announced, and replaces it by an error where the site has been silent for a minute, whatever it may still
     send.
+
+    Raises:
+        StorageError: The folder of objects cannot be made.
     """
 
     def __init__(self, database: Path) -> None:
         self._turn = threading.RLock()
-        self.objects = ObjectStoreFactory(str(database))
-        self.objects.store_instance = objects = Objects(str(database), self._turn)
-        objects.initialize()
-        _modest(objects)
-        super().__init__(str(database), NoOpFederationManager(), objects)
+        self.objects = Objects(database.with_suffix(".objects"))
+        super().__init__(str(database), NoOpFederationManager(), self.objects)
         self.on_activation: list[Callable[[int], None]] = []
+        self._node_ids: dict[bytes, int] = {}
+        self._on: dict[int, RunStatus] = {}
+        """Runs whose messages are taken."""
+        self._mail: set[int] = set()
+        """Nodes for which there may be a message that they have not fetched."""
+        self._replies: dict[str, str] = {}
+        """Message → the reply that was announced for it."""
 
     def initialize(self, log_queries: bool = False, **engine: Any) -> list[str]:
         """As Flower's; raises what SQLite raises."""
@@ -113,10 +99,69 @@ class LinkState(SqlLinkState):
         """Not kept either."""
 
     def close(self) -> None:
-        """Let go of the database file."""
-        for part in (self, self.object_store):
-            if isinstance(part, SqlMixin) and part._engine is not None:  # noqa: SLF001 - Flower never closes it
-                part._engine.dispose()  # noqa: SLF001 - as above
+        """Let go of the database file, and of what was on its way."""
+        if self._engine is not None:  # Flower never closes it
+            self._engine.dispose()
+        self.objects.clear()
+
+    def get_node_id_by_public_key(self, public_key: bytes) -> int | None:
+        """As Flower's, once a key."""
+        if (known := self._node_ids.get(public_key)) is not None:  # nobody waits for a turn to ask this
+            return known
+        with self._turn:
+            found = super().get_node_id_by_public_key(public_key)
+            if found is not None:
+                self._node_ids[public_key] = found
+            return found
+
+    def delete_node(self, owner_aid: str, node_id: int) -> None:
+        """As Flower's."""
+        with self._turn:
+            self._node_ids.clear()
+            super().delete_node(owner_aid, node_id)
+
+    def get_run_status(self, run_ids: set[int]) -> dict[int, RunStatus]:
+        """As Flower's, once for a run that is on."""
+        on = self._on
+        if run_ids <= on.keys():
+            return {run_id: on[run_id] for run_id in run_ids}
+        with self._turn:
+            found = super().get_run_status(run_ids)
+            on = {run: status for run, status in found.items() if status.status == Status.RUNNING}
+            self._on = self._on | on  # a new one: readers hold the old one
+            return found
+
+    def finish_task(self, task_id: int, sub_status: str, details: str) -> bool:
+        """As Flower's; it may end a run."""
+        with self._turn:
+            self._on = {}
+            return super().finish_task(task_id, sub_status, details)
+
+    def store_message_ins(self, message: Message) -> str | None:
+        """As Flower's."""
+        with self._turn:
+            self._mail.add(message.metadata.dst_node_id)
+            return super().store_message_ins(message)
+
+    def get_message_ins(self, node_id: int, limit: int | None, *, run_id: int | None = None) -> list[Message]:
+        """As Flower's; most looks find nothing, and cost nothing."""
+        if node_id not in self._mail:
+            return []
+        with self._turn:
+            found = super().get_message_ins(node_id, limit, run_id=run_id)
+            if not found and run_id is None:
+                self._mail.discard(node_id)
+            return found
+
+    def store_message_and_object_tree(
+        self, message: Message, object_tree: ObjectTree, session_id: str
+    ) -> tuple[bool, list[str]]:
+        """As Flower's; of a reply it is noted that it comes."""
+        with self._turn:
+            stored, missing = super().store_message_and_object_tree(message, object_tree, session_id)
+            if stored and message.metadata.reply_to_message_id:
+                self._replies[message.metadata.reply_to_message_id] = message.metadata.message_id
+            return stored, missing
 
     def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
         """As Flower's; whoever waits for the node is told that it has started anew."""
@@ -126,53 +171,33 @@ class LinkState(SqlLinkState):
                 tell(node_id)
         return active
 
+    def delete_messages(self, message_ins_ids: set[str]) -> None:
+        """As Flower's."""
+        with self._turn:
+            for message_id in message_ins_ids:
+                self._replies.pop(message_id, None)
+            super().delete_messages(message_ins_ids)
+
     def complete_replies(self, message_ids: Iterable[str]) -> dict[str, str]:
         """Message → its reply, of those whose reply has wholly arrived."""
-        with self.session() as session:
-            rows = session.execute(
-                select(MessageRes.reply_to_message_id, MessageRes.message_id).where(
-                    MessageRes.reply_to_message_id.in_(list(message_ids))
-                )
-            ).all()
-            found = {str(message): str(reply) for message, reply in rows}
-            return {message: reply for message, reply in found.items() if self._is_complete(reply)}
-
-    def _is_complete(self, reply_id: str) -> bool:
-        ids = {tree.object_id for tree in self._trees(reply_id)}
-        with self.session() as session:
-            there = session.scalar(
-                select(func.count())
-                .select_from(StoredObject)
-                .where(StoredObject.object_id.in_(ids), StoredObject.is_available == 1)
-            )
-        return bool(ids) and there == len(ids)
-
-    def _trees(self, object_id: str) -> list[ObjectTree]:
-        try:
-            return list(iterate_object_tree(self.object_store.get_object_tree(object_id)))
-        except NoObjectInStoreError:
-            return []
+        with self._turn:
+            found = {message: self._replies[message] for message in message_ids if message in self._replies}
+        return {message: reply for message, reply in found.items() if self.objects.is_whole(reply)}
 
     def contents(self, reply_id: str, largest: int) -> dict[str, bytes] | None:
         """The objects of a complete reply; None where they are together larger than this many bytes."""
-        contents: dict[str, bytes] = {}
-        total = 0
-        for tree in self._trees(reply_id):
-            if tree.object_id not in contents:
-                content = self.object_store.get(tree.object_id) or b""
-                total += len(content)
-                if total > largest:
-                    return None
-                contents[tree.object_id] = content
-        return contents
+        parts = self.objects.parts(reply_id)
+        if sum(map(self.objects.size, parts)) > largest:
+            return None
+        return {part: self.objects.get(part) or b"" for part in parts}
 
     def forget(self, message_id: str, reply_id: str | None) -> None:
         """Delete a message that is settled and its reply, with what they hold."""
-        with self.session():
+        with self._turn:
             self.delete_messages({message_id})
             for object_id in (message_id, reply_id):
                 if object_id is not None:
-                    self.object_store.delete(object_id)
+                    self.objects.delete(object_id)
 
     def fetched(self, message_ids: Iterable[str]) -> set[str]:
         """Those messages that their nodes have fetched."""
@@ -186,10 +211,7 @@ class LinkState(SqlLinkState):
 
 
 def _modest(part: SqlMixin) -> None:
-    """Connections with a small cache: Flower's take 64 MB each, and map the file as well.
-
-    What lies in the database between two exchanges is as large as there are sites.
-    """
+    """Connections with a small cache: Flower's take 64 MB each, and map the file as well."""
     engine = part._engine  # noqa: SLF001 - Flower gives no way to it
     if engine is None:
         raise InternalError("Flower's database has no engine")
@@ -263,27 +285,34 @@ class LinkGrid(Grid):
         metadata.__dict__["_run_id"] = self._run.run_id
         metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
         metadata.__dict__["_src_task_id"] = self._run.primary_task_id
-        with no_object_id_recompute(), self._state.session():  # one transaction: whole, or not at all
+        with no_object_id_recompute():
             metadata.__dict__["_message_id"] = message_id = message.object_id
-            session_id = self._state.start_session(self._run.run_id)
-            stored, missing = self._state.store_message_and_object_tree(
-                remove_content_from_message(message), get_object_tree(message), session_id
-            )
-            if stored:
-                objects = get_all_nested_objects(message)
-                for object_id in missing:
-                    content = objects[object_id].deflate()
-                    if not self._state.store_object(self._run.run_id, session_id, object_id, content):
-                        raise StorageError(
-                            "Flower's database did not take a message",
-                            remedy="look at the disk of the server's folder, and at the server's log",
-                        )
+            stored = self._store(message)
         with self._lock:
             if not stored:
                 message_id = str(uuid.uuid4())
                 self._failed[message_id] = NOT_THERE
             self._nodes[message_id] = metadata.dst_node_id
         return message_id
+
+    def _store(self, message: Message) -> bool:
+        """Whole, or not at all; False where the node is not there. It is seen when all of it is here."""
+        objects, state = self._state.objects, self._state
+        missing = objects.preregister(self._run.run_id, get_object_tree(message))
+        try:
+            parts = get_all_nested_objects(message)
+            for object_id in missing:
+                objects.put(object_id, parts[object_id].deflate())
+            stored = state.store_message_ins(remove_content_from_message(message)) is not None
+        except OSError as error:
+            objects.delete(message.object_id)
+            raise StorageError(
+                "the server did not take a message",
+                remedy="look at the disk of the server's folder, and at the server's log",
+            ) from error
+        if not stored:
+            objects.delete(message.object_id)
+        return stored
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that have arrived; each is given once."""

@@ -10,8 +10,11 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -23,6 +26,35 @@ BODY_S = 120.0
 """Seconds within which a request's body has to be there."""
 LARGEST_QUESTION = 64 * 1024
 """Bytes of a body to one of our own read-only routes."""
+PIECE = 16 * 1024
+"""Bytes of an answer that are handed to the connection at once; the next ones wait for these."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Where bodies wait for a slow line, or for their turn: on disk, so that memory does not grow with sites.
+
+    Attributes:
+        folder: Of the files, which have no name; None takes the system's.
+        large: Bytes above which a body is in a file.
+        turns: Large bodies that are in memory together.
+    """
+
+    folder: Path | None = None
+    large: int = 16 * 1024
+    turns: int = 2
+    _turns: asyncio.Semaphore = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_turns", asyncio.Semaphore(self.turns))
+
+    def file(self) -> IO[bytes]:
+        """An empty one."""
+        return SpooledTemporaryFile(self.large, dir=None if self.folder is None else str(self.folder))
+
+    def turn(self, size: int) -> AbstractAsyncContextManager[object]:
+        """To have a body of this size in memory; a small one does not wait."""
+        return self._turns if size > self.large else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -36,6 +68,7 @@ class Door:
         admitted: Whether a named key is on the roster. That its owner speaks is Flower's to check.
         heard: Called with the key of each fleet request that Flower has answered well.
         routes: Our own read-only routes, by path; what lies beneath the path is theirs as well.
+        waiting: Where large bodies wait.
     """
 
     fleet: ASGIApp
@@ -44,6 +77,7 @@ class Door:
     admitted: Callable[[bytes], bool]
     heard: Callable[[bytes], None]
     routes: Mapping[str, ASGIApp] = field(default_factory=dict)
+    waiting: Waiting = field(default_factory=Waiting)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
@@ -60,7 +94,7 @@ class Door:
             if method not in {"GET", "HEAD"}:
                 await _answer(send, 405)
             else:
-                await _with_body(app, LARGEST_QUESTION, scope, receive, send)
+                await _with_body(app, LARGEST_QUESTION, scope, receive, send, self.waiting)
         else:
             await _answer(send, 404)
 
@@ -84,7 +118,7 @@ class Door:
                 self.heard(key)
             await send(message)
 
-        await _with_body(self.fleet, self.largest[scope["path"]], scope, receive, heard)
+        await _with_body(self.fleet, self.largest[scope["path"]], scope, receive, heard, self.waiting)
 
 
 def _named_key(scope: Scope, header: bytes) -> bytes | None:
@@ -97,37 +131,72 @@ def _named_key(scope: Scope, header: bytes) -> bytes | None:
         return None
 
 
-async def _with_body(app: ASGIApp, largest: int, scope: Scope, receive: Receive, send: Send) -> None:
+async def _with_body(
+    app: ASGIApp, largest: int, scope: Scope, receive: Receive, send: Send, waiting: Waiting
+) -> None:
     """Read the body up to a bound and hand the request on; 413 where it is larger, 408 where it is slow."""
     declared = [value for name, value in scope["headers"] if name == b"content-length"]
     if any(not value.isdigit() or int(value) > largest for value in declared):
         await _answer(send, 413)
         return
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_S):
-            while True:
-                message = await receive()
-                if message["type"] != "http.request":
-                    return  # the other side has gone
-                body += message.get("body", b"")
-                if len(body) > largest:
-                    await _answer(send, 413)
-                    return
-                if not message.get("more_body", False):
-                    break
-    except TimeoutError:
-        await _answer(send, 408)
-        return
+    with waiting.file() as body:
+        try:
+            async with asyncio.timeout(BODY_S):
+                while True:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        return  # the other side has gone
+                    body.write(message.get("body", b""))
+                    if body.tell() > largest:
+                        await _answer(send, 413)
+                        return
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            await _answer(send, 408)
+            return
+        async with waiting.turn(body.tell()):
+            start, answer = await _answered(app, scope, receive, body, waiting)
+    with answer:
+        await send(start)
+        left = answer.tell()
+        answer.seek(0)
+        while True:
+            piece = answer.read(PIECE)
+            left -= len(piece)
+            await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
+            if left <= 0:
+                break
+
+
+async def _answered(
+    app: ASGIApp, scope: Scope, receive: Receive, body: IO[bytes], waiting: Waiting
+) -> tuple[MutableMapping[str, Any], IO[bytes]]:
+    """The head of the application's answer, and a file at the end of its body."""
+    body.seek(0)
     whole: list[MutableMapping[str, Any]] = [
-        {"type": "http.request", "body": bytes(body), "more_body": False}
+        {"type": "http.request", "body": body.read(), "more_body": False}
     ]
-    del body
 
     async def replay() -> MutableMapping[str, Any]:
         return whole.pop() if whole else await receive()
 
-    await app(scope, replay, send)
+    heads: list[MutableMapping[str, Any]] = []
+    answer = waiting.file()
+
+    async def keep(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            heads.append(message)
+        else:
+            answer.write(message.get("body", b""))
+
+    try:
+        await app(scope, replay, keep)
+        (start,) = heads
+    except BaseException:
+        answer.close()
+        raise
+    return start, answer
 
 
 async def _answer(send: Send, status: int, body: bytes = b"") -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from wardround.runtime.log_file import LOGS, log_to
+from wardround.server.allocator import keep_little
 from wardround.server.consortium.server_folder import open_server_folder
 from wardround.server.daemon import MetricsAt, running_server
 from wardround.server.metrics_listener import metrics_port
@@ -32,6 +33,7 @@ def start_server(folder: Path, listen: str | None, metrics: str | None = None) -
     log = log_to(Path(folder) / LOGS / "server.jsonl")
     for name in ("alembic", "httpx", "uvicorn.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    keep_little()
     done = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: done.set())

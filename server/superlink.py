@@ -15,6 +15,7 @@ import socket
 import ssl
 import threading
 import time
+from asyncio import sslproto
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,16 +33,22 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from wardround.core.errors import ConfigError, InternalError, StorageError
 from wardround.runtime.files import private_folder, storing
-from wardround.server.fleet import FLEET, empty_bundle, fleet_app
+from wardround.server.connection import Connection
+from wardround.server.fleet import FLEET, FleetApp, empty_bundle
 from wardround.server.link_state import LinkGrid, LinkState
-from wardround.server.listener import ASGIApp, Door
+from wardround.server.listener import ASGIApp, Door, Waiting
 
 LOG = logging.getLogger(__name__)
 
 LARGEST_REPLY = 4 * 2**30
 START_S = 20.0
-THREADS = 4
+THREADS = 2
 """That answer requests. They take turns at the database anyway, and each keeps memory of its own."""
+KEEP_ALIVE_S = 6
+"""For an idle connection; Flower's client leaves its own after 5 s."""
+TLS_BUFFER = 16 * 1024
+"""Bytes that each connection has for reading, from its first moment: asyncio's 256 KiB, for two or three
+connections a site, make memory grow with the sites. A record of TLS has 16 KiB."""
 STOP_S = 10.0
 
 
@@ -110,12 +117,13 @@ class SuperLink:
         self._heard: dict[bytes, float] = {}
         self._runs: dict[int, FlowerRun] = {}
         door = Door(
-            fleet=fleet_app(self._state),
+            fleet=FleetApp(self._state, THREADS),
             largest=FLEET,
             key_header=FLEET_HTTP_PUBLIC_KEY_HEADER.encode(),
             admitted=lambda key: key in self._keys.values(),
             heard=self._hear,
             routes=dict(routes or {}),
+            waiting=Waiting(Path(database).parent, turns=THREADS),
         )
         self._config = _listener(door, tls)
         self._server = uvicorn.Server(self._config)
@@ -162,6 +170,7 @@ class SuperLink:
             LOG.exception("the listener has ended")
 
     async def _listen(self) -> None:
+        sslproto.SSLProtocol.max_size = TLS_BUFFER
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         await self._server.serve(sockets=[self._socket] if self._socket else None)
 
@@ -323,13 +332,14 @@ def _opened(database: Path) -> LinkState:
 def _listener(door: ASGIApp, tls: TlsFiles) -> uvicorn.Config:
     config = uvicorn.Config(
         door,
+        http=Connection,
         log_config=None,
         access_log=False,
         lifespan="off",
         ws="none",
         server_header=False,
         date_header=False,
-        timeout_keep_alive=30,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=5,
         ssl_certfile=str(tls.certificate),
         ssl_keyfile=str(tls.key),

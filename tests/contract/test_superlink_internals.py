@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+from asyncio import sslproto
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi.routing import iter_route_contexts
+import uvicorn
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.config import get_fab_config
 from flwr.proto.message_pb2 import ObjectTree
@@ -17,18 +19,19 @@ from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable import inflatable_object, inflatable_utils
-from flwr.supercore.object_store import ObjectStoreFactory
-from flwr.supercore.object_store.sql_object_store import SqlObjectStore
+from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore, ObjectEntry
+from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.supercore.run import Run
 from flwr.supercore.sql_mixin import SqlMixin
-from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
-from flwr.supercore.state.schema.objectstore_models import StoredObject
+from flwr.supercore.state.schema.linkstate_models import MessageIns
 from flwr.superlink.routers.fleet import node_auth
 from flwr.superlink.routers.fleet.router import router
+from uvicorn.server import ServerState
 
 from wardround.core.errors import ConfigError, StorageError
 from wardround.server import superlink
-from wardround.server.fleet import FLEET, empty_bundle, fleet_app
+from wardround.server.connection import WRITE_BUFFER, Connection
+from wardround.server.fleet import FLEET, FleetApp, empty_bundle
 from wardround.server.link_state import LinkGrid, LinkState
 from wardround.server.superlink import SuperLink, TlsFiles
 
@@ -68,19 +71,24 @@ def test_the_link_state_has_the_methods_that_are_called_and_replaced() -> None:
         "cleanup_run": ["run_id"],
         "delete_messages": ["message_ins_ids"],
         "get_node_id_by_public_key": ["public_key"],
-        "start_session": ["run_id"],
+        "store_message_ins": ["message"],
+        "get_message_ins": ["node_id", "limit", "run_id"],
+        "get_run_status": ["run_ids"],
+        "finish_task": ["task_id", "sub_status", "details"],
         "store_message_and_object_tree": ["message", "object_tree", "session_id"],
-        "store_object": ["run_id", "session_id", "object_id", "object_content"],
         "session": [],
     }.items():
         assert names(getattr(state, method)) == ["self", *parameters], method
-    assert {"message_id", "reply_to_message_id"} <= set(MessageRes.__table__.columns.keys())
     assert {"message_id", "delivered_at"} <= set(MessageIns.__table__.columns.keys())
-    assert {"object_id", "is_available"} <= set(StoredObject.__table__.columns.keys())
-    assert issubclass(SqlObjectStore, SqlMixin)
-    assert names(SqlObjectStore.__init__)[:2] == ["self", "database_path"]
-    assert names(SqlObjectStore.session) == ["self"]
-    assert "store_instance" in vars(ObjectStoreFactory("x"))
+    for method, parameters in {
+        "preregister": ["run_id", "object_tree"],
+        "put": ["object_id", "object_content"],
+        "get": ["object_id"],
+        "delete": ["object_id"],
+        "clear": [],
+    }.items():
+        assert names(getattr(InMemoryObjectStore, method)) == ["self", *parameters], method
+    assert names(ObjectEntry) == ["content", "is_available", "child_object_ids", "ref_count", "runs"]
     assert issubclass(SqlLinkState, SqlMixin)
     assert {"name", "public_key", "status", "online_until", "heartbeat_interval"} <= set(
         NodeInfo.DESCRIPTOR.fields_by_name
@@ -107,15 +115,19 @@ def test_the_fleet_routes_are_there_and_node_authentication_guards_their_prefix(
     paths = {getattr(route, "path", "") for route in router.routes}
     assert set(FLEET) < paths
     assert paths - set(FLEET) == {"/v1/fleet/register-node", "/v1/fleet/unregister-node"}
-    app = fleet_app(_any_state())
-    served = {getattr(context.route, "path", "") for context in iter_route_contexts(app.routes)}
-    assert served == set(FLEET)
-    assert '"/v1/fleet/"' in inspect.getsource(node_auth.NodeAuthMiddleware)
+    app = FleetApp(_any_state(), threads=1)
+    assert set(app.handlers) == set(FLEET)
+    for path, handler in app.handlers.items():
+        assert names(handler) == ["request", "state"], path
+        assert ("POST", path) in PROTOBUF_REQUEST_TYPES
+    assert not any(map(inspect.iscoroutinefunction, app.handlers.values()))
+    assert names(node_auth.authenticate_node) == ["request"]
+    assert "authenticate_node, request" in inspect.getsource(node_auth.NodeAuthMiddleware)
 
 
 def _any_state() -> Any:
     class State:
-        database_url, federation_manager, objects = "x", None, None
+        database_url, federation_manager = "x", None
 
     return State()
 
@@ -179,3 +191,26 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_bytes(b"no database, but long enough to be looked at" * 100)
     with pytest.raises(StorageError, match="no database"):
         SuperLink(tmp_path / "broken.db", tls, "127.0.0.1:0")
+
+
+def test_a_connection_has_small_buffers() -> None:
+    """The one that TLS reads into, and what waits to be written; memory grew with the sites by both."""
+    assert "bytearray(self.max_size)" in inspect.getsource(sslproto.SSLProtocol.__init__)
+    assert isinstance(sslproto.SSLProtocol.max_size, int)
+    limits: list[dict[str, int]] = []
+
+    class Transport(asyncio.Transport):
+        def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+            limits.append({"high": high or 0})
+
+        def get_extra_info(self, name: str, default: Any = None) -> Any:
+            return default
+
+    async def connect() -> None:
+        config = uvicorn.Config(lambda *_: None, log_config=None, lifespan="off", ws="none")
+        config.load()
+        connection: Any = Connection(config=config, server_state=ServerState(), app_state={})
+        connection.connection_made(Transport())
+
+    asyncio.run(connect())
+    assert limits == [{"high": WRITE_BUFFER}]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from deployed import Running, answer, ask
 
 from wardround.core.messages import Request
 from wardround.core.packed import Packed
+from wardround.server.fleet import FleetApp
 from wardround.server.grid_transport import GridTransport
 
 
@@ -80,6 +83,28 @@ def test_the_round_loops_transport_works_over_it(running: Running) -> None:
     assert (replies["south"].status, replies["south"].code) == ("failed", "crashed")
     assert "admitted" in replies["south"].reason
     assert len(running.link._state.object_store) == 0
+
+
+def test_a_message_and_its_reply_take_few_requests(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six objects down and three up; each is a request of its own, and those are what a round costs."""
+    seen: Counter[str] = Counter()
+    handle = FleetApp._handle
+
+    def counted(self: FleetApp, request: Any) -> bytes:
+        seen[request.url.path.rpartition("/")[2]] += 1
+        return handle(self, request)
+
+    transport = GridTransport(running.run.grid, running.run.node_of, life_s=100)
+    broadcast = Packed(LAYOUT, np.ones(250_000, dtype=np.float32))
+    request = Request("run", "d", 1, "north", {"training": b"offer"}, broadcast=broadcast)
+    monkeypatch.setattr(FleetApp, "_handle", counted)
+    transport.send([request])
+    ((reply, _),) = transport.receive(30)
+    assert reply.status == "ok"
+    assert {name: seen[name] for name in ("pull-object", "confirm-message-received", "push-messages")} == {
+        "pull-object": 6, "confirm-message-received": 1, "push-messages": 1,
+    }  # fmt: skip
+    assert seen["push-object"] == 3
 
 
 @pytest.mark.slow

@@ -164,7 +164,7 @@ def test_nothing_is_said_of_an_attempt_that_was_not_begun(
 def made_up(kind: str, context: bytes, fill: bytes = b"x", peer: str = "site_01") -> bytes:
     """A well formed statement."""
     sizes = [part.stop - 1 if isinstance(part, range) else part for part in SHAPES[kind]]
-    return statement(kind, context, OWN, *(peer if size is str else fill * size for size in sizes))  # type: ignore[operator]  # sizes
+    return statement(kind, context, OWN, *(peer if size is str else fill * size for size in sizes))  # type: ignore[operator]  # sizes of bytes
 
 
 def test_one_thing_is_said_in_each_phase(kept: Kept) -> None:

@@ -6,17 +6,20 @@ import ast
 import itertools
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wardround.core.errors import PeerError
 from wardround.core.messages import Reply, Request
 from wardround.core.packed import Layout, Packed, TensorSpec
+from wardround.runtime import flower_records
 from wardround.runtime.flower_codec import (
     addressee,
     decode_reply,
@@ -50,15 +53,17 @@ def manifest(records: RecordDict) -> dict[str, Any]:
 
 
 def with_manifest(records: RecordDict, fields: Any) -> RecordDict:
-    """The same arrays under another manifest."""
+    """The same pieces and arrays under another manifest."""
     text = fields if isinstance(fields, str) else json.dumps(fields)
-    return RecordDict({"manifest": ConfigRecord({"json": text}), "arrays": records.array_records["arrays"]})
+    beside = ConfigRecord({**records.config_records["manifest"], "json": text})
+    return RecordDict({"manifest": beside, **records.array_records})
 
 
 def with_arrays(records: RecordDict, arrays: Mapping[str, Any]) -> RecordDict:
-    """The same manifest over other arrays."""
+    """The same manifest over other arrays, with nothing beside it."""
     packed = ArrayRecord({name: flower_array(np.asarray(array)) for name, array in arrays.items()})
-    return RecordDict({"manifest": records.config_records["manifest"], "arrays": packed})
+    bare = ConfigRecord({"json": records.config_records["manifest"]["json"]})
+    return RecordDict({"manifest": bare, "arrays": packed})
 
 
 @pytest.mark.parametrize("request_", [REQUEST, LATER], ids=["with a broadcast", "of a later phase"])
@@ -92,19 +97,42 @@ def test_a_reply_comes_back_as_it_was(status: Any) -> None:
         assert decoded.size == sum(map(len, reply.sums.values()))
 
 
-def test_a_sum_is_one_array_of_bytes_and_the_broadcast_another() -> None:
-    """The cost in Flower grows with the number of arrays; nothing else travels in them."""
-    arrays = encode_request(REQUEST)[0].array_records["arrays"]
-    found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+def test_what_is_one_sites_own_stands_beside_the_manifest_and_the_rest_is_shared() -> None:
+    """Flower moves object by object: three for a message, three more an array, which all sites share."""
+    first, second = (encode_request(replace(REQUEST, site=site))[0] for site in ("ward", "theatre"))
+    found = {name: (array.dtype, array.shape) for name, array in first.array_records["arrays"].items()}
     assert found == {
-        "broadcast": ("float32", (10,)), "sum.training": ("uint8", (14,)),
-        "sum.evaluation": ("uint8", (256,)), "opened.0": ("uint8", (12,)), "opened.1": ("uint8", (9,)),
+        "broadcast": ("float32", (10,)), "opened.0": ("uint8", (12,)), "opened.1": ("uint8", (9,))
     }  # fmt: skip
-    assert set(encode_reply(REPLY)[0].array_records["arrays"]) == {"sum.evaluation", "sum.training"}
+    assert set(first.config_records["manifest"]) == {"json", "sum.training", "sum.evaluation"}
+    assert first["arrays"].object_id == second["arrays"].object_id
+    assert first["manifest"].object_id != second["manifest"].object_id
+    for records in (encode_request(LATER)[0], encode_reply(REPLY)[0]):
+        assert set(get_all_nested_objects(records)) == {records.object_id, records["manifest"].object_id}
+
+
+def test_a_large_sum_travels_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would make one object too large is an array, which Flower cuts."""
+    monkeypatch.setattr(flower_records, "BESIDE", 300)
+    reply = replace(REPLY, sums={"evaluation": bytes(200), "training": bytes(200)})
+    records, size = encode_reply(reply)
+    assert set(records.config_records["manifest"]) == {"json", "sum.evaluation"}
+    assert set(records.array_records["arrays"]) == {"sum.training"}
+    assert vars(decode_reply(records)) == vars(reply)
+    assert size == len(str(records.config_records["manifest"]["json"])) + 400
+
+
+@pytest.mark.parametrize("value", ["text", 7, 1.5, True, [b"a", b"b"], []])
+def test_a_piece_that_is_no_bytes_is_not_there(value: Any) -> None:
+    """Whatever else a record may hold."""
+    records, _ = encode_reply(REPLY)
+    beside = ConfigRecord({**records.config_records["manifest"], "sum.training": value})
+    with pytest.raises(PeerError, match="lacks"):
+        decode_reply(RecordDict({"manifest": beside}))
 
 
 BAD_FIELDS: list[dict[str, Any]] = [
-    {"protocol": 2}, {"protocol": 4}, {"protocol": "2"}, {"round": -1}, {"round": 1.5},
+    {"protocol": 3}, {"protocol": 5}, {"protocol": "4"}, {"round": -1}, {"round": 1.5},
     {"round": "3"}, {"stage": 99}, {"stage": -1}, {"attempt": -1}, {"exchange": -1}, {"exchange": 99},
     {"exchange": "0"}, {"site": ""}, {"site": "x" * 1000}, {"site": None}, {"layout_digest": "e" * 64},
     {"layout_digest": "x" * 65}, {"sums": "training"}, {"sums": ["training", "other"]},
@@ -181,6 +209,7 @@ def test_a_wrong_array_is_refused(kind: str) -> None:
 def test_an_array_that_only_pickle_could_read_is_refused() -> None:
     """An object array never reaches pickle."""
     records, _ = encode_request(REQUEST)
+    bare = with_arrays(records, WHOLE).config_records["manifest"]
     whole = {name: flower_array(array) for name, array in WHOLE.items()}
     for dtype, stype in itertools.product(("object", "float32"), ("numpy.ndarray", PLAIN)):
         if (dtype, stype) == ("float32", PLAIN):
@@ -188,7 +217,7 @@ def test_an_array_that_only_pickle_could_read_is_refused() -> None:
         evil = Array(dtype=dtype, shape=(1,), stype=stype, data=_object_npy())
         for name in ("broadcast", "sum.training", "opened.0"):
             arrays = ArrayRecord({**whole, name: evil})
-            broken = RecordDict({"manifest": records.config_records["manifest"], "arrays": arrays})
+            broken = RecordDict({"manifest": bare, "arrays": arrays})
             with pytest.raises(PeerError, match="cannot be read"):
                 decode_request(broken, LAYOUT)
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import text
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.fab import Fab
+from flwr.supercore.task_identity import TaskIdentity
+from sqlalchemy import event, text
 
-from wardround.server.link_state import LinkState, Objects
+from wardround.core.errors import StorageError
+from wardround.server.fleet import empty_bundle
+from wardround.server.link_state import LinkGrid, LinkState
 
 
 @pytest.fixture
@@ -29,8 +37,7 @@ def test_a_transaction_that_reads_before_it_writes_is_not_overtaken(state: LinkS
 
     def other() -> None:
         reading.wait(10)
-        assert isinstance(state.object_store, Objects)
-        with state.object_store.session() as session:
+        with state.session() as session:
             session.execute(text("INSERT INTO ours VALUES (2)"))
         written.set()
 
@@ -47,12 +54,11 @@ def test_a_transaction_that_reads_before_it_writes_is_not_overtaken(state: LinkS
 
 
 def test_a_transaction_within_another_is_part_of_it(state: LinkState) -> None:
-    """Also of the store of objects; nobody waits for itself, and both fail together."""
+    """Nobody waits for itself, and both fail together."""
 
     def write_and_fail() -> None:
-        assert isinstance(state.object_store, Objects)
         with state.session():
-            with state.object_store.session() as inner:
+            with state.session() as inner:
                 inner.execute(text("INSERT INTO ours VALUES (1)"))
             raise RuntimeError("in the middle")
 
@@ -85,3 +91,96 @@ def test_dozens_of_threads_share_one_connection(state: LinkState) -> None:
         assert session.scalar(text("SELECT count(*) FROM ours")) == 150
     assert state._engine is not None
     assert state._engine.pool.checkedin() == 1  # type: ignore[attr-defined]  # of SQLAlchemy's QueuePool
+
+
+def running(state: LinkState) -> int:
+    """A run that is on; its number."""
+    digest = state.store_fab(Fab("", empty_bundle(), {}))
+    run_id = state.create_run("a/b", "1.0.0", digest, {}, NOOP_FEDERATION_ID, None, "", TaskType.SERVER_APP)
+    (run,) = state.get_run_info(run_ids=[run_id])
+    assert run.primary_task_id
+    assert state.claim_task(run.primary_task_id)
+    assert state.activate_task(run.primary_task_id)
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 1
+    return run_id
+
+
+@contextmanager
+def counted(state: LinkState) -> Iterator[list[str]]:
+    """The statements that SQLite gets in the block."""
+    seen: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        seen.append(statement)
+
+    event.listen(state._engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(state._engine, "before_cursor_execute", note)
+
+
+def test_what_every_request_asks_costs_no_look_into_the_database(state: LinkState) -> None:
+    """Whose key, is the run on, is there mail: with fifty sites hundreds a second ask that."""
+    run_id = running(state)
+    node = state.create_node("", "", b"key", 0)
+    assert state.activate_node(node, 30)
+
+    def ask() -> Any:
+        mail = state.get_message_ins(node, 1)
+        return state.get_node_id_by_public_key(b"key"), state.get_run_status({run_id})[run_id].status, mail
+
+    assert ask() == (node, "running", [])
+    with counted(state) as seen:
+        assert ask() == (node, "running", [])
+    assert seen == []
+
+
+def test_what_is_remembered_of_nodes_and_runs_is_forgotten_with_them(state: LinkState) -> None:
+    """A key that is revoked is nobody's; a run that has ended is not on."""
+    run_id, node = running(state), state.create_node("", "", b"key", 0)
+    assert state.get_node_id_by_public_key(b"key") == node
+    assert state.get_run_status({run_id})[run_id].status == "running"
+    state.delete_node("", node)
+    assert state.stop_run(run_id)
+    assert state.get_node_id_by_public_key(b"key") is None
+    assert state.get_run_status({run_id})[run_id].status == "finished"
+
+
+def test_mail_is_found_once_each(state: LinkState) -> None:
+    """Also after a look that found nothing, and of two messages the older one first."""
+    run_id, node = running(state), state.create_node("", "", b"key", 0)
+    assert state.activate_node(node, 30)
+    (run,) = state.get_run_info(run_ids=[run_id])
+    grid = LinkGrid(state, run, largest_reply=10**6)
+    assert state.get_message_ins(node, 1) == []
+    content = RecordDict({"c": ConfigRecord({"x": 1})})
+    ids = [*grid.push_messages([Message(content, node, "train")])]
+    ids += grid.push_messages([Message(content, node, "train")])
+    found = [message.metadata.message_id for _ in range(3) for message in state.get_message_ins(node, 1)]
+    assert found == ids
+    assert state.fetched(ids) == set(ids)
+
+
+def test_a_message_for_nobody_leaves_nothing_behind(state: LinkState) -> None:
+    """It is answered for."""
+    (run,) = state.get_run_info(run_ids=[running(state)])
+    grid = LinkGrid(state, run, largest_reply=10**6)
+    (message_id,) = grid.push_messages([Message(RecordDict(), 12345, "train")])
+    (failed,) = grid.pull_messages([message_id])
+    assert failed.has_error()
+    assert len(state.objects) == 0
+
+
+def test_a_full_disk_is_said(state: LinkState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message is not there, and nothing of it."""
+    run_id, node = running(state), state.create_node("", "", b"key", 0)
+    assert state.activate_node(node, 30)
+    (run,) = state.get_run_info(run_ids=[run_id])
+    grid = LinkGrid(state, run, largest_reply=10**6)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr(state.objects, "put", full)
+    with pytest.raises(StorageError, match="disk"):
+        grid.push_messages([Message(RecordDict(), node, "train")])
+    assert (len(state.objects), state.num_message_ins()) == (0, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wardround.server import listener
-from wardround.server.listener import Door
+from wardround.server.listener import Door, Waiting
 
 KEY = b"north's key"
 NAMED = (b"key", base64.b64encode(KEY))
@@ -146,3 +147,85 @@ def test_health_and_our_routes_are_for_reading() -> None:
     assert request(both, "/ours", method="GET", pieces=[bytes(2**17)]) == 413
     assert request(both, "/fleet/pull", method="GET", headers=[NAMED]) == 405
     assert len(ours.bodies) == 2
+
+
+def test_a_large_body_waits_on_disk_for_its_turn() -> None:
+    """However many come at once, so many are in memory; small ones pass by."""
+    inside = most = 0
+    go = asyncio.Event()
+
+    async def fleet(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal inside, most
+        body = (await receive())["body"]
+        if len(body) > 10:
+            inside += 1
+            most = max(most, inside)
+            await go.wait()
+            inside -= 1
+        else:
+            go.set()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    async def one(where: Door, body: bytes) -> bytes:
+        pieces, sent = [body], list[dict[str, Any]]()
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": pieces.pop(), "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "path": "/fleet/pull", "method": "POST", "headers": [NAMED]}
+        await where(scope, receive, send)
+        return b"".join(message["body"] for message in sent[1:])
+
+    async def all_of_them() -> list[bytes]:
+        where = Door(
+            fleet, {"/fleet/pull": 100}, b"key", lambda _: True, lambda _: None,
+            waiting=Waiting(large=10, turns=2),
+        )  # fmt: skip
+        asked = [asyncio.create_task(one(where, bytes(50 + i))) for i in range(8)]
+        await asyncio.sleep(0.05)
+        small = await asyncio.wait_for(one(where, b"small"), 5)
+        return [*await asyncio.wait_for(asyncio.gather(*asked), 5), small]
+
+    assert asyncio.run(all_of_them()) == [*(bytes(50 + i) for i in range(8)), b"small"]
+    assert most == 2
+
+
+def test_a_slow_reader_holds_no_answer_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in a file without a name, and goes out in pieces, each when the one before is on its way."""
+    monkeypatch.setattr(listener, "PIECE", 1000)
+    answer = bytes(range(256)) * 100
+    files, sizes, got = [], list[int](), bytearray()
+
+    class Watched(Waiting):
+        def file(self) -> Any:
+            files.append(super().file())
+            return files[-1]
+
+    async def fleet(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            assert files[-1]._rolled
+            sizes.append(len(message["body"]))
+            got.extend(message["body"])
+            assert message["more_body"] == (len(got) < len(answer))
+
+    where = Door(
+        fleet, {"/fleet/pull": 10}, b"key", lambda _: True, lambda _: None,
+        waiting=Watched(tmp_path, large=5000),
+    )  # fmt: skip
+    scope = {"type": "http", "path": "/fleet/pull", "method": "POST", "headers": [NAMED]}
+    asyncio.run(where(scope, receive, send))
+    assert bytes(got) == answer
+    assert max(sizes) == 1000
+    assert all(file.closed for file in files)
+    assert list(tmp_path.iterdir()) == []
