@@ -17,7 +17,8 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -39,6 +40,8 @@ LOG = logging.getLogger(__name__)
 LOOK_S = 0.1
 STOP_S = 12.0
 LARGEST_LOG = 10 * 2**20
+LARGEST_REPORT = 4096
+"""Bytes of one of the node's lines: a pipe passes so many as one."""
 REASONS: Mapping[int, str] = {
     NOT_ADMITTED: "the server does not accept this site's key: it is not admitted, or was revoked",
     NOT_YET: "the server takes this site for online still; it lets it in again within a minute",
@@ -93,6 +96,7 @@ class ProcessState:
         restarts: How often it was started again.
         code: How it last ended; None where it never did.
         reason: The same in words, where there are some.
+        note: What keeps it from its work while it runs; empty where nothing does.
     """
 
     name: str
@@ -100,6 +104,7 @@ class ProcessState:
     restarts: int
     code: int | None
     reason: str
+    note: str = ""
 
 
 @dataclass
@@ -248,9 +253,14 @@ class SiteProcesses:
         secret = secrets.token_hex(32)
         self._listener = socket.create_server(("127.0.0.1", 0))  # stays when the node starts anew
         descriptor = self._listener.fileno()
+        self._reports, report = os.pipe()
+        os.set_blocking(self._reports, False)
+        self._pipe: tuple[int, ...] = (self._reports, report)
+        self._note = ""
         node = NodeSettings(
             server=settings.server, ca=settings.ca, transport_key=settings.transport_key,
-            listener=descriptor, secret=secret, least_s=settings.least_s, most_s=settings.most_s,
+            listener=descriptor, secret=secret, report=report,
+            least_s=settings.least_s, most_s=settings.most_s,
         )  # fmt: skip
         worker = WorkerSettings(
             node=f"127.0.0.1:{self._listener.getsockname()[1]}", secret=secret, factory=settings.factory,
@@ -259,7 +269,7 @@ class SiteProcesses:
         logs = settings.logs
         self._node = _Child(
             "node", "wardround.client.supernode_process", node, restarts,
-            logs / "node.log" if logs else None, (descriptor,),
+            logs / "node.log" if logs else None, (descriptor, report),
         )  # fmt: skip
         self._worker = _Child(
             "worker", "wardround.client.worker_process", worker, restarts,
@@ -289,20 +299,32 @@ class SiteProcesses:
         self._worker.end(STOP_S)
         self._node.end(STOP_S)
         self._listener.close()
+        for end in self._pipe:
+            os.close(end)
+        self._pipe = ()
 
     def states(self) -> tuple[ProcessState, ProcessState]:
         """Node and worker."""
-        return self._node.state, self._worker.state
+        node = self._node.state
+        return replace(node, note=self._note if node.pid else ""), self._worker.state
 
     def _keep(self) -> None:
         while not self._done.wait(LOOK_S):
             try:
-                self._node.look()
+                self._hear()
+                if self._node.look() is not None:
+                    self._note = ""
                 ended = self._worker.look()
                 if ended is not None:
                     self._node.order({"worker_ended": _said(ended)})
             except Exception:
                 LOG.exception("a process of the site could not be looked after; tried again")
+
+    def _hear(self) -> None:
+        """The node's last word on its connection, one line each time that it changes."""
+        with suppress(BlockingIOError):
+            while said := os.read(self._reports, LARGEST_REPORT):
+                self._note = said.decode(errors="replace").split("\n")[-2:][0]
 
 
 def _said(code: int) -> str:

@@ -59,6 +59,8 @@ def show_site(folder: Path, *, as_json: bool) -> None:
     for process in running or []:
         ended = f", last ended by {process['reason']}" if process["reason"] else ""
         _say(f"  {process['name']}: pid {process['pid']}, restarted {process['restarts']} times{ended}")
+        if process["note"]:
+            _say(f"    {process['note']}")
     for run in runs:
         _say(f"  run {run['run']}: {run['state']}, plan {run['plan'][:12]} ({run['name']})")
 
@@ -76,6 +78,7 @@ def processes_of(folder: Path) -> list[dict[str, Any]] | None:
             "pid": process.pid if process.HasField("pid") else None,
             "restarts": process.restarts,
             "reason": process.reason,
+            "note": process.note,
         }
         for process in reply.processes
     ]

@@ -9,7 +9,7 @@ run: the members that it goes by, who has accepted, the journal of rounds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -63,6 +63,9 @@ class Carrier(Protocol):
 
     def node_of(self, site: str) -> int:
         """The site's Flower node; 0 where there is none."""
+
+    def withdraw(self, message_ids: Sequence[str]) -> None:
+        """Take messages back whose answers nobody waits for any more."""
 
     def close(self, reason: str = "") -> None:
         """End it."""
@@ -201,7 +204,7 @@ def train(
             plan,
             bind_strategy(plan),
             sites,
-            GridTransport(carrier.grid, carrier.node_of, POLL_S, MESSAGE_LIFE_S),
+            GridTransport(carrier.grid, carrier.node_of, POLL_S, MESSAGE_LIFE_S, carrier.withdraw),
             Aggregation(plan.secure.mode, KeySigner(deployment.identity), roster),
             Journal(work.journal, plan),
             events,

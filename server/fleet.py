@@ -1,6 +1,6 @@
 """Flower's fleet routes, as far as they are served, and the app bundle that Flower wants with a run.
 
-With link_state.py and superlink.py the server's only imports of Flower's internals.
+With link_state.py, link_grid.py and superlink.py the server's only imports of Flower's internals.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Flower's SuperLink in this process.
 
 Runs are made by us in Flower's link state, so that Flower's Control and Runtime routes are served on no
-listener at all: the public one has the fleet routes that an admitted node needs, and ours. With link_state.py
-and fleet.py the server's only imports of Flower's internals; tests/contract/test_superlink_internals.py holds
-them.
+listener at all: the public one has the fleet routes that an admitted node needs, and ours. With
+link_state.py, link_grid.py and fleet.py the server's only imports of Flower's internals;
+tests/contract/test_superlink_internals.py holds them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -33,7 +33,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from wardround.core.errors import ConfigError, InternalError, StorageError
 from wardround.runtime.files import private_folder, storing
 from wardround.server.fleet import FLEET, empty_bundle, fleet_app
-from wardround.server.link_state import LinkGrid, LinkState
+from wardround.server.link_grid import LinkGrid
+from wardround.server.link_state import LinkState
 from wardround.server.listener import ASGIApp, Door
 
 LOG = logging.getLogger(__name__)
@@ -69,6 +70,11 @@ class FlowerRun:
     def node_of(self, site: str) -> int:
         """The site's node; 0, which is nobody's, where the site is not admitted."""
         return self._link.node_of(site)
+
+    def withdraw(self, message_ids: Iterable[str]) -> None:
+        """Take messages back whose answers nobody waits for any more."""
+        assert isinstance(self.grid, LinkGrid)  # noqa: S101 - `open_run` makes no other
+        self.grid.withdraw(message_ids)
 
     def close(self, reason: str = "") -> None:
         """End it; what is on its way is dropped. A second time does nothing."""

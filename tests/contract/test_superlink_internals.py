@@ -29,7 +29,8 @@ from flwr.superlink.routers.fleet.router import router
 from wardround.core.errors import ConfigError, StorageError
 from wardround.server import superlink
 from wardround.server.fleet import FLEET, empty_bundle, fleet_app
-from wardround.server.link_state import LinkGrid, LinkState
+from wardround.server.link_grid import LinkGrid
+from wardround.server.link_state import LinkState
 from wardround.server.superlink import SuperLink, TlsFiles
 
 
@@ -71,11 +72,13 @@ def test_the_link_state_has_the_methods_that_are_called_and_replaced() -> None:
         "start_session": ["run_id"],
         "store_message_and_object_tree": ["message", "object_tree", "session_id"],
         "store_object": ["run_id", "session_id", "object_id", "object_content"],
+        "_claim_pending_object": ["run_id", "session_id", "object_id"],
+        "get_message_ins": ["node_id", "limit", "run_id"],
         "session": [],
     }.items():
         assert names(getattr(state, method)) == ["self", *parameters], method
     assert {"message_id", "reply_to_message_id"} <= set(MessageRes.__table__.columns.keys())
-    assert {"message_id", "delivered_at"} <= set(MessageIns.__table__.columns.keys())
+    assert {"message_id", "dst_node_id", "delivered_at"} <= set(MessageIns.__table__.columns.keys())
     assert {"object_id", "is_available"} <= set(StoredObject.__table__.columns.keys())
     assert issubclass(SqlObjectStore, SqlMixin)
     assert names(SqlObjectStore.__init__)[:2] == ["self", "database_path"]
