@@ -45,7 +45,7 @@ LARGEST_REPORT = 4096
 REASONS: Mapping[int, str] = {
     NOT_ADMITTED: "the server does not accept this site's key: it is not admitted, or was revoked",
     NOT_YET: "the server takes this site for online still; it lets it in again within a minute",
-    CLOCK: "this machine's clock differs from the server's by more than five minutes",
+    CLOCK: "this machine's clock and the server's differ by over five minutes: set the one that is wrong",
     CERTIFICATE: "the server's certificate does not hold under the consortium's CA",
     DEADLINE: "a message took longer than it may",
 }

@@ -334,7 +334,7 @@ def _listener(door: ASGIApp, tls: TlsFiles) -> uvicorn.Config:
         lifespan="off",
         ws="none",
         server_header=False,
-        date_header=False,
+        date_header=True,  # by it a site tells a wrong clock from a key that is not admitted
         timeout_keep_alive=30,
         timeout_graceful_shutdown=5,
         ssl_certfile=str(tls.certificate),

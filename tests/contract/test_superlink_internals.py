@@ -28,7 +28,7 @@ from flwr.superlink.routers.fleet.router import router
 
 from wardround.core.errors import ConfigError, StorageError
 from wardround.server import superlink
-from wardround.server.fleet import FLEET, empty_bundle, fleet_app
+from wardround.server.fleet import CLOCK_S, FLEET, empty_bundle, fleet_app
 from wardround.server.link_grid import LinkGrid
 from wardround.server.link_state import LinkState
 from wardround.server.superlink import SuperLink, TlsFiles
@@ -114,6 +114,10 @@ def test_the_fleet_routes_are_there_and_node_authentication_guards_their_prefix(
     served = {getattr(context.route, "path", "") for context in iter_route_contexts(app.routes)}
     assert served == set(FLEET)
     assert '"/v1/fleet/"' in inspect.getsource(node_auth.NodeAuthMiddleware)
+    judged = inspect.getsource(node_auth.authenticate_node)
+    assert "not -SYSTEM_TIME_TOLERANCE" in judged
+    assert "< TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE" in judged
+    assert (node_auth.TIMESTAMP_TOLERANCE, node_auth.SYSTEM_TIME_TOLERANCE) == (0, CLOCK_S)
 
 
 def _any_state() -> Any:
