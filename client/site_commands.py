@@ -140,6 +140,8 @@ def fetch_run(folder: Path, run: str, *, merge: Path | None) -> None:
     fetched = fetch_result(site, RunFolders(site.path / RUNS), run)
     record = fetched.record
     _say(f"run {run}: {record.reason} after round {record.last_round}, {len(record.sites)} sites")
+    for round, sites in record.missing:
+        _say(f"  round {round} went without {', '.join(sites)}")
     _say(f"released is round {record.released_round}, by {record.metric}: {fetched.folder}")
     if merge is None:
         return

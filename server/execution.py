@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -23,7 +24,8 @@ from wardround.core.plan import TrainingPlan
 from wardround.core.plan_offers import PlanOffer
 from wardround.privacy.secagg.identity import KeySigner, Roster
 from wardround.privacy.sums.aggregation import Aggregation
-from wardround.runtime.events import EventStream
+from wardround.runtime.event_log import read_events
+from wardround.runtime.events import EventStream, RoundFolded
 from wardround.runtime.files import save_tensors, storing, write_atomic
 from wardround.runtime.plan_folder import read_initial
 from wardround.runtime.result_record import KIND, ResultRecord
@@ -218,6 +220,14 @@ def train(
     )
 
 
+def missing_of(events: Path) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """Round and the sites that were asked in it and are not in its sum, as the run's events tell it."""
+    told = read_events(events) if events.exists() else []
+    return tuple(
+        (event.round, event.missing) for event in told if isinstance(event, RoundFolded) and event.missing
+    )
+
+
 def write_result(
     work: RunFolder,
     signed: SignedPlan,
@@ -232,6 +242,7 @@ def write_result(
         plan=signed.digest,
         roster=roster.digest.hex(),
         sites=sites,
+        missing=missing_of(work.events),
         reason=outcome.reason,
         metric=signed.plan.release.metric,
         scores=outcome.selection.scores,
