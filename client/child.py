@@ -58,6 +58,8 @@ class NodeSettings(Frozen):
         transport_key: OpenSSH file of the site's P-384 key.
         listener: File descriptor, inherited, of the loopback socket on which the worker is served.
         secret: Hexadecimal; who knows it may take tasks.
+        report: File descriptor, inherited, to which it writes a line when its connection is lost, and an
+            empty one when it is there again.
         polling: Pauses between looks for messages.
         beats: File descriptor, inherited, for signs of life; None: nobody waits for them.
     """
@@ -67,6 +69,7 @@ class NodeSettings(Frozen):
     transport_key: Path
     listener: int
     secret: str = Field(repr=False, min_length=32)
+    report: int
     least_s: float = Polling.least_s
     most_s: float = Polling.most_s
     beats: int | None = None

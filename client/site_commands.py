@@ -63,6 +63,8 @@ def show_site(folder: Path, *, as_json: bool) -> None:
     for process in running or []:
         ended = f", last ended by {process['reason']}" if process["reason"] else ""
         _say(f"  {process['name']}: pid {process['pid']}, restarted {process['restarts']} times{ended}")
+        if process["note"]:
+            _say(f"    {process['note']}")
     for run in runs:
         _say(f"  run {run['run']}: {run['state']}, plan {run['plan'][:12]} ({run['name']})")
 
@@ -80,6 +82,7 @@ def processes_of(folder: Path) -> list[dict[str, Any]] | None:
             "pid": process.pid if process.HasField("pid") else None,
             "restarts": process.restarts,
             "reason": process.reason,
+            "note": process.note,
         }
         for process in reply.processes
     ]
@@ -143,6 +146,8 @@ def fetch_run(folder: Path, run: str, *, merge: Path | None) -> None:
     fetched = fetch_result(site, RunFolders(site.path / RUNS), run)
     record = fetched.record
     _say(f"run {run}: {record.reason} after round {record.last_round}, {len(record.sites)} sites")
+    for round, sites in record.missing:
+        _say(f"  round {round} went without {', '.join(sites)}")
     _say(f"released is round {record.released_round}, by {record.metric}: {fetched.folder}")
     _say(record.privacy.text if record.privacy else "trained without differential privacy")
     if merge is None:

@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,10 +63,41 @@ GRACE_S = 8.0
 
 
 @dataclass
+class _Line:
+    """Whether the server answers, told once when that changes; for any thread."""
+
+    report: int
+    lost_at: float | None = None
+
+    def __post_init__(self) -> None:
+        self._tell("")  # whatever the node before this one has said
+
+    def lost(self, how: str) -> None:
+        """A request had no answer."""
+        if self.lost_at is None:
+            self.lost_at = time.monotonic()
+            said = f"the server cannot be reached since {time.strftime('%H:%M:%S')} ({how}); tried again"
+            LOG.warning("%s", said)
+            self._tell(said)
+
+    def works(self) -> None:
+        """A request had one."""
+        if self.lost_at is not None:
+            LOG.warning("the server is reached again after %.0f s", time.monotonic() - self.lost_at)
+            self.lost_at = None
+            self._tell("")
+
+    def _tell(self, said: str) -> None:
+        with suppress(OSError):  # nobody reads: the supervisor is gone, and this process is about to end
+            os.write(self.report, said.encode() + b"\n")
+
+
+@dataclass
 class _Watch:
     """What Flower's client saw and does not tell: why it was refused, and when a message came."""
 
     polling: Polling
+    line: _Line
     last_message: float = field(default_factory=time.monotonic)
     refusal: int | None = None
     requests: int = 0
@@ -105,7 +137,7 @@ def serve_node(settings: NodeSettings) -> int:
     secret = bytes.fromhex(settings.secret)
     server = _runtime_api(create_app(factory, secret), settings.listener)
     follow_orders(lambda order: _obey(order, state), _leave)
-    watch = _Watch(Polling(settings.least_s, settings.most_s))
+    watch = _Watch(Polling(settings.least_s, settings.most_s), _Line(settings.report))
     try:
         with _watched(watch):
             start_client_internal.start_client_internal(
@@ -134,14 +166,20 @@ def _watched(watch: _Watch) -> _Patched:
         def _unary_unary(self, *, path: str, **rest: Any) -> Any:
             watch.requests += 1
             try:
-                return super()._unary_unary(path=path, **rest)
+                answer = super()._unary_unary(path=path, **rest)
             except httpx.HTTPStatusError as error:
                 watch.saw(path, error.response)
                 raise
-            except httpx.ConnectError as error:
+            except httpx.TransportError as error:
                 if "CERTIFICATE_VERIFY_FAILED" in str(error):
                     watch.refusal = CERTIFICATE
-                raise
+                    raise
+                watch.line.lost(type(error).__name__)
+                # Flower tries again, but for words like "ssl": so a connection that is cut during its
+                # handshake would end the node, and with it what it has in hand.
+                raise type(error)("the connection to the server was cut") from error
+            watch.line.works()
+            return answer
 
     pull = start_client_internal._pull_and_store_message  # noqa: SLF001 - Flower has no public way in
 

@@ -109,7 +109,7 @@ def run_site(folder: Path, done: threading.Event, *, deadline_s: float = DEADLIN
                 processes=[
                     pb.SiteProcess(
                         name=state.name, pid=state.pid, restarts=state.restarts, code=state.code,
-                        reason=state.reason,
+                        reason=state.reason, note=state.note,
                     )
                     for state in processes.states()
                 ],

@@ -47,6 +47,7 @@ class ResultRecord(Frozen):
         plan: Digest of the signed plan.
         roster: Digest of the members' keys that it went by.
         sites: That took part, sorted.
+        missing: Round, and the sites that were asked in it and are not in its sum; others are not told.
         reason: `completed` or `early_stop`.
         metric: By which the released round was chosen.
         scores: Round and value, as far as it was scored.
@@ -61,6 +62,7 @@ class ResultRecord(Frozen):
     plan: Hex32
     roster: Hex32
     sites: tuple[str, ...]
+    missing: tuple[tuple[int, tuple[str, ...]], ...] = ()
     reason: str
     metric: str
     scores: tuple[tuple[int, float], ...]

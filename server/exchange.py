@@ -174,6 +174,7 @@ class _Attempt:
             channel.events.emit(RoundStarted(channel.arm, stage.round, trains, bytes_down, stage.stage))
         self.taken.clear()
         waiting, deadline = dict(requests), channel.clock() + channel.plan.rounds.deadline_s
+        self._wait(exchange, waiting)
         while waiting and channel.clock() < deadline:
             if channel.grace_s is not None and self._enough(messages):
                 deadline = min(deadline, channel.clock() + channel.grace_s)
@@ -186,9 +187,16 @@ class _Attempt:
                 if request is not None and answers(reply, request):
                     del waiting[reply.site]
                     self._settle(request, reply, size)
+                    self._wait(exchange, waiting)
+        channel.control.waiting_for("")
         for request in waiting.values():
             self._leave(request, {})
             self._tell(request, status="late", code="deadline", reason="no answer before the deadline")
+
+    def _wait(self, exchange: int, waiting: Mapping[str, Request]) -> None:
+        what = "the answers" if exchange == 0 else f"step {exchange + 1} of the sums"
+        text = f"waits for {what} of round {self.stage.round}" if waiting else ""
+        self.channel.control.waiting_for(text, waiting)
 
     def _settle(self, request: Request, reply: Reply, size: int) -> None:
         """Hand each sum its part of a reply; a site whose part is not right is quarantined by name."""

@@ -9,7 +9,7 @@ run: the members that it goes by, who has accepted, the journal of rounds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -26,7 +26,7 @@ from wardround.core.plan_offers import PlanOffer
 from wardround.privacy.secagg.identity import KeySigner, Roster
 from wardround.privacy.sums.aggregation import Aggregation
 from wardround.runtime.event_log import read_events
-from wardround.runtime.events import EventStream, PrivacySpent
+from wardround.runtime.events import EventStream, PrivacySpent, RoundFolded
 from wardround.runtime.files import save_tensors, storing, write_atomic
 from wardround.runtime.plan_folder import read_initial
 from wardround.runtime.result_record import KIND, PrivacyResult, ResultRecord
@@ -66,6 +66,9 @@ class Carrier(Protocol):
 
     def node_of(self, site: str) -> int:
         """The site's Flower node; 0 where there is none."""
+
+    def withdraw(self, message_ids: Sequence[str]) -> None:
+        """Take messages back whose answers nobody waits for any more."""
 
     def close(self, reason: str = "") -> None:
         """End it."""
@@ -204,7 +207,7 @@ def train(
             plan,
             bind_strategy(plan),
             sites,
-            GridTransport(carrier.grid, carrier.node_of, POLL_S, MESSAGE_LIFE_S),
+            GridTransport(carrier.grid, carrier.node_of, POLL_S, MESSAGE_LIFE_S, carrier.withdraw),
             Aggregation(plan.secure.mode, KeySigner(deployment.identity), roster),
             Journal(work.journal, plan),
             events,
@@ -234,6 +237,14 @@ def privacy_of(signed: SignedPlan, events: Path) -> PrivacyResult | None:
     return PrivacyResult(unit=rules.unit, noise=rules.noise, delta=rules.delta, sites=sites)
 
 
+def missing_of(events: Path) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """Round and the sites that were asked in it and are not in its sum, as the run's events tell it."""
+    told = read_events(events) if events.exists() else []
+    return tuple(
+        (event.round, event.missing) for event in told if isinstance(event, RoundFolded) and event.missing
+    )
+
+
 def write_result(
     work: RunFolder,
     signed: SignedPlan,
@@ -248,6 +259,7 @@ def write_result(
         plan=signed.digest,
         roster=roster.digest.hex(),
         sites=sites,
+        missing=missing_of(work.events),
         reason=outcome.reason,
         metric=signed.plan.release.metric,
         scores=outcome.selection.scores,

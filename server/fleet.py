@@ -1,6 +1,6 @@
 """Flower's fleet routes, as far as they are served, and the app bundle that Flower wants with a run.
 
-With link_state.py and superlink.py the server's only imports of Flower's internals.
+With link_state.py, link_grid.py and superlink.py the server's only imports of Flower's internals.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from flwr.supercore.error.catalog import API_ERROR_MAP
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES, ProtobufTranslationMiddleware
+from flwr.superlink.routers.fleet import node_auth
 from flwr.superlink.routers.fleet.node_auth import authenticate_node
 from flwr.superlink.routers.fleet.router import router as flowers_fleet_router
 from google.protobuf.message import Message as ProtobufMessage
@@ -48,6 +49,8 @@ FLEET: Mapping[str, int] = {
 }
 """Flower's routes that are served → most bytes of a body. A reply travels in pieces of at most 5 MB.
 Registering a node and taking it back are not among them: the roster decides who is one."""
+CLOCK_S = 300
+"""Seconds by which a site's clock and the server's may differ, either way."""
 BUNDLE = """[build-system]
 requires = []
 build-backend = "none"
@@ -77,6 +80,8 @@ class FleetApp:
     """
 
     def __init__(self, state: LinkState, threads: int) -> None:
+        # Flower's own 300 s are for a clock that is late; one that is 6 s early it refuses.
+        vars(node_auth).update(TIMESTAMP_TOLERANCE=0, SYSTEM_TIME_TOLERANCE=CLOCK_S)
         factory = LinkStateFactory(state.database_url, state.federation_manager, ObjectStoreFactory())
         factory.state_instance = state
         self.state = State({"linkstate_factory": factory, "enable_supernode_auth": True})

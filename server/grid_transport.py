@@ -41,6 +41,7 @@ class GridTransport:
         node_of: Site → Flower node that serves it.
         poll_s: Pause between two looks for replies.
         life_s: Seconds for which Flower keeps a request and its reply; None leaves Flower's own 12 hours.
+        withdraw: Called with messages that were sent and whose answers nobody waits for any more.
         waiting: Message id → its request.
         again: Site → how often it was asked again in this exchange.
     """
@@ -49,11 +50,13 @@ class GridTransport:
     node_of: Callable[[str], int]
     poll_s: float = 0.2
     life_s: float | None = None
+    withdraw: Callable[[Sequence[str]], None] = field(default=lambda _: None)
     waiting: dict[str, Request] = field(default_factory=dict)
     again: Counter[str] = field(default_factory=Counter)
 
     def send(self, requests: Sequence[Request]) -> int:
         """Push one message a site, each before the next is made: memory does not grow with their number."""
+        self.withdraw(list(self.waiting))  # a site that comes back late goes on with what is asked now
         self.waiting.clear()
         self.again.clear()
         return sum(map(self._push, requests))

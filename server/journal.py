@@ -6,13 +6,13 @@ complete before the line that names it is written, so a server killed anywhere r
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import Field, ValidationError
 
+from wardround.core.checked import Frozen
 from wardround.core.errors import StorageError
 from wardround.core.packed import Adapter, Array, Layout, Packed
 from wardround.core.plan import TrainingPlan
@@ -20,8 +20,28 @@ from wardround.runtime.files import append_line, load_tensors, save_tensors, sto
 from wardround.server.selection import Selection
 from wardround.strategies.contract import ServerState
 
+LINES = "rounds.jsonl"
 OPENED = "opened/"
 DRAWN = "groups.bin"
+
+
+class _Line(Frozen):
+    """What a line says of a folded round."""
+
+    round: int = Field(ge=0)
+    plan_digest: str
+    adapter_digest: str
+    scores: tuple[tuple[int, float], ...]
+    missing: tuple[tuple[str, ...], ...] = ()
+    left_out: tuple[str, ...] = ()
+    wall_s: float = 0.0
+
+
+def _read_line(line: bytes) -> _Line | None:
+    try:
+        return _Line.model_validate_json(line)
+    except ValidationError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -60,28 +80,18 @@ class Journal:
         line = self._last_line()
         if line is None:
             return None
-        if line["plan_digest"] != self.plan.digest:
+        if line.plan_digest != self.plan.digest:
             raise StorageError(
                 "the journal belongs to another plan",
-                found=str(line["plan_digest"])[:12],
+                found=line.plan_digest[:12],
                 expected=self.plan.digest[:12],
                 remedy="resume with the configuration that the run began with, or choose another folder",
             )
-        state = self._load(self._path(int(line["round"])))
-        if state.adapter.digest != line["adapter_digest"]:
-            raise StorageError(f"the state of round {line['round']} is not the one that was journalled")
-        selection = Selection(
-            self.plan.release,
-            tuple((int(r), float(v)) for r, v in line["scores"]),
-            tuple(tuple(map(str, sites)) for sites in line.get("missing", [])),
-        )
-        return Position(
-            state,
-            selection,
-            float(line.get("wall_s", 0.0)),
-            self._opened(state.round),
-            frozenset(map(str, line.get("left_out", []))),
-        )
+        state = self._load(self._path(line.round))
+        if state.adapter.digest != line.adapter_digest:
+            raise StorageError(f"the state of round {line.round} is not the one that was journalled")
+        selection = Selection(self.plan.release, line.scores, line.missing)
+        return Position(state, selection, line.wall_s, self._opened(state.round), frozenset(line.left_out))
 
     def commit(self, at: Position) -> None:
         """Make a folded round durable; states that can no longer be released go afterwards.
@@ -92,7 +102,7 @@ class Journal:
         state, selection = at.state, at.selection
         self._write(state, at.opened)
         append_line(
-            self.folder / "rounds.jsonl",
+            self.folder / LINES,
             {
                 "round": state.round,
                 "plan_digest": self.plan.digest,
@@ -149,18 +159,29 @@ class Journal:
     def _path(self, round: int) -> Path:
         return self.folder / f"state-{round:05d}.safetensors"
 
-    def _last_line(self) -> dict[str, Any] | None:
-        path = self.folder / "rounds.jsonl"
+    def _last_line(self) -> _Line | None:
+        """The last line that was written whole.
+
+        A kill may have left a torn one behind it, and a later start closes a torn one before it goes on: such
+        lines count as never written. One that was whole and cannot be read is damage: the round that it names
+        was folded, and is not to be trained again.
+        """
+        path = self.folder / LINES
         if not path.exists():
             return None
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for line in reversed(lines):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # a torn last line: the round before it counts
-            if isinstance(record, dict):
-                return record
+        with storing(path):
+            *whole, last = path.read_bytes().split(b"\n")
+        if (found := _read_line(last)) is not None:
+            return found
+        for line in reversed(whole):
+            if (found := _read_line(line)) is not None:
+                return found
+            if not last:
+                raise StorageError(
+                    f"{path} is damaged", found="a last line that cannot be read",
+                    expected="what the server wrote",
+                    remedy="put the folder of the journal back from a copy, or begin a new run",
+                )  # fmt: skip
         return None
 
     def _load(self, path: Path) -> ServerState:

@@ -1,50 +1,34 @@
-"""Flower's link state with our rules, and a grid over it: messages and replies in one SQLite file.
+"""Flower's link state with our rules: messages and replies in one SQLite file.
 
-With superlink.py and fleet.py the server's only imports of Flower's internals;
+With link_grid.py, superlink.py and fleet.py the server's only imports of Flower's internals;
 tests/contract/test_superlink_internals.py fails loudly when one of them moves.
 """
 
 from __future__ import annotations
 
 import threading
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Error, Message, Metadata, RecordDict
-from flwr.app.message import make_message, remove_content_from_message
-from flwr.common.constant import SUPERLINK_NODE_ID, Status
+from flwr.app import Message
+from flwr.common.constant import Status
 from flwr.proto.message_pb2 import ObjectTree
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
-from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    no_object_id_recompute,
-)
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.run import Run, RunStatus
+from flwr.supercore.run import RunStatus
 from flwr.supercore.sql_mixin import SqlMixin
 from flwr.supercore.state.schema.linkstate_models import MessageIns
+from flwr.supercore.utils import uint64_to_int64
 from flwr.superlink.federation import NoOpFederationManager
-from sqlalchemy import event, select
+from sqlalchemy import event, select, update
 from sqlalchemy.orm import Session
 
-from wardround.core.errors import InternalError, StorageError
-from wardround.core.messages import NODE_STARTED_ANEW
+from wardround.core.errors import InternalError
 from wardround.server.objects import Objects
 
-UNKNOWN_ERROR = 0
-"""Flower's code for an error of no kind of its own."""
 CACHE = ("cache_size = -4000", "mmap_size = 0")
-NOT_THERE = "no node of this site is admitted"
-RESTARTED = "the site's node started anew before it answered"
-UNREADABLE = "the reply cannot be read"
-TOO_LARGE = "the reply is larger than this server takes"
 
 
 class LinkState(SqlLinkState):
@@ -59,6 +43,9 @@ class LinkState(SqlLinkState):
     suspended machine is. And a reply is read once all of it is there: Flower hands it out when it is
     announced, and replaces it by an error where the site has been silent for a minute, whatever it may still
     send.
+
+    A line may be cut at any byte: a request whose delivery got lost is delivered again, and an upload that
+    stopped half way goes on where it stopped, however much later.
 
     Raises:
         StorageError: The folder of objects cannot be made.
@@ -144,14 +131,33 @@ class LinkState(SqlLinkState):
             return super().store_message_ins(message)
 
     def get_message_ins(self, node_id: int, limit: int | None, *, run_id: int | None = None) -> list[Message]:
-        """As Flower's; most looks find nothing, and cost nothing."""
+        """As Flower's; a node that asks for the next message and has not confirmed one gets that one again.
+
+        Nodes ask for one message at a time, so that it got lost on its way, or a part of it. Whoever had
+        fetched a message has confirmed it, and its content is gone from the store. Most looks find nothing,
+        and cost nothing.
+        """
         if node_id not in self._mail:
             return []
         with self._turn:
+            self._deliver_again(node_id)
             found = super().get_message_ins(node_id, limit, run_id=run_id)
             if not found and run_id is None:
                 self._mail.discard(node_id)
             return found
+
+    def _deliver_again(self, node_id: int) -> None:
+        with self.session() as session:
+            delivered = session.scalars(
+                select(MessageIns.message_id).where(
+                    MessageIns.dst_node_id == uint64_to_int64(node_id), MessageIns.delivered_at != ""
+                )
+            ).all()
+            lost = [message_id for message_id in delivered if self.objects.parts(str(message_id))]
+            if lost:
+                session.execute(
+                    update(MessageIns).where(MessageIns.message_id.in_(lost)).values(delivered_at="")
+                )
 
     def store_message_and_object_tree(
         self, message: Message, object_tree: ObjectTree, session_id: str
@@ -162,6 +168,17 @@ class LinkState(SqlLinkState):
             if stored and message.metadata.reply_to_message_id:
                 self._replies[message.metadata.reply_to_message_id] = message.metadata.message_id
             return stored, missing
+
+    def _claim_pending_object(self, run_id: int, session_id: str, object_id: str) -> datetime | None:
+        """As Flower's; an upload may pause while its run lasts; Flower drops it after 180 s."""
+        expires = super()._claim_pending_object(run_id, session_id, object_id)
+        return None if expires is None else datetime.max.replace(tzinfo=UTC)
+
+    def store_object(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
+        """As Flower's; a part whose receipt got lost is sent again, and is not an error then."""
+        with self.session():
+            stored = super().store_object(run_id, session_id, object_id, object_content)
+            return stored or self.object_store.get(object_id) == object_content != b""
 
     def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
         """As Flower's; whoever waits for the node is told that it has started anew."""
@@ -177,6 +194,11 @@ class LinkState(SqlLinkState):
             for message_id in message_ins_ids:
                 self._replies.pop(message_id, None)
             super().delete_messages(message_ins_ids)
+
+    def reply_to(self, message_id: str) -> str | None:
+        """The reply to a message, as far as it has arrived."""
+        with self._turn:
+            return self._replies.get(message_id)
 
     def complete_replies(self, message_ids: Iterable[str]) -> dict[str, str]:
         """Message → its reply, of those whose reply has wholly arrived."""
@@ -222,178 +244,3 @@ def _modest(part: SqlMixin) -> None:
 
     event.listen(engine, "connect", shrink)
     engine.dispose()  # what it has opened so far
-
-
-class LinkGrid(Grid):
-    """Flower's grid for a run of ours, over the link state in this process.
-
-    Flower's own `InMemoryGrid` keeps contents where nodes over HTTP never look for them; its `HttpGrid` needs
-    the Runtime routes. Contents are freed as soon as the node has them, replies as soon as they are read.
-    What can never be answered (no such node, a node that started anew) is answered here, at once.
-
-    Args:
-        state: The link state.
-        run: The run that messages belong to.
-        largest_reply: Most bytes of one reply.
-    """
-
-    def __init__(self, state: LinkState, run: Run, largest_reply: int) -> None:
-        self._state = state
-        self._run = run
-        self._largest = largest_reply
-        self._lock = threading.Lock()
-        self._nodes: dict[str, int] = {}
-        """Unanswered message → its node."""
-        self._failed: dict[str, str] = {}
-        """Unanswered message → why no answer will come."""
-        state.on_activation.append(self._restarted)
-
-    def set_run(self, run: Run) -> None:
-        """Flower's; the run is given once."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """Flower's description of the run."""
-        return Run(**vars(self._run))
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Flower's old way of making a message."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Nodes that are online."""
-        return self._state.get_nodes(self._run.run_id)
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """The same, as Flower describes them."""
-        return self._state.get_node_info(node_ids=list(self.get_node_ids()))
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Store messages for their nodes; gives one id a message, in their order."""
-        return [self._push(message) for message in messages]
-
-    def _push(self, message: Message) -> str:
-        metadata = message.metadata
-        metadata.__dict__["_run_id"] = self._run.run_id
-        metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
-        metadata.__dict__["_src_task_id"] = self._run.primary_task_id
-        with no_object_id_recompute():
-            metadata.__dict__["_message_id"] = message_id = message.object_id
-            stored = self._store(message)
-        with self._lock:
-            if not stored:
-                message_id = str(uuid.uuid4())
-                self._failed[message_id] = NOT_THERE
-            self._nodes[message_id] = metadata.dst_node_id
-        return message_id
-
-    def _store(self, message: Message) -> bool:
-        """Whole, or not at all; False where the node is not there. It is seen when all of it is here."""
-        objects, state = self._state.objects, self._state
-        missing = objects.preregister(self._run.run_id, get_object_tree(message))
-        try:
-            parts = get_all_nested_objects(message)
-            for object_id in missing:
-                objects.put(object_id, parts[object_id].deflate())
-            stored = state.store_message_ins(remove_content_from_message(message)) is not None
-        except OSError as error:
-            objects.delete(message.object_id)
-            raise StorageError(
-                "the server did not take a message",
-                remedy="look at the disk of the server's folder, and at the server's log",
-            ) from error
-        if not stored:
-            objects.delete(message.object_id)
-        return stored
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies that have arrived; each is given once."""
-        with self._lock:
-            asked = [message_id for message_id in message_ids if message_id in self._nodes]
-            failed = {
-                message_id: self._failed[message_id] for message_id in asked if message_id in self._failed
-            }
-        replies = self._state.complete_replies(asked) if asked else {}
-        return [
-            *(self._read(message_id, reply_id) for message_id, reply_id in replies.items()),
-            *(
-                self._fail(message_id, why, code=NODE_STARTED_ANEW if why == RESTARTED else UNKNOWN_ERROR)
-                for message_id, why in failed.items()
-                if message_id not in replies
-            ),
-        ]
-
-    def _read(self, message_id: str, reply_id: str) -> Message:
-        contents = self._state.contents(reply_id, self._largest)
-        if contents is None:
-            return self._fail(message_id, TOO_LARGE, reply_id)
-        try:
-            message = inflate_object_from_contents(reply_id, contents)
-        except Exception:  # noqa: BLE001 - whatever bytes of a stranger do to Flower's decoder
-            return self._fail(message_id, UNREADABLE, reply_id)
-        if not isinstance(message, Message) or message.metadata.reply_to_message_id != message_id:
-            return self._fail(message_id, UNREADABLE, reply_id)
-        message.metadata.__dict__["_message_id"] = reply_id
-        self._settle(message_id, reply_id)
-        return message
-
-    def _fail(
-        self, message_id: str, why: str, reply_id: str | None = None, code: int = UNKNOWN_ERROR
-    ) -> Message:
-        node_id = self._nodes.get(message_id, 0)
-        self._settle(message_id, reply_id)
-        metadata = Metadata(
-            run_id=self._run.run_id,
-            message_id="",
-            src_node_id=node_id,
-            dst_node_id=SUPERLINK_NODE_ID,
-            reply_to_message_id=message_id,
-            group_id="",
-            created_at=time.time(),
-            ttl=0,
-            message_type="system",
-        )
-        return make_message(metadata=metadata, error=Error(code, why))
-
-    def _settle(self, message_id: str, reply_id: str | None) -> None:
-        with self._lock:
-            self._nodes.pop(message_id, None)
-            self._failed.pop(message_id, None)
-        self._state.forget(message_id, reply_id)
-
-    def _restarted(self, node_id: int) -> None:
-        """What this node had fetched and not answered it has lost."""
-        with self._lock:
-            its = [message_id for message_id, node in self._nodes.items() if node == node_id]
-        lost = self._state.fetched(its) if its else set()
-        with self._lock:
-            self._failed.update({message_id: RESTARTED for message_id in lost if message_id in self._nodes})
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Push, and pull until all have answered or the timeout, in seconds, is over."""
-        waiting = set(self.push_messages(messages))
-        end = None if timeout is None else time.monotonic() + timeout
-        replies: list[Message] = []
-        while waiting:
-            for reply in self.pull_messages(waiting):
-                waiting.discard(reply.metadata.reply_to_message_id)
-                replies.append(reply)
-            if not waiting or (end is not None and time.monotonic() >= end):
-                break
-            time.sleep(0.1)
-        return replies
-
-    def close(self) -> None:
-        """No more news of nodes."""
-        if self._restarted in self._state.on_activation:
-            self._state.on_activation.remove(self._restarted)

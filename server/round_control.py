@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from wardround.core.errors import WardroundError
@@ -22,6 +23,9 @@ class RoundControl(Protocol):
     def excluded(self) -> frozenset[str]:
         """Sites that no later round asks; the round that trains goes on with them."""
 
+    def waiting_for(self, text: str, sites: Iterable[str] = ()) -> None:
+        """Hear what the run waits for, and for whom; an empty text: for nothing."""
+
 
 class Unasked:
     """Nobody asks for anything: a simulation, a run that nobody watches."""
@@ -29,6 +33,9 @@ class Unasked:
     stop_requested = False
     drain_requested = False
     excluded: frozenset[str] = frozenset()
+
+    def waiting_for(self, text: str, sites: Iterable[str] = ()) -> None:
+        """Nobody hears it."""
 
 
 class RunStoppedError(WardroundError):

@@ -1,9 +1,9 @@
 """Flower's SuperLink in this process.
 
 Runs are made by us in Flower's link state, so that Flower's Control and Runtime routes are served on no
-listener at all: the public one has the fleet routes that an admitted node needs, and ours. With link_state.py
-and fleet.py the server's only imports of Flower's internals; tests/contract/test_superlink_internals.py holds
-them.
+listener at all: the public one has the fleet routes that an admitted node needs, and ours. With
+link_state.py, link_grid.py and fleet.py the server's only imports of Flower's internals;
+tests/contract/test_superlink_internals.py holds them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ssl
 import threading
 import time
 from asyncio import sslproto
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -35,7 +35,8 @@ from wardround.core.errors import ConfigError, InternalError, StorageError
 from wardround.runtime.files import private_folder, storing
 from wardround.server.connection import Connection
 from wardround.server.fleet import FLEET, FleetApp, empty_bundle
-from wardround.server.link_state import LinkGrid, LinkState
+from wardround.server.link_grid import LinkGrid
+from wardround.server.link_state import LinkState
 from wardround.server.listener import ASGIApp, Door, Waiting
 
 LOG = logging.getLogger(__name__)
@@ -76,6 +77,11 @@ class FlowerRun:
     def node_of(self, site: str) -> int:
         """The site's node; 0, which is nobody's, where the site is not admitted."""
         return self._link.node_of(site)
+
+    def withdraw(self, message_ids: Iterable[str]) -> None:
+        """Take messages back whose answers nobody waits for any more."""
+        assert isinstance(self.grid, LinkGrid)  # noqa: S101 - `open_run` makes no other
+        self.grid.withdraw(message_ids)
 
     def close(self, reason: str = "") -> None:
         """End it; what is on its way is dropped. A second time does nothing."""
@@ -338,7 +344,7 @@ def _listener(door: ASGIApp, tls: TlsFiles) -> uvicorn.Config:
         lifespan="off",
         ws="none",
         server_header=False,
-        date_header=False,
+        date_header=True,  # by it a site tells a wrong clock from a key that is not admitted
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=5,
         ssl_certfile=str(tls.certificate),

@@ -31,8 +31,9 @@ from uvicorn.server import ServerState
 from wardround.core.errors import ConfigError, StorageError
 from wardround.server import superlink
 from wardround.server.connection import WRITE_BUFFER, Connection
-from wardround.server.fleet import FLEET, FleetApp, empty_bundle
-from wardround.server.link_state import LinkGrid, LinkState
+from wardround.server.fleet import CLOCK_S, FLEET, FleetApp, empty_bundle
+from wardround.server.link_grid import LinkGrid
+from wardround.server.link_state import LinkState
 from wardround.server.superlink import SuperLink, TlsFiles
 
 
@@ -76,10 +77,12 @@ def test_the_link_state_has_the_methods_that_are_called_and_replaced() -> None:
         "get_run_status": ["run_ids"],
         "finish_task": ["task_id", "sub_status", "details"],
         "store_message_and_object_tree": ["message", "object_tree", "session_id"],
+        "store_object": ["run_id", "session_id", "object_id", "object_content"],
+        "_claim_pending_object": ["run_id", "session_id", "object_id"],
         "session": [],
     }.items():
         assert names(getattr(state, method)) == ["self", *parameters], method
-    assert {"message_id", "delivered_at"} <= set(MessageIns.__table__.columns.keys())
+    assert {"message_id", "dst_node_id", "delivered_at"} <= set(MessageIns.__table__.columns.keys())
     for method, parameters in {
         "preregister": ["run_id", "object_tree"],
         "put": ["object_id", "object_content"],
@@ -123,6 +126,11 @@ def test_the_fleet_routes_are_there_and_node_authentication_guards_their_prefix(
     assert not any(map(inspect.iscoroutinefunction, app.handlers.values()))
     assert names(node_auth.authenticate_node) == ["request"]
     assert "authenticate_node, request" in inspect.getsource(node_auth.NodeAuthMiddleware)
+    judged = inspect.getsource(node_auth.authenticate_node)
+    assert "not -SYSTEM_TIME_TOLERANCE" in judged
+    assert "< TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE" in judged
+    used = vars(node_auth)
+    assert (used["TIMESTAMP_TOLERANCE"], used["SYSTEM_TIME_TOLERANCE"]) == (0, CLOCK_S)
 
 
 def _any_state() -> Any:

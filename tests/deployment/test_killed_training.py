@@ -10,12 +10,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from deployed import wait_for
 from federation import Federation, config_of
 
+from wardround.client.accepted import RunFolders
+from wardround.client.fetching import fetch_result
 from wardround.client.processes import SiteProcesses
 from wardround.client.supervisor import running_site
 from wardround.runtime.event_log import read_events
@@ -56,8 +57,8 @@ def end_of(federation: Federation, server: RunningServer, name: str, cut: Callab
     assert [(event.round, event.survivors) for event in rounds] == [
         (round, tuple(sorted(COUNTS))) for round in (1, 2)
     ]
-    record: Any = server.desk.run(run_id).result
-    return str(record.last)
+    site = federation.practice.sites["aachen"]
+    return fetch_result(site, RunFolders(site.path / "runs"), run_id).record.last
 
 
 def in_the_middle(federation: Federation, run_id: str) -> None:

@@ -21,7 +21,8 @@ from deployed import SUPPORT, Pair, answer, ask, for_children, make_pair, wait_f
 from pki import make_ca, make_server
 
 from wardround.client.child import CERTIFICATE, NOT_ADMITTED, NOT_YET
-from wardround.client.processes import ProcessState, Restarts, SiteProcesses
+from wardround.client.kept_process import ProcessState, Restarts
+from wardround.client.processes import SiteProcesses
 from wardround.server.superlink import TlsFiles
 
 

@@ -15,7 +15,8 @@ from deployed import Pair, Running, answer, ask, for_children, make_pair, wait_f
 from pki import make_transport_key
 
 from wardround.client.child import NOT_ADMITTED
-from wardround.client.processes import SILENT, Restarts, SiteProcesses
+from wardround.client.kept_process import SILENT, Restarts
+from wardround.client.processes import SiteProcesses
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 SILENT_S = 8.0

@@ -12,6 +12,7 @@ from typing import Any
 from deployed import wait_for
 
 from wardround.client.ledger.commands import create_ledger
+from wardround.client.membership.site_folder import ABOUT, SiteFolder
 from wardround.client.processes import SiteProcesses
 from wardround.client.supervisor import running_site
 from wardround.runtime.plan_folder import INITIAL, SIGNED, write_plan_folder
@@ -67,6 +68,12 @@ def config_of(base: Path, source: Path, **sections: Any) -> RunConfig:
         "machine": {"device": "cpu", "threads": 1},
     }  # fmt: skip
     return RunConfig.parse(plain | sections)
+
+
+def reroute(site: SiteFolder, address: str) -> None:
+    """Let a site find its server at another address."""
+    path = site.path / ABOUT
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"address": address}))
 
 
 @dataclass

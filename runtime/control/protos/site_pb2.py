@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+wardround/runtime/control/protos/site.proto\x12\x11wardround.site.v1\"\x13\n\x11SiteStatusRequest\"s\n\x0bSiteProcess\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x03pid\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08restarts\x18\x03 \x01(\r\x12\x11\n\x04\x63ode\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\tB\x06\n\x04_pidB\x07\n\x05_code\"r\n\x0fSiteStatusReply\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x11\n\tstarted_s\x18\x03 \x01(\x01\x12\x31\n\tprocesses\x18\x04 \x03(\x0b\x32\x1e.wardround.site.v1.SiteProcess\"\x11\n\x0fSiteStopRequest\"\x0f\n\rSiteStopReply2\xaf\x01\n\x0bSiteControl\x12R\n\x06Status\x12$.wardround.site.v1.SiteStatusRequest\x1a\".wardround.site.v1.SiteStatusReply\x12L\n\x04Stop\x12\".wardround.site.v1.SiteStopRequest\x1a .wardround.site.v1.SiteStopReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+wardround/runtime/control/protos/site.proto\x12\x11wardround.site.v1\"\x13\n\x11SiteStatusRequest\"\x81\x01\n\x0bSiteProcess\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x03pid\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08restarts\x18\x03 \x01(\r\x12\x11\n\x04\x63ode\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0c\n\x04note\x18\x06 \x01(\tB\x06\n\x04_pidB\x07\n\x05_code\"r\n\x0fSiteStatusReply\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x11\n\tstarted_s\x18\x03 \x01(\x01\x12\x31\n\tprocesses\x18\x04 \x03(\x0b\x32\x1e.wardround.site.v1.SiteProcess\"\x11\n\x0fSiteStopRequest\"\x0f\n\rSiteStopReply2\xaf\x01\n\x0bSiteControl\x12R\n\x06Status\x12$.wardround.site.v1.SiteStatusRequest\x1a\".wardround.site.v1.SiteStatusReply\x12L\n\x04Stop\x12\".wardround.site.v1.SiteStopRequest\x1a .wardround.site.v1.SiteStopReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SITESTATUSREQUEST']._serialized_start=66
   _globals['_SITESTATUSREQUEST']._serialized_end=85
-  _globals['_SITEPROCESS']._serialized_start=87
-  _globals['_SITEPROCESS']._serialized_end=202
-  _globals['_SITESTATUSREPLY']._serialized_start=204
-  _globals['_SITESTATUSREPLY']._serialized_end=318
-  _globals['_SITESTOPREQUEST']._serialized_start=320
-  _globals['_SITESTOPREQUEST']._serialized_end=337
-  _globals['_SITESTOPREPLY']._serialized_start=339
-  _globals['_SITESTOPREPLY']._serialized_end=354
-  _globals['_SITECONTROL']._serialized_start=357
-  _globals['_SITECONTROL']._serialized_end=532
+  _globals['_SITEPROCESS']._serialized_start=88
+  _globals['_SITEPROCESS']._serialized_end=217
+  _globals['_SITESTATUSREPLY']._serialized_start=219
+  _globals['_SITESTATUSREPLY']._serialized_end=333
+  _globals['_SITESTOPREQUEST']._serialized_start=335
+  _globals['_SITESTOPREQUEST']._serialized_end=352
+  _globals['_SITESTOPREPLY']._serialized_start=354
+  _globals['_SITESTOPREPLY']._serialized_end=369
+  _globals['_SITECONTROL']._serialized_start=372
+  _globals['_SITECONTROL']._serialized_end=547
 # @@protoc_insertion_point(module_scope)

@@ -11,18 +11,20 @@ class SiteStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class SiteProcess(_message.Message):
-    __slots__ = ("name", "pid", "restarts", "code", "reason")
+    __slots__ = ("name", "pid", "restarts", "code", "reason", "note")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     name: str
     pid: int
     restarts: int
     code: int
     reason: str
-    def __init__(self, name: _Optional[str] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    note: str
+    def __init__(self, name: _Optional[str] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ..., note: _Optional[str] = ...) -> None: ...
 
 class SiteStatusReply(_message.Message):
     __slots__ = ("site", "pid", "started_s", "processes")

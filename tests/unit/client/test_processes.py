@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wardround.client import processes
+from wardround.client import kept_process
 from wardround.client.child import (
     CERTIFICATE,
     CLOCK,
@@ -29,7 +29,8 @@ from wardround.client.child import (
     follow_orders,
     read_settings,
 )
-from wardround.client.processes import REASONS, SILENT, Restarts, SiteProcesses, SiteSettings, _Child
+from wardround.client.kept_process import REASONS, SILENT, KeptProcess, Restarts
+from wardround.client.processes import SiteProcesses, SiteSettings
 from wardround.core.errors import InternalError, StorageError
 
 SECRET = "ab" * 32
@@ -124,7 +125,7 @@ def chatty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
             super().__init__([sys.executable, "-c", CHATTY], **more)  # type: ignore[call-overload]  # as given
 
     monkeypatch.setattr(subprocess, "Popen", Popen)
-    monkeypatch.setattr(processes, "LARGEST_LOG", 5000)
+    monkeypatch.setattr(kept_process, "LARGEST_LOG", 5000)
     settings = SiteSettings(
         server="127.0.0.1:1", ca=tmp_path / "ca.pem", transport_key=lambda: tmp_path / "transport.key",
         factory="a:b", deadline_s=1.0, logs=tmp_path / "logs",
@@ -164,7 +165,7 @@ def test_a_disk_that_is_full_keeps_no_process_from_starting(
     def full(_: Path) -> None:
         raise StorageError("cannot write logs", found="No space left on device")
 
-    monkeypatch.setattr(processes, "private_folder", full)
+    monkeypatch.setattr(kept_process, "private_folder", full)
     chatty.start()
     try:
         deadline = time.monotonic() + 20
@@ -183,7 +184,7 @@ def test_a_former_log_that_cannot_be_kept_bounds_the_log_all_the_same(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(processes.shutil, "copyfile", full)
+    monkeypatch.setattr(kept_process.shutil, "copyfile", full)
     log = tmp_path / "logs" / "worker.log"
     log.parent.mkdir()
     log.write_bytes(b"x" * 6000)
@@ -194,7 +195,7 @@ def test_a_former_log_that_cannot_be_kept_bounds_the_log_all_the_same(
 
 def child_of(
     monkeypatch: pytest.MonkeyPatch, program: str, silent_s: float, restarts: Restarts | None = None
-) -> _Child:
+) -> KeptProcess:
     """A child that runs a program of the test's; it reads its settings into `line`."""
 
     class Popen(subprocess.Popen[bytes]):
@@ -204,10 +205,10 @@ def child_of(
 
     monkeypatch.setattr(subprocess, "Popen", Popen)
     settings = WorkerSettings(node="127.0.0.1:1", secret=SECRET, factory="a.b:c", deadline_s=1)
-    return _Child("worker", "none", lambda: settings, restarts or Restarts(), None, silent_s)
+    return KeptProcess("worker", "none", lambda: settings, restarts or Restarts(), None, silent_s)
 
 
-def looked_after(child: _Child, seconds: float) -> list[int]:
+def looked_after(child: KeptProcess, seconds: float) -> list[int]:
     """How it ended, looked at for so long."""
     codes, end = [], time.monotonic() + seconds
     while time.monotonic() < end:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -22,6 +24,11 @@ class Asked:
     stop_requested: bool = False
     drain_requested: bool = False
     excluded: frozenset[str] = frozenset()
+    said: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+
+    def waiting_for(self, text: str, sites: Iterable[str] = ()) -> None:
+        """What `run why` shows."""
+        self.said.append((text, tuple(sorted(sites))))
 
 
 MODES = pytest.mark.parametrize("mode", ["off", "real", "trusted"])
@@ -169,3 +176,15 @@ def test_with_everybody_excluded_the_run_says_so(bench: Any) -> None:
     assert transport.asked == []
     asked.excluded = frozenset("d")
     assert run_rounds(bench.run(bench.transport(bench.plan_of()), control=asked), bench.initial).reason
+
+
+def test_it_says_whose_answers_it_waits_for(bench: Any) -> None:
+    """All of the cohort at first, then those who have not answered yet, then nobody."""
+    asked, plan = Asked(), bench.plan_of()
+    run = bench.run(bench.transport(plan), control=asked)
+    run_rounds(run, bench.initial)
+    first = [sites for text, sites in asked.said if text == "waits for the answers of round 1"]
+    assert first[0] == tuple(sorted(run.sites))
+    assert all(set(after) < set(before) for before, after in itertools.pairwise(first))
+    assert len(first) == len(run.sites)
+    assert asked.said[-1] == ("", ())

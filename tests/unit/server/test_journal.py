@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from wardround.core.errors import StorageError
 from wardround.core.packed import Packed
+from wardround.runtime.events import RoundFolded, as_record
+from wardround.runtime.files import append_line
+from wardround.server.execution import missing_of
 from wardround.server.journal import Journal, Position
 from wardround.server.selection import Selection
 from wardround.strategies.contract import ServerState
@@ -67,3 +72,41 @@ def test_the_last_rounds_sums_come_back_as_they_were(bench: Any, tmp_path: Path)
     position = journal.resume()
     assert position is not None
     assert position.opened == ()
+
+
+def test_a_torn_line_is_never_written_and_a_damaged_one_is_refused(bench: Any, tmp_path: Path) -> None:
+    """A round that was folded is not trained again because a byte of its line is wrong."""
+    plan = bench.plan_of()
+    journal, lines = Journal(tmp_path, plan), tmp_path / "rounds.jsonl"
+    none = Selection(plan.release)
+    for round in (1, 2):
+        journal.commit(Position(ServerState(round, bench.initial, {}), none))
+        journal._write(ServerState(1, bench.initial, {}), ())
+    whole = lines.read_bytes()
+    first = whole.index(b"\n") + 1
+
+    def resumed(data: bytes) -> int:
+        lines.write_bytes(data)
+        position = journal.resume()
+        return 0 if position is None else position.state.round
+
+    assert [resumed(whole[:size]) for size in (0, first // 2, first, len(whole) - 9)] == [0, 0, 1, 1]
+    assert resumed(whole[: first + 5] + b"\n" + whole[:9]) == 1
+    assert resumed(whole[: first + 5] + b"\n" + whole[first:]) == 2
+    for damaged in (
+        whole[:-3] + b"]}\n",
+        whole[:first] + b"\xff" + whole[first + 1 :],
+        b"{}\n",
+        b"[" * 9999 + b"\n",
+    ):
+        with pytest.raises(StorageError, match="is damaged"):
+            resumed(damaged)
+
+
+def test_the_result_names_who_was_missing_by_round(tmp_path: Path) -> None:
+    """From the run's events; rounds with everybody are left out, and a run without events has none."""
+    assert missing_of(tmp_path / "events.jsonl") == ()
+    for round, missing in ((1, ()), (2, ("cork", "delft")), (3, ("delft",))):
+        folded = RoundFolded("federated", round, ("aachen",), missing, 0.5, 0.1, 9, 1.0, "d" * 64, 0.0)
+        append_line(tmp_path / "events.jsonl", as_record(folded))
+    assert missing_of(tmp_path / "events.jsonl") == ((2, ("cork", "delft")), (3, ("delft",)))

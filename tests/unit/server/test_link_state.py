@@ -17,7 +17,8 @@ from sqlalchemy import event, text
 
 from wardround.core.errors import StorageError
 from wardround.server.fleet import empty_bundle
-from wardround.server.link_state import LinkGrid, LinkState
+from wardround.server.link_grid import LinkGrid
+from wardround.server.link_state import LinkState
 
 
 @pytest.fixture
