@@ -61,27 +61,31 @@ def end_of(federation: Federation, server: RunningServer, name: str, cut: Callab
     return fetch_result(site, RunFolders(site.path / "runs"), run_id).record.last
 
 
-def in_the_middle(federation: Federation, run_id: str) -> None:
-    """Wait until `basel` has left a few checkpoints in its round."""
-    path = federation.practice.sites["basel"].path / "runs" / run_id / "kept" / "checkpoint.sealed"
-    seen: set[int] = set()
+def in_the_middle(federation: Federation, run_id: str, *sites: str) -> None:
+    """Wait until each of these sites has left a few checkpoints in its round."""
+    kept = {
+        site: federation.practice.sites[site].path / "runs" / run_id / "kept" / "checkpoint.sealed"
+        for site in sites
+    }
+    seen: dict[str, set[int]] = {site: set() for site in sites}
 
     def several() -> bool:
-        with suppress(FileNotFoundError):
-            seen.add(path.stat().st_mtime_ns)
-        return len(seen) > 2
+        for site, path in kept.items():
+            with suppress(FileNotFoundError):
+                seen[site].add(path.stat().st_mtime_ns)
+        return all(len(times) > 1 for times in seen.values())
 
     wait_for(several, 300)
 
 
-def went_on(federation: Federation) -> list[int]:
-    """After which steps `basel` went on, in the order of its log."""
-    log = (federation.practice.sites["basel"].path / "logs" / "worker.log").read_text()
+def went_on(federation: Federation, site: str) -> list[int]:
+    """After which steps a site went on, in the order of its log."""
+    log = (federation.practice.sites[site].path / "logs" / "worker.log").read_text()
     return [int(step) for step in re.findall(rf"goes on after step (\d+) of {STEPS}", log)]
 
 
-def test_a_killed_worker_goes_on_at_its_checkpoint(federation: Federation, undisturbed: str) -> None:
-    """Nobody is left out of the round, and the adapter is the undisturbed one's, bit for bit."""
+def test_two_killed_workers_go_on_at_their_checkpoints(federation: Federation, undisturbed: str) -> None:
+    """At once, of two of three sites: nobody is left out of the round, and no bit of the adapter differs."""
     with ExitStack() as stack:
         server = stack.enter_context(running_server(federation.practice.server))
         sites: dict[str, SiteProcesses] = {
@@ -90,21 +94,23 @@ def test_a_killed_worker_goes_on_at_its_checkpoint(federation: Federation, undis
         }
 
         def cut(run_id: str) -> None:
-            in_the_middle(federation, run_id)
-            worker = next(state for state in sites["basel"].states() if state.name == "worker")
-            assert worker.pid is not None
-            os.kill(worker.pid, signal.SIGKILL)
+            in_the_middle(federation, run_id, "basel", "cork")
+            for name in ("basel", "cork"):
+                worker = next(state for state in sites[name].states() if state.name == "worker")
+                assert worker.pid is not None
+                os.kill(worker.pid, signal.SIGKILL)
 
         assert end_of(federation, server, "worker", cut) == undisturbed
-    (step,) = went_on(federation)
-    assert 0 < step < STEPS
+    for name in ("basel", "cork"):
+        (step,) = went_on(federation, name)
+        assert 0 < step < STEPS
 
 
 @contextmanager
 def site_process(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`wardround site start`, ended at the end where it still runs."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "wardround.cli", "site", "start", str(folder)],
+        [sys.executable, "-m", "wardround.cli", "site", "start", "--folder", str(folder)],
         stdin=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     try:
@@ -119,7 +125,7 @@ def test_a_whole_site_that_was_killed_goes_on_at_its_checkpoint(
     federation: Federation, undisturbed: str
 ) -> None:
     """Supervisor, node and worker, as in a power cut: it is asked again once Flower lets its node in."""
-    folder, before = federation.practice.sites["basel"].path, len(went_on(federation))
+    folder, before = federation.practice.sites["basel"].path, len(went_on(federation, "basel"))
     with ExitStack() as stack:
         server = stack.enter_context(running_server(federation.practice.server))
         for name, site in federation.practice.sites.items():
@@ -128,11 +134,11 @@ def test_a_whole_site_that_was_killed_goes_on_at_its_checkpoint(
         first = stack.enter_context(site_process(folder))
 
         def cut(run_id: str) -> None:
-            in_the_middle(federation, run_id)
+            in_the_middle(federation, run_id, "basel")
             first.send_signal(signal.SIGKILL)
             first.wait()
             stack.enter_context(site_process(folder))
 
         assert end_of(federation, server, "site", cut) == undisturbed
-    (step,) = went_on(federation)[before:]
+    (step,) = went_on(federation, "basel")[before:]
     assert 0 < step < STEPS
