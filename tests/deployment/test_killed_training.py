@@ -80,7 +80,8 @@ def in_the_middle(federation: Federation, run_id: str, *sites: str) -> None:
 
 def went_on(federation: Federation, site: str) -> list[int]:
     """After which steps a site went on, in the order of its log."""
-    log = (federation.practice.sites[site].path / "logs" / "worker.log").read_text()
+    path = federation.practice.sites[site].path / "logs" / "worker.log"
+    log = path.read_text() if path.exists() else ""
     return [int(step) for step in re.findall(rf"goes on after step (\d+) of {STEPS}", log)]
 
 
