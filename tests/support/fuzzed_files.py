@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from wardround.privacy.accounting.mechanisms import SampledGaussian
 from wardround.privacy.secagg.admission import SiteState
 from wardround.privacy.secagg.hashing import digest
 from wardround.privacy.secagg.identity import KeySigner, statement
+from wardround.privacy.secagg.messages import Confirmation
 from wardround.privacy.secagg.secret import Secret
 from wardround.runtime.certificates import (
     read_authorities,
@@ -257,14 +259,20 @@ class _Keeper:
 
 @kind("request of a worker to its supervisor")
 def _worker(_: Path, __: Any) -> Made:
-    service = KeeperService("ward", _Keeper(KeySigner(NEW)))  # type: ignore[arg-type]  # keeps nothing
+    signer, context = KeySigner(NEW), b"c" * 32
+    run = SimpleNamespace(
+        member=SimpleNamespace(signer=signer), check=lambda *_: None, check_draw=lambda _: None
+    )
+    service = KeeperService("ward", _Keeper(signer), lambda *_: run)  # type: ignore[arg-type,return-value]  # accepts all
+    begun = SimpleNamespace(run_id="run1", context=context, cohort=("clinic", "ward"))
+    service._spoken.begin(begun)  # type: ignore[arg-type]  # as far as it is looked at
     place = pb.Place(run_id="run1", plan=b"p" * 32, sum="training")
     charge = Charge(
         source="rows", units=("ann",), run="run1", plan="a" * 64, round=1, draw="d",
         mechanism=SampledGaussian(sample_rate=0.5, sigma=2.0, steps=3), unit="patient",
     )  # fmt: skip
     requests: list[tuple[Any, Callable[[Any, Any], Any]]] = [
-        (pb.SignRequest(statement=statement("confirm", b"c" * 32, "ward", b"x")), service._sign),
+        (pb.SignRequest(statement=statement(Confirmation.KIND, context, "ward", b"x" * 32)), service._sign),
         (pb.SaveRecordRequest(place=place, record=SiteState().model_dump_json().encode()), service._save),
         (pb.ReserveRequest(charge=charge.model_dump_json().encode()), service._reserve),
     ]

@@ -85,14 +85,20 @@ ADAPTER = pack(LAYOUT, {"b": np.arange(6.0).reshape(3, 2), "a": np.ones(4)})
 RULES = EnrolmentRules(least_sites=3)
 PLANNED = SignedPlan(plan=toy_plan(layout=LAYOUT, initial=ADAPTER.digest), enrolment=RULES)
 BETWEEN = b"\x00--\x00"
+PIECE = "piece"
+"""In place of an array's type, of bytes that stand beside the manifest."""
 
 # ---- messages through Flower
 
 
 def as_bytes(records: RecordDict) -> bytes:
-    """A manifest and arrays, one after the other."""
-    parts = [str(records.config_records["manifest"]["json"]).encode()]
-    for name, array in records.array_records["arrays"].items():
+    """A manifest, the pieces beside it and arrays, one after the other."""
+    beside = dict(records.config_records["manifest"])
+    parts = [str(beside.pop("json")).encode()]
+    for name, piece in beside.items():
+        assert isinstance(piece, bytes)
+        parts.append(f"{name} {PIECE} bytes\n".encode() + piece)
+    for name, array in records.array_records.get("arrays", ArrayRecord()).items():
         sides = ",".join(map(str, array.shape))
         parts.append(f"{name} {array.dtype} {array.stype} {sides}\n".encode() + array.data)
     return BETWEEN.join(parts)
@@ -101,16 +107,19 @@ def as_bytes(records: RecordDict) -> bytes:
 def as_records(data: bytes) -> RecordDict:
     """The records of such bytes, whatever they are."""
     text, *parts = data.split(BETWEEN)
-    arrays = {}
+    arrays, beside = {}, ConfigRecord()
     for part in parts:
         head, _, content = part.partition(b"\n")
         name, dtype, stype, sides, *_ = [*head.decode("utf-8", "replace").split(" "), "", "", "", ""]
+        if dtype == PIECE:
+            beside[name] = content if stype == "bytes" else [len(content)] if "b" in stype else stype
+            continue
         shape = tuple(
             int(side) for side in sides.split(",") if side.isascii() and side.isdigit() and len(side) < 20
         )
         arrays[name] = FlowerArray(dtype=dtype, shape=shape, stype=stype, data=content)
-    manifest = ConfigRecord({"json": text.decode("utf-8", "replace")})
-    return RecordDict({"manifest": manifest, "arrays": ArrayRecord(arrays)})
+    beside["json"] = text.decode("utf-8", "replace")
+    return RecordDict({"manifest": beside, "arrays": ArrayRecord(arrays)})
 
 
 REQUEST = Request(

@@ -1,6 +1,6 @@
 """Every decoder of what comes from outside, or lies on a disk: it reads, or refuses by name; nothing else.
 
-200 inputs of each kind by default and 10,000 (`-m slow`): changed examples and random bytes, always the same.
+50 inputs of each kind by default and 10,000 (`-m slow`): changed examples and random bytes, always the same.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def fuzzed(made: Made, count: int) -> Watched:
 @pytest.mark.parametrize("made", sorted(KINDS), indirect=True)
 def test_an_input_is_read_or_refused_by_name(made: Made) -> None:
     """In little time and memory."""
-    fuzzed(made, 200)
+    fuzzed(made, 50)
 
 
 @pytest.mark.slow
