@@ -59,8 +59,8 @@ FLOWERS_IDLE_S = 3
 """Flower's own pause between two looks for a message; any shorter one waits for the worker."""
 CLOCK_LEEWAY_S = 295.0
 PATIENCE_S = 900.0
-"""So long a server's own fault (500) at one route is taken for a lost line; where it goes on, what is sent may
-be the cause, and Flower drops it. A server that says that it cannot just now (503) is waited for."""
+"""So long a server's own fault (500) at one route is taken for a lost line; where it goes on, what is sent
+may be the cause, and Flower drops it. A server that says that it cannot just now (503) is waited for."""
 HEARTBEAT = "/send-node-heartbeat"
 UNABLE = frozenset({502, 503, 504, 507})
 """Answers of a server, or of what stands before it, that cannot just now: a full disk is one of them."""

@@ -20,11 +20,15 @@ BLOCK = 64 * 1024
 
 
 class _Full(io.FileIO):
-    """Takes half of what it is given, and then no more."""
+    """Takes half of the first that it is given, as a system does, and then no more."""
+
+    half = False
 
     def write(self, data: Any, /) -> int:
-        super().write(bytes(data)[: len(bytes(data)) // 2])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.name)
+        if self.half or len(data) < 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.name)
+        self.half = True
+        return super().write(bytes(data)[: len(data) // 2])
 
 
 @dataclass
