@@ -59,8 +59,8 @@ class FullDisk:
 
 @contextmanager
 def full_disk(folder: Path, of: Callable[[Path], bool] = lambda _: True) -> Iterator[FullDisk]:
-    """In the block, files under a folder that Python opens for writing take half of it and then ENOSPC."""
-    disk, real = FullDisk(folder, of=of), io.open
+    """In the block, files under a folder take half of what Python writes into them, and then ENOSPC."""
+    disk, real, write = FullDisk(folder, of=of), io.open, os.write
     patch = pytest.MonkeyPatch()
 
     def opened(file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **named: Any) -> Any:
@@ -72,6 +72,11 @@ def full_disk(folder: Path, of: Callable[[Path], bool] = lambda _: True) -> Iter
         buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
         return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding="utf-8")
 
+    def written(descriptor: int, data: Any) -> int:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink()
+        return write(descriptor, data[: len(data) // 2] if disk.refuses(name) else data)
+
+    patch.setattr(os, "write", written)
     patch.setattr(io, "open", opened)
     patch.setattr(builtins, "open", opened)
     try:

@@ -1,4 +1,4 @@
-"""The disk fills in the middle of a round, at any write: the run stops by name and goes on to the same end."""
+"""The disk fills in the middle of a round, at any write: the run stops by name, and goes on to the same."""
 
 from __future__ import annotations
 
