@@ -44,6 +44,7 @@ from wardround.privacy.secagg.secret import Secret
 from wardround.privacy.sums.aggregation import party
 from wardround.privacy.sums.contract import GROUPS, SUMS
 from wardround.privacy.sums.offers import run_of
+from wardround.runtime.files import is_full
 from wardround.strategies.contract import GroupStrategy, SumStrategy
 from wardround.training.plan_check import plan_faults
 from wardround.training.plan_strategy import bind_strategy
@@ -100,6 +101,9 @@ class Node:
             return self._says(offer, "refused", error.code, UNREADY[error.code])
         except Exception as error:
             _, code, reason = named(error)
+            if isinstance(error, StorageError) and is_full(error):  # a refusal would stand
+                LOG.warning("the plan of run %s cannot be kept yet: %s", offer.run_id, error)
+                return self._says(offer, "waiting", code, reason)
             LOG.warning(
                 "the plan of run %s is not accepted: %s", offer.run_id, error, exc_info=code == "internal"
             )

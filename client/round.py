@@ -17,7 +17,7 @@ from typing import Literal
 
 from wardround.client.parties import scores_only
 from wardround.client.site import Site
-from wardround.client.work import contribute, measure, seal, trained_for
+from wardround.client.work import contribute, measure, seal, trained_for, unkept
 from wardround.core.counting import metric_counters, scores
 from wardround.core.errors import (
     BudgetError,
@@ -211,7 +211,12 @@ def work(
             wrong = error
     # No sooner: an offer is answered once, and whoever is killed in training is asked the same again.
     for name, lanes in contributions.items():
-        sums[name] = site.parties.begin(name, request, digest, lanes, partial(seal, name, request, site))
+        try:
+            sums[name] = site.parties.begin(name, request, digest, lanes, partial(seal, name, request, site))
+        except StorageError as error:
+            wrong = wrong or error
+            if not site.parties.has_kept(name, request, digest):
+                unkept(name, request, site)
     if wrong is not None:
         raise wrong
     local[SECONDS] = time.perf_counter() - started

@@ -58,6 +58,12 @@ LOCAL_PAUSE_S = 0.05
 FLOWERS_IDLE_S = 3
 """Flower's own pause between two looks for a message; any shorter one waits for the worker."""
 CLOCK_LEEWAY_S = 295.0
+PATIENCE_S = 900.0
+"""So long a server's own fault (500) at one route is taken for a lost line; where it goes on, what is sent
+may be the cause, and Flower drops it. A server that says that it cannot just now (503) is waited for."""
+HEARTBEAT = "/send-node-heartbeat"
+UNABLE = frozenset({502, 503, 504, 507})
+"""Answers of a server, or of what stands before it, that cannot just now: a full disk is one of them."""
 GRACE_S = 8.0
 """For taking leave of the server: a node that did may come back at once, one that did not after a minute."""
 
@@ -68,21 +74,24 @@ class _Line:
 
     report: int
     lost_at: float | None = None
+    only: str = ""
+    """The one route that the server cannot answer, where it answers others."""
 
     def __post_init__(self) -> None:
         self._tell("")  # whatever the node before this one has said
 
-    def lost(self, how: str) -> None:
-        """A request had no answer."""
+    def lost(self, how: str, only: str = "") -> None:
+        """A request had no answer, or one of a server that cannot answer at this route."""
         if self.lost_at is None:
+            self.only = only
             self.lost_at = time.monotonic()
             said = f"the server cannot be reached since {time.strftime('%H:%M:%S')} ({how}); tried again"
             LOG.warning("%s", said)
             self._tell(said)
 
-    def works(self) -> None:
+    def works(self, path: str) -> None:
         """A request had one."""
-        if self.lost_at is not None:
+        if self.lost_at is not None and self.only in {"", path}:
             LOG.warning("the server is reached again after %.0f s", time.monotonic() - self.lost_at)
             self.lost_at = None
             self._tell("")
@@ -101,6 +110,8 @@ class _Watch:
     last_message: float = field(default_factory=time.monotonic)
     refusal: int | None = None
     requests: int = 0
+    broken: dict[str, float] = field(default_factory=dict)
+    """Path → since when the server answers it with a fault of its own."""
 
     def sleep(self, seconds: float) -> None:
         """In place of `time.sleep` in Flower's loop."""
@@ -109,6 +120,16 @@ class _Watch:
         else:
             quiet = time.monotonic() - self.last_message
             time.sleep(self.polling.pause_s(quiet, random.random()))  # noqa: S311 - spreads sites in time
+
+    def unable(self, path: str, response: httpx.Response) -> str:
+        """What a server says that cannot answer for now, where that is to be waited for; else nothing."""
+        code = response.status_code
+        if code != httpx.codes.INTERNAL_SERVER_ERROR:
+            waited = code in UNABLE
+        else:  # a heartbeat carries nothing that could be the cause
+            since = self.broken.setdefault(path, time.monotonic())
+            waited = path.endswith(HEARTBEAT) or time.monotonic() - since < PATIENCE_S
+        return f"it answers {code}" if waited else ""
 
     def saw(self, path: str, response: httpx.Response) -> None:
         """Remember what a refusal means for whoever restarts this process."""
@@ -169,7 +190,12 @@ def _watched(watch: _Watch) -> _Patched:
                 answer = super()._unary_unary(path=path, **rest)
             except httpx.HTTPStatusError as error:
                 watch.saw(path, error.response)
-                raise
+                if not (said := watch.unable(path, error.response)):
+                    watch.line.works(path)
+                    raise
+                watch.line.lost(said, path)
+                # Over a 500 Flower drops the reply, or ends the node; its heartbeats end over a 507 as well.
+                raise httpx.RemoteProtocolError("the server cannot answer for now") from error
             except httpx.TransportError as error:
                 if "CERTIFICATE_VERIFY_FAILED" in str(error):
                     watch.refusal = CERTIFICATE
@@ -178,7 +204,8 @@ def _watched(watch: _Watch) -> _Patched:
                 # Flower tries again, but for words like "ssl": so a connection that is cut during its
                 # handshake would end the node, and with it what it has in hand.
                 raise type(error)("the connection to the server was cut") from error
-            watch.line.works()
+            watch.line.works(path)
+            watch.broken.pop(path, None)
             return answer
 
     pull = start_client_internal._pull_and_store_message  # noqa: SLF001 - Flower has no public way in

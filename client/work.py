@@ -205,6 +205,16 @@ def contribute(
     return lanes
 
 
+def unkept(name: str, request: Request, site: Site) -> None:
+    """A contribution could not be kept, and none will leave: the next round goes on from what was before it.
+
+    Raises:
+        StorageError: What was kept for the strategy cannot be removed.
+    """
+    if name == TRAINING and request.stage == site.strategy.stages - 1:
+        site.store.forget(round=request.round)
+
+
 def seal(name: str, request: Request, site: Site, lanes: Lanes) -> None:
     """Mark a private contribution as the round's, once it is kept and before anything of it leaves.
 

@@ -38,6 +38,7 @@ _REMEDIES = {
     errno.EIO: "the disk reports a fault: look at the system's log",
 }
 """Reasons that mean the disk, and what to do."""
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
@@ -204,6 +205,12 @@ def storing(path: Path, needed: int | None = None, *, only_disk: bool = False) -
             expected=None if needed is None else f"room for {needed} bytes",
             remedy=_REMEDIES.get(number, "check the path, or choose another output folder"),
         ) from error
+
+
+def is_full(error: StorageError) -> bool:
+    """Whether there was no space for what was to be written: once there is, the same will work."""
+    cause = error.__cause__
+    return isinstance(cause, Exception) and _errno_of(cause) in _NO_SPACE
 
 
 def _errno_of(error: Exception) -> int | None:

@@ -28,9 +28,9 @@ from wardround.server.feed import KEPT
 from wardround.server.observing import Observer
 from wardround.server.run_control import Execute
 from wardround.server.run_live import LiveRun
-from wardround.server.run_record import SITE, RunFolder, RunRecord, found_runs, make_run
+from wardround.server.run_record import NO_SPACE, SITE, RunFolder, RunRecord, found_runs, make_run
 from wardround.server.run_states import RunStatus, Wish, require_resumable, wished
-from wardround.server.run_worker import Work
+from wardround.server.run_worker import NoSpaceError, Work
 
 LOCK = ".desk.lock"
 BEAT_S: Final = 5.0
@@ -40,6 +40,8 @@ STOP_GRACE_S: Final = 20.0
 MOST_DEATHS: Final = 10
 """So often in a row the server may die soon after it took a run up, before the run counts as failed."""
 MOST_WAITING: Final = 500
+SPACE_S: Final = 10.0
+"""So often a run whose turn cannot begin since the disk is full looks whether there is space."""
 log = logging.getLogger("wardround.desk")
 
 
@@ -56,6 +58,7 @@ class Limits:
     stop_grace_s: float = STOP_GRACE_S
     kept: int = KEPT
     most_waiting: int = MOST_WAITING
+    space_s: float = SPACE_S
 
 
 class Desk:
@@ -304,6 +307,10 @@ class Desk:
                     return
             try:
                 given_up = self._work.at(run)
+            except NoSpaceError as error:
+                with self._changed:
+                    run.put_off(f"{NO_SPACE}: {error.what}")
+                    self._changed.wait_for(lambda: self._closing, self._limits.space_s)
             except Exception as error:  # the queue goes on, whatever is wrong with one run
                 log.exception("the run %s could not be worked at", run.record.run_id)
                 with self._changed:

@@ -10,6 +10,7 @@ import io
 import logging
 import zipfile
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 
 import anyio
 import anyio.to_thread
@@ -29,6 +30,7 @@ from flwr.superlink.routers.fleet.router import router as flowers_fleet_router
 from google.protobuf.message import Message as ProtobufMessage
 from starlette.datastructures import State
 
+from wardround.core.errors import StorageError
 from wardround.server.link_state import LinkState
 from wardround.server.listener import Receive, Scope, Send
 
@@ -51,6 +53,8 @@ FLEET: Mapping[str, int] = {
 Registering a node and taking it back are not among them: the roster decides who is one."""
 CLOCK_S = 300
 """Seconds by which a site's clock and the server's may differ, either way."""
+UNKEPT = "the server cannot keep what it is sent"
+"""What a node is told of a full disk."""
 BUNDLE = """[build-system]
 requires = []
 build-backend = "none"
@@ -113,6 +117,8 @@ class FleetApp:
             self._limit = anyio.CapacityLimiter(self._threads)
         try:
             content = await anyio.to_thread.run_sync(self._handle, request, limiter=self._limit)
+        except StorageError:  # the log has it already, once (server/full_disk.py); the node tries again
+            return JSONResponse({"detail": UNKEPT}, HTTPStatus.SERVICE_UNAVAILABLE)
         except FlowerError as error:
             if error.code != ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
                 raise

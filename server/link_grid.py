@@ -23,8 +23,8 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
 
-from wardround.core.errors import StorageError
 from wardround.core.messages import NODE_STARTED_ANEW
+from wardround.server.full_disk import PATIENCE_S
 from wardround.server.link_state import LinkState
 
 UNKNOWN_ERROR = 0
@@ -58,6 +58,7 @@ class LinkGrid(Grid):
         self._failed: dict[str, str] = {}
         """Unanswered message → why no answer will come."""
         state.on_activation.append(self._restarted)
+        state.disk.forget()
 
     def set_run(self, run: Run) -> None:
         """Flower's; the run is given once."""
@@ -107,7 +108,11 @@ class LinkGrid(Grid):
         return message_id
 
     def _store(self, message: Message) -> bool:
-        """Whole, or not at all; False where the node is not there. It is seen when all of it is here."""
+        """Whole, or not at all; False where the node is not there. It is seen when all of it is here.
+
+        Raises:
+            StorageError: The disk refuses it.
+        """
         objects, state = self._state.objects, self._state
         missing = objects.preregister(self._run.run_id, get_object_tree(message))
         try:
@@ -115,18 +120,21 @@ class LinkGrid(Grid):
             for object_id in missing:
                 objects.put(object_id, parts[object_id].deflate())
             stored = state.store_message_ins(remove_content_from_message(message)) is not None
-        except OSError as error:
+        except BaseException:
             objects.delete(message.object_id)
-            raise StorageError(
-                "the server did not take a message",
-                remedy="look at the disk of the server's folder, and at the server's log",
-            ) from error
+            raise
         if not stored:
             objects.delete(message.object_id)
         return stored
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies that have arrived; each is given once."""
+        """Replies that have arrived; each is given once.
+
+        Raises:
+            StorageError: The disk has refused for a while what sites send: none can arrive any more.
+        """
+        if (refused := self._state.disk.lasting(PATIENCE_S)) is not None:
+            raise refused
         with self._lock:
             asked = [message_id for message_id in message_ids if message_id in self._nodes]
             failed = {

@@ -23,9 +23,11 @@ from flwr.supercore.state.schema.linkstate_models import MessageIns
 from flwr.supercore.utils import uint64_to_int64
 from flwr.superlink.federation import NoOpFederationManager
 from sqlalchemy import event, select, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from wardround.core.errors import InternalError
+from wardround.server.full_disk import DiskWatch, refusal
 from wardround.server.objects import Objects
 
 CACHE = ("cache_size = -4000", "mmap_size = 0")
@@ -53,7 +55,9 @@ class LinkState(SqlLinkState):
 
     def __init__(self, database: Path) -> None:
         self._turn = threading.RLock()
-        self.objects = Objects(database.with_suffix(".objects"))
+        self._database = database
+        self.disk = DiskWatch()
+        self.objects = Objects(database.with_suffix(".objects"), self.disk)
         super().__init__(str(database), NoOpFederationManager(), self.objects)
         self.on_activation: list[Callable[[int], None]] = []
         self._node_ids: dict[bytes, int] = {}
@@ -72,9 +76,21 @@ class LinkState(SqlLinkState):
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """As Flower's, one at a time."""
-        with self._turn, super().session() as session:
-            yield session
+        """As Flower's, one at a time.
+
+        Raises:
+            StorageError: The disk refuses what was to be written, now or at the end; nothing of it counts.
+        """
+        with self._turn:
+            try:
+                with super().session() as session:
+                    yield session
+            except DBAPIError as error:
+                if (refused := refusal(self._database, error)) is None:
+                    raise
+                self.objects.unkept = refused  # where Flower's code hides it from whoever called that
+                self.disk.refused("database", refused)
+                raise refused from error
 
     def _cleanup_expired_task_tokens(self) -> None:
         """Nothing expires."""
@@ -165,6 +181,7 @@ class LinkState(SqlLinkState):
         """As Flower's; of a reply it is noted that it comes."""
         with self._turn:
             stored, missing = super().store_message_and_object_tree(message, object_tree, session_id)
+            self.disk.works("database")
             if stored and message.metadata.reply_to_message_id:
                 self._replies[message.metadata.reply_to_message_id] = message.metadata.message_id
             return stored, missing
@@ -175,9 +192,18 @@ class LinkState(SqlLinkState):
         return None if expires is None else datetime.max.replace(tzinfo=UTC)
 
     def store_object(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
-        """As Flower's; a part whose receipt got lost is sent again, and is not an error then."""
+        """As Flower's; a part whose receipt got lost is sent again, and is not an error then.
+
+        Flower says "not stored" of a full disk, and counts the part as sent: the site would drop its reply.
+
+        Raises:
+            StorageError: It cannot be kept; the same part may be sent again.
+        """
         with self.session():
+            self.objects.unkept = None
             stored = super().store_object(run_id, session_id, object_id, object_content)
+            if not stored and self.objects.unkept is not None:
+                raise self.objects.unkept
             return stored or self.object_store.get(object_id) == object_content != b""
 
     def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:

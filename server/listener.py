@@ -9,12 +9,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import os
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
+from tempfile import SpooledTemporaryFile, gettempdir
 from typing import IO, Any
+
+from wardround.core.errors import StorageError
+from wardround.runtime.files import storing
+from wardround.server.full_disk import DiskWatch
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -38,11 +44,13 @@ class Waiting:
         folder: Of the files, which have no name; None takes the system's.
         large: Bytes above which a body is in a file.
         turns: Large bodies that are in memory together.
+        disk: Is told where the disk has no room for one; the other side is answered 503, and tries again.
     """
 
     folder: Path | None = None
     large: int = 16 * 1024
     turns: int = 2
+    disk: DiskWatch = field(default_factory=DiskWatch)
     _turns: asyncio.Semaphore = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -51,6 +59,11 @@ class Waiting:
     def file(self) -> IO[bytes]:
         """An empty one."""
         return SpooledTemporaryFile(self.large, dir=None if self.folder is None else str(self.folder))
+
+    @property
+    def place(self) -> Path:
+        """What an error names."""
+        return (self.folder or Path(gettempdir())) / "bodies"
 
     def turn(self, size: int) -> AbstractAsyncContextManager[object]:
         """To have a body of this size in memory; a small one does not wait."""
@@ -139,28 +152,54 @@ async def _with_body(
     if any(not value.isdigit() or int(value) > largest for value in declared):
         await _answer(send, 413)
         return
+    try:
+        with storing(waiting.place, only_disk=True):
+            found = await _worked_at(app, largest, scope, receive, waiting)
+    except StorageError as error:
+        waiting.disk.refused("bodies", error)
+        found = HTTPStatus.SERVICE_UNAVAILABLE
+    if isinstance(found, int):
+        await _answer(send, found)
+    elif found is not None:
+        await _sent(send, *found)
+
+
+async def _worked_at(
+    app: ASGIApp, largest: int, scope: Scope, receive: Receive, waiting: Waiting
+) -> tuple[MutableMapping[str, Any], IO[bytes]] | int | None:
+    """Head and body of the application's answer, or a status instead; None where nobody waits for one.
+
+    Raises:
+        OSError: The disk takes a body in neither way.
+    """
     with waiting.file() as body:
         try:
             async with asyncio.timeout(BODY_S):
                 while True:
                     message = await receive()
                     if message["type"] != "http.request":
-                        return  # the other side has gone
+                        return None  # the other side has gone
                     body.write(message.get("body", b""))
                     if body.tell() > largest:
-                        await _answer(send, 413)
-                        return
+                        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
-            await _answer(send, 408)
-            return
-        async with waiting.turn(body.tell()):
+            return HTTPStatus.REQUEST_TIMEOUT
+        size = body.tell()
+        async with waiting.turn(size):
             start, answer = await _answered(app, scope, receive, body, waiting)
+    if max(size, answer.tell()) > waiting.large:
+        waiting.disk.works("bodies")
+    return start, answer
+
+
+async def _sent(send: Send, start: MutableMapping[str, Any], answer: IO[bytes]) -> None:
     with answer:
-        await send(start)
+        answer.seek(0, os.SEEK_END)
         left = answer.tell()
         answer.seek(0)
+        await send(start)
         while True:
             piece = answer.read(PIECE)
             left -= len(piece)
@@ -172,7 +211,7 @@ async def _with_body(
 async def _answered(
     app: ASGIApp, scope: Scope, receive: Receive, body: IO[bytes], waiting: Waiting
 ) -> tuple[MutableMapping[str, Any], IO[bytes]]:
-    """The head of the application's answer, and a file at the end of its body."""
+    """The head of the application's answer, and a file with its body."""
     body.seek(0)
     whole: list[MutableMapping[str, Any]] = [
         {"type": "http.request", "body": body.read(), "more_body": False}
@@ -193,6 +232,7 @@ async def _answered(
     try:
         await app(scope, replay, keep)
         (start,) = heads
+        answer.flush()  # where the disk is full it says so here, and not when half of it is sent
     except BaseException:
         answer.close()
         raise

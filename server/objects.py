@@ -19,7 +19,9 @@ from flwr.supercore.inflatable.inflatable_utils import validate_object_content
 from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 
-from wardround.runtime.files import private_folder
+from wardround.core.errors import StorageError
+from wardround.runtime.files import private_folder, storing
+from wardround.server.full_disk import DiskWatch
 
 SMALL = 2048
 """Bytes up to which a content stays in memory: what holds others together, and manifests."""
@@ -34,14 +36,17 @@ class Objects(InMemoryObjectStore):
 
     Args:
         folder: Made where it is not there; what an earlier process left in it is deleted.
+        disk: Is told what the disk refuses.
 
     Raises:
         StorageError: The folder cannot be made.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, disk: DiskWatch | None = None) -> None:
         super().__init__()
-        self._folder = folder
+        self._folder, self._disk = folder, disk or DiskWatch()
+        self.unkept: StorageError | None = None
+        """What the disk refused last; Flower's code hides it from whoever calls `put` through it."""
         private_folder(folder)
         for left in folder.iterdir():
             left.unlink()
@@ -73,7 +78,7 @@ class Objects(InMemoryObjectStore):
         Raises:
             ValueError: The id is not the content's digest, or the content is no object.
             NoObjectInStoreError: Nobody announced it.
-            OSError: It cannot be written.
+            StorageError: It cannot be written; nothing of it stays.
         """
         if object_id != get_object_id(object_content):
             raise ValueError(f"Object ID {object_id} does not match content hash")
@@ -85,8 +90,7 @@ class Objects(InMemoryObjectStore):
             if entry.is_available:
                 return
             if len(object_content) > SMALL:
-                with open(self._path(object_id), "wb", opener=_private) as file:
-                    file.write(object_content)
+                self._write(self._path(object_id), object_content)
             else:
                 entry.content = object_content
             entry.is_available = True
@@ -137,6 +141,17 @@ class Objects(InMemoryObjectStore):
             for left in self._folder.iterdir():
                 left.unlink()
             super().clear()
+
+    def _write(self, path: Path, content: bytes) -> None:
+        try:
+            with storing(path, len(content)), open(path, "wb", opener=_private) as file:
+                file.write(content)
+        except StorageError as error:
+            path.unlink(missing_ok=True)  # half of it takes the space that somebody else's whole one may need
+            self.unkept = error
+            self._disk.refused("objects", error)
+            raise
+        self._disk.works("objects")
 
     def _path(self, object_id: str) -> Path:
         return self._folder / object_id

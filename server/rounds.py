@@ -206,7 +206,8 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
             folded.opened,
             at.left_out | folded.liars,
         )
-        keep(run, at)
+        # Told first: what is told of a round that is not journalled is dropped when the run goes on, but of a
+        # round that is journalled nothing would be told again, and the result is written from what was told.
         spent = {**spent, **folded.epsilon}
         tell_spent(run, at.state, spent)
         if folded.counters is not None:
@@ -224,6 +225,7 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
                     folded.rounding,
                 )
             )
+        keep(run, at)
         run.on_state(at.state)
     at = replace(at, selection=judge_last(run, leaving_out(run, at)), wall_s=time.perf_counter() - started)
     keep(run, at)

@@ -49,6 +49,7 @@ class LiveRun:
         self._events: Feed[dict[str, Any]] | None = None
         self._lines: Feed[dict[str, Any]] | None = None
         self._view = RunView()
+        self._unlogged = False
 
     @property
     def view(self) -> RunView:
@@ -107,10 +108,17 @@ class LiveRun:
         """As `change`; where the disk refuses, memory goes on without it: nobody waits for the disk."""
         try:
             self.folder.save(record)
-        except StorageError:
+        except StorageError as error:
             self.observer.unkept("record")
-            log.exception("the record of %s could not be written", record.run_id)
+            log.error("the record of %s could not be written: %s", record.run_id, error)  # noqa: TRY400 - words suffice
         self._take(record)
+
+    def put_off(self, reason: str) -> None:
+        """Say once why its turn does not begin; in memory alone, since the disk takes nothing."""
+        if self.record.reason != reason:
+            self.record = self.record.model_copy(update={"reason": reason})
+            log.error("%s %s", self.record.run_id, reason)
+            self.lines.put({"time_s": round(time.time(), 3), "level": "warning", "text": reason})
 
     def _take(self, record: RunRecord) -> None:
         before, self.record = self.record.status, record
@@ -124,9 +132,12 @@ class LiveRun:
         line = {"time_s": round(time.time(), 3), "level": level, "text": text}
         try:
             append_line(self.folder.log, line, durable=False)
-        except StorageError:
+            self._unlogged = False
+        except StorageError as error:
             self.observer.unkept("log")
-            log.exception("the log of %s could not be written", self.record.run_id)
+            if not self._unlogged:  # once: a full disk refuses each line
+                log.error("the log of %s could not be written: %s", self.record.run_id, error)  # noqa: TRY400 - as above
+            self._unlogged = True
         self.lines.put(line)
 
 

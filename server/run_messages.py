@@ -8,7 +8,7 @@ from typing import Any
 from wardround.runtime.control.faults import clipped
 from wardround.runtime.control.protos import run_control_pb2 as pb
 from wardround.runtime.files import json_text
-from wardround.server.run_record import RunRecord
+from wardround.server.run_record import NO_SPACE, RunRecord
 from wardround.server.run_states import RunStatus
 from wardround.server.run_view import RunView, sentence
 
@@ -57,6 +57,8 @@ def status_message(run: Any, view: RunView) -> Any:
 def why_text(record: RunRecord, waits_for: str, ahead: int) -> str:
     """Why a run is where it is, in a sentence."""
     asked = {"stop": "; it was told to stop", "drain": "; it stops after this round"}.get(record.wish, "")
+    if record.reason.startswith(NO_SPACE):
+        return f"{record.reason}{asked}"
     match record.status:
         case RunStatus.QUEUED:
             runs = "1 run is" if ahead == 1 else f"{ahead} runs are"

@@ -32,6 +32,8 @@ LARGEST_INITIAL_BYTES = 4 << 30
 """Of an initial adapter."""
 SOON_S: Final = 60.0
 """A server that dies so soon after it took a run up may have died of it."""
+NO_SPACE: Final = "waits for space on the server's disk"
+"""Begins the reason of a run whose turn has come and cannot begin."""
 RUN_ID: Final = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
 SITE: Final = TypeAdapter(SiteName)
 
@@ -87,7 +89,13 @@ class RunRecord(Frozen):
     def taken_up(self, now: float) -> RunRecord:
         """The record as an executor takes the run up, again or for the first time."""
         passed = max(0.0, now - self.alive) if self.alive else 0.0
-        changes = {"alive": now, "taken": now, "closed": False, "down_s": self.down_s + passed}
+        changes: dict[str, float | str] = {
+            "alive": now,
+            "taken": now,
+            "closed": False,
+            "down_s": self.down_s + passed,
+        }
+        changes |= {"reason": ""} if self.reason.startswith(NO_SPACE) else {}
         return self.model_copy(update=changes)
 
     def found_again(self) -> RunRecord:

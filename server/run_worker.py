@@ -12,6 +12,7 @@ from typing import Any
 from wardround.core.errors import StorageError, WardroundError
 from wardround.runtime.event_log import JsonlSink
 from wardround.runtime.events import EventStream
+from wardround.runtime.files import is_full
 from wardround.server.round_control import RunStoppedError
 from wardround.server.run_control import Execute, RunControl
 from wardround.server.run_live import Gate, LiveRun, LiveSink
@@ -19,6 +20,10 @@ from wardround.server.run_record import RunRecord
 from wardround.server.run_states import RunStatus, Wish
 
 log = logging.getLogger("wardround.desk")
+
+
+class NoSpaceError(StorageError):
+    """A run's turn cannot begin: the disk is full. It keeps its place, and its turn comes again."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Work:
                     record = record.to(RunStatus.OFFERING, "", time.time())
                 run.change(record)
             except StorageError as error:
+                if is_full(error):
+                    raise NoSpaceError(str(error)) from error
                 run.force(run.record.to(RunStatus.FAILED, str(error), time.time()))
                 return None
             control = RunControl(excluded=record.excluded, down_s=record.down_s, worked_s=record.worked_s)

@@ -129,7 +129,7 @@ class SuperLink:
             admitted=lambda key: key in self._keys.values(),
             heard=self._hear,
             routes=dict(routes or {}),
-            waiting=Waiting(Path(database).parent, turns=THREADS),
+            waiting=Waiting(Path(database).parent, turns=THREADS, disk=self._state.disk),
         )
         self._config = _listener(door, tls)
         self._server = uvicorn.Server(self._config)

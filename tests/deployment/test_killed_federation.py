@@ -4,46 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from deployed import wait_for
-from federation import Federation, config_of
+from federation import Federation, config_of, server_process, started, submitted
 
 from wardround.client.accepted import RunFolders
 from wardround.client.fetching import fetch_result
 from wardround.client.supervisor import running_site
-from wardround.core.errors import WardroundError
 from wardround.runtime.event_log import read_events
-from wardround.runtime.events import RoundFolded, RoundStarted
-from wardround.server.operator_client import connected, submit
+from wardround.runtime.events import RoundFolded
 from wardround.simulations.simulate import run_simulation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 COUNTS = {"aachen": 24, "basel": 17, "cork": 30}
 ROUNDS = {"rounds": {"rounds": 4, "deadline_s": 120.0}}
-
-
-@contextmanager
-def server_process(folder: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`wardround server start`, killed at the end where it still runs."""
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "wardround.cli", "server", "start", str(folder)],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -90,27 +69,3 @@ def test_a_run_whose_server_and_a_site_are_killed_ends_as_the_undisturbed_one(
     assert fetched.record.sites == tuple(sorted(COUNTS))
     if complete == [1, 2, 3, 4]:
         assert fetched.record.last == undisturbed.federated.outcome.last.adapter.digest
-
-
-def submitted(server: Path, plan: Path) -> str:
-    """The id of a run, over the operator's socket, once the server is there."""
-    found: list[str] = []
-
-    def attempt() -> bool:
-        try:
-            with connected(server) as client:
-                found.append(submit(client, plan, "one").run_id)
-        except WardroundError:
-            return False
-        return True
-
-    wait_for(attempt, 120)
-    return found[0]
-
-
-def started(folder: Path, round: int) -> bool:
-    """Whether the run has asked for a round."""
-    events = folder / "events.jsonl"
-    return events.exists() and any(
-        isinstance(event, RoundStarted) and event.round == round for event in read_events(events)
-    )

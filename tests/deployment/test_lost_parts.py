@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from datetime import timedelta
 
+import httpx
 import pytest
 from deployed import Pair, make_pair
 from fleet_client import OPEN, SiteClient
@@ -13,7 +14,10 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.corestate import sql_corestate
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from full_disk import full_disk
 
+from wardround.server.objects import SMALL
 from wardround.server.superlink import FlowerRun, SuperLink
 
 NAMES = (f"site{number}" for number in itertools.count())
@@ -96,6 +100,26 @@ def test_an_announcement_whose_receipt_got_lost_is_made_again(at: At) -> None:
     again = site.announce(node, reply)
     assert set(again.objects_to_push) == set(lost.objects_to_push[1:])
     assert all(site.upload(node, reply, part, again.session_id) for part in again.objects_to_push)
+    assert len(list(run.grid.pull_messages([message_id]))) == 1
+
+
+def test_a_part_that_the_servers_disk_does_not_take_is_put_off(
+    at: At, served: tuple[Pair, SuperLink], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Flower says that it was not stored, counts it as sent, and its node drops the reply over that."""
+    site, node, run, node_id = at
+    message_id = asked(run, node_id, 1)
+    message = site.pull(node, run.run_id)
+    reply = Message(RecordDict({"c": ConfigRecord({"x": b"1" * 9000})}), reply_to=message)
+    session = site.announce(node, reply)
+    contents = {name: len(part.deflate()) for name, part in get_all_nested_objects(reply).items()}
+    (large,) = (part for part in session.objects_to_push if contents[part] > SMALL)
+    with full_disk(served[0].folder):
+        for _ in range(3):
+            with pytest.raises(httpx.HTTPStatusError, match="503"):
+                site.upload(node, reply, large, session.session_id)
+    assert sum("cannot be kept" in line for line in caplog.messages) == 1
+    assert all(site.upload(node, reply, part, session.session_id) for part in session.objects_to_push)
     assert len(list(run.grid.pull_messages([message_id]))) == 1
 
 

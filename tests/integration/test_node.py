@@ -15,6 +15,7 @@ import yaml
 from federation import Federation
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from full_disk import full_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -265,6 +266,15 @@ def test_a_private_plan_needs_a_ledger_and_draws_from_the_system(federation: Fed
     assert site.privacy is not None
     assert not site.privacy.simulation
     assert not site.privacy.sources(Purpose.NOISE, 1).repeatable
+
+
+@pytest.mark.parametrize("name", ["plan.signed.json", "accepted.json"])
+def test_an_offer_that_cannot_be_kept_is_asked_again(federation: Federation, name: str) -> None:
+    """A refusal would stand for the whole run; the disk is full for an hour."""
+    site, path = node(federation), federation.practice.sites["basel"].path
+    with full_disk(path, lambda file: name in file.name):
+        assert codes(site.answer(offer(federation))) == ("waiting", ["storage"])
+    assert codes(site.answer(offer(federation))) == ("accepted", [])
 
 
 def test_another_plan_in_the_same_run_is_refused(federation: Federation) -> None:

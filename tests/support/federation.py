@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +19,12 @@ from wardround.client.ledger.commands import create_ledger
 from wardround.client.membership.site_folder import ABOUT, SiteFolder
 from wardround.client.processes import SiteProcesses
 from wardround.client.supervisor import running_site
+from wardround.core.errors import WardroundError
+from wardround.runtime.event_log import read_events
+from wardround.runtime.events import RoundStarted
 from wardround.runtime.plan_folder import INITIAL, SIGNED, write_plan_folder
 from wardround.server.daemon import RunningServer, running_server
+from wardround.server.operator_client import connected, submit
 from wardround.server.run_record import RunRecord
 from wardround.simulations.config import RunConfig
 from wardround.simulations.plan_new import PlanSettings, make_document
@@ -163,3 +171,43 @@ class Deployed:
         """The run's record once it has ended."""
         wait_for(lambda: self.server.desk.run(run_id).record.status.ended, seconds)
         return self.server.desk.run(run_id).record
+
+
+@contextmanager
+def server_process(folder: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`wardround server start`, killed at the end where it still runs."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "wardround.cli", "server", "start", str(folder)],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        process.wait()
+
+
+def submitted(server: Path, plan: Path, name: str = "one") -> str:
+    """The id of a run, over the operator's socket, once the server is there."""
+    found: list[str] = []
+
+    def attempt() -> bool:
+        try:
+            with connected(server) as client:
+                found.append(submit(client, plan, name).run_id)
+        except WardroundError:
+            return False
+        return True
+
+    wait_for(attempt, 120)
+    return found[0]
+
+
+def started(folder: Path, round: int) -> bool:
+    """Whether the run has asked for a round."""
+    events = folder / "events.jsonl"
+    return events.exists() and any(
+        isinstance(event, RoundStarted) and event.round == round for event in read_events(events)
+    )

@@ -15,6 +15,7 @@ from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.error import ApiErrorCode, FlowerError
 
+from wardround.core.errors import StorageError
 from wardround.server import fleet
 from wardround.server.fleet import FleetApp, in_its_own_name
 
@@ -132,3 +133,17 @@ def test_a_node_answers_for_itself_alone() -> None:
         asked = PushMessagesRequest(node=Node(node_id=5), messages_list=messages, message_object_trees=trees)
         with pytest.raises(HTTPException, match="name"):
             in_its_own_name(asked)
+
+
+@pytest.mark.usefixtures("let_in")
+def test_a_full_disk_is_answered_with_503_and_no_line_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """The node tries again for as long as it lasts; who refused has told of it."""
+
+    def handler(request: Any, state: Any) -> None:
+        raise StorageError("cannot write /somewhere")
+
+    with caplog.at_level(logging.INFO):
+        status, body = answered(app(handler), b"")
+    assert status == 503
+    assert b"somewhere" not in body
+    assert [line for line in caplog.messages if "asyncio" not in line] == []

@@ -12,10 +12,14 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.task_identity import TaskIdentity
+from full_disk import full_disk
 from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
 
 from wardround.core.errors import StorageError
+from wardround.server import link_grid
 from wardround.server.fleet import empty_bundle
 from wardround.server.link_grid import LinkGrid
 from wardround.server.link_state import LinkState
@@ -174,17 +178,83 @@ def test_a_message_for_nobody_leaves_nothing_behind(state: LinkState) -> None:
     assert len(state.objects) == 0
 
 
-def test_a_full_disk_is_said(state: LinkState, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message is not there, and nothing of it."""
+def test_a_full_disk_is_said(state: LinkState, tmp_path: Path) -> None:
+    """What, where and what to do; the message is not there, and nothing of it."""
     run_id, node = running(state), state.create_node("", "", b"key", 0)
     assert state.activate_node(node, 30)
     (run,) = state.get_run_info(run_ids=[run_id])
     grid = LinkGrid(state, run, largest_reply=10**6)
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "no space left")
-
-    monkeypatch.setattr(state.objects, "put", full)
-    with pytest.raises(StorageError, match="disk"):
-        grid.push_messages([Message(RecordDict(), node, "train")])
+    message = Message(RecordDict({"c": ConfigRecord({"x": bytes(5000)})}), node, "train")
+    with full_disk(tmp_path), pytest.raises(StorageError, match="free space") as raised:
+        grid.push_messages([message])
+    assert "state.objects" in raised.value.what
+    assert "No space left" in str(raised.value.found)
     assert (len(state.objects), state.num_message_ins()) == (0, 0)
+    assert not list((tmp_path / "state.objects").iterdir())
+    (message_id,) = grid.push_messages([message])
+    assert state.get_message_ins(node, 1)[0].metadata.message_id == message_id
+
+
+@contextmanager
+def full_database(state: LinkState) -> Iterator[None]:
+    """SQLite's own limit on the file, which it tells of as of a full disk."""
+    with state.session() as session:
+        pages = session.scalar(text("PRAGMA page_count"))
+        session.execute(text(f"PRAGMA max_page_count = {pages}"))
+    yield
+    with state.session() as session:
+        session.execute(text("PRAGMA max_page_count = 1000000"))
+
+
+def write_much(state: LinkState) -> None:
+    """A small thing and a large one, or neither."""
+    with state.session() as session:
+        session.execute(text("INSERT INTO ours VALUES (1)"))
+        session.execute(text("CREATE TABLE other AS SELECT zeroblob(100000) AS x"))
+
+
+def test_a_full_database_is_said(state: LinkState, caplog: pytest.LogCaptureFixture) -> None:
+    """By name, and once; what was to be written does not count, and later it is."""
+    with full_database(state):
+        for _ in range(2):
+            with pytest.raises(StorageError, match="free space") as raised:
+                write_much(state)
+            assert "state.db" in raised.value.what
+    assert [line for line in caplog.messages if "cannot be kept" in line] == [
+        f"what sites send cannot be kept, they try again: {raised.value}"
+    ]
+    with state.session() as session:
+        assert session.scalar(text("SELECT count(*) FROM ours")) == 0
+        session.execute(text("INSERT INTO ours VALUES (1)"))
+
+
+def test_an_error_of_sql_is_no_full_disk(state: LinkState) -> None:
+    """It goes on as it is."""
+    with pytest.raises(OperationalError), state.session() as session:
+        session.execute(text("SELECT * FROM nowhere"))
+
+
+def test_a_run_waits_for_space_and_then_stops_by_name(
+    state: LinkState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was refused before the run began, or is taken by now, stops nothing."""
+    run_id, node = running(state), state.create_node("", "", b"key", 0)
+    assert state.activate_node(node, 30)
+    (run,) = state.get_run_info(run_ids=[run_id])
+    record = ConfigRecord({"x": bytes(5000)})
+    state.objects.preregister(run_id, get_object_tree(record))
+    with full_disk(tmp_path), pytest.raises(StorageError):
+        state.objects.put(record.object_id, record.deflate())
+    monkeypatch.setattr(link_grid, "PATIENCE_S", 0.0)
+    grid = LinkGrid(state, run, largest_reply=10**6)
+    asked = grid.push_messages([Message(RecordDict(), node, "train")])
+    assert list(grid.pull_messages(asked)) == []
+    with full_disk(tmp_path), pytest.raises(StorageError):
+        state.objects.put(record.object_id, record.deflate())
+    with pytest.raises(StorageError, match="free space"):
+        grid.pull_messages(asked)
+    monkeypatch.setattr(link_grid, "PATIENCE_S", 60.0)
+    assert list(grid.pull_messages(asked)) == []
+    monkeypatch.setattr(link_grid, "PATIENCE_S", 0.0)
+    state.objects.put(record.object_id, record.deflate())
+    assert list(grid.pull_messages(asked)) == []

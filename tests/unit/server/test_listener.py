@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wardround.server import listener
+from wardround.server.full_disk import DiskWatch
 from wardround.server.listener import Door, Waiting
 
 KEY = b"north's key"
@@ -229,3 +231,62 @@ def test_a_slow_reader_holds_no_answer_in_memory(tmp_path: Path, monkeypatch: py
     assert max(sizes) == 1000
     assert all(file.closed for file in files)
     assert list(tmp_path.iterdir()) == []
+
+
+class FullFile:
+    """A file on a full disk: what is written stays in memory until somebody wants it there."""
+
+    def __init__(self, fails: str) -> None:
+        self.fails, self.closed = fails, False
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*_: Any) -> Any:
+            if name == self.fails:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return 0
+
+        return call
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(
+    ("which", "fails"), [("body", "write"), ("body", "seek"), ("answer", "write"), ("answer", "flush")]
+)
+def test_a_body_for_which_there_is_no_room_is_put_off(
+    which: str, fails: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On its way in or out: 503, whole, and one line in the log however often; then it works again."""
+    files: list[FullFile] = []
+
+    class Full(Waiting):
+        made = 0
+
+        def file(self) -> Any:
+            type(self).made += 1
+            if (type(self).made % 2 == 1) != (which == "body"):
+                return super().file()
+            files.append(FullFile(fails))
+            return files[-1]
+
+    disk = DiskWatch()
+    where = {"fleet": Inner(), "largest": {"/push": 10**6}, "key_header": b"key"}
+    where |= {"admitted": KEY.__eq__, "heard": lambda _: None}
+    door = Door(**where, waiting=Full(tmp_path, disk=disk))
+    for _ in range(2):
+        Full.made = 0
+        assert request(door, "/push", headers=[NAMED], pieces=[bytes(20_000)]) == 503
+    assert all(file.closed for file in files)
+    assert sum("cannot be kept" in line for line in caplog.messages) == 1
+    assert str(tmp_path) in caplog.text
+    assert disk.lasting(0.0) is not None
+    well = Door(**where, waiting=Waiting(tmp_path, disk=disk))
+    assert request(well, "/push", headers=[NAMED], pieces=[bytes(20_000)]) == 200
+    assert disk.lasting(0.0) is None

@@ -10,7 +10,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.object_store import NoObjectInStoreError
+from full_disk import full_disk
 
+from wardround.core.errors import StorageError
 from wardround.server.objects import MOST_OBJECTS, SMALL, Objects
 
 RECORDS = RecordDict(
@@ -120,3 +122,15 @@ def test_a_tree_that_is_not_right_changes_nothing(objects: Objects, tree: Object
         objects.preregister(7, ObjectTree(object_id="c" * 64, children=[tree]))
     assert set(objects.store) == set(PARTS)
     assert MOST_OBJECTS < 5000
+
+
+def test_nothing_stays_of_what_the_disk_does_not_take(objects: Objects) -> None:
+    """It is announced still, and may come again."""
+    (large,) = (name for name, content in PARTS.items() if len(content) > SMALL)
+    objects.preregister(7, get_object_tree(RECORDS))
+    with full_disk(objects._folder), pytest.raises(StorageError, match="No space left"):
+        objects.put(large, PARTS[large])
+    assert list(objects._folder.iterdir()) == []
+    assert objects.get(large) == b""
+    objects.put(large, PARTS[large])
+    assert objects.get(large) == PARTS[large]
