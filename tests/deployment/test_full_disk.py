@@ -1,4 +1,4 @@
-"""A small disk that fills in the middle of a run, at the server, with real processes."""
+"""A small disk that fills in the middle of a run, at the server or at a site, with real processes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from deployed import wait_for
-from federation import Federation, config_of, server_process, started, submitted
+from federation import Deployed, Federation, config_of, server_process, started, submitted
 from full_disk import small_disk
 
 from wardround.client.supervisor import running_site
 from wardround.runtime.control.protos import run_control_pb2 as pb
 from wardround.runtime.event_log import read_events
-from wardround.runtime.events import RoundFolded
+from wardround.runtime.events import RoundFolded, RoundStarted, SiteReplied
 from wardround.server.operator_client import connected
 from wardround.server.run_states import RunStatus
 from wardround.simulations.simulate import run_simulation
@@ -73,3 +73,36 @@ def test_a_run_stops_by_name_and_is_resumed_when_there_is_space(
         last = undisturbed.federated.outcome.last.adapter.digest
         assert folded(server / "runs" / first)[-1].adapter_digest == last
         assert process.poll() is None
+
+
+def test_a_site_whose_disk_is_full_says_so_and_is_back_when_there_is_space(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path
+) -> None:
+    """Its processes live; the rounds go on without it for as long as it lasts."""
+    counts = {**COUNTS, "delft": 20}
+    federation = Federation.make(tmp_path_factory.mktemp("site"), tiny_bert, counts)
+    plan = federation.plan("plan", rounds={"rounds": 5, "deadline_s": 60.0})
+    with ExitStack() as stack:
+        disk = stack.enter_context(small_disk(federation.practice.sites["basel"].path, 32))
+        deployed = Deployed.start(stack, federation)
+        run_id = deployed.submit(plan)
+        events = deployed.server.desk.run(run_id).folder.events
+
+        def told(kind: type[Any]) -> list[Any]:
+            return [e for e in read_events(events) if isinstance(e, kind)] if events.exists() else []
+
+        wait_for(lambda: any(event.round == 2 for event in told(RoundStarted)), 180)
+
+        def failed() -> list[Any]:
+            disk.fill()
+            return [reply for reply in told(SiteReplied) if reply.code]
+
+        replies = wait_for(failed, 120)
+        assert {(reply.site, reply.code) for reply in replies} == {("basel", "storage")}
+        disk.free()
+        record = deployed.ended(run_id, 500)
+        assert record.status is RunStatus.FINISHED, record.reason
+        rounds = {event.round: event.survivors for event in told(RoundFolded)}
+        assert "basel" not in rounds[replies[0].round]
+        assert "basel" in rounds[5]
+        assert [state.restarts for state in deployed.sites["basel"].states()] == [0, 0]

@@ -77,10 +77,6 @@ def found_in(folder: Path, *secrets: bytes) -> list[str]:
     ]  # fmt: skip
 
 
-def unsealed(_: Lanes) -> None:
-    """What is contributed here is not private."""
-
-
 @dataclass
 class Federation:
     """A consortium whose sites keep all that they must not forget in files."""
@@ -129,10 +125,10 @@ class Federation:
                 if exchange:
                     answers[name] = parties.step(TRAINING, request)
                 elif offer.attempt:
-                    answers[name] = parties.again(TRAINING, request, BROADCAST, unsealed)
+                    answers[name] = parties.again(TRAINING, request, BROADCAST, lambda _: None)
                 else:
                     answers[name] = parties.begin(
-                        TRAINING, request, BROADCAST, self.lanes(offer, name), unsealed
+                        TRAINING, request, BROADCAST, self.lanes(offer, name), lambda _: None
                     )
                 collector.take(name, answers[name])
             self.masked.append(answers)
