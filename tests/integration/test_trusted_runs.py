@@ -97,11 +97,13 @@ def test_what_crosses_the_network_holds_no_contribution(
     """No piece of what any site packed for its sums is in what Flower carries; under `off` every one is."""
     begin, encode, packed, sent = Parties.begin, flower_app.encode_reply, list[bytes](), list[bytes]()
 
-    def watched(self: Parties, name: str, request: Request, broadcast: bytes, lanes: Lanes) -> bytes:
+    def watched(
+        self: Parties, name: str, request: Request, broadcast: bytes, lanes: Lanes, kept: Any
+    ) -> bytes:
         packed.append(pack(lanes.counters, 64))
         if lanes.coordinates.size:
             packed.append(pack(lanes.coordinates, 16))
-        return begin(self, name, request, broadcast, lanes)
+        return begin(self, name, request, broadcast, lanes, kept)
 
     def encoded(reply: Reply) -> Any:
         records, size = encode(reply)
