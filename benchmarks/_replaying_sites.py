@@ -108,7 +108,7 @@ class ReplayingSite:
             if name == TRAINING:
                 counters = training_counters(weight=1, loss_sum=0.5, targets=1)
                 lanes, _ = contribution(self.update, counters, 1, offer, plan, self.folder.name)
-            answers[name] = parties.begin(name, request, digest, lanes)
+            answers[name] = parties.begin(name, request, digest, lanes, lambda _: None)
         return answers
 
     def serve_on(self) -> None:
