@@ -57,9 +57,18 @@ def killed_after(monkeypatch: pytest.MonkeyPatch, step: int, server: Any, reques
             answer(request, server.site)
 
 
+def left_by(server: Any, request: Request, folder: Path) -> Checkpoint:
+    """The checkpoint that a site has left of a request's round."""
+    assert request.broadcast is not None
+    place = RoundPlace(request.round, request.broadcast.digest, 6, server.site.bench.layout)
+    found = file_in(folder).load(place)
+    assert found is not None
+    return found
+
+
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every step that is taken, by its learning rate's fraction of the round, counted."""
+    """One entry for every step that is taken."""
     taken: list[int] = []
     real = local_round.set_rate
 
@@ -111,9 +120,7 @@ def test_what_a_checkpoint_holds_cannot_be_read_without_the_key(
     server = keeping(make(steps=3), tmp_path)
     request = server.request(sums=(TRAINING,))
     killed_after(monkeypatch, 2, server, request)
-    place = RoundPlace(1, request.broadcast.digest, 6, server.site.bench.layout)
-    found = file_in(tmp_path).load(place)
-    assert found is not None
+    found = left_by(server, request, tmp_path)
     assert (found.done, found.of) == (2, 3)
     content = (tmp_path / "kept" / "checkpoint.sealed").read_bytes()
     vector = found.adapter.vector
@@ -121,6 +128,7 @@ def test_what_a_checkpoint_holds_cannot_be_read_without_the_key(
     assert len(moved) > 100
     assert not any(vector[at : at + 4].tobytes() in content for at in moved[:100])
     other = replace(file_in(tmp_path), key=storage_key(tmp_path / "other"))
+    place = RoundPlace(1, request.broadcast.digest, 6, server.site.bench.layout)
     with caplog.at_level(logging.WARNING):
         assert other.load(place) is None
     assert "begins anew" in caplog.text
@@ -239,9 +247,7 @@ def test_a_private_checkpoint_holds_nothing_exact(
     server = keeping(private(cap=20.0), tmp_path)
     request = server.request(sums=(TRAINING,))
     killed_after(monkeypatch, 2, server, request)
-    place = RoundPlace(1, request.broadcast.digest, 6, server.site.bench.layout)
-    found = file_in(tmp_path).load(place)
-    assert found is not None
+    found = left_by(server, request, tmp_path)
     assert not found.targets
     assert not found.losses.any()
     assert not found.generators
