@@ -2,6 +2,7 @@
 
 runs/RUN_ID/plan.signed.json   the plan as the consortium signed it, from the first offer on
 runs/RUN_ID/approved.json      a person's approval
+runs/RUN_ID/declined.json      or their no
 runs/RUN_ID/accepted.json      what was accepted, and under which roster and server key
 """
 
@@ -24,6 +25,7 @@ RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RUNS: Final = "runs"
 """Folder of the runs in a site's folder."""
 PLAN, APPROVED, ACCEPTED = "plan.signed.json", "approved.json", "accepted.json"
+DECLINED: Final = "declined.json"
 Hex = Field(pattern="^[0-9a-f]{64}$")
 F = TypeVar("F", bound=Frozen)
 
@@ -47,10 +49,10 @@ class Accepted(Frozen):
 
 
 class Approval(Frozen):
-    """A person's word that the site may take part.
+    """A person's word whether the site may take part.
 
     Attributes:
-        plan: Digest of the signed plan that was approved, and no other.
+        plan: Digest of the signed plan that was approved or declined, and no other.
         who: The person, as they signed.
         when: Seconds since 1970.
     """
@@ -121,13 +123,29 @@ class RunFolders:
             ConfigError: No plan was offered in this run.
             StorageError: It cannot be written.
         """
-        if self.plan(run_id) is None:
-            raise ConfigError(
-                "there is no offer to approve", found=run_id, expected="a run that was offered to this site",
-                remedy="wardround site status lists the offers",
-            )  # fmt: skip
+        self._require_offer(run_id)
         approval = Approval(plan=plan, who=who, when=self.now())
         write_atomic(self.of(run_id) / APPROVED, approval.model_dump_json().encode(), private=True)
+
+    def decline(self, run_id: str, plan: str, who: str) -> None:
+        """Note a person's no to the plan of this digest; it holds against an approval as well.
+
+        Raises:
+            ConfigError: No plan was offered in this run.
+            StorageError: It cannot be written.
+        """
+        self._require_offer(run_id)
+        declined = Approval(plan=plan, who=who, when=self.now())
+        write_atomic(self.of(run_id) / DECLINED, declined.model_dump_json().encode(), private=True)
+
+    def declined(self, run_id: str, plan: str) -> bool:
+        """Whether a person has declined the plan of this digest.
+
+        Raises:
+            StorageError: The file is damaged.
+        """
+        declined = self._read(run_id, DECLINED, Approval)
+        return declined is not None and declined.plan == plan
 
     def approved(self, run_id: str, plan: str) -> bool:
         """Whether a person has approved the plan of this digest.
@@ -171,6 +189,14 @@ class RunFolders:
         if not self.folder.exists():
             return []
         return sorted(path.parent.name for path in self.folder.glob(f"*/{PLAN}"))
+
+    def _require_offer(self, run_id: str) -> None:
+        if self.plan(run_id) is None:
+            raise ConfigError(
+                "no plan was offered in this run", found=run_id,
+                expected="a run that was offered to this site",
+                remedy="wardround site status lists the offers",
+            )  # fmt: skip
 
     def _read(self, run_id: str, name: str, model: type[F]) -> F | None:
         path = self.of(run_id) / name

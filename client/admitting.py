@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from wardround.client.accepted import RUNS, RunFolders
 from wardround.client.membership.site_folder import SiteFolder, confirmed_roster
+from wardround.client.policy import require_allowed
 from wardround.client.sealed_files import Owner
 from wardround.client.site_settings import FILE, read_site_settings
 from wardround.core.errors import PeerError, PolicyError
@@ -21,6 +22,8 @@ from wardround.privacy.secagg.draw import DrawOffer, SignedDraw
 from wardround.privacy.sums.contract import GROUPS
 from wardround.privacy.sums.offers import run_of
 from wardround.runtime.signed_plan import read_signed_plan
+from wardround.strategies.contract import GroupStrategy
+from wardround.training.plan_strategy import bind_strategy
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,12 @@ def runs_of(site: SiteFolder) -> Runs:
             raise PolicyError("this site has accepted another plan in this run", found=owner.plan.hex()[:12])
         if roster.digest.hex() != accepted.roster:
             raise PolicyError("the roster that this site's people confirmed is not that of the run any more")
+        if folders.declined(owner.run_id, signed.digest):
+            raise PolicyError("a person at this site has declined the plan of this run")
         if settings.approval == "manual" and not folders.approved(owner.run_id, signed.digest):
             raise PolicyError("no person at this site has approved the plan of this run")
-        secure = signed.plan.secure
-        settings.policy.check_mode(secure.mode, secure.aggregator)
+        groups = isinstance(bind_strategy(signed.plan), GroupStrategy)
+        require_allowed(settings.plans, settings.policy, signed.plan, groups=groups)
         member = Member(
             site.name, site.signer(), roster, bytes.fromhex(accepted.server), settings.policy,
             run_of(owner.run_id, sum or GROUPS), owner.plan, record,

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel
 
+from wardround.client.policy import LocalCounts, RefusedPlanError, require_allowed, rows_refusals
 from wardround.client.site_settings import ModelPlace, SiteSettings
 from wardround.core.checked import parse_options
 from wardround.core.errors import (
@@ -79,7 +80,8 @@ def ready(settings: SiteSettings, plan: TrainingPlan, site: str) -> LocalData:
         site: Its name in the roster: which rows it holds back follows from it.
 
     Raises:
-        UnreadyError: What stands in the way, with its code.
+        RefusedPlanError: The site's policy does not allow the plan.
+        UnreadyError: What else stands in the way, with its code.
     """
     check_policy(settings, plan)
     rows = read_rows(settings, plan, site)
@@ -117,24 +119,23 @@ def check_weight(plan: TrainingPlan, bench: Workbench, rows: SiteRows) -> None:
 
 
 def check_policy(settings: SiteSettings, plan: TrainingPlan) -> None:
-    """Refuse a plan whose sums protect less than the site demands; its cohort is judged when it is known.
+    """Refuse a plan that asks for more than the site allows; its cohort is judged when it is known.
 
     Raises:
-        UnreadyError: policy, or method for a strategy that is not installed.
+        RefusedPlanError: Every reason at once.
+        UnreadyError: method, for a strategy that is not installed.
     """
     with _unready("method"):
         strategy = bind_strategy(plan)
-    with _unready("policy"):
-        settings.policy.check_mode(plan.secure.mode, plan.secure.aggregator)
-        if isinstance(strategy, GroupStrategy):
-            settings.policy.check_groups(plan.strategy.name)
+    groups = isinstance(strategy, GroupStrategy)
+    require_allowed(settings.plans, settings.policy, plan, groups=groups)
 
 
 def read_rows(settings: SiteSettings, plan: TrainingPlan, site: str) -> LocalRows:
     """Read and check the site's rows under the plan's data contract; no model is loaded.
 
     Raises:
-        UnreadyError: method, rows, columns, labels, broken_rows, not_enough_rows or privacy.
+        UnreadyError: method, rows, columns, labels, broken_rows, not_enough_rows, policy or privacy.
     """
     task = _task(plan)[0]
     with _unready("columns"):
@@ -143,6 +144,7 @@ def read_rows(settings: SiteSettings, plan: TrainingPlan, site: str) -> LocalRow
             fault=lambda example: task.fault(example, plan.task), renamed=settings.columns,
         )  # fmt: skip
     estimate = _estimate(plan, site, found.examples)
+    _require_counts(settings, plan, site, found.examples)
     counts = found.quarantine_counts()
     told = ", ".join(f"{count} × {reason}" for reason, count in sorted(counts.items()))
     notices = (f"{sum(counts.values())} of {found.rows_read} rows quarantined ({told})",) if counts else ()
@@ -175,6 +177,28 @@ def _estimate(plan: TrainingPlan, site: str, examples: Sequence[Example]) -> Est
     with _unready("privacy"):
         cost_of(rules, plan.local, plan.rounds, units)
     return "enough"
+
+
+def _require_counts(
+    settings: SiteSettings, plan: TrainingPlan, site: str, examples: Sequence[Example]
+) -> None:
+    """Hold the policy against how many rows and patients there are.
+
+    Raises:
+        UnreadyError: policy. Which rule it was would tell of the rows, and stays here.
+    """
+    training, _ = split_validation(examples, plan.data.validation_fraction, plan.seed, site)
+    of_label: dict[int, set[str]] = {}
+    for index in training:
+        label = examples[index].label
+        if label is not None:
+            of_label.setdefault(label, set()).add(examples[index].unit)
+    units = len({examples[index].unit for index in training})
+    counts = LocalCounts(len(training), units, tuple(map(len, of_label.values())))
+    refusals = tuple(rows_refusals(settings.plans, plan, counts))
+    if refusals:
+        error = RefusedPlanError(refusals)
+        raise UnreadyError("policy", error.what, found=error.found, remedy=error.remedy) from error
 
 
 def open_bench(settings: SiteSettings, plan: TrainingPlan) -> Workbench:

@@ -25,6 +25,7 @@ from wardround.client.keeper import Keeper
 from wardround.client.local_data import LocalData, check_policy, ready
 from wardround.client.memory import SiteStore
 from wardround.client.parties import Parties
+from wardround.client.policy import RefusedPlanError, month_refusals, sentence
 from wardround.client.private import SitePrivacy
 from wardround.client.round import named
 from wardround.client.sealed_files import Owner
@@ -96,6 +97,10 @@ class Node:
             return self._accept(offer)
         except WaitingError as error:
             return self._says(offer, "waiting", error.code, error.what)
+        except RefusedPlanError as error:
+            LOG.warning("the plan of run %s is not accepted: %s", offer.run_id, error)
+            reasons = tuple(Reason("policy", sentence(refusal)) for refusal in error.refusals)
+            return PlanAnswer(offer.run_id, self.name, "refused", reasons, version=__version__)
         except UnreadyError as error:  # its words are for this site's own people
             LOG.warning("the plan of run %s is not accepted: %s", offer.run_id, error)
             return self._says(offer, "refused", error.code, UNREADY[error.code])
@@ -123,6 +128,9 @@ class Node:
             raise UnreadyError("method", fault.what, found=fault.found, expected=fault.expected)
         check_policy(settings, plan)
         self._require_roster(offer.roster)
+        if self.runs.declined(offer.run_id, signed.digest):
+            raise UnreadyError("declined", "a person at this site has declined the plan")
+        self._require_month(settings, offer.run_id)
         if settings.approval == "manual" and not self.runs.approved(offer.run_id, signed.digest):
             raise WaitingError(
                 "approval", "a person at the site has to approve the plan: wardround site approve RUN"
@@ -140,6 +148,20 @@ class Node:
             seconds_a_round=seconds_a_round(site) if settings.tell_seconds else None,
             version=__version__,
         )
+
+    def _require_month(self, settings: SiteSettings, run_id: str) -> None:
+        """Refuse one run too many; a run that was accepted stays so.
+
+        Raises:
+            RefusedPlanError: As many others were accepted in thirty days as the policy allows.
+        """
+        if self.runs.accepted(run_id) is not None:
+            return
+        others = (self.runs.accepted(run) for run in self.runs.runs())
+        times = tuple(found.when for found in others if found is not None)
+        refusals = tuple(month_refusals(settings.plans, times, self.runs.now()))
+        if refusals:
+            raise RefusedPlanError(refusals)
 
     def _settings(self) -> SiteSettings:
         try:
@@ -225,6 +247,7 @@ class Node:
             else None,
             self._privacy(plan, local),
             self._checkpoints(folder, self._owner(run_id, plan)),
+            self.settings().plans.figures,
         )
 
     def _checkpoints(self, folder: Path, owner: Owner) -> CheckpointFile | None:

@@ -5,15 +5,12 @@ reserve in the ledger → draw, clip, noise → seal the contribution → it may
 
 from __future__ import annotations
 
-import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from wardround.client.charges import Charge, Charges
 from wardround.core.errors import PolicyError
-from wardround.core.messages import is_duration
 from wardround.core.plan import TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.core.seeds import Purpose
@@ -25,17 +22,6 @@ from wardround.training.private.local import PrivateRound
 
 Sources = Callable[[Purpose, int], RandomSource]
 """Purpose and round → words for it."""
-
-LEAST_TIME_S: Final = 1.0
-"""The finest that a private site says of a time; twice, four times, … as much is what else it says."""
-
-
-def on_grid(seconds: float) -> float:
-    """The least power of two times `LEAST_TIME_S` that is no less.
-
-    A step takes the longer the more rows its Poisson batch holds: an exact time would tell their number.
-    """
-    return LEAST_TIME_S * 2.0 ** max(0, math.ceil(math.log2(max(seconds, LEAST_TIME_S) / LEAST_TIME_S)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,13 +92,6 @@ class SitePrivacy:
             PolicyError: Another one is sealed already.
         """
         self.charges.seal(run_id, round, contribution)
-
-    def told(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """A reply's figures as they may leave: times on a grid, but in a simulation, which measures them."""
-        return {
-            name: on_grid(value) if is_duration(name) and not self.simulation else value
-            for name, value in figures.items()
-        }
 
     def draw(self, round: int) -> str:
         """Names the randomness of a round: a seed gives the same one again, a system never does."""

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Literal
 
 from wardround.client.parties import scores_only
+from wardround.client.policy import leaving_figures
 from wardround.client.site import Site
 from wardround.client.work import contribute, measure, seal, trained_for, unkept
 from wardround.core.counting import metric_counters, scores
@@ -81,7 +82,7 @@ def answer(request: Request, site: Site) -> Reply:
 def leaving(site: Site, local: dict[str, float]) -> dict[str, float]:
     """The site's own figures of an exchange as they leave it, with what its sums took."""
     figures = local | site.parties.spent()
-    return figures if site.privacy is None else site.privacy.told(figures)
+    return figures if site.figures is None else leaving_figures(site.figures, figures)
 
 
 def check_request(request: Request, site: Site) -> None:

@@ -10,6 +10,7 @@ from wardround.client.fold_check import FoldCheck
 from wardround.client.grouping import Grouped
 from wardround.client.memory import SiteStore
 from wardround.client.parties import Parties
+from wardround.client.policy import Figures
 from wardround.client.private import SitePrivacy
 from wardround.core.plan import TrainingPlan
 from wardround.strategies.contract import SumStrategy
@@ -35,6 +36,7 @@ class Site:
         grouped: Its part in the draw of the groups, where the strategy sums over groups.
         privacy: Its side of the plan's differential privacy, where it trains privately.
         checkpoints: Inside its local rounds, where somebody would go on from them.
+        figures: Kinds of its own figures that may leave; None in a simulation, which shows them all.
     """
 
     name: str
@@ -50,3 +52,4 @@ class Site:
     grouped: Grouped | None = None
     privacy: SitePrivacy | None = None
     checkpoints: CheckpointFile | None = None
+    figures: tuple[Figures, ...] | None = ()

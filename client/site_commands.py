@@ -1,4 +1,4 @@
-"""`wardround site start`, `status`, `approve`, `stop`: what a site's own people see and do while it runs."""
+"""`wardround site start`, `status`, `approve`, `deny`, `stop`: what its people see and do while it runs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from wardround.client.fetching import fetch_result
 from wardround.client.membership.site_folder import SiteFolder, open_site_folder
 from wardround.client.site_settings import FILE, read_site_settings
 from wardround.client.supervisor import CONTROL, DESCRIPTOR, PROTOCOL, run_site
+from wardround.core.enrolment import SignedPlan
 from wardround.core.errors import ConfigError, PolicyError, UnreachableError
 from wardround.runtime.control.client import ControlClient
 from wardround.runtime.control.protos import site_pb2 as pb
@@ -94,7 +95,9 @@ def offered_runs(site: SiteFolder) -> list[dict[str, str]]:
     for run in folders.runs():
         signed = read_signed_plan(folders.plan(run) or b"", site.consortium_key)
         state = "waits for approval"
-        if folders.accepted(run) is not None:
+        if folders.declined(run, signed.digest):
+            state = "declined"
+        elif folders.accepted(run) is not None:
             state = "accepted"
         elif folders.approved(run, signed.digest):
             state = "approved"
@@ -114,18 +117,49 @@ def approve_run(folder: Path, run: str, who: str, *, said: str | None, ask: Call
 
     Raises:
         ConfigError: No plan was offered in this run, or the site has left.
-        PolicyError: The plan is another than the person names, or they say no.
+        PolicyError: The plan is another than the person names, was declined, or they say no.
     """
+    site, folders, signed = _offer(folder, run)
+    if folders.declined(run, signed.digest):
+        raise PolicyError(
+            "the plan was declined at this site, and the server has been told or will be", found=run,
+            remedy="the operator can offer it as a new run",
+        )  # fmt: skip
+    _asked(site, signed, said, ask, f"Let {site.name} take part in run {run}?")
+    folders.approve(run, signed.digest, who)
+    _say(f"approved by {who}: the site accepts when it is asked again, within a quarter of an hour")
+
+
+def decline_run(folder: Path, run: str, who: str, *, said: str | None, ask: Callable[[str], bool]) -> None:
+    """Show what a plan asks of the site, and record a person's no; arguments and errors as `approve_run`.
+
+    In a run that was accepted already, nothing is signed for the site any more: it goes on without this site.
+    """
+    site, folders, signed = _offer(folder, run)
+    _asked(site, signed, said, ask, f"Keep {site.name} out of run {run}, for good?")
+    folders.decline(run, signed.digest, who)
+    told = "it takes no further part" if folders.accepted(run) else "the site says so when it is asked again"
+    _say(f"declined by {who}: {told}")
+
+
+def _offer(folder: Path, run: str) -> tuple[SiteFolder, RunFolders, SignedPlan]:
     site = open_site_folder(folder)
     site.require_present()
     folders = RunFolders(site.path / RUNS)
     data = folders.plan(run)
     if data is None:
         raise ConfigError(
-            "there is no offer to approve", found=run, expected=", ".join(folders.runs()) or "an offer first",
+            "no plan was offered in this run", found=run,
+            expected=", ".join(folders.runs()) or "an offer first",
             remedy="wardround site status lists the offers",
         )  # fmt: skip
-    signed = read_signed_plan(data, site.consortium_key)
+    return site, folders, read_signed_plan(data, site.consortium_key)
+
+
+def _asked(
+    site: SiteFolder, signed: SignedPlan, said: str | None, ask: Callable[[str], bool], question: str
+) -> None:
+    """Show a plan, and go on where the person names its digest or says yes."""
     members = len(site.roster().members)
     Console().print(summary_text(summary_of(signed, members)), markup=False, highlight=False)
     if said is not None and said != signed.digest:
@@ -133,10 +167,8 @@ def approve_run(folder: Path, run: str, who: str, *, said: str | None, ask: Call
             "the plan that was offered is another one", found=signed.digest, expected=said,
             remedy="ask the operator which plan this run is for",
         )  # fmt: skip
-    if said is None and not ask(f"Let {site.name} take part in run {run}?"):
-        raise PolicyError("the plan was not approved", remedy="nothing was recorded; the offer stands")
-    folders.approve(run, signed.digest, who)
-    _say(f"approved by {who}: the site accepts when it is asked again, within a quarter of an hour")
+    if said is None and not ask(question):
+        raise PolicyError("nothing was recorded", remedy="the offer stands")
 
 
 def fetch_run(folder: Path, run: str, *, merge: Path | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, Self
 import yaml
 from pydantic import Field, ValidationError
 
+from wardround.client.policy import PlanPolicy
 from wardround.core.checked import Frozen, invalid, known_keys
 from wardround.core.errors import ConfigError, StorageError
 from wardround.core.plan import HexKey
@@ -57,6 +58,37 @@ approval: manual         # manual: wardround site approve RUN | automatic: whate
 tell_rows: true          # whether its rows are enough for the plan's batches, or not; never how many
 tell_seconds: true       # how long a round will take here, rounded up to a power of two
 
+# What a plan may ask of this site; beyond it the plan is refused, with all reasons, before a row is read.
+# null leaves it to the person who approves the plan.
+plans:
+  base_models: null        # [digest, …]; null: any that lies under models
+  tasks: null              # [sequence_classification, causal_lm]
+  strategies: null         # [fedavg, fedprox]
+  adapters: [lora]
+  most_rank: 64            # of the adapter
+  most_coordinates: 100000000   # that are trained and sent
+  modules: null            # patterns of modules that may have an adapter: ["*.q_proj", "*.query"]
+  heads: [classifier, score, classification_head, cls]   # what may train in full
+  vocabulary: false        # embeddings, and the layer that gives out words: they learn rare words by heart
+  biases: false            # of the base model
+  columns: null            # that a plan may read, as plans call them
+  labels: null             # digests of label lists, as `wardround plan check` prints them
+  templates: null          # digests of templates, likewise
+  most_tokens: 4096        # of a row
+  least_units: 20          # patients (rows where the plan names none) to train on, after filters
+  least_a_label: 2         # of them with any label that occurs here
+  least_batch: 4           # rows of a logical batch
+  most_rounds: 200
+  most_steps: 100000       # of the whole run
+  most_passes: 100         # over this site's rows in the whole run
+  most_learning: 50.0      # learning rate times steps, of the whole run
+  runs_a_month: 30         # accepted in any thirty days
+  privacy: none            # none | example | patient: the least that a plan has to protect
+  most_epsilon: null       # of a private plan; the ledger's cap holds in any case
+  most_delta: 1.0e-3
+  most_bytes: 536870912    # of the largest message that leaves in a round
+  figures: []              # of this site alone: training, validation, clipping; [] tells none of them
+
 # What this site demands before its contribution goes into a sum; its own people decide on that.
 policy:
   modes: [real]            # real: the server learns sums alone
@@ -93,7 +125,10 @@ class SiteSettings(Frozen):
     machine: Machine = Machine()
     checkpoint_s: float | None = Field(default=60.0, gt=0)
     """Seconds between two checkpoints of a local round; None: there are none."""
+    plans: PlanPolicy = PlanPolicy()
+    """What a plan may ask for."""
     policy: SecurePolicy = SecurePolicy()
+    """What sums have to protect."""
     approval: Literal["manual", "automatic"] = "manual"
     """Whether a person approves each plan, or all that the policy allows are taken."""
     tell_rows: bool = True

@@ -21,6 +21,7 @@ UNREADY: Final[Mapping[str, str]] = {
     "adapter": "its adapter on this base model is another than the plan's",
     "broken_rows": "most of its rows cannot be used",
     "columns": "its rows have not the columns that the plan reads",
+    "declined": "a person there has declined the plan",
     "labels": "its rows have labels that are not in the plan's list",
     "machine": "its machine cannot do what its settings ask for",
     "method": "its version of Wardround lacks something that the plan names",

@@ -78,6 +78,16 @@ class DataContract(Frozen):
     pad_token_id: int = -1
     end_token_ids: tuple[int, ...] = ()
 
+    @property
+    def labels_digest(self) -> str:
+        """SHA-256 of the ordered label list, by which a site's people allow it."""
+        return _digest(list(self.labels))
+
+    @property
+    def template_digest(self) -> str | None:
+        """SHA-256 of the template, by which a site's people allow it; None where there is none."""
+        return None if self.template is None else _digest(self.template.model_dump(mode="json"))
+
 
 class TextTemplate(Frozen):
     """A sentence from columns: a segment whose column is empty or missing is left out.
@@ -300,6 +310,11 @@ class TrainingPlan(Frozen):
 
 
 DataContract.model_rebuild()
+
+
+def _digest(value: object) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def cohort_size(rules: RoundRules, sites: int) -> int:

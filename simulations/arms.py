@@ -255,6 +255,7 @@ def run_arms(
             FoldCheck(arm.plan, strategies[arm.name]),
             consortia[arm.name].grouped(name, arm.plan, run_of(run_id, arm), strategies[arm.name]),
             simulated_privacy(arm.plan, name, rows.units, folder_of(arm.name) / "sites" / name, privacy_cap),
+            figures=None,
         )
         for arm in arms
         for name, rows in arm.sites.items()

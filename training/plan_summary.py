@@ -49,6 +49,8 @@ def summary_of(document: SignedPlan, sites: int, units: Iterable[int] = ()) -> d
         "dtype": plan.base.dtype,
         "task": plan.task.name,
         "labels": list(plan.data.labels),
+        "labels_digest": plan.data.labels_digest if plan.data.labels else None,
+        "template_digest": plan.data.template_digest,
         "adapter": plan.adapter.method,
         "coordinates": plan.adapter.layout.size,
         "initial_digest": plan.adapter.initial_digest,
@@ -97,12 +99,14 @@ def _privacy(plan: TrainingPlan, cohort: int, units: Iterable[int]) -> dict[str,
 def summary_text(record: Mapping[str, Any]) -> str:
     """The summary in lines that a terminal shows."""
     enrolment = record["enrolment"]
-    labels = f", {len(record['labels'])} labels" if record["labels"] else ""
+    labels = f", {len(record['labels'])} labels, digest {record['labels_digest']}" if record["labels"] else ""
+    template = record["template_digest"]
     up, down = size_text(record["bytes_up_a_round"]), size_text(record["bytes_down_a_round"])
     lines = {
         "plan": f"{record['name']}, digest {record['digest']}",
         "base model": f"{record['base']} ({record['dtype']}), digest {record['base_digest']}",
         "task": record["task"] + labels,
+        **({} if template is None else {"template": f"digest {template}"}),
         "adapter": f"{record['adapter']}, {record['coordinates']:,} coordinates",
         "rounds": f"{record['rounds']} of {record['strategy']}, weighted by {record['weighting']}",
         "sites": f"{record['sites']} expected, {record['cohort']} train in a round; round 1 waits for "

@@ -73,6 +73,22 @@ def site_approve(
     approve_run(folder, run, who, said=digest, ask=typer.confirm)
 
 
+@site_app.command("deny")
+def site_deny(
+    run: Annotated[str, typer.Argument(help="Id of the run, as status shows it.")],
+    who: Annotated[str, typer.Option(help="The person who declines; on record.")],
+    folder: FOLDER = HERE,
+    digest: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(help="The plan's digest as you know it; another one is refused, and nothing is asked."),
+    ] = None,
+) -> None:
+    """Show what an offered plan asks of this site, and keep the site out of it; it holds for good."""
+    from wardround.client.site_commands import decline_run
+
+    decline_run(folder, run, who, said=digest, ask=typer.confirm)
+
+
 @site_app.command("fetch")
 def site_fetch(
     run: Annotated[str, typer.Argument(help="Id of a run that this site took part in.")],

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wardround.client.local_data import LocalData, open_bench, read_rows, ready
+from wardround.client.policy import PlanPolicy, RefusedPlanError
 from wardround.client.site_settings import ModelPlace, SiteSettings
 from wardround.core.enrolment import UNREADY
 from wardround.core.errors import UnreadyError
@@ -70,7 +71,8 @@ def settings_for(source: str, *models: Path | ModelPlace, **more: Any) -> SiteSe
     places = tuple(
         model if isinstance(model, ModelPlace) else ModelPlace(path=str(model)) for model in models
     )
-    return SiteSettings(models=places, source=SourceSpec(path=source), **more)
+    few = PlanPolicy(least_units=1, least_a_label=1, adapters=("lora", "future"))
+    return SiteSettings(**({"models": places, "source": SourceSpec(path=source), "plans": few} | more))
 
 
 def bits(rows: Any) -> list[dict[str, Any]]:
@@ -303,6 +305,23 @@ def test_the_sites_own_policy_comes_first(tmp_path: Path, tiny_bert: Path, simul
     plan, settings = simulated.plan, settings_for(str(tmp_path / "none.jsonl"), tiny_bert)
     groups = StrategySpec(name="group_median", options={"group_size": 5, "attackers": 1})
     for changed in ({"secure": SecureRules(mode="off")}, {"strategy": groups}):
-        assert refusal(settings, plan.model_copy(update=changed)).code == "policy"
+        with pytest.raises(RefusedPlanError):
+            ready(settings, plan.model_copy(update=changed), "a")
     loose = settings.model_copy(update={"policy": SecurePolicy(modes=("off",))})
     assert refusal(loose, plan.model_copy(update={"secure": SecureRules(mode="off")})).code == "rows"
+
+
+def test_the_policy_counts_the_rows_before_a_model_is_opened(
+    tmp_path: Path, tiny_bert: Path, simulated: Preparation
+) -> None:
+    """By default twenty units are asked for; which rule it was is for this site's own people."""
+    source = write(tmp_path, "a", 10)
+    settings = settings_for(source, ModelPlace(path="nowhere"), plans=PlanPolicy())
+    error = refusal(settings, simulated.plan)
+    assert (error.code, error.found) == (
+        "policy", "the plan would train on too few patients or rows here (least_units)"
+    )  # fmt: skip
+    few = settings.model_copy(update={"plans": PlanPolicy(least_units=1)})
+    assert refusal(few, simulated.plan).code == "model_absent"
+    labels = few.model_copy(update={"plans": PlanPolicy(least_units=1, least_a_label=5)})
+    assert "a label of the plan" in str(refusal(labels, simulated.plan).found)

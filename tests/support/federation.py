@@ -35,6 +35,9 @@ LABELS = ("mild", "severe")
 POLICY = {"least_cohort": 3, "least_honest": 2}
 """Three sites on a test's machine; what is lost of protection by so few is not what these tests are about."""
 
+FEW = {"least_units": 2, "least_a_label": 1, "least_batch": 2}
+"""Likewise of their few rows."""
+
 
 def settings_of(base: Path, rows: Path, **more: Any) -> dict[str, Any]:
     """A site's `site.yaml`."""
@@ -43,6 +46,7 @@ def settings_of(base: Path, rows: Path, **more: Any) -> dict[str, Any]:
         "source": {"path": str(rows)},
         "approval": "automatic",
         "machine": {"device": "cpu", "threads": 1},
+        "plans": FEW,
         "policy": {"modes": ["real", "off"], **POLICY},
         **more,
     }

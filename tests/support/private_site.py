@@ -76,5 +76,6 @@ def private_server(
     consortium = Consortium.of(plain.wards, plain.consortium.policy)
     parties = consortium.parties("ward", plan, "run")
     folds = replace(site.folds, plan=plan)
-    fresh = replace(site, plan=plan, parties=parties, folds=folds, privacy=privacy)
+    shown = None if simulation else ()
+    fresh = replace(site, plan=plan, parties=parties, folds=folds, privacy=privacy, figures=shown)
     return replace(plain, site=fresh, consortium=consortium)

@@ -167,6 +167,7 @@ def server_of(
     site = Site(
         "ward", "run", plan, strategy, bench, encoded[:rows], encoded[:3], SiteStore(folder),
         consortium.parties("ward", plan, "run"), FoldCheck(plan, strategy),
+        figures=None,
     )  # fmt: skip
     return Server(site, consortium, initial)
 
