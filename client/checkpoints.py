@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from wardround.client.child import CLOSED, CLOSING
 from wardround.client.sealed_files import ForeignFileError, Label, Owner, SealedFile
 from wardround.core.errors import PeerError, StorageError, WardroundError
 from wardround.core.packed import Layout, Packed
@@ -63,6 +65,8 @@ class CheckpointFile:
         key: The site's storage key.
         every_s: Seconds between two checkpoints of a round.
         clock: Monotonic, in seconds.
+        closing: Whether the round is to be left at its next step.
+        leave: Leaves it: ends this process.
     """
 
     folder: Path
@@ -70,6 +74,8 @@ class CheckpointFile:
     key: Secret
     every_s: float
     clock: Callable[[], float] = field(default=time.monotonic)
+    closing: Callable[[], bool] = CLOSING.is_set
+    leave: Callable[[], object] = lambda: os._exit(CLOSED)
 
     def load(self, place: RoundPlace) -> Checkpoint | None:
         """Where an earlier process left this round; None where it did not, or what it left cannot be used."""
@@ -140,13 +146,20 @@ class _Writer:
     next_s: float
 
     def due(self) -> bool:
-        return self.file.clock() >= self.next_s
+        return self.file.closing() or self.file.clock() >= self.next_s
 
     def keep(self, checkpoint: Checkpoint) -> None:
         try:
             self.file.write(checkpoint, self.place)
         except StorageError as error:
             LOG.warning("no checkpoint could be kept, training goes on: %s", error)
+        else:
+            if self.file.closing():
+                LOG.warning(
+                    "round %d is left after step %d of %d: the site's working hours are over",
+                    self.place.round, checkpoint.done, checkpoint.of,
+                )  # fmt: skip
+                self.file.leave()
         self.next_s = self.file.clock() + self.file.every_s  # from its end: a slow disk must not be all we do
 
 

@@ -43,6 +43,10 @@ CERTIFICATE = 84
 """Exit code of the node: the server's certificate does not hold under the consortium's CA."""
 DEADLINE = 85
 """Exit code of the worker: a message took longer than it may."""
+CLOSED = 86
+"""Exit code of the worker: the site's working hours are over."""
+CLOSING = threading.Event()
+"""Set in a worker that ends as soon as what it does can be left: between messages, or at a checkpoint."""
 
 
 BEAT_S = 1.0

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from wardround.client.child import CERTIFICATE, CLOCK, DEADLINE, NOT_ADMITTED, NOT_YET, QUIET
+from wardround.client.child import CERTIFICATE, CLOCK, CLOSED, DEADLINE, NOT_ADMITTED, NOT_YET, QUIET
 from wardround.core.checked import Frozen
 from wardround.core.errors import StorageError
 from wardround.runtime.files import private_folder, storing
@@ -32,6 +32,7 @@ REASONS: Mapping[int, str] = {
     CLOCK: "this machine's clock and the server's differ by over five minutes: set the one that is wrong",
     CERTIFICATE: "the server's certificate does not hold under the consortium's CA",
     DEADLINE: "a message took longer than it may",
+    CLOSED: "until the site's working hours begin again",
 }
 SILENT = "it gave no sign of life, and was killed"
 
@@ -116,11 +117,11 @@ class KeptProcess:
     fell_silent: bool = False
     """Whether that is why it last ended."""
 
-    def look(self) -> int | None:
-        """Start it where it is due; gives its exit code when it has just ended."""
+    def look(self, *, start: bool = True) -> int | None:
+        """Start it where it is due and may `start`; gives its exit code when it has just ended."""
         now = time.monotonic()
         if self.process is None:
-            if now >= self.due:
+            if start and now >= self.due:
                 self.due = now + self.restarts.refused_s  # where it cannot even be started
                 self.start()
             return None
@@ -135,7 +136,8 @@ class KeptProcess:
         self.in_a_row = 1 if now - self.began > self.restarts.calm_s else self.in_a_row + 1
         pause = self.restarts.pause_s(code, self.in_a_row)
         self.due = now + pause
-        LOG.warning("the site's %s has ended (%s); it starts again in %.1f s", self.name, self._why(), pause)
+        again = "then" if code == CLOSED else f"in {pause:.1f} s"
+        LOG.warning("the site's %s has ended (%s); it starts again %s", self.name, self._why(), again)
         return code
 
     def _listen(self, now: float) -> None:
@@ -251,6 +253,11 @@ class KeptProcess:
             LOG.warning("the former log of the site's %s is not kept: %s", self.name, error.strerror)
             former.unlink(missing_ok=True)
         os.truncate(self.log, 0)
+
+    @property
+    def running(self) -> bool:
+        """Whether it has been started and was not seen to end."""
+        return self.process is not None
 
     @property
     def state(self) -> ProcessState:

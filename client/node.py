@@ -9,6 +9,7 @@ between rounds.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -251,8 +252,10 @@ class Node:
         )
 
     def _checkpoints(self, folder: Path, owner: Owner) -> CheckpointFile | None:
-        every = self.settings().checkpoint_s
-        return None if every is None else CheckpointFile(folder / "kept", owner, self.storage, every)
+        settings = self.settings()
+        if settings.checkpoint_s is None and not settings.hours:
+            return None
+        return CheckpointFile(folder / "kept", owner, self.storage, settings.checkpoint_s or math.inf)
 
     def _owner(self, run_id: str, plan: TrainingPlan) -> Owner:
         return Owner(run_id=run_id, plan=bytes.fromhex(plan.digest), site=self.name)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from wardround.client.child import DEADLINE, NodeSettings, WorkerSettings
+from wardround.client.child import CLOSED, DEADLINE, NodeSettings, WorkerSettings
 from wardround.client.kept_process import KeptProcess, ProcessState, Restarts
 
 LOG = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class SiteSettings:
         least_s: Pause between looks for messages while one is expected.
         most_s: The same of an idle site.
         silent_s: A process that gives no sign of life for so long is killed, and started again.
+        open: Whether the site works now; while it does not, it has no worker.
     """
 
     server: str
@@ -59,6 +60,7 @@ class SiteSettings:
     least_s: float = 0.2
     most_s: float = 15.0
     silent_s: float = SILENT_S
+    open: Callable[[], bool] = lambda: True
 
 
 class SiteProcesses:
@@ -97,6 +99,7 @@ class SiteProcesses:
             "worker", "wardround.client.worker_process", lambda: worker, restarts,
             logs / "worker.log" if logs else None, settings.silent_s,
         )  # fmt: skip
+        self._open, self._told = settings.open, False
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -136,11 +139,21 @@ class SiteProcesses:
                 self._hear()
                 if self._node.look() is not None:
                     self._note = ""
-                ended = self._worker.look()
+                ended = self._worker.look(start=self._opened())
                 if ended is not None:
                     self._node.order({"worker_ended": _said(ended), "too_late": ended == DEADLINE})
             except Exception:
                 LOG.exception("a process of the site could not be looked after; tried again")
+
+    def _opened(self) -> bool:
+        """Whether the worker may start; one that runs outside the site's hours is told to come to its end."""
+        opened = self._open()
+        if opened or not self._worker.running:
+            self._told = False
+        elif not self._told:
+            self._worker.order({"closing": True})
+            self._told = True
+        return opened
 
     def _hear(self) -> None:
         """The node's last word on its connection, one line each time that it changes."""
@@ -151,6 +164,8 @@ class SiteProcesses:
 
 def _said(code: int) -> str:
     """What the server is told of a worker that has ended while it had a message."""
+    if code == CLOSED:
+        return "the site's working hours are over: it goes on when they begin again"
     if code == DEADLINE:
         return "the site's worker took longer over a message than it may"
     return "the site's worker ended before it had answered"

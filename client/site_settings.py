@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, Self
 import yaml
 from pydantic import Field, ValidationError
 
+from wardround.client.hours import WindowText
 from wardround.client.policy import PlanPolicy
 from wardround.core.checked import Frozen, invalid, known_keys
 from wardround.core.errors import ConfigError, StorageError
@@ -52,6 +53,10 @@ machine:
 
 # Seconds between two checkpoints of a local round, from which a worker that was killed goes on. null: none.
 checkpoint_s: 60
+
+# When the worker may run, by this machine's clock: [mon-fri 19:00-06:00, sat-sun 00:00-24:00]. []: always.
+# A round that it trains is left at a checkpoint when they end, and goes on there when they begin.
+hours: []
 
 # Whether a person here approves each plan before this site takes part, and what the site says beforehand.
 approval: manual         # manual: wardround site approve RUN | automatic: whatever the policy allows
@@ -125,6 +130,8 @@ class SiteSettings(Frozen):
     machine: Machine = Machine()
     checkpoint_s: float | None = Field(default=60.0, gt=0)
     """Seconds between two checkpoints of a local round; None: there are none."""
+    hours: tuple[WindowText, ...] = ()
+    """Windows of the week in which the worker may run; none: always."""
     plans: PlanPolicy = PlanPolicy()
     """What a plan may ask for."""
     policy: SecurePolicy = SecurePolicy()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from wardround.client.admitting import runs_of
+from wardround.client.hours import Opening
 from wardround.client.keeper import OwnKeeper
 from wardround.client.keeper_service import LARGEST_MESSAGE, KeeperService
 from wardround.client.membership.site_folder import KEEPER, SiteFolder, open_site_folder
@@ -67,6 +68,11 @@ def running_site(folder: Path, *, deadline_s: float = DEADLINE_S) -> Iterator[Si
         arguments={"folder": str(site.path), "socket": str(socket.folder), "token": token},
         deadline_s=deadline_s,
         logs=site.path / LOGS,
+        open=Opening(
+            lambda: read_site_settings(site.path / FILE).hours,
+            lambda: datetime.now(UTC).astimezone(),
+            time.monotonic,
+        ),
     )
     with serve([service], socket, token=token, largest_bytes=LARGEST_MESSAGE):
         site.require_present()  # once more: from here on nobody can leave

@@ -46,19 +46,22 @@ BACKSTOP_S = 5.0
 """After the deadline, for a worker whose interpreter is stuck in foreign code."""
 
 
-def serve_tasks(address: str, secret: bytes, app: ClientApp, deadline_s: float) -> None:
-    """Answer messages until this process ends.
+def serve_tasks(
+    address: str, secret: bytes, app: ClientApp, deadline_s: float, closing: threading.Event | None = None
+) -> None:
+    """Answer messages until this process ends, or is to close and has none in hand.
 
     Args:
         address: `host:port` of the node's Runtime API.
         secret: Lets this process take tasks.
         app: Answers messages.
         deadline_s: Seconds that one message may take; then this process ends with the code `DEADLINE`.
+        closing: Set when no further message is to be taken.
     """
     hush_flower()
     node = _client(address, SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[ACQUIRE]))
     last = time.monotonic()
-    while True:
+    while closing is None or not closing.is_set():
         token = _next_task(node)
         if token is None:
             quiet = time.monotonic() - last

@@ -6,9 +6,18 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-from wardround.client.child import QUIET, WorkerSettings, follow_orders, read_settings, show_life
+from wardround.client.child import (
+    CLOSED,
+    CLOSING,
+    QUIET,
+    WorkerSettings,
+    follow_orders,
+    read_settings,
+    show_life,
+)
 from wardround.core.errors import ConfigError, WardroundError
 
 
@@ -23,15 +32,21 @@ def main() -> int:
     try:
         settings = read_settings(WorkerSettings)
         show_life(settings.beats)
-        follow_orders(lambda _: None, lambda: os._exit(0))
+        follow_orders(obey, lambda: os._exit(0))
         from wardround.client.worker import serve_tasks
 
         app = made(settings)
-        serve_tasks(settings.node, bytes.fromhex(settings.secret), app, settings.deadline_s)
+        serve_tasks(settings.node, bytes.fromhex(settings.secret), app, settings.deadline_s, CLOSING)
     except WardroundError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    return 0
+    return CLOSED
+
+
+def obey(order: Mapping[str, object]) -> None:
+    """What the supervisor orders a worker: to end as soon as it can."""
+    if order.get("closing") is True:
+        CLOSING.set()
 
 
 def made(settings: WorkerSettings) -> Any:

@@ -7,16 +7,21 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+import yaml
 from deployed import wait_for
 from federation import Federation, config_of
 
 from wardround.client.accepted import RunFolders
 from wardround.client.fetching import fetch_result
+from wardround.client.hours import DAYS
+from wardround.client.kept_process import ProcessState
 from wardround.client.processes import SiteProcesses
 from wardround.client.supervisor import running_site
 from wardround.runtime.event_log import read_events
@@ -105,6 +110,42 @@ def test_two_killed_workers_go_on_at_their_checkpoints(federation: Federation, u
     for name in ("basel", "cork"):
         (step,) = went_on(federation, name)
         assert 0 < step < STEPS
+
+
+def test_a_round_waits_at_its_checkpoint_outside_the_sites_hours(
+    federation: Federation, undisturbed: str
+) -> None:
+    """Its worker is gone meanwhile, and loses no step: the round goes on where it was left."""
+    site = federation.practice.sites["basel"]
+    before, settings = (
+        len(went_on(federation, "basel")),
+        yaml.safe_load((site.path / "site.yaml").read_text()),
+    )
+    with ExitStack() as stack:
+        server = stack.enter_context(running_server(federation.practice.server))
+        sites = {
+            name: stack.enter_context(running_site(each.path))
+            for name, each in federation.practice.sites.items()
+        }
+
+        def worker() -> ProcessState:
+            return next(state for state in sites["basel"].states() if state.name == "worker")
+
+        def cut(run_id: str) -> None:
+            in_the_middle(federation, run_id, "basel")
+            today = datetime.now().astimezone().weekday()
+            (site.path / "site.yaml").write_text(
+                yaml.safe_dump(settings | {"hours": [f"{DAYS[(today + 3) % 7]} 08:00-09:00"]})
+            )
+            wait_for(lambda: worker().pid is None, 120)
+            time.sleep(3)
+            assert (worker().pid, worker().reason) == (None, "until the site's working hours begin again")
+            (site.path / "site.yaml").write_text(yaml.safe_dump(settings))
+
+        assert end_of(federation, server, "hours", cut) == undisturbed
+    (step,) = went_on(federation, "basel")[before:]
+    log = (site.path / "logs" / "worker.log").read_text()
+    assert f"is left after step {step} of {STEPS}: the site's working hours are over" in log
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from wardround.client import kept_process
 from wardround.client.child import (
     CERTIFICATE,
     CLOCK,
+    CLOSED,
     DEADLINE,
     NOT_ADMITTED,
     NOT_YET,
@@ -51,7 +52,7 @@ def test_a_refusal_that_needs_a_person_is_not_hammered() -> None:
         assert rule.pause_s(code, 1) == 15.0
     assert rule.pause_s(NOT_YET, 1) == rule.pause_s(NOT_YET, 40) == 3.0
     assert rule.pause_s(DEADLINE, 1) == 0.5
-    assert {NOT_ADMITTED, CLOCK, CERTIFICATE, NOT_YET, DEADLINE} == set(REASONS)
+    assert {NOT_ADMITTED, CLOCK, CERTIFICATE, NOT_YET, DEADLINE, CLOSED} == set(REASONS)
 
 
 def test_settings_travel_whole_and_show_no_secret() -> None:
