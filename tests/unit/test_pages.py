@@ -14,6 +14,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from wardround.client.policy import PlanPolicy
 from wardround.core.checked import known_keys
 from wardround.core.plan import LocalWork, ReleaseRule, RoundRules, Schedule, SecureRules, StrategySpec
 from wardround.core.registry import Registry
@@ -171,6 +172,16 @@ def test_the_defaults_of_the_page_are_those_of_the_code(section: str, model: typ
         elif said == "none":
             assert field.default is None, key
     assert seen
+
+
+def test_every_rule_of_a_sites_policy_is_explained() -> None:
+    """docs/site-policy.md has each with its default, and none that there is not."""
+    page = TEXT[ROOT / "docs" / "site-policy.md"]
+    said = dict(re.findall(r"^\| `plans\.(\w+)` \| (.*?) \|", page, flags=re.MULTILINE))
+    assert set(said) == set(PlanPolicy.model_fields)
+    plain = {name: None if text == "none" else yaml.safe_load(text) for name, text in said.items()}
+    plain["privacy"] = said["privacy"]  # there the word is the value
+    assert PlanPolicy.model_validate(plain) == PlanPolicy()
 
 
 def example(page: str, file: str) -> str:
