@@ -21,6 +21,8 @@ from wardround.training.source_spec import SourceSpec
 FILE: Final = "site.yaml"
 LARGEST: Final = 2**20
 """Bytes of the file."""
+DEEPEST: Final = 50
+"""Brackets of the file in one another."""
 
 STARTER: Final = """\
 # What this site brings to a plan. Only this machine reads it; nothing in it is sent anywhere.
@@ -165,6 +167,8 @@ def read_site_settings(path: Path) -> SiteSettings:
         ) from error  # fmt: skip
     if len(data) > LARGEST:
         raise StorageError(f"{path} is too large", expected=f"at most {LARGEST} bytes")
+    if _depth(data) > DEEPEST:  # PyYAML takes the longer for each token the deeper it stands
+        raise ConfigError(f"{path} is not a site's settings", found=f"over {DEEPEST} brackets in one another")
     try:
         values = yaml.load(data, _Strict)  # noqa: S506 - a SafeLoader
         return SiteSettings.model_validate(values).within(path.parent)
@@ -199,6 +203,15 @@ class _Strict(yaml.SafeLoader):
         if twice is not None:
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} twice", node.start_mark)
         return super().construct_mapping(node, deep=deep)
+
+
+def _depth(data: bytes) -> int:
+    """How deep brackets stand in one another, those in texts and comments among them."""
+    depth = deepest = 0
+    for byte in data:
+        depth += (byte in b"[{") - (byte in b"]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _full(folder: Path, path: str) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Error
@@ -325,7 +326,7 @@ def _leave() -> None:
 def _transport_keys(path: Path) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]:
     try:
         key = load_ssh_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm, NotImplementedError) as error:
         raise ConfigError(
             f"{path} cannot be used as the site's transport key",
             expected="an OpenSSH private key without a password",

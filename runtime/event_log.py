@@ -158,8 +158,8 @@ def _stays(record: dict[str, Any] | None, arm: str, round: int) -> bool:
 def _record(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:
-        return None  # torn by a kill
+    except (ValueError, RecursionError):
+        return None  # torn by a kill, or no event of ours
     return record if isinstance(record, dict) else None
 
 

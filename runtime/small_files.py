@@ -182,7 +182,7 @@ def read_transport(path: Path) -> EllipticCurvePrivateKey:
     secret = read_private(path)
     try:
         key = load_ssh_private_key(secret.reveal(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, UnsupportedAlgorithm, NotImplementedError):  # of a compressed point
         raise _no_key(path, "a P-384 key in OpenSSH's format") from None
     if not (isinstance(key, EllipticCurvePrivateKey) and isinstance(key.curve, SECP384R1)):
         raise _no_key(path, "a P-384 key in OpenSSH's format")

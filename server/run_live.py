@@ -204,7 +204,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             while line := file.readline(LARGEST_LINE_CHARACTERS):
                 try:
                     record = json.loads(line)
-                except (json.JSONDecodeError, RecursionError):
+                except (ValueError, RecursionError):  # also of a number of thousands of digits
                     continue
                 if isinstance(record, dict):
                     found.append(record)

@@ -105,14 +105,17 @@ class Federation:
     rows: Path
 
     @staticmethod
-    def make(folder: Path, base: Path, counts: dict[str, int], **settings: Any) -> Federation:
+    def make(
+        folder: Path, base: Path, counts: dict[str, int], *, address: str | None = None, **settings: Any
+    ) -> Federation:
         """All folders and files."""
         folder.mkdir(parents=True, exist_ok=True)
         files = {site: write_rows(folder / f"{site}.jsonl", site, count) for site, count in counts.items()}
         everything = folder / "all.jsonl"
         everything.write_text("".join(file.read_text() for file in files.values()))
         values = {site: settings_of(base, file, **settings) for site, file in files.items()}
-        practice = make_practice(folder / "practice", f"127.0.0.1:{free_port()}", values, datetime.now(UTC))
+        address = address or f"127.0.0.1:{free_port()}"
+        practice = make_practice(folder / "practice", address, values, datetime.now(UTC))
         return Federation(practice, base, counts, everything)
 
     def give_ledgers(self, caps: dict[str, float], *, delta: float) -> None:
