@@ -152,7 +152,8 @@ def _stays(record: dict[str, Any] | None, arm: str, round: int) -> bool:
         return False
     if record.get("arm") != arm:
         return True
-    return record.get("event") != RunFinished.__name__ and int(record.get("round", 0)) <= round
+    told = record.get("round", 0)
+    return record.get("event") != RunFinished.__name__ and isinstance(told, int) and told <= round
 
 
 def _record(line: str) -> dict[str, Any] | None:
@@ -171,7 +172,18 @@ def _events(text: str) -> Iterator[Event]:
             continue
         if _REQUIRED[kind] <= set(record):  # a file of an earlier version lacks what came later
             known = [name for name in _HINTS[kind] if name in record]
-            yield kind(**{name: _restored(record[name], _HINTS[kind][name]) for name in known})
+            event = kind(**{name: _restored(record[name], _HINTS[kind][name]) for name in known})
+            if _is_ours(event):
+                yield event
+
+
+def _is_ours(event: Event) -> bool:
+    """Whether what tells it from others is plain: not so in a file that somebody else has written to."""
+    try:
+        hash(_key(event))
+    except TypeError:
+        return False
+    return True
 
 
 def _restored(value: Any, hint: Any) -> Any:
