@@ -13,6 +13,8 @@ roster_app = typer.Typer(help="The members: look, update, confirm.", no_args_is_
 site_app.add_typer(roster_app, name="roster")
 server_app = typer.Typer(help="The server that this site trusts.", no_args_is_help=True)
 site_app.add_typer(server_app, name="server")
+data_app = typer.Typer(help="The rows that this site brings to a plan.", no_args_is_help=True)
+site_app.add_typer(data_app, name="data")
 
 FOLDER = Annotated[Path, typer.Option(help="The site's folder.")]
 HERE = Path("site")
@@ -161,6 +163,53 @@ def server_update(
     from wardround.client.membership.commands import take_server_notice
 
     take_server_notice(folder, file, _now())
+
+
+@data_app.command("add")
+def data_add(
+    plan: Annotated[str, typer.Argument(help="Id of an offered run, a plan's folder, or plan.signed.json.")],
+    folder: FOLDER = HERE,
+    path: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads Optional
+        typer.Option(help="File or folder of the rows; without it the source in site.yaml."),
+    ] = None,
+    kind: Annotated[Optional[str], typer.Option(help="Source kind, where the ending does not tell.")] = None,  # noqa: UP045 - as above
+    option: Annotated[
+        Optional[list[str]],  # noqa: UP045 - as above
+        typer.Option(help="NAME=VALUE of the source, such as delimiter=;."),
+    ] = None,
+    column: Annotated[
+        Optional[list[str]],  # noqa: UP045 - as above
+        typer.Option(help="PLAN=LOCAL: a column as the plan calls it, and as the rows do."),
+    ] = None,
+    where: Annotated[
+        Optional[list[str]],  # noqa: UP045 - as above
+        typer.Option(help="COLUMN=VALUE: only rows that equal it; of one column twice: either."),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Ask nothing; what does not fit is not written.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="What was found, as JSON; writes nothing.")] = False,
+) -> None:
+    """Bind a plan's columns to this site's rows, show what is in them, and write it to site.yaml."""
+    from wardround.client.data_commands import add_data
+
+    add_data(
+        folder, plan, path=path, kind=kind, options=dict(_pairs("--option", option)),
+        columns=dict(_pairs("--column", column)), where=_pairs("--where", where),
+        ask=None if yes else typer.confirm, as_json=as_json,
+    )  # fmt: skip
+
+
+def _pairs(what: str, given: list[str] | None) -> list[tuple[str, str]]:
+    """NAME=VALUE arguments, in order; what is wrong with one is said without its value."""
+    pairs = []
+    for text in given or []:
+        name, separator, value = text.partition("=")
+        if not (name and separator and value):
+            raise typer.BadParameter("each is NAME=VALUE", param_hint=what)
+        pairs.append((name, value))
+    return pairs
 
 
 def _now() -> datetime:
