@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -15,6 +16,8 @@ server_app = typer.Typer(help="The server that this site trusts.", no_args_is_he
 site_app.add_typer(server_app, name="server")
 data_app = typer.Typer(help="The rows that this site brings to a plan.", no_args_is_help=True)
 site_app.add_typer(data_app, name="data")
+model_app = typer.Typer(help="The base models that this site has.", no_args_is_help=True)
+site_app.add_typer(model_app, name="model")
 
 FOLDER = Annotated[Path, typer.Option(help="The site's folder.")]
 HERE = Path("site")
@@ -198,6 +201,33 @@ def data_add(
         folder, plan, path=path, kind=kind, options=dict(_pairs("--option", option)),
         columns=dict(_pairs("--column", column)), where=_pairs("--where", where),
         ask=None if yes else typer.confirm, as_json=as_json,
+    )  # fmt: skip
+
+
+@model_app.command("import")
+def model_import(
+    source: Annotated[Path, typer.Argument(help="Folder of the base model.")],
+    folder: FOLDER = HERE,
+    name: Annotated[Optional[str], typer.Option(help="In the site's models/; else the folder's own.")] = None,  # noqa: UP045 - as above
+    plan: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(help="Whose base model it has to be: a run's id, a plan's folder, or plan.signed.json."),
+    ] = None,
+    digest: Annotated[Optional[str], typer.Option(help="Digest that it has to have.")] = None,  # noqa: UP045 - as above
+    task: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(help="Without a plan: the task that it is loaded for; else what its config says."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Without a plan: float32, bfloat16 or float16.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="What was done, as JSON.")] = False,
+) -> None:
+    """Take a base model into the site's folder: safetensors alone, never code, checked by digest."""
+    from wardround.client.model_commands import import_model
+
+    import_model(
+        folder, source, name=name, plan=plan, digest=digest, task=task, dtype=dtype,
+        ask=None if yes else partial(typer.confirm, err=True), as_json=as_json,
     )  # fmt: skip
 
 
