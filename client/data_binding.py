@@ -106,7 +106,7 @@ def bind(
             expected=", ".join(dict.fromkeys(wanted.values())),
             remedy=f"did you mean {guess!r}?" if guess else "write PLAN=LOCAL, the plan's name first",
         )  # fmt: skip
-    present = _present(source)
+    present = present_columns(source)
     kept = {own: local for own, local in known.items() if local in present}
     columns = {own: local for own, local in (kept | dict(given)).items() if own != local}
     missing = {what: name for what, name in wanted.items() if columns.get(name, name) not in present}
@@ -159,7 +159,12 @@ def shown_name(name: str, place: int) -> str:
     return name if _NAME.fullmatch(name) else f"[column {place}: its name looks like a value]"
 
 
-def _present(source: SourceSpec) -> list[str]:
+def present_columns(source: SourceSpec) -> list[str]:
+    """Columns of the first rows, in order.
+
+    Raises:
+        DataError: Nothing readable there.
+    """
     rows = itertools.islice(open_source(source), PROBED_ROWS)
     names = list(dict.fromkeys(name for row in rows if isinstance(row, Row) for name in row.values))
     if not names:

@@ -231,6 +231,28 @@ def model_import(
     )  # fmt: skip
 
 
+@site_app.command("evaluate")
+def site_evaluate(
+    run: Annotated[str, typer.Argument(help="Id of a run whose result was fetched.")],
+    folder: FOLDER = HERE,
+    rows: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(help="File or folder of test rows; else the rows that the site holds back."),
+    ] = None,
+    kind: Annotated[Optional[str], typer.Option(help="Source kind of --rows.")] = None,  # noqa: UP045 - as above
+    initial: Annotated[
+        Optional[Path],  # noqa: UP045 - as above
+        typer.Option(help="The plan's folder, where it starts from a saved adapter."),
+    ] = None,
+    without_local: Annotated[bool, typer.Option("--without-local", help="Do not train alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Compare base, trained alone and federated on this site's own rows; nothing leaves, nothing is kept."""
+    from wardround.client.evaluation_commands import evaluate_run
+
+    evaluate_run(folder, run, rows=rows, kind=kind, initial=initial, alone=not without_local, as_json=as_json)
+
+
 def _pairs(what: str, given: list[str] | None) -> list[tuple[str, str]]:
     """NAME=VALUE arguments, in order; what is wrong with one is said without its value."""
     pairs = []
