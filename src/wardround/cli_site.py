@@ -253,6 +253,37 @@ def site_evaluate(
     evaluate_run(folder, run, rows=rows, kind=kind, initial=initial, alone=not without_local, as_json=as_json)
 
 
+@site_app.command("logs")
+def site_logs(
+    folder: FOLDER = HERE,
+    since: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(help="Such as 30m, 1h, 2d, or a time as 2026-11-01T12:00; else everything."),
+    ] = None,
+    level: Annotated[str, typer.Option(help="The least: debug, info, warning, error.")] = "info",
+    run: Annotated[Optional[str], typer.Option(help="Only what names this run.")] = None,  # noqa: UP045 - as above
+    more: Annotated[bool, typer.Option("--follow", help="Go on as lines come, until Ctrl-C.")] = False,
+    tracebacks: Annotated[
+        bool, typer.Option("--tracebacks", help="Those of faults as well; they may hold anything.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line an entry.")] = False,
+) -> None:
+    """Show what this site's processes logged, in order of time."""
+    from wardround.client.log_commands import show_logs
+
+    show_logs(folder, since=since, level=level, run=run, more=more, tracebacks=tracebacks, as_json=as_json)
+
+
+@site_app.command("support-bundle")
+def site_support_bundle(
+    file: Annotated[Path, typer.Argument(help="Archive to write; a new one.")], folder: FOLDER = HERE
+) -> None:
+    """Write an archive for whoever helps: figures, digests and our own words, nothing of the site's data."""
+    from wardround.client.log_commands import make_bundle
+
+    make_bundle(folder, file)
+
+
 def _pairs(what: str, given: list[str] | None) -> list[tuple[str, str]]:
     """NAME=VALUE arguments, in order; what is wrong with one is said without its value."""
     pairs = []

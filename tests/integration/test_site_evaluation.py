@@ -55,6 +55,11 @@ def simulated(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Simu
     """A federation's folders with a signed plan, and the simulation of it, with each site alone as well."""
     folder = tmp_path_factory.mktemp("evaluate")
     federation = Federation.make(folder, tiny_bert, COUNTS)
+    for path in (*(folder / f"{site}.jsonl" for site in COUNTS), federation.rows):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:  # something to learn
+            row["note"] = f"{row['grade']} {row['grade']} {row['note']}"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = sections()
     given["data"]["source"]["path"] = str(federation.rows)
     federation.plan("plan", **given)
@@ -176,7 +181,7 @@ def test_what_a_site_trains_alone_is_the_simulations_local_arm(
         tell=lambda *round: told.append(round),
     )  # fmt: skip
     assert told == [(1, 3), (2, 3), (3, 3)]
-    assert alone.round == arm.outcome.released_round
+    assert alone.round == arm.outcome.released_round > 1
     moved = np.abs(arm.outcome.released.vector - local.bench.initial_adapter().vector).max()
     assert np.abs(alone.adapter.vector - arm.outcome.released.vector).max() < 1e-3 * moved
 
