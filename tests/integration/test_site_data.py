@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from federation import Federation
 
 from wardround.client.accepted import RunFolders
+from wardround.client.local_data import read_rows
 from wardround.client.membership.site_folder import open_site_folder
 from wardround.client.site_settings import STARTER, read_site_settings
-from wardround.runtime.plan_folder import SIGNED
+from wardround.runtime.plan_folder import SIGNED, read_plan
+from wardround.simulations.practice.rows import practice_rows
+from wardround.training.source_spec import SourceSpec
 
 COUNTS = {"aachen": 12, "basel": 9, "cork": 10}
 RUN = "20261126-120000-0a1b2c3d"
 CANARY = "kanarienvogel"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +141,42 @@ def test_no_value_is_shown_whatever_is_wrong_with_the_rows(
     run(command_line, federation, "--path", str(foreign), "--yes", plan=str(other), code=1)
     assert "a run that was offered" in run(command_line, federation, "--yes", plan="nowhere", code=2)
     assert (site / "site.yaml").read_text() == before
+
+
+def test_real_rows_meet_a_real_template(
+    federation: Federation, command_line: Any, tmp_path: Path, tiny_bert: Path
+) -> None:
+    """One hospital of the demo under other names: every field of the template is bound or asked for."""
+    text = practice_rows()["cleveland-east"].decode()
+    header, _, body = text.partition("\n")
+    own = {"age": "alter", "label": "krank", "id": "fall"}
+    renamed = ";".join(own.get(name, name) for name in header.split(","))
+    source = tmp_path / "herz.csv"
+    source.write_text(renamed + "\n" + body.replace(",", ";"))
+    data = yaml.safe_load((ROOT / "conf/data/heart.yaml").read_text())["data"]
+    plan = federation.plan("heart", data=data | {"sites": {}, "site_tests": {}})
+    said = run(command_line, federation, "--path", str(source), plan=str(plan), code=2)
+    for words in ("template field age: age (missing)", "row id: id (missing)", "template field thal: thal"):
+        assert words in said
+    given = [word for name, local in own.items() for word in ("--column", f"{name}={local}")]
+    found = json.loads(run(command_line, federation, "--path", str(source), *given, "--json", plan=str(plan)))
+    report = found["report"]
+    assert report["rows"] == report["labelled"] == body.count("\n") > 80
+    assert (set(report["labels"]), report["units"]["units"]) == ({"0", "1"}, report["rows"])
+    assert (found["fit"], found["columns"]) == (True, own)
+    # Bound so, the rows are those that the same file gives under the plan's own names.
+    settings = read_site_settings(federation.practice.sites["basel"].path / "site.yaml")
+    signed, plain = read_plan(plan).plan, tmp_path / "plain.csv"
+    plain.write_text(text)
+    ours, theirs = (
+        read_rows(
+            settings.model_copy(update={"source": SourceSpec(path=str(path)), "columns": columns}),
+            signed,
+            "basel",
+        )
+        for path, columns in ((source, own), (plain, {}))
+    )
+    assert ours.examples == theirs.examples
 
 
 def test_lengths_are_in_tokens_once_the_plans_model_is_there(
