@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -100,8 +100,17 @@ def entries(folder: Path, which: Wanted) -> list[Entry]:
 def follow(folder: Path, which: Wanted, show: Callable[[Entry], None], done: Callable[[], bool]) -> None:
     """Show entries as they are written, from now on, until `done`."""
     tails = {source: _Tail(paths[-1]) for source, paths in _files(folder).items()}
+    last: dict[str, Entry] = {}
     while not done():
-        new = [entry for source, tail in tails.items() for entry in parsed(source, tail.lines())]
+        new = []
+        for source, tail in tails.items():
+            for entry in parsed(source, tail.lines()):
+                before = last.get(source)
+                if not entry.when and before is not None:  # lines that belong to what was shown already
+                    new.append(replace(entry, when=before.when, level=before.level))
+                else:
+                    new.append(entry)
+                    last[source] = entry
         for entry in sorted(filter(which.takes, new), key=lambda entry: entry.when):
             show(entry)
         time.sleep(LOOK_S)

@@ -323,7 +323,8 @@ def test_follow_goes_on_over_a_new_file(logs: Path) -> None:
     """What is appended, what comes in a file that took the old one's place, and no half line."""
     shown: list[Entry] = []
     ended = threading.Event()
-    thread = threading.Thread(target=follow, args=(logs, Wanted(), shown.append, ended.is_set))
+    since = Wanted(since=1.0)  # lines without a time of their own have that of the line before
+    thread = threading.Thread(target=follow, args=(logs, since, shown.append, ended.is_set))
     thread.start()
 
     def come(text: str) -> None:
@@ -338,6 +339,12 @@ def test_follow_goes_on_over_a_new_file(logs: Path) -> None:
         with (logs / "worker.log").open("a") as file:
             file.write(line + line.replace("appended", "half")[:30])
         come("appended")
+        with (logs / "worker.log").open("a") as file:
+            file.write(" INFO late\n  remedy: come later\n")
+        come("remedy")
+        with (logs / "worker.log").open("a") as file:
+            file.write("  and later\n")
+        come("and later")
         (logs / "site.jsonl").rename(logs / "site.jsonl.2")
         record = {"time": "2026-11-26T11:00:10+00:00", "level": "INFO", "logger": "x", "text": "rolled over"}
         (logs / "site.jsonl").write_text(json.dumps(record) + "\n")
@@ -347,7 +354,9 @@ def test_follow_goes_on_over_a_new_file(logs: Path) -> None:
     finally:
         ended.set()
         thread.join(20)
-    assert [entry.text for entry in shown] == ["appended", "rolled over", "cut"]
+    late = ["late\n  remedy: come later", "  and later"]
+    assert [entry.text for entry in shown] == ["appended", *late, "rolled over", "cut"]
+    assert len({entry.when for entry in shown[:3]}) == 1
 
 
 PASSES: dict[str, tuple[str, str]] = {
