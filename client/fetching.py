@@ -11,7 +11,7 @@ from typing import Final
 
 import httpx
 
-from wardround.client.accepted import RunFolders
+from wardround.client.accepted import Accepted, RunFolders
 from wardround.client.membership.site_folder import SiteFolder
 from wardround.core.enrolment import SignedPlan
 from wardround.core.errors import ConfigError, PeerError, UnreachableError, WardroundError
@@ -22,6 +22,7 @@ from wardround.runtime.roster import LARGEST_ROSTER
 from wardround.runtime.signed import read_document
 from wardround.runtime.signed_plan import read_signed_plan
 from wardround.runtime.signed_requests import HEADER, ROUTES, sign_request
+from wardround.runtime.small_files import read_bounded
 
 RESULT: Final = "result"
 RECORD, RELEASED, LAST = "result.signed.json", "released.safetensors", "last.safetensors"
@@ -104,21 +105,9 @@ def fetch_result(site: SiteFolder, runs: RunFolders, run_id: str) -> Fetched:
         UnreachableError: The server cannot be reached.
         StorageError: It cannot be kept.
     """
-    accepted, data = runs.accepted(run_id), runs.plan(run_id)
-    if accepted is None or data is None:
-        raise ConfigError(
-            "this site took no part in such a run", found=run_id, expected=", ".join(runs.runs()) or "a run",
-            remedy="wardround site status lists them",
-        )  # fmt: skip
-    plan = read_signed_plan(data, site.consortium_key)
+    accepted, plan = _accepted(site, runs, run_id)
     signed = ask_server(site, f"/results/{run_id}/{RECORD}", LARGEST)
-    record = read_document(signed, KIND, ResultRecord, signer=bytes.fromhex(accepted.server), largest=LARGEST)
-    for what, found, expected in (
-        ("run", record.run_id, run_id), ("plan", record.plan, accepted.plan),
-        ("roster", record.roster, accepted.roster),
-    ):  # fmt: skip
-        if found != expected:
-            raise PeerError(f"the result is of another {what}", found=found[:12], expected=expected[:12])
+    record = _record(signed, accepted)
     folder, layout = runs.of(run_id) / RESULT, plan.plan.adapter.layout
     largest = 4 * layout.size + _BYTES_A_TENSOR * (len(layout.tensors) + 1)
     released = None
@@ -139,6 +128,48 @@ def fetch_result(site: SiteFolder, runs: RunFolders, run_id: str) -> Fetched:
     write_atomic(folder / RECORD, signed, private=True)
     assert released is not None  # noqa: S101 - there are two
     return Fetched(folder, record, plan, released)
+
+
+def kept_result(site: SiteFolder, runs: RunFolders, run_id: str) -> Fetched:
+    """What `fetch_result` kept of a run, checked as it was then; nobody is asked.
+
+    Raises:
+        ConfigError: The site accepted no such run, or nothing was fetched.
+        PeerError: What lies there is not what the server signed.
+        StorageError: It cannot be read.
+    """
+    accepted, plan = _accepted(site, runs, run_id)
+    folder = runs.of(run_id) / RESULT
+    if not (folder / RECORD).exists():
+        raise ConfigError(
+            "the result of this run is not here", found=str(folder), expected=RECORD,
+            remedy=f"wardround site fetch {run_id}",
+        )  # fmt: skip
+    record = _record(read_bounded(folder / RECORD, LARGEST), accepted)
+    released = _checked(folder / RELEASED, plan.plan.adapter.layout, RELEASED, record.released)
+    return Fetched(folder, record, plan, released)
+
+
+def _accepted(site: SiteFolder, runs: RunFolders, run_id: str) -> tuple[Accepted, SignedPlan]:
+    accepted, data = runs.accepted(run_id), runs.plan(run_id)
+    if accepted is None or data is None:
+        raise ConfigError(
+            "this site took no part in such a run", found=run_id, expected=", ".join(runs.runs()) or "a run",
+            remedy="wardround site status lists them",
+        )  # fmt: skip
+    return accepted, read_signed_plan(data, site.consortium_key)
+
+
+def _record(signed: bytes, accepted: Accepted) -> ResultRecord:
+    """The record, if it is the server's and of what this site accepted."""
+    record = read_document(signed, KIND, ResultRecord, signer=bytes.fromhex(accepted.server), largest=LARGEST)
+    for what, found, expected in (
+        ("run", record.run_id, accepted.run_id), ("plan", record.plan, accepted.plan),
+        ("roster", record.roster, accepted.roster),
+    ):  # fmt: skip
+        if found != expected:
+            raise PeerError(f"the result is of another {what}", found=found[:12], expected=expected[:12])
+    return record
 
 
 def _checked(path: Path, layout: Layout, name: str, digest: str) -> Adapter:

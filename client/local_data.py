@@ -142,6 +142,7 @@ def read_rows(settings: SiteSettings, plan: TrainingPlan, site: str) -> LocalRow
         found = read_examples(
             settings.source, plan.data, task.required_roles(plan.task),
             fault=lambda example: task.fault(example, plan.task), renamed=settings.columns,
+            name_labels=False,
         )  # fmt: skip
     estimate = _estimate(plan, site, found.examples)
     _require_counts(settings, plan, site, found.examples)

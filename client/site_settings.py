@@ -165,6 +165,11 @@ def read_site_settings(path: Path) -> SiteSettings:
             f"cannot read {path}", found=error.strerror, expected="the site's settings",
             remedy="`wardround site join` writes a commented beginning; fill it in",
         ) from error  # fmt: skip
+    return parse_site_settings(data, path)
+
+
+def parse_site_settings(data: bytes, path: Path) -> SiteSettings:
+    """A site's settings from the bytes of the file at `path`; raises as `read_site_settings`."""
     if len(data) > LARGEST:
         raise StorageError(f"{path} is too large", expected=f"at most {LARGEST} bytes")
     if _depth(data) > DEEPEST:  # PyYAML takes the longer for each token the deeper it stands

@@ -16,8 +16,8 @@ from wardround.core.checked import Frozen
 from wardround.core.errors import StorageError
 from wardround.core.packed import Adapter, Array, Layout, Packed
 from wardround.core.plan import TrainingPlan
+from wardround.core.selection import Selection
 from wardround.runtime.files import append_line, load_tensors, save_tensors, storing, write_atomic
-from wardround.server.selection import Selection
 from wardround.strategies.contract import ServerState
 
 LINES = "rounds.jsonl"

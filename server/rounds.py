@@ -23,6 +23,7 @@ from wardround.core.counting import train_loss
 from wardround.core.errors import PeerError
 from wardround.core.packed import Adapter, Counters
 from wardround.core.plan import TrainingPlan, cohort_size
+from wardround.core.selection import Selection
 from wardround.privacy.noise.source import RandomSource, SystemSource
 from wardround.privacy.secagg.draw import Groups
 from wardround.privacy.sums.aggregation import Aggregation
@@ -47,7 +48,6 @@ from wardround.server.journal import Journal, Position
 from wardround.server.relay_journals import RelayJournals
 from wardround.server.round_control import RoundControl, Unasked, stopped
 from wardround.server.scoring import Scored, evaluators_of, judge, scored_of
-from wardround.server.selection import Selection
 from wardround.server.stage import Channel, Stage
 from wardround.server.stage_sums import BurntError, added, least_of, sums_of
 from wardround.server.transport import Transport

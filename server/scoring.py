@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from wardround.core.counting import metric_layout, scores
 from wardround.core.packed import Counters, Packed
 from wardround.core.plan import TrainingPlan
+from wardround.core.selection import Selection
 from wardround.privacy.sums.contract import EVALUATION
 from wardround.runtime.events import Evaluated, Improved, Notice
-from wardround.server.selection import Selection
 from wardround.server.stage import Channel, Collected
 from wardround.strategies.contract import ServerState
 

@@ -39,6 +39,7 @@ from wardround.simulations.consortium import Consortium
 from wardround.simulations.flower_engine import simulate
 from wardround.simulations.privacy import simulated_privacy
 from wardround.strategies.contract import ServerState
+from wardround.training.alone import rounds_alone, work_alone
 from wardround.training.batches import plan_batches
 from wardround.training.plan_strategy import bind_strategy
 from wardround.training.planning import PrivateBounds, bounds_of
@@ -95,7 +96,7 @@ def local_arm(
         optimiser: Its own; None: that of the federation's sites.
     """
     plan = _alone(federated.plan)
-    rounds = max(1, round_half_up(plan.rounds.rounds * cohort_share(federated)))
+    rounds = rounds_alone(federated.plan.rounds, len(federated.sites))
     plan = plan.model_copy(update={"rounds": plan.rounds.model_copy(update={"rounds": rounds})})
     own = own_work(learning_rate, optimiser)
     if own:
@@ -198,7 +199,7 @@ def _alone(plan: TrainingPlan) -> TrainingPlan:
             "privacy": privacy,
             "encoding": plan.encoding.model_copy(update=encoding),
             "strategy": StrategySpec(name="fedavg", weighting=plan.strategy.weighting),
-            "local": plan.local.model_copy(update={"optimiser_state": "keep"}),
+            "local": work_alone(plan.local),
             "rounds": plan.rounds.model_copy(update={"participation": 1.0, "quorum": 1.0}),
         }
     )

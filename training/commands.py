@@ -103,8 +103,13 @@ def format_roles(name: str) -> dict[str, bool]:
     return dict(FORMATS.get(name).roles)
 
 
-def format_reader(name: str, tokenizer: str | None) -> ReadRow:
+def format_reader(name: str, tokenizer: str | None, options: Mapping[str, Any] | None = None) -> ReadRow:
     """Reads rows as the language model's task does, nothing cut; lengths only with a tokenizer.
+
+    Args:
+        name: Text format.
+        tokenizer: Model folder or hub name, or None.
+        options: The task's other options, such as a plan's.
 
     Raises:
         ConfigError: There is no such text format.
@@ -115,7 +120,7 @@ def format_reader(name: str, tokenizer: str | None) -> ReadRow:
     from wardround.training.tasks.contract import Example
     from wardround.training.text_formats import FORMATS
 
-    spec = TaskSpec(name=TASK.name, options={"format": name}, metrics=TASK.metric_family)
+    spec = TaskSpec(name=TASK.name, options={**(options or {}), "format": name}, metrics=TASK.metric_family)
     loaded = None if tokenizer is None else read_tokenizer(tokenizer, remedy="correct --tokenizer")
     chat = FORMATS.get(name).needs_chat_template
     if loaded is not None and chat:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wardround.core.plan import DataContract
-from wardround.training.column_mapping import PROBED_ROWS, check_mapping
+from wardround.training.column_mapping import PROBED_ROWS, check_mapping, check_renaming, renamed_row
 from wardround.training.data_report import (
     MOST_LABELS,
     ColumnReport,
@@ -61,6 +61,7 @@ def check_source(
     roles: Mapping[str, bool] | None = None,
     encode_lengths: EncodeLengths | None = None,
     read_row: ReadRow | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> DataReport:
     """Read a source once, in order, and count. Rows are not kept: only counts, lengths and digests.
 
@@ -71,13 +72,18 @@ def check_source(
         encode_lengths: Measures texts in tokens.
         read_row: Measures whole rows instead, as a task reads them: a conversation through its chat template,
             a prompt with its completion. It is asked about rows that fill every role that is needed.
+        renamed: Column as the contract calls it → the source's own name of it, where the two differ.
 
     Raises:
         DataError: Nothing readable there, or a mapping that names a column which is not there.
     """
     data = data or DataContract(columns={})
-    rows = open_source(spec)
+    rows = iter(open_source(spec))
     first = list(itertools.islice(rows, PROBED_ROWS))
+    if renamed:
+        check_renaming(first, spec, renamed)
+        first = [renamed_row(row, renamed) for row in first]
+        rows = (renamed_row(row, renamed) for row in rows)
     if roles is None:
         roles = dict.fromkeys(data.columns, True) | ({"text": True} if data.template else {})
     check_mapping(first, spec, data, roles, None)

@@ -87,6 +87,7 @@ def read_examples(
     predict: bool = False,
     units: bool = True,
     renamed: Mapping[str, str] | None = None,
+    name_labels: bool = True,
     allow_dotted: bool = False,
 ) -> ExampleSet:
     """Read a source through the data contract.
@@ -102,6 +103,8 @@ def read_examples(
         units: Quarantine rows that do not say whose they are. False for rows that are only scored or asked:
             there is nobody to protect from the model, and each counts as a unit of its own.
         renamed: Column as the contract calls it → the source's own name of it, where the two differ.
+        name_labels: Whether an error names labels outside the list. False at a site, whose errors go to its
+            log: what stands in a label's column there may be anything, and is a row's value.
         allow_dotted: Whether `kind` of the source may be module:attribute: a simulation's own code.
 
     Raises:
@@ -141,7 +144,7 @@ def read_examples(
         else:
             quarantined.append(made)
     if foreign:
-        raise _foreign_labels(spec, data, foreign)
+        raise _foreign_labels(spec, data, foreign, named=name_labels)
     _refuse_mostly_broken(spec, quarantined, read)
     return ExampleSet(tuple(examples), tuple(quarantined), read)
 
@@ -303,17 +306,20 @@ def _refuse_mostly_broken(spec: SourceSpec, quarantined: Sequence[BrokenRow], re
     )
 
 
-def _foreign_labels(spec: SourceSpec, data: DataContract, foreign: Mapping[str, list[int]]) -> DataError:
+def _foreign_labels(
+    spec: SourceSpec, data: DataContract, foreign: Mapping[str, list[int]], *, named: bool
+) -> DataError:
     most = sorted(foreign, key=lambda label: (-len(foreign[label]), label))[:SHOWN]
-    named = [
-        (repr(label) if len(label) <= LONGEST_LABEL else f"a text of {len(label)} characters")
+    short = LONGEST_LABEL if named else 0
+    told = [
+        (repr(label) if len(label) <= short else f"a text of {len(label)} characters")
         + f" in {len(foreign[label])} rows, first in row {foreign[label][0]}"
         for label in most
     ]
-    more = len(foreign) - len(named)
+    more = len(foreign) - len(told)
     return DataError(
         f"{spec.path} holds labels that are not in the plan's list",
-        found="; ".join(named) + (f"; and {more} more" if more > 0 else ""),
+        found="; ".join(told) + (f"; and {more} more" if more > 0 else ""),
         expected="one of " + ", ".join(data.labels),
         remedy="correct these rows or data.columns.label, or make a plan whose data.labels names them",
         code="labels",

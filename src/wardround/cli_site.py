@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -13,6 +14,10 @@ roster_app = typer.Typer(help="The members: look, update, confirm.", no_args_is_
 site_app.add_typer(roster_app, name="roster")
 server_app = typer.Typer(help="The server that this site trusts.", no_args_is_help=True)
 site_app.add_typer(server_app, name="server")
+data_app = typer.Typer(help="The rows that this site brings to a plan.", no_args_is_help=True)
+site_app.add_typer(data_app, name="data")
+model_app = typer.Typer(help="The base models that this site has.", no_args_is_help=True)
+site_app.add_typer(model_app, name="model")
 
 FOLDER = Annotated[Path, typer.Option(help="The site's folder.")]
 HERE = Path("site")
@@ -177,6 +182,133 @@ def server_update(
     from wardround.client.membership.commands import take_server_notice
 
     take_server_notice(folder, file, _now())
+
+
+@data_app.command("add")
+def data_add(
+    plan: Annotated[str, typer.Argument(help="Id of an offered run, a plan's folder, or plan.signed.json.")],
+    folder: FOLDER = HERE,
+    path: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads Optional
+        typer.Option(help="File or folder of the rows; without it the source in site.yaml."),
+    ] = None,
+    kind: Annotated[Optional[str], typer.Option(help="Source kind, where the ending does not tell.")] = None,  # noqa: UP045 - as above
+    option: Annotated[
+        Optional[list[str]],  # noqa: UP045 - as above
+        typer.Option(help="NAME=VALUE of the source, such as delimiter=;."),
+    ] = None,
+    column: Annotated[
+        Optional[list[str]],  # noqa: UP045 - as above
+        typer.Option(help="PLAN=LOCAL: a column as the plan calls it, and as the rows do."),
+    ] = None,
+    where: Annotated[
+        Optional[list[str]],  # noqa: UP045 - as above
+        typer.Option(help="COLUMN=VALUE: only rows that equal it; of one column twice: either."),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Ask nothing; what does not fit is not written.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="What was found, as JSON; writes nothing.")] = False,
+) -> None:
+    """Bind a plan's columns to this site's rows, show what is in them, and write it to site.yaml."""
+    from wardround.client.data_commands import add_data
+
+    add_data(
+        folder, plan, path=path, kind=kind, options=dict(_pairs("--option", option)),
+        columns=dict(_pairs("--column", column)), where=_pairs("--where", where),
+        ask=None if yes else typer.confirm, as_json=as_json,
+    )  # fmt: skip
+
+
+@model_app.command("import")
+def model_import(
+    source: Annotated[Path, typer.Argument(help="Folder of the base model.")],
+    folder: FOLDER = HERE,
+    name: Annotated[Optional[str], typer.Option(help="In the site's models/; else the folder's own.")] = None,  # noqa: UP045 - as above
+    plan: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(help="Whose base model it has to be: a run's id, a plan's folder, or plan.signed.json."),
+    ] = None,
+    digest: Annotated[Optional[str], typer.Option(help="Digest that it has to have.")] = None,  # noqa: UP045 - as above
+    task: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(help="Without a plan: the task that it is loaded for; else what its config says."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Without a plan: float32, bfloat16 or float16.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="What was done, as JSON.")] = False,
+) -> None:
+    """Take a base model into the site's folder: safetensors alone, never code, checked by digest."""
+    from wardround.client.model_commands import import_model
+
+    import_model(
+        folder, source, name=name, plan=plan, digest=digest, task=task, dtype=dtype,
+        ask=None if yes else partial(typer.confirm, err=True), as_json=as_json,
+    )  # fmt: skip
+
+
+@site_app.command("evaluate")
+def site_evaluate(
+    run: Annotated[str, typer.Argument(help="Id of a run whose result was fetched.")],
+    folder: FOLDER = HERE,
+    rows: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(help="File or folder of test rows; else the rows that the site holds back."),
+    ] = None,
+    kind: Annotated[Optional[str], typer.Option(help="Source kind of --rows.")] = None,  # noqa: UP045 - as above
+    initial: Annotated[
+        Optional[Path],  # noqa: UP045 - as above
+        typer.Option(help="The plan's folder, where it starts from a saved adapter."),
+    ] = None,
+    without_local: Annotated[bool, typer.Option("--without-local", help="Do not train alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Compare base, trained alone and federated on this site's own rows; nothing leaves, nothing is kept."""
+    from wardround.client.evaluation_commands import evaluate_run
+
+    evaluate_run(folder, run, rows=rows, kind=kind, initial=initial, alone=not without_local, as_json=as_json)
+
+
+@site_app.command("logs")
+def site_logs(
+    folder: FOLDER = HERE,
+    since: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(help="Such as 30m, 1h, 2d, or a time as 2026-11-01T12:00; else everything."),
+    ] = None,
+    level: Annotated[str, typer.Option(help="The least: debug, info, warning, error.")] = "info",
+    run: Annotated[Optional[str], typer.Option(help="Only what names this run.")] = None,  # noqa: UP045 - as above
+    more: Annotated[bool, typer.Option("--follow", help="Go on as lines come, until Ctrl-C.")] = False,
+    tracebacks: Annotated[
+        bool, typer.Option("--tracebacks", help="Those of faults as well; they may hold anything.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line an entry.")] = False,
+) -> None:
+    """Show what this site's processes logged, in order of time."""
+    from wardround.client.log_commands import show_logs
+
+    show_logs(folder, since=since, level=level, run=run, more=more, tracebacks=tracebacks, as_json=as_json)
+
+
+@site_app.command("support-bundle")
+def site_support_bundle(
+    file: Annotated[Path, typer.Argument(help="Archive to write; a new one.")], folder: FOLDER = HERE
+) -> None:
+    """Write an archive for whoever helps: figures, digests and our own words, nothing of the site's data."""
+    from wardround.client.log_commands import make_bundle
+
+    make_bundle(folder, file)
+
+
+def _pairs(what: str, given: list[str] | None) -> list[tuple[str, str]]:
+    """NAME=VALUE arguments, in order; what is wrong with one is said without its value."""
+    pairs = []
+    for text in given or []:
+        name, separator, value = text.partition("=")
+        if not (name and separator and value):
+            raise typer.BadParameter("each is NAME=VALUE", param_hint=what)
+        pairs.append((name, value))
+    return pairs
 
 
 def _now() -> datetime:

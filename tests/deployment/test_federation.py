@@ -10,7 +10,8 @@ import pytest
 from federation import Deployed, Federation, config_of
 
 from wardround.client.accepted import RunFolders
-from wardround.client.fetching import fetch_result, fetch_roster
+from wardround.client.evaluating import compare
+from wardround.client.fetching import fetch_result, fetch_roster, kept_result
 from wardround.client.merging import merge_result
 from wardround.client.site_settings import FILE, read_site_settings
 from wardround.core.errors import ConfigError
@@ -89,6 +90,25 @@ def test_a_site_fetches_the_result_and_merges_it(
     report = merge_result(read_site_settings(site.path / FILE), fetched, site.name, tmp_path / "merged")
     assert report.passed
     assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
+def test_a_site_compares_what_it_fetched_with_what_it_would_have_alone(
+    federation: Federation, finished: str
+) -> None:
+    """Offline, from its own files; the site's own rows and the adapter that the server signed."""
+    site = federation.practice.sites["aachen"]
+    runs = RunFolders(site.path / "runs")
+    fetched = fetch_result(site, runs, finished)
+    kept = kept_result(site, runs, finished)
+    assert kept.record == fetched.record
+    found = compare(
+        read_site_settings(site.path / FILE), kept, site.name, test=None, initial=None, alone=True,
+        tell=lambda _: None,
+    )  # fmt: skip
+    assert set(found.scores) == {"base", "local", "federated"}
+    assert found.rounds is not None
+    assert found.rounds[0] == 2
+    assert found.rows > 0
 
 
 def test_the_server_gives_members_its_roster(federation: Federation, deployed: Deployed) -> None:

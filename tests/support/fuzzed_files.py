@@ -26,6 +26,7 @@ from wardround.client.membership.site_folder import AboutSite
 from wardround.client.sealed_files import Label, Owner, SealedFile
 from wardround.client.site_settings import STARTER, read_site_settings
 from wardround.core.plan_offers import PlanAnswer
+from wardround.core.selection import Selection
 from wardround.privacy.accounting.mechanisms import SampledGaussian
 from wardround.privacy.secagg.admission import SiteState
 from wardround.privacy.secagg.hashing import digest
@@ -45,7 +46,6 @@ from wardround.server.enrolment import Enrolment, EnrolmentBook
 from wardround.server.journal import Journal, Position
 from wardround.server.run_live import read_lines, viewed
 from wardround.server.run_record import RunRecord, make_run
-from wardround.server.selection import Selection
 from wardround.strategies.contract import ServerState
 
 # ---- files

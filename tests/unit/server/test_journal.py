@@ -10,11 +10,11 @@ import pytest
 
 from wardround.core.errors import StorageError
 from wardround.core.packed import Packed
+from wardround.core.selection import Selection
 from wardround.runtime.events import RoundFolded, as_record
 from wardround.runtime.files import append_line
 from wardround.server.execution import missing_of
 from wardround.server.journal import Journal, Position
-from wardround.server.selection import Selection
 from wardround.strategies.contract import ServerState
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wardround.core.plan import ReleaseRule
-from wardround.server.selection import Missing, Selection
+from wardround.core.selection import Missing, Selection
 
 RULE = ReleaseRule(metric="accuracy", direction="max")
 
