@@ -40,7 +40,7 @@ def federation(made: Federation, tmp_path: Path) -> Federation:
     shutil.copytree(made.practice.folder, tmp_path / "practice", copy_function=shutil.copy2)
     sites = {name: open_site_folder(tmp_path / "practice/sites" / name) for name in COUNTS}
     copy = replace(made, practice=replace(made.practice, folder=tmp_path / "practice", sites=sites))
-    (sites["basel"].path / "site.yaml").write_text(STARTER)
+    (sites["basel"].path / "site.yaml").write_text(STARTER.replace("least_units: 20", "least_units: 2"))
     runs = RunFolders(sites["basel"].path / "runs")
     runs.offered(RUN, (copy.practice.folder / "plan" / SIGNED).read_bytes())
     return copy
