@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Final
 import httpx
 
 from wardround.client.accepted import RunFolders
+from wardround.client.history.history import FOLDER, History
+from wardround.client.history.rows import Left
 from wardround.client.membership.site_folder import SiteFolder
 from wardround.core.enrolment import SignedPlan
 from wardround.core.errors import ConfigError, PeerError, UnreachableError, WardroundError
@@ -46,22 +49,36 @@ class Fetched:
     released: Adapter
 
 
-def ask_server(site: SiteFolder, path: str, largest: int, *, now: Callable[[], float] = time.time) -> bytes:
-    """The body of one of the server's read-only routes.
+def ask_server(
+    site: SiteFolder, path: str, largest: int, *, run: str = "", now: Callable[[], float] = time.time
+) -> bytes:
+    """The body of one of the server's read-only routes; the site's history has the question before it leaves.
 
     Args:
         site: Who asks.
         path: Under `ROUTES`.
         largest: Bytes of a body, at the most; no more is read.
+        run: What it is about.
         now: Seconds since 1970.
 
     Raises:
+        StorageError: The question cannot be recorded.
         UnreachableError: The server cannot be reached, or not under the consortium's CA.
         ConfigError: There is no such thing.
         PeerError: The server refuses, or sends more than it may.
     """
     whole = ROUTES + path
     headers = {HEADER: sign_request(site.signer(), site.name, whole, now())}
+    asked = f"GET {whole}\n{HEADER}: {headers[HEADER]}\n".encode()
+    History.open(site.path / FOLDER, site.name).record(
+        Left(
+            kind="question",
+            run=run,
+            note=whole[-256:],
+            bytes=len(asked),
+            digest=hashlib.sha256(asked).hexdigest(),
+        )
+    )
     context = ssl.create_default_context(cafile=str(site.ca))
     try:
         with (
@@ -111,7 +128,7 @@ def fetch_result(site: SiteFolder, runs: RunFolders, run_id: str) -> Fetched:
             remedy="wardround site status lists them",
         )  # fmt: skip
     plan = read_signed_plan(data, site.consortium_key)
-    signed = ask_server(site, f"/results/{run_id}/{RECORD}", LARGEST)
+    signed = ask_server(site, f"/results/{run_id}/{RECORD}", LARGEST, run=run_id)
     record = read_document(signed, KIND, ResultRecord, signer=bytes.fromhex(accepted.server), largest=LARGEST)
     for what, found, expected in (
         ("run", record.run_id, run_id), ("plan", record.plan, accepted.plan),
@@ -127,7 +144,8 @@ def fetch_result(site: SiteFolder, runs: RunFolders, run_id: str) -> Fetched:
         with storing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         coming = path.with_name(f".{name}.part")
-        write_atomic(coming, ask_server(site, f"/results/{run_id}/{name}", largest), private=True)
+        body = ask_server(site, f"/results/{run_id}/{name}", largest, run=run_id)
+        write_atomic(coming, body, private=True)
         try:
             adapter = _checked(coming, layout, name, digest)
         except WardroundError:
