@@ -184,7 +184,8 @@ def leave_consortium(folder: Path, now: datetime, *, ask: Callable[[str], bool] 
     _say(f"{site.name} has left {site.consortium!r}{before}")
     _say("destroyed: its keys, and of its runs the contributions, memories and records that they had kept")
     _say(
-        "kept: the privacy ledger (its charges outlive every membership), the history, results, logs"
+        "kept: the privacy ledger (its charges outlive every membership), the history of what left, results, "
+        "site.yaml, logs"
     )
     if came.request is not None:
         _say(f"Send {folder / LEAVING_FILE} to the operator, who takes {site.name} off the roster with it:")
