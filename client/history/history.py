@@ -3,6 +3,7 @@
     history.key     the secret of the signing key
     history.jsonl   the rows (`ledger/chain.py` says how they follow each other)
     head.json       how many there are, and the last one's head: signed, written after each row
+    reserve.N       room for a few rows more, so that a site whose disk is full can still say so
 
 A chain whose end is cut off is a whole chain: the head shows it. Supervisor and commands write to the same
 file, each taking its lock for one row. What no file here shows is that all of them went back to an older
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,12 +33,17 @@ from wardround.client.ledger.rows import canonical
 from wardround.client.sealed_files import make_key, read_key
 from wardround.core.errors import StorageError
 from wardround.privacy.secagg.hashing import derive, framed
-from wardround.runtime.files import PART, atomic_folder, private_folder, storing, write_atomic
+from wardround.runtime.files import PART, atomic_folder, is_full, private_folder, storing, write_atomic
 
 LOG = logging.getLogger(__name__)
 FOLDER: Final = "history"
 """Of the site's folder."""
-FILE, HEAD, KEY = "history.jsonl", "head.json", "history.key"
+FILE, HEAD, KEY, RESERVE = "history.jsonl", "head.json", "history.key", "reserve"
+RESERVES: Final = 8
+RESERVE_BYTES: Final = 32 * 1024
+"""Of one part: more than a row and a head need on any disk."""
+TRIES: Final = 4
+"""So much of the reserve is given up for one row: somebody else may be faster in taking the room."""
 _SALT: Final = b"wardround history 1"
 _HEAD_TAG: Final = "wardround history head 1"
 WAIT_S: Final = 10.0
@@ -85,6 +92,8 @@ class History:
     now: Callable[[], float]
     _signing: Ed25519PrivateKey = field(repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _short: bool = True
+    """Whether some of the reserve may be missing."""
 
     @staticmethod
     def open(folder: Path, site: str, now: Callable[[], float] = time.time) -> History:
@@ -110,15 +119,32 @@ class History:
                 f"{folder} is not the history of this site", expected=f"one of {site}, signed by its own key",
                 remedy=ALTERED,
             )  # fmt: skip
+        history._fill_reserve()
         return history
 
     def record(self, left: Left) -> Sent:
         """Write one row; on the disk, with the head after it, when this returns.
 
+        On a full disk some of the reserve is given up for it.
+
         Raises:
             StorageError: It is not, and nothing of it may leave.
         """
-        with self._lock, self._opened() as file:
+        with self._lock:
+            for _ in range(TRIES):
+                try:
+                    row = self._record(left)
+                except StorageError as error:
+                    if not is_full(error) or not self._gave_up_reserve():
+                        raise
+                else:
+                    if self._short:
+                        self._fill_reserve()
+                    return row
+            return self._record(left)
+
+    def _record(self, left: Left) -> Sent:
+        with self._opened() as file:
             self._catch_up(file)
             row = Sent(row=len(self.chain), at=int(self.now()), left=left)
             line, before = self.chain.line(canonical(row), self._signing.sign), file.size
@@ -177,6 +203,26 @@ class History:
             file.cut(self.size)
         if head["rows"] != len(self.chain):  # a kill came between a row and its head
             self._write_head()
+
+    def _gave_up_reserve(self) -> bool:
+        self._short = True
+        for path in sorted(self.folder.glob(f"{RESERVE}.*")):
+            with storing(path):
+                path.unlink(missing_ok=True)
+            LOG.warning("the disk is full: %s is given up for a row of the history", path.name)
+            return True
+        return False
+
+    def _fill_reserve(self) -> None:
+        """Random bytes: a disk that packs takes no room for zeros."""
+        try:
+            for number in range(RESERVES):
+                path = self.folder / f"{RESERVE}.{number}"
+                if not path.exists():
+                    write_atomic(path, os.urandom(RESERVE_BYTES), private=True)
+        except StorageError:
+            return  # with space again
+        self._short = False
 
     def _write_head(self) -> None:
         _write_head(self.folder, self.chain, self._signing)

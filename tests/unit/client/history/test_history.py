@@ -12,7 +12,16 @@ import pytest
 from full_disk import full_disk
 
 from wardround.client.history import history as module
-from wardround.client.history.history import FILE, HEAD, KEY, History, require_noted, verify
+from wardround.client.history.history import (
+    FILE,
+    HEAD,
+    KEY,
+    RESERVE,
+    RESERVES,
+    History,
+    require_noted,
+    verify,
+)
 from wardround.client.history.rows import Left
 from wardround.core.errors import StorageError
 
@@ -54,7 +63,8 @@ def test_what_left_is_there_in_its_order(tmp_path: Path) -> None:
     assert (found.begun.site, found.torn) == ("north", False)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
-    assert sorted(path.name for path in folder.iterdir()) == sorted([FILE, HEAD, KEY])
+    reserve = [f"{RESERVE}.{number}" for number in range(RESERVES)]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([FILE, HEAD, KEY, *reserve])
     again = History.open(folder, "north")
     again.record(left(3))
     history.record(left(4))  # it catches up with what the other process wrote
@@ -191,6 +201,27 @@ def test_a_full_disk_lets_nothing_leave(tmp_path: Path, file: str) -> None:
     assert len(verify(folder).sent) == 1
     history.record(left(1))
     assert [row.left.bytes for row in verify(folder).sent] == [100, 101]
+
+
+def test_a_full_disk_has_room_for_a_few_rows_more(tmp_path: Path) -> None:
+    """So that a site can still say that its disk is full; with space again the room is kept free anew."""
+    folder = tmp_path / "history"
+    history = written(folder, 1)
+    given_up = 0
+
+    def full(path: Path) -> bool:
+        """Until so much of the reserve was given up, as if the rest of the disk filled up at once."""
+        return len(list(folder.glob(f"{RESERVE}.*"))) >= RESERVES - given_up
+
+    with full_disk(folder, full):
+        for number in range(1, RESERVES + 1):
+            history.record(left(number))
+            given_up = number
+        with pytest.raises(StorageError, match="No space left"):
+            history.record(left(99))
+    assert len(verify(folder).sent) == 1 + RESERVES
+    history.record(left(0))
+    assert len(list(folder.glob(f"{RESERVE}.*"))) == RESERVES
 
 
 def test_another_sites_history_is_not_gone_on_with(tmp_path: Path) -> None:
