@@ -94,9 +94,9 @@ def messages_text(preview: Preview) -> list[str]:
         messages = list(group)
         size, count = sum(message.bytes for message in messages), messages[0].count
         times = f", {count} times" if count > 1 else ""
-        lines.append(f"{when}{times}: {len(messages)} messages, {size_text(size)}")
+        lines.append(f"{when}{times}: {_counted(len(messages))}, {size_text(size)}")
         lines += [_message_line(message) for message in messages if message.exchange is not None]
-    total = f"{preview.count} messages, {size_text(preview.bytes_up)} ({preview.bytes_up:,} bytes)"
+    total = f"{_counted(preview.count)}, {size_text(preview.bytes_up)} ({preview.bytes_up:,} bytes)"
     return [
         *lines,
         f"in all: {total}; down come {size_text(preview.bytes_down)} of states and sums",
@@ -141,6 +141,10 @@ def _message_line(message: Outgoing) -> str:
     said = ", ".join(f"{phase} ({' and '.join(_sums(message, phase))})" for phase in phases)
     assert message.exchange is not None  # noqa: S101 - the caller looked
     return f"  {message.exchange + 1}. {said}: {size_text(message.bytes)}"
+
+
+def _counted(messages: int) -> str:
+    return "1 message" if messages == 1 else f"{messages} messages"
 
 
 def _sums(message: Outgoing, phase: str) -> list[str]:
