@@ -36,7 +36,7 @@ from wardround.server.run_states import RunStatus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 COUNTS = {"aachen": 24, "basel": 17, "cork": 30, "delft": 22, "emden": 26}
-SHARE, EACH = 0.02, 48
+SHARE, EACH = 0.01, 48
 """A run's history differs from the preview by at most this share, and so many bytes a message: figures have
 up to 22 digits and Flower's numbers up to ten bytes, which the preview takes at their longest."""
 FIGURE, OVER = 24, 8
