@@ -64,6 +64,7 @@ class NodeSettings(Frozen):
         secret: Hexadecimal; who knows it may take tasks.
         report: File descriptor, inherited, to which it writes a line when its connection is lost, and an
             empty one when it is there again.
+        history: File descriptor, inherited, of the socket on which it asks to have recorded what leaves.
         polling: Pauses between looks for messages.
         beats: File descriptor, inherited, for signs of life; None: nobody waits for them.
     """
@@ -74,6 +75,7 @@ class NodeSettings(Frozen):
     listener: int
     secret: str = Field(repr=False, min_length=32)
     report: int
+    history: int
     least_s: float = Polling.least_s
     most_s: float = Polling.most_s
     beats: int | None = None

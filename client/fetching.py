@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Final
 import httpx
 
 from wardround.client.accepted import Accepted, RunFolders
+from wardround.client.history.history import FOLDER, History
+from wardround.client.history.rows import Left
 from wardround.client.membership.site_folder import SiteFolder
 from wardround.core.enrolment import SignedPlan
 from wardround.core.errors import ConfigError, PeerError, UnreachableError, WardroundError
@@ -47,22 +50,36 @@ class Fetched:
     released: Adapter
 
 
-def ask_server(site: SiteFolder, path: str, largest: int, *, now: Callable[[], float] = time.time) -> bytes:
-    """The body of one of the server's read-only routes.
+def ask_server(
+    site: SiteFolder, path: str, largest: int, *, run: str = "", now: Callable[[], float] = time.time
+) -> bytes:
+    """The body of one of the server's read-only routes; the site's history has the question before it leaves.
 
     Args:
         site: Who asks.
         path: Under `ROUTES`.
         largest: Bytes of a body, at the most; no more is read.
+        run: What it is about.
         now: Seconds since 1970.
 
     Raises:
+        StorageError: The question cannot be recorded.
         UnreachableError: The server cannot be reached, or not under the consortium's CA.
         ConfigError: There is no such thing.
         PeerError: The server refuses, or sends more than it may.
     """
     whole = ROUTES + path
     headers = {HEADER: sign_request(site.signer(), site.name, whole, now())}
+    asked = f"GET {whole}\n{HEADER}: {headers[HEADER]}\n".encode()
+    History.open(site.path / FOLDER, site.name).record(
+        Left(
+            kind="question",
+            run=run,
+            note=whole[-256:],
+            bytes=len(asked),
+            digest=hashlib.sha256(asked).hexdigest(),
+        )
+    )
     context = ssl.create_default_context(cafile=str(site.ca))
     try:
         with (
@@ -106,7 +123,7 @@ def fetch_result(site: SiteFolder, runs: RunFolders, run_id: str) -> Fetched:
         StorageError: It cannot be kept.
     """
     accepted, plan = _accepted(site, runs, run_id)
-    signed = ask_server(site, f"/results/{run_id}/{RECORD}", LARGEST)
+    signed = ask_server(site, f"/results/{run_id}/{RECORD}", LARGEST, run=run_id)
     record = _record(signed, accepted)
     folder, layout = runs.of(run_id) / RESULT, plan.plan.adapter.layout
     largest = 4 * layout.size + _BYTES_A_TENSOR * (len(layout.tensors) + 1)
@@ -116,7 +133,8 @@ def fetch_result(site: SiteFolder, runs: RunFolders, run_id: str) -> Fetched:
         with storing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         coming = path.with_name(f".{name}.part")
-        write_atomic(coming, ask_server(site, f"/results/{run_id}/{name}", largest), private=True)
+        body = ask_server(site, f"/results/{run_id}/{name}", largest, run=run_id)
+        write_atomic(coming, body, private=True)
         try:
             adapter = _checked(coming, layout, name, digest)
         except WardroundError:

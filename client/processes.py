@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from wardround.client.child import CLOSED, DEADLINE, NodeSettings, WorkerSettings
+from wardround.client.history.line import Recording
 from wardround.client.kept_process import KeptProcess, ProcessState, Restarts
 
 LOG = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class SiteSettings:
             alone reads it: a node whose key was rotated, and is refused, comes back with the next one.
         factory: `module:function` that makes the worker's Flower app, of the installed package.
         arguments: For the factory; JSON.
+        record: Makes a row of the history durable, of what the node is about to send; raises where it does
+            not, and then nothing leaves.
         deadline_s: Seconds that one message may take.
         logs: Folder for the output of both; None leaves it where the supervisor's goes.
         least_s: Pause between looks for messages while one is expected.
@@ -54,6 +57,7 @@ class SiteSettings:
     ca: Path
     transport_key: Callable[[], Path]
     factory: str
+    record: Callable[[Mapping[str, Any]], None]
     deadline_s: float
     arguments: Mapping[str, Any] = field(default_factory=dict)
     logs: Path | None = None
@@ -78,11 +82,13 @@ class SiteProcesses:
         os.set_blocking(self._reports, False)
         self._pipe: tuple[int, ...] = (self._reports, report)
         self._note = ""
+        self._recording = Recording(settings.record)
+        history = self._recording.theirs.fileno()
 
         def node() -> NodeSettings:
             return NodeSettings(
                 server=settings.server, ca=settings.ca, transport_key=settings.transport_key(),
-                listener=descriptor, secret=secret, report=report,
+                listener=descriptor, secret=secret, report=report, history=history,
                 least_s=settings.least_s, most_s=settings.most_s,
             )  # fmt: skip
 
@@ -93,7 +99,8 @@ class SiteProcesses:
         logs = settings.logs
         self._node = KeptProcess(
             "node", "wardround.client.supernode_process", node, restarts,
-            logs / "node.log" if logs else None, settings.silent_s, (descriptor, report),
+            logs / "node.log" if logs else None, settings.silent_s,
+            (descriptor, report, history),
         )  # fmt: skip
         self._worker = KeptProcess(
             "worker", "wardround.client.worker_process", lambda: worker, restarts,
@@ -124,6 +131,7 @@ class SiteProcesses:
         self._worker.end(STOP_S)
         self._node.end(STOP_S)
         self._listener.close()
+        self._recording.close()
         for end in self._pipe:
             os.close(end)
         self._pipe = ()

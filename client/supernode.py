@@ -1,8 +1,9 @@
 """Flower's SuperNode at a site, in a process of its own: the site's connection to the consortium's server.
 
-With worker.py the site's only imports of Flower's internals; tests/contract/test_supernode_internals.py holds
-them. The node holds no data and runs no code that it is sent: tasks wait at its Runtime API, on the loopback
-interface, for the site's own worker.
+With worker.py and node_state.py the site's only imports of Flower's internals, beside those that measure
+(preview/sizes.py); tests/contract/test_supernode_internals.py holds them. The node holds no data and runs no
+code that it is sent: tasks wait at its Runtime API, on the loopback interface, for the worker. What it sends
+is recorded by the supervisor first (history/gate.py).
 """
 
 from __future__ import annotations
@@ -27,16 +28,12 @@ import uvicorn
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from flwr.app import Error
-from flwr.common.constant import ISOLATION_MODE_PROCESS, ErrorCode, Status, SubStatus
-from flwr.supercore.constant import TaskType
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.object_store import NoObjectInStoreError, ObjectStoreFactory
+from flwr.common.constant import ISOLATION_MODE_PROCESS, ErrorCode
+from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
-from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
 from wardround.client.child import (
     CERTIFICATE,
@@ -48,8 +45,11 @@ from wardround.client.child import (
     follow_orders,
     hush_flower,
 )
+from wardround.client.history.gate import Gate
+from wardround.client.history.line import Asking
+from wardround.client.node_state import SiteNodeState
 from wardround.client.polling import Polling
-from wardround.core.errors import ConfigError
+from wardround.core.errors import ConfigError, StorageError, UnreachableError
 from wardround.core.messages import WORKER_ENDED
 
 LOG = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ may be the cause, and Flower drops it. A server that says that it cannot just no
 HEARTBEAT = "/send-node-heartbeat"
 UNABLE = frozenset({502, 503, 504, 507})
 """Answers of a server, or of what stands before it, that cannot just now: a full disk is one of them."""
+LARGEST_REPORT = 2000
+"""Bytes of a line to the supervisor: a pipe passes so many as one."""
 GRACE_S = 8.0
 """For taking leave of the server: a node that did may come back at once, one that did not after a minute."""
 
@@ -83,23 +85,30 @@ class _Line:
 
     def lost(self, how: str, only: str = "") -> None:
         """A request had no answer, or one of a server that cannot answer at this route."""
+        self._fails("the server cannot be reached", how, only)
+
+    def held(self, why: str, path: str) -> None:
+        """What is about to leave could not be recorded, so it does not."""
+        self._fails("nothing is sent", why.replace("\n", " "), path)
+
+    def _fails(self, what: str, why: str, only: str) -> None:
         if self.lost_at is None:
             self.only = only
             self.lost_at = time.monotonic()
-            said = f"the server cannot be reached since {time.strftime('%H:%M:%S')} ({how}); tried again"
+            said = f"{what} since {time.strftime('%H:%M:%S')} ({why}); tried again"
             LOG.warning("%s", said)
             self._tell(said)
 
     def works(self, path: str) -> None:
         """A request had one."""
         if self.lost_at is not None and self.only in {"", path}:
-            LOG.warning("the server is reached again after %.0f s", time.monotonic() - self.lost_at)
+            LOG.warning("it works again after %.0f s", time.monotonic() - self.lost_at)
             self.lost_at = None
             self._tell("")
 
     def _tell(self, said: str) -> None:
         with suppress(OSError):  # nobody reads: the supervisor is gone, and this process is about to end
-            os.write(self.report, said.encode() + b"\n")
+            os.write(self.report, said.encode()[:LARGEST_REPORT] + b"\n")
 
 
 @dataclass
@@ -160,8 +169,9 @@ def serve_node(settings: NodeSettings) -> int:
     server = _runtime_api(create_app(factory, secret), settings.listener)
     follow_orders(lambda order: _obey(order, state), _leave)
     watch = _Watch(Polling(settings.least_s, settings.most_s), _Line(settings.report))
+    gate = Gate(Asking(settings.history), state.asked.get, state.manifest, state.size)
     try:
-        with _watched(watch):
+        with _watched(watch, gate):
             start_client_internal.start_client_internal(
                 state_factory=factory,
                 server_address=settings.server,
@@ -181,12 +191,21 @@ def serve_node(settings: NodeSettings) -> int:
     return watch.refusal or code
 
 
-def _watched(watch: _Watch) -> _Patched:
-    """Flower's loop with our pauses, and a client that tells us of refusals."""
+def _watched(watch: _Watch, gate: Gate) -> _Patched:
+    """Flower's loop with our pauses, and a client that records what leaves and tells us of refusals."""
 
     class Client(FleetHttpClient):
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
+            self._client.follow_redirects = False  # what leaves goes to the server, wherever it points
+
         def _unary_unary(self, *, path: str, **rest: Any) -> Any:
             watch.requests += 1
+            try:
+                gate.check(path, rest["request"])
+            except (StorageError, UnreachableError) as error:
+                watch.line.held(str(error), path)
+                raise httpx.RemoteProtocolError("nothing leaves before it is recorded") from error
             try:
                 answer = super()._unary_unary(path=path, **rest)
             except httpx.HTTPStatusError as error:
@@ -257,64 +276,6 @@ def _obey(order: Mapping[str, object], state: SiteNodeState) -> None:
     if "worker_ended" in order:
         code = ErrorCode.CLIENT_APP_CRASHED if order.get("too_late") else WORKER_ENDED
         state.fail_unanswered(str(order["worker_ended"])[:200], code)
-
-
-class SiteNodeState(InMemoryNodeState):
-    """What Flower's node remembers, with two rules of ours.
-
-    The worker gets a task once all of its message is here: Flower hands it out before it has fetched the
-    message, and its worker gives up after minutes of a slow line. And a worker that has ended is answered
-    for at once.
-    """
-
-    def claim_task(self, task_id: int) -> str | None:
-        """As Flower's, where the task's message is whole."""
-        run_ids = {task.run_id for task in self.get_tasks(task_ids=[task_id])}
-        with self.lock_msg_store:
-            waiting = [
-                message_id
-                for message_id, entry in self.msg_store.items()
-                if entry.message.metadata.run_id in run_ids
-                and not entry.is_retrieved
-                and not entry.message.metadata.reply_to_message_id
-            ]
-        if any(self._is_whole(message_id) for message_id in waiting):
-            return super().claim_task(task_id)
-        return None
-
-    def _is_whole(self, message_id: str) -> bool:
-        try:
-            trees = list(iterate_object_tree(self.object_store.get_object_tree(message_id)))
-        except NoObjectInStoreError:
-            return False
-        return all(self.object_store.get(tree.object_id) for tree in trees)
-
-    def fail_unanswered(self, why: str, code: int = WORKER_ENDED) -> int:
-        """Answer what a worker that has ended had in hand, so that nobody waits for it; gives how many.
-
-        Flower does so by itself a minute later; and not where the worker ended between taking a task and
-        fetching its message, or within its answer: then its node waits for ever.
-        """
-        taken = [
-            task
-            for task in self.get_tasks(statuses=[Status.STARTING, Status.RUNNING])
-            if task.type == TaskType.CLIENT_APP
-        ]
-        for task in taken:
-            with self.lock_msg_store:
-                for message_id, entry in list(self.msg_store.items()):
-                    metadata = entry.message.metadata
-                    if metadata.run_id != task.run_id:
-                        continue
-                    if not metadata.reply_to_message_id:
-                        entry.is_retrieved = True
-                        self.record_message_processing_start(message_id)
-                    elif not self._is_whole(message_id):  # it will never be
-                        self.object_store.delete(message_id)
-                        del self.msg_store[message_id]
-            self.finish_task(task.task_id, SubStatus.FAILED, why)
-            self._store_error_replies({task.run_id}, Error(code, why))
-        return len(taken)
 
 
 def _leave() -> None:

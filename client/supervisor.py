@@ -1,6 +1,6 @@
 """A site's supervisor: keys, ledger and replay records, and the two processes that it keeps alive.
 
-supervisor    this process: identity key, ledger, records; no model, no adapter, no message of the server
+supervisor    this process: identity key, ledger, records, history; no model, adapter or message of the server
 node          Flower's SuperNode: the transport key, the connection to the server
 worker        torch, base model, rows; asks the supervisor for signatures and charges
 """
@@ -12,13 +12,15 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from wardround.client.admitting import runs_of
+from wardround.client.history.history import FOLDER, History
+from wardround.client.history.rows import read_left
 from wardround.client.hours import Opening
 from wardround.client.keeper import OwnKeeper
 from wardround.client.keeper_service import LARGEST_MESSAGE, KeeperService
@@ -60,12 +62,14 @@ def running_site(folder: Path, *, deadline_s: float = DEADLINE_S) -> Iterator[Si
     token, socket = secrets.token_hex(32), UnixSocket(site.path / KEEPER)
     keeper = OwnKeeper(site.signer(), site.path, site.storage_key())
     service = KeeperService(site.name, keeper, runs_of(site)).service()
+    history = History.open(site.path / FOLDER, site.name)
     settings = SiteSettings(
         server=site.server_address,
         ca=site.ca,
         transport_key=site.transport_key,
         factory="wardround.client.worker_app:site_app",
         arguments={"folder": str(site.path), "socket": str(socket.folder), "token": token},
+        record=lambda left: _record(history, left),
         deadline_s=deadline_s,
         logs=site.path / LOGS,
         open=Opening(
@@ -78,6 +82,10 @@ def running_site(folder: Path, *, deadline_s: float = DEADLINE_S) -> Iterator[Si
         site.require_present()  # once more: from here on nobody can leave
         with SiteProcesses(settings) as processes:
             yield processes
+
+
+def _record(history: History, left: Mapping[str, Any]) -> None:
+    history.record(read_left(left))
 
 
 def require_ready(site: SiteFolder) -> None:

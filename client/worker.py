@@ -1,7 +1,8 @@
 """The site's resident worker: takes tasks from the node and answers them with our own app, in this process.
 
-With supernode.py the site's only imports of Flower's internals. The bundle that a task names is not looked
-at: what runs is the installed package. The app is built once and keeps its models between messages.
+With supernode.py and node_state.py the site's only imports of Flower's internals. The bundle that a task
+names is not looked at: what runs is the installed package. The app is built once and keeps its models between
+messages.
 """
 
 from __future__ import annotations

@@ -120,6 +120,11 @@ def summary_text(record: Mapping[str, Any]) -> str:
     return "\n".join([*told, *(f"note: {text}" for text in record["advice"])])
 
 
+def privacy_line(record: Mapping[str, Any]) -> str:
+    """What a summary says of differential privacy: ε with its δ, or none."""
+    return _privacy_text(record["privacy"])
+
+
 def _days(seconds: float) -> str:
     return f"{seconds / DAY_S:g} days" if seconds >= DAY_S else f"{seconds:g} s"
 

@@ -1,4 +1,4 @@
-"""Lines of a ledger: each is bound to all lines before it, and signed.
+"""Lines of a ledger, or of another record of a site's: each is bound to all lines before it, and signed.
 
     {"body":BODY,"head":HEAD,"signature":SIGNATURE}
 
@@ -32,7 +32,6 @@ _TAIL: Final = len(_HEAD) + 64 + len(_SIGNATURE) + 128 + len(_AFTER)
 _BODY: Final = slice(len(_BEFORE), -_TAIL)
 _HEAD_PART: Final = slice(len(_HEAD) - _TAIL, len(_HEAD) + 64 - _TAIL)
 _SIGNED_PART: Final = slice(-len(_AFTER) - 128, -len(_AFTER))
-_SIGNED: Final = "wardround ledger row 1"
 ALTERED: Final = (
     "the file is not what the ledger wrote: put the last whole copy back, then replay the rows that the "
     "mirror has, or write the cap off"
@@ -43,15 +42,35 @@ TORN: Final = (
 )
 
 
+@dataclass(frozen=True)
+class Record:
+    """Which record the lines are of.
+
+    Attributes:
+        name: In messages, such as `ledger`.
+        tag: Of what is signed, so that a row of one record never passes for one of another.
+        altered: What to do where it is not what its site wrote.
+    """
+
+    name: str
+    tag: str
+    altered: str
+
+
+LEDGER: Final = Record("ledger", "wardround ledger row 1", ALTERED)
+
+
 @dataclass
 class Chain:
     """Lines that follow each other.
 
     Attributes:
         lines: One a row, without their ends.
+        record: Which record they are of.
     """
 
     lines: list[bytes] = field(default_factory=list)
+    record: Record = LEDGER
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -67,7 +86,7 @@ class Chain:
     def line(self, body: bytes, sign: Callable[[bytes], bytes]) -> bytes:
         """The line that this body would be next, with its end; the chain stays as it is."""
         head = hashlib.sha256(self._before(len(self)) + body).hexdigest()
-        return _line(body, head.encode(), sign(_statement(head)).hex().encode()) + b"\n"
+        return _line(body, head.encode(), sign(self._statement(head)).hex().encode()) + b"\n"
 
     def take(self, line: bytes) -> bytes:
         """Add one line, without its end; returns its body.
@@ -75,7 +94,7 @@ class Chain:
         Raises:
             StorageError: It does not follow.
         """
-        self.lines += followed([line], self._before(len(self)), len(self))
+        self.lines += followed([line], self._before(len(self)), len(self), self.record)
         return line[_BODY]
 
     def check_last(self, key: str) -> None:
@@ -96,8 +115,9 @@ class Chain:
         for row in range(start, len(self)):
             if not self._is_signed(row, key):
                 raise StorageError(
-                    f"row {row} of the ledger is not signed by its key", found="another signature",
-                    expected=f"one by the key {key[:12]}…", remedy=ALTERED,
+                    f"row {row} of the {self.record.name} is not signed by its key",
+                    found="another signature", expected=f"one by the key {key[:12]}…",
+                    remedy=self.record.altered,
                 )  # fmt: skip
 
     def _is_signed(self, row: int, key: str) -> bool:
@@ -105,7 +125,7 @@ class Chain:
         try:
             signature = bytes.fromhex(written.decode())
             public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
-            public.verify(signature, _statement(self.head(row)))
+            public.verify(signature, self._statement(self.head(row)))
         except (InvalidSignature, ValueError):
             return False
         return signature.hex().encode() == written  # hex has two ways to write a letter
@@ -113,8 +133,11 @@ class Chain:
     def _before(self, row: int) -> bytes:
         return _bound(self.lines[row - 1]) if row else b""
 
+    def _statement(self, head: str) -> bytes:
+        return framed(self.record.tag, head)
 
-def followed(lines: list[bytes], before: bytes, row: int) -> list[bytes]:
+
+def followed(lines: list[bytes], before: bytes, row: int, record: Record = LEDGER) -> list[bytes]:
     """The lines, if each follows from the one before it.
 
     Raises:
@@ -128,8 +151,8 @@ def followed(lines: list[bytes], before: bytes, row: int) -> list[bytes]:
         # Written anew and compared as a whole, so that no byte of the line is left unchecked.
         if line != _line(body, head, signature):
             raise StorageError(
-                f"row {number} of the ledger does not follow from those before it",
-                found="another line", expected="the line that was written there", remedy=ALTERED,
+                f"row {number} of the {record.name} does not follow from those before it",
+                found="another line", expected="the line that was written there", remedy=record.altered,
             )  # fmt: skip
         before = head + signature
     return lines
@@ -141,15 +164,17 @@ def whole_lines(data: bytes) -> tuple[bytes, bytes]:
     return data[:end], data[end:]
 
 
-def chained(data: bytes) -> Chain:
+def chained(data: bytes, record: Record = LEDGER) -> Chain:
     """The chain of whole lines.
 
     Raises:
         StorageError: There are none, or a row was altered, moved, removed, repeated or inserted; names it.
     """
-    chain = Chain(followed(data.split(b"\n")[:-1], b"", 0))
+    chain = Chain(followed(data.split(b"\n")[:-1], b"", 0, record), record)
     if not chain.lines:
-        raise StorageError("the ledger is empty", expected="at least its row 0", remedy=ALTERED)
+        raise StorageError(
+            f"the {record.name} is empty", expected="at least its row 0", remedy=record.altered
+        )
     return chain
 
 
@@ -159,7 +184,3 @@ def _line(body: bytes, head: bytes, signature: bytes) -> bytes:
 
 def _bound(line: bytes) -> bytes:
     return line[_HEAD_PART] + line[_SIGNED_PART]
-
-
-def _statement(head: str) -> bytes:
-    return framed(_SIGNED, head)

@@ -1,4 +1,4 @@
-"""The one file that a ledger grows in, and its mirror: what a call returned from is on the disk.
+"""The one file that a ledger, or another chain, grows in, and its mirror: what a call returned from stays.
 
 A line is one write, then a sync. Where either fails the file is cut back to where it was, so that nothing of
 the line is left and nothing was believed; should the cut fail as well, nothing more is written by this
@@ -132,7 +132,7 @@ class RowFile:
             ("is not the file that was opened, or somebody else wrote to it", same),
         ):
             if not is_right:
-                raise StorageError(f"{self.path} {what}", remedy="end this process and open the ledger anew")
+                raise StorageError(f"{self.path} {what}", remedy="end this process and open the file anew")
 
     def close(self) -> None:
         """Close and unlock."""

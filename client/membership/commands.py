@@ -183,7 +183,10 @@ def leave_consortium(folder: Path, now: datetime, *, ask: Callable[[str], bool] 
     before = " before; what was still there is destroyed" if came.again else ""
     _say(f"{site.name} has left {site.consortium!r}{before}")
     _say("destroyed: its keys, and of its runs the contributions, memories and records that they had kept")
-    _say("kept: the privacy ledger (its charges outlive every membership), results, site.yaml, logs")
+    _say(
+        "kept: the privacy ledger (its charges outlive every membership), the history of what left, results, "
+        "site.yaml, logs"
+    )
     if came.request is not None:
         _say(f"Send {folder / LEAVING_FILE} to the operator, who takes {site.name} off the roster with it:")
         _say(f"  wardround consortium revoke {site.name} --request {LEAVING_FILE}")

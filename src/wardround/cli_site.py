@@ -109,6 +109,43 @@ def site_fetch(
     fetch_run(folder, run, merge=merge)
 
 
+@site_app.command("preview")
+def site_preview(
+    plan: Annotated[
+        str, typer.Argument(help="A plan's folder, the file plan.signed.json, or the id of an offered run.")
+    ],
+    folder: FOLDER = HERE,
+    fields: Annotated[
+        bool, typer.Option("--fields", help="Every field of every message, and what it is.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Show what would leave this site in a run of a plan: messages, names, shapes, bytes, ε."""
+    from wardround.client.preview.commands import show_preview
+
+    show_preview(folder, plan, as_json=as_json, fields=fields)
+
+
+@site_app.command("history")
+def site_history(
+    folder: FOLDER = HERE,
+    run: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(help="Leave out all others."),
+    ] = None,
+    noted: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(help="A head that you noted; a history that has lost it is refused."),
+    ] = None,
+    last: Annotated[int, typer.Option(help="So many rows at the most; 0 shows all.", min=0)] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Check the signed record of what left this site, and show it."""
+    from wardround.client.history.commands import show_history
+
+    show_history(folder, run, noted=noted, last=last, as_json=as_json)
+
+
 @site_app.command("stop")
 def site_stop(folder: FOLDER = HERE) -> None:
     """End the site's processes; a round that it trains goes on at the next start."""

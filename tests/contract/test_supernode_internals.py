@@ -29,7 +29,7 @@ from flwr.supernode.runtime import run_clientapp
 
 from wardround.client import worker
 from wardround.client.child import QUIET
-from wardround.client.supernode import SiteNodeState
+from wardround.client.node_state import SiteNodeState
 
 
 def names(function: Any) -> list[str]:
@@ -189,3 +189,34 @@ def test_what_an_app_raises_goes_out_by_its_kind_only() -> None:
     reply, status = worker.answer_with(app, message, context)
     assert reply.error.reason == "KeyError"
     assert status == "failed"
+
+
+def test_a_reply_is_sent_when_all_of_it_is_here() -> None:
+    """It is recorded as a whole before its first byte; Flower announces a reply whose pieces come later."""
+    state, message, task_id = node_with_a_message()
+    fill(state, message)
+    assert state.claim_task(task_id)
+    reply = Message(RecordDict({"manifest": ConfigRecord({"json": '{"status": "ok"}'})}), reply_to=message)
+    reply.metadata.__dict__["_message_id"] = reply.object_id
+    state.store_message_and_object_tree(reply, get_object_tree(reply), state.start_session(7))
+    assert replies(state) == []
+    fill(state, reply)
+    assert [found.metadata.message_id for found in replies(state)] == [reply.object_id]
+    assert replies(state) == [], "once"
+    assert state.manifest(reply.object_id) == {"status": "ok"}
+    assert state.size(reply.object_id) == len(reply.deflate())
+    assert state.asked[message.metadata.message_id].type == "train"
+    state.delete_messages(message_ids=[reply.object_id, message.metadata.message_id])
+    assert state.asked == {}
+
+
+def test_a_manifest_that_cannot_be_read_is_none() -> None:
+    """Whatever a worker writes there."""
+    for text in ("", "[]", "{", '"x"'):
+        state, message, _ = node_with_a_message()
+        reply = Message(RecordDict({"manifest": ConfigRecord({"json": text})}), reply_to=message)
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        state.object_store.preregister(7, get_object_tree(reply))
+        fill(state, reply)
+        assert state.manifest(reply.object_id) == {}
+    assert state.manifest("0" * 64) == {}

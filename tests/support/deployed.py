@@ -13,6 +13,8 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 from pki import make_ca, make_server, make_transport_key
 
+from wardround.client.history.history import History
+from wardround.client.history.rows import read_left
 from wardround.client.processes import SiteProcesses, SiteSettings
 from wardround.server.superlink import FlowerRun, SuperLink, TlsFiles
 
@@ -46,6 +48,10 @@ class Pair:
             self.keys[site] = make_transport_key(self.folder / f"{site}.key")
         return self.keys[site]
 
+    def history(self, site: str) -> History:
+        """The site's record of what left it."""
+        return History.open(self.folder / f"{site}-history", site)
+
     def server(self, address: str = "127.0.0.1:0", **more: Any) -> SuperLink:
         """The server."""
         return SuperLink(self.folder / "state.db", self.tls, address, **more)
@@ -60,6 +66,7 @@ class Pair:
             ca=self.folder / "ca.pem",
             transport_key=lambda: self.folder / f"{site}.key",
             factory="answering_site:app",
+            record=lambda left: self.history(site).record(read_left(left)),
             arguments={"note": str(self.folder / "busy")},
             deadline_s=deadline_s,
             logs=self.folder / "logs",

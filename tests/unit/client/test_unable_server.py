@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,12 +13,17 @@ from typing import Any
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Error, Message, RecordDict
 from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse, PushMessagesResponse
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
+from flwr.supercore.inflatable.inflatable_object import get_object_tree
+from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import fleet_http_connection
 
 from wardround.client import supernode
+from wardround.client.history.gate import Gate
 from wardround.client.polling import Polling
+from wardround.core.errors import StorageError
 
 ROUTES = {
     "/v1/fleet/activate-node": ActivateNodeResponse(node_id=5),
@@ -28,6 +33,7 @@ ROUTES = {
     "/v1/fleet/push-messages": PushMessagesResponse(),
 }
 PULL, BEAT = "/v1/fleet/pull-messages", "/v1/fleet/send-node-heartbeat"
+PUSH, ELSEWHERE = "/v1/fleet/push-messages", "/elsewhere"
 
 
 class Faulty:
@@ -46,6 +52,8 @@ class Faulty:
                 status = waiting.pop(0)
                 body = ROUTES[self.path].SerializeToString() if status == 200 else b"{}"
                 self.send_response(status)
+                if status == 307:
+                    self.send_header("location", ELSEWHERE)
                 self.send_header("content-length", str(len(body)))
                 self.send_header("content-type", "application/protobuf")
                 self.end_headers()
@@ -71,8 +79,14 @@ def faulty() -> Iterator[Faulty]:
     made.server.server_close()
 
 
+def recorded(_: Mapping[str, Any]) -> None:
+    """A supervisor that records all."""
+
+
 @contextmanager
-def connected(faulty: Faulty) -> Iterator[tuple[Any, Any, int]]:
+def connected(
+    faulty: Faulty, record: Callable[[Mapping[str, Any]], None] = recorded
+) -> Iterator[tuple[Any, Any, int]]:
     """Flower's callbacks of a node, our watch over them, and where it tells of the line."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
@@ -80,7 +94,7 @@ def connected(faulty: Faulty) -> Iterator[tuple[Any, Any, int]]:
     key = ec.generate_private_key(ec.SECP384R1())
     try:
         with (
-            supernode._watched(watch),
+            supernode._watched(watch, Gate(record, lambda _: None, lambda _: {}, lambda _: 0)),
             fleet_http_connection.http_request_response(
                 faulty.address, insecure=True, authentication_keys=(key, key.public_key())
             ) as callbacks,
@@ -160,3 +174,38 @@ def test_a_fault_that_stays_ends(faulty: Faulty, monkeypatch: pytest.MonkeyPatch
         faulty.faults[PULL] = []
         assert receive() is None
         assert watch.broken == {}
+
+
+def test_nothing_leaves_that_the_history_cannot_take(faulty: Faulty) -> None:
+    """The node waits, says why, and sends when it is recorded; heartbeats and looks for a message go on."""
+    rows: list[Mapping[str, Any]] = []
+    refusals = 2
+
+    def record(left: Mapping[str, Any]) -> None:
+        if len(asked_before) < refusals:
+            asked_before.append(list(faulty.asked))
+            raise StorageError("cannot write history.jsonl", found="No space left on device")
+        rows.append(left)
+
+    asked_before: list[list[str]] = []
+    with connected(faulty, record) as ((_, receive, send, *_), _, reading):
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
+        reply = Message(Error(3, "KeyError"), reply_to=Message(RecordDict(), 5, "train", ttl=60))
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        send(reply, get_object_tree(reply), 0.0)
+        assert receive() is None
+        _, said, better = told(reading)
+    assert [PUSH in asked for asked in asked_before] == [False, False]
+    assert faulty.asked.count(PUSH) == len(rows) == 1
+    assert "nothing is sent since" in said
+    assert "No space left on device" in said
+    assert better == ""
+
+
+def test_what_leaves_goes_nowhere_but_to_the_server(faulty: Faulty) -> None:
+    """A server that points elsewhere is not followed."""
+    with connected(faulty) as ((_, receive, *_), _, _):
+        faulty.faults[PULL] = [307]
+        with pytest.raises(httpx.HTTPStatusError):
+            receive()
+    assert ELSEWHERE not in faulty.asked

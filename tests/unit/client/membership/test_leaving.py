@@ -10,6 +10,7 @@ import pytest
 from members import NOW, KillAt, Killed, Practice, altered, private_bytes
 
 from wardround.client.accepted import RunFolders
+from wardround.client.history.history import History
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.membership import leaving
@@ -70,12 +71,15 @@ def files_of(path: Path) -> dict[str, bytes]:
 
 
 def test_keys_and_what_runs_kept_are_gone_and_the_ledger_is_not(practice: Practice) -> None:
-    """No private key lies anywhere; plan and acceptance stay, and so does every byte of the ledger."""
+    """No private key lies anywhere; plan and acceptance stay, and every byte of ledger and history."""
     site = folder(practice)
+    History.open(site.path / "history", site.name)
     secrets = {
-        name: value for name, value in private_bytes(site.path).items() if Path(name).parent.name != "ledger"
+        name: value
+        for name, value in private_bytes(site.path).items()
+        if Path(name).parent.name not in {"ledger", "history"}
     }
-    ledger = files_of(site.path / "ledger")
+    ledger, history = files_of(site.path / "ledger"), files_of(site.path / "history")
     assert len(secrets) == 3
     came = leave(site, NOW)
     left = everything(site.path)
@@ -88,6 +92,8 @@ def test_keys_and_what_runs_kept_are_gone_and_the_ledger_is_not(practice: Practi
         *("accepted.json", "plan.signed.json"),
     ]
     assert files_of(site.path / "ledger") == ledger
+    assert files_of(site.path / "history") == history
+    assert history
     Ledger.open(site.path / "ledger").close()
 
 
