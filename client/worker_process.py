@@ -8,15 +8,21 @@ import os
 import sys
 from typing import Any
 
-from wardround.client.child import QUIET, WorkerSettings, follow_orders, read_settings, show_life
+from wardround.client.child import (
+    QUIET,
+    WorkerSettings,
+    follow_orders,
+    keep_loopback_off_proxies,
+    read_settings,
+    show_life,
+)
 from wardround.core.errors import ConfigError, WardroundError
 
 
 def main() -> int:
     """Read settings from standard input, make the app, and answer messages; gives the exit code."""
     os.environ.update(QUIET)
-    os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"]))
-    os.environ["no_proxy"] = os.environ["NO_PROXY"]
+    keep_loopback_off_proxies()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
     for name in ("httpx", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)

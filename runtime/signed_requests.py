@@ -1,4 +1,4 @@
-"""Questions to the server's routes for members, signed by a member's identity key: a header, and its check."""
+"""Questions to the server's routes for members, signed by an identity key: a header, and its check."""
 
 from __future__ import annotations
 
