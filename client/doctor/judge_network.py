@@ -250,8 +250,13 @@ def judge_round_trip(seconds: Sequence[float]) -> Finding:
     return passes("round trip", told)
 
 
-def judge_bandwidth(rates: Rates, moved: RoundBytes | None) -> Finding:
-    """Of what a line carries, held against what a plan's round moves."""
+def judge_bandwidth(rates: Rates | str, moved: RoundBytes | None) -> Finding:
+    """Of what a line carries, held against what a plan's round moves; a text says why it was not measured."""
+    if isinstance(rates, str):
+        return warns(
+            "bandwidth", f"not measured: {rates}",
+            "429: it was asked too often, wait a minute; 404 or 405: the server is older than this question",
+        )  # fmt: skip
     told = f"{size_text(rates.up)}/s up, {size_text(rates.down)}/s down"
     remedy = "ask for a plan with a smaller adapter, fewer bits or a longer deadline, or for a faster line"
     if moved is None:

@@ -144,11 +144,10 @@ def ask_about(site: SiteFolder) -> tuple[ServerAbout | None, str]:
 
 def measure(
     site: SiteFolder, way: Way, round_trip_s: float, clock: Callable[[], float] = time.monotonic
-) -> Rates:
-    """Send bytes that mean nothing up and down, on one connection.
+) -> Rates | str:
+    """Send bytes that mean nothing up and down, on one connection; a text: the server's answer forbids it.
 
     Raises:
-        PeerError: The server does not take them, or not now.
         UnreachableError: The connection did not hold.
     """
     up = down = 0.0
@@ -158,25 +157,22 @@ def measure(
         def timed(method: str, path: str, content: bytes | None, size: int) -> float:
             headers = {HEADER: sign_request(signer, site.name, path, time.time(), method)}
             before = clock()
-            try:
-                reply = client.request(
-                    method, f"https://{way.server}{path}", headers=headers, content=content
-                )
-            except httpx.HTTPError as error:
-                raise UnreachableError("the connection did not hold", found=_why(error)) from error
-            if reply.status_code != httpx.codes.OK:
-                raise PeerError(
-                    "the server lets nothing be measured", found=f"it answers {reply.status_code}",
-                    remedy="429: asked too often, wait a minute; 404 or 405: an older server, which cannot",
-                )  # fmt: skip
+            client.request(
+                method, f"https://{way.server}{path}", headers=headers, content=content
+            ).raise_for_status()
             return size / max(clock() - before - round_trip_s, 1e-6)
 
-        for size in SIZES:
-            before = clock()
-            up = timed("POST", ROUTES + PROBE, os.urandom(size), size)
-            down = timed("GET", f"{ROUTES}{PROBE}/{size}", None, size)
-            if clock() - before > QUICK_S:
-                break
+        try:
+            for size in SIZES:
+                before = clock()
+                up = timed("POST", ROUTES + PROBE, os.urandom(size), size)
+                down = timed("GET", f"{ROUTES}{PROBE}/{size}", None, size)
+                if clock() - before > QUICK_S:
+                    break
+        except httpx.HTTPStatusError as error:
+            return f"the server answers {error.response.status_code}"
+        except httpx.HTTPError as error:
+            raise UnreachableError("the connection did not hold", found=_why(error)) from error
     return Rates(up, down)
 
 

@@ -1,4 +1,4 @@
-"""Which proxy a site's connection takes is httpx's choice, since Flower's clients are httpx's: we ask it the same."""
+"""Which proxy a connection takes is httpx's choice, since Flower's clients are httpx's: we say the same."""
 
 from __future__ import annotations
 

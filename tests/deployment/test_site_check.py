@@ -52,8 +52,9 @@ def checked(site: Path, *more: str) -> tuple[int, dict[str, dict[str, str]], str
     "private", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "private"]
 )
 def test_all_is_well_and_nothing_is_left_behind(federation: Federation, private: bool) -> None:
-    """Every check is there and none fails, with a dry step of the plan's kind; the folder is as it was, and no
-    row, id or file of rows is in what is printed.
+    """Every check is there and none fails, with a dry step of the plan's kind.
+
+    The folder is as it was, and no row, id or file of rows is in what is printed.
     """
     sections: dict[str, Any] = {}
     if private:

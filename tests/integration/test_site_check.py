@@ -6,11 +6,12 @@ import json
 import shutil
 import socket
 import sys
-from collections import namedtuple
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,14 +26,16 @@ from wardround.client.doctor.command import check_site, examine
 from wardround.client.doctor.findings import CHECKS, Finding
 from wardround.client.doctor.probes_site import look_into
 from wardround.client.fetching import fetch_roster
+from wardround.client.ledger.commands import create_ledger
 from wardround.client.membership.site_folder import SiteFolder, open_site_folder
 from wardround.core.errors import UnreachableError
 from wardround.runtime.plan_folder import SIGNED, read_plan
+from wardround.server.consortium.server_folder import open_server_folder
 from wardround.server.daemon import RunningServer, running_server
+from wardround.simulations.practice import making
 from wardround.simulations.practice.making import free_port
 
 SITES = {"aachen": 24, "basel": 24, "cork": 24}
-NEVER = {"no proxy": "*"}
 WITHOUT_PLAN = [check for check in CHECKS if check not in ("plan", "dry step", "estimate")]
 
 
@@ -110,7 +113,7 @@ def test_without_a_plan_nothing_fails(site: SiteFolder, capsys: pytest.CaptureFi
 
 
 def test_an_inspecting_proxy_is_named(site: SiteFolder, tmp_path: Path) -> None:
-    """A server under another CA than the consortium's: by its issuer; nothing is asked of it under a signature."""
+    """A server under another CA than the consortium's: by its issuer; nothing else is asked of it."""
     make_server(tmp_path, make_ca(tmp_path))
     with tls_server(tmp_path / "server.pem", tmp_path / "server.key") as address:
         reroute(site, address)
@@ -127,8 +130,8 @@ def test_an_inspecting_proxy_is_named(site: SiteFolder, tmp_path: Path) -> None:
 )
 def test_a_clock_that_is_off_is_told(world: World, site: SiteFolder, shift_s: int, status: str) -> None:
     """By the server's own date; what else that server cannot say is told as well."""
-    own = world.federation.practice.server
-    with tls_server(own / "tls.pem", own / "tls.key", shift_s=shift_s) as address:
+    own = open_server_folder(world.federation.practice.server)
+    with tls_server(own.tls_certificate, own.tls_key, shift_s=shift_s) as address:
         reroute(site, address)
         found = looked(site)
     assert found["tls"].status == "passes"
@@ -175,23 +178,18 @@ def test_a_name_that_is_not_resolved_is_told(site: SiteFolder) -> None:
 
 
 @pytest.fixture
-def named(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def named(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Any:
     """A consortium whose server is reached by a name that only the proxy knows."""
-    from wardround.simulations.practice import making
-
     folder = tmp_path_factory.mktemp("n")
-    monkeypatch.setattr(making, "free_port", lambda: 9443)
     rows = {"aachen": folder / "rows.jsonl"}
     rows["aachen"].write_text('{"note": "a", "grade": "mild", "patient": "p"}\n')
     settings = {"models": [{"path": str(tiny_bert)}], "source": {"path": str(rows["aachen"])}}
-    from datetime import UTC, datetime
-
     return making.make_practice(folder / "p", "server.test:9443", {"aachen": settings}, datetime.now(UTC))
 
 
 @pytest.mark.usefixtures("nowhere")
 def test_a_connect_proxy_is_the_only_way_out(named: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it goes there, under its login, which is not printed; `site fetch` and the roster's question too."""
+    """All of it goes there, under a login that is not printed; `site fetch` and the roster's question too."""
     site = named.sites["aachen"]
     with running_server(named.server, "127.0.0.1:0") as server:
         proxy = ConnectProxy({"server.test:9443": server.link.address}, login="ward:hush-hush")
@@ -256,8 +254,7 @@ def test_settings_that_cannot_be_read_are_told(site: SiteFolder) -> None:
 
 def test_too_little_disk_is_told(site: SiteFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what the system says is free."""
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12, 10**6))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
     found = looked(site)
     assert failing(found) == ["disk"]
     assert "1.0 MB free" in found["disk"].found
@@ -265,8 +262,6 @@ def test_too_little_disk_is_told(site: SiteFolder, monkeypatch: pytest.MonkeyPat
 
 def test_an_altered_ledger_is_told(world: World, site: SiteFolder) -> None:
     """By the row."""
-    from wardround.client.ledger.commands import create_ledger
-
     create_ledger(site.path / "ledger", {"epsilon": 3.0, "delta": 1e-4}, 12, None)
     assert looked(site)["ledger"].status == "passes"
     (rows,) = (site.path / "ledger").glob("*.jsonl")
@@ -297,7 +292,7 @@ def test_wrong_weights_under_the_plans_digest_are_told(
     base = tmp_path / "base"
     shutil.copytree(world.federation.base, base)
     weights = load_file(base / "model.safetensors")
-    name = sorted(weights)[0]
+    name = min(weights)
     save_file(weights | {name: weights[name] + 1}, base / "model.safetensors", {"format": "pt"})
     digest = read_plan(world.plan).plan.base.digest
     settle(site, models=[{"path": str(base), "digest": digest}])
@@ -383,5 +378,4 @@ def test_a_run_that_was_offered_is_looked_at_by_its_name(world: World, site: Sit
     found = looked(site, run="run-1")
     assert failing(found) == []
     assert "signed by the consortium" in found["plan"].found
-    assert "24 rows" not in found["dry step"].found
-    assert replace(found["estimate"]).status == "passes"
+    assert found["estimate"].status == "passes"

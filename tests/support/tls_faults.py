@@ -1,4 +1,4 @@
-"""What stands between a site and its server, or in the server's place: for tests of `wardround site check`."""
+"""What stands between a site and its server, or in its place: for tests of `wardround site check`."""
 
 from __future__ import annotations
 

@@ -176,6 +176,7 @@ def test_a_slow_line_warns_and_one_too_slow_for_the_plan_fails() -> None:
     is_like(net.judge_bandwidth(net.Rates(1e4, 1e5), moved), "fails", "120 s of its 100")
     is_like(net.judge_bandwidth(net.Rates(1e6, 1e6), None), "passes")
     is_like(net.judge_bandwidth(net.Rates(1e6, 1e5), None), "warns", "100.0 kB/s down")
+    is_like(net.judge_bandwidth("the server answers 429", moved), "warns", "429", "wait a minute")
     is_like(net.judge_round_trip([0.1, 0.2, 9.0]), "passes", "200 ms")
     is_like(net.judge_round_trip([2.0, 2.0, 0.1]), "warns", "2000 ms")
 
