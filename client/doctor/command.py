@@ -170,9 +170,7 @@ def _of_training(
         yield from (unseen(check, "settings") for check in OF_A_PLAN[1:] if asked)
         return
     seen, finding = _tried("data", lambda: probes.rows_seen(settings))
-    found, unfound = _tried(
-        "data", lambda: document and probes.rows_of_plan(settings, document.plan, site.name)
-    )
+    found, unfound = _tried("data", lambda: _rows_of(document, settings, site.name))
     judged = [judge_data(seen, found)] if seen is not None else []
     yield worst("data", [*judged, *(one for one in (finding, unfound) if one is not None)])
     if document is None:
@@ -189,6 +187,10 @@ def _of_training(
     yield judge_step(tried, free, document.plan.data.max_length)
     steps, finding = _tried("estimate", lambda: _steps(document.plan, found))
     yield finding or judge_estimate(tried.step, steps, document.plan.rounds.deadline_s)
+
+
+def _rows_of(document: SignedPlan | None, settings: SiteSettings, site: str) -> RowsOfPlan | None:
+    return None if document is None else probes.rows_of_plan(settings, document.plan, site)
 
 
 def _steps(plan: TrainingPlan, rows: RowsOfPlan | None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,22 +36,30 @@ def try_apart(
     limit = max(LEAST_S, document.plan.rounds.deadline_s)
     try:
         done = subprocess.run(  # noqa: S603 - our own module
-            list(command), input=json.dumps(dry).encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            list(command), input=json.dumps(dry).encode(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             check=False, env=os.environ | OFFLINE, timeout=limit,
         )  # fmt: skip
-        output, code = done.stdout, done.returncode
+        output, code, kind = done.stdout, done.returncode, kind_of(done.stderr)
     except subprocess.TimeoutExpired as late:
         return read_tried(late.stdout or b"", None, limit)
-    return read_tried(output, code, limit)
+    return read_tried(output, code, limit, kind)
 
 
-def read_tried(output: bytes, code: int | None, limit_s: float) -> Tried:
+def kind_of(errors: bytes) -> str:
+    """The kind of the exception that a traceback ends in, and nothing of its words, which may hold data."""
+    last = errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
+    found = re.match(r"[A-Za-z_][\w.]*(?=:|$)", last)
+    return found[0].rpartition(".")[2] if found and "Traceback" in errors.decode("utf-8", "replace") else ""
+
+
+def read_tried(output: bytes, code: int | None, limit_s: float, kind: str = "") -> Tried:
     """The last whole line, and what the end of the process says.
 
     Args:
         output: What the process told.
         code: Its exit code, negative for a signal; None: it did not end in time.
         limit_s: Seconds that it had.
+        kind: Of the exception that ended it, where one did.
     """
     tried = Tried()
     for line in output.splitlines():
@@ -69,5 +78,6 @@ def read_tried(output: bytes, code: int | None, limit_s: float) -> Tried:
         why, remedy = "the system killed it, as it does where memory runs out", LESS
     else:
         how = f"exit code {code}" if code > 0 else f"signal {-code}"
-        why, remedy = f"it ended with {how}", "report it; the other lines still count"
+        why = f"it ended with {how}" + (f", {kind}" if kind else "")
+        remedy = "report it; the other lines still count"
     return tried.model_copy(update={"step": None, "why": why, "remedy": remedy})

@@ -125,7 +125,7 @@ def measure_step(
         seconds=seconds,
         peak_bytes=torch.cuda.max_memory_reserved(bench.device) if on_cuda else peak_bytes(),
         device=str(bench.device), rows=len(rows), tokens=max(row.length for row in rows), made_up=made_up,
-        private=plan.privacy is not None and plan.privacy.trains_privately,
+        private=plan.privacy is not None and plan.privacy.trains_privately, at_once=bench.fit.most,
     )  # fmt: skip
 
 

@@ -50,6 +50,7 @@ class Measured(Frozen):
         tokens: Of its longest row (or what else the task counts).
         made_up: Whether the rows were made up, at the plan's full length.
         private: Whether it clipped and noised.
+        at_once: Rows at once that memory took, where it did not take as many as it was given; else None.
     """
 
     seconds: float = Field(ge=0)
@@ -59,6 +60,7 @@ class Measured(Frozen):
     tokens: int
     made_up: bool
     private: bool
+    at_once: int | None = None
 
 
 class Tried(Frozen):
@@ -94,6 +96,8 @@ def judge_step(tried: Tried, free_bytes: int | None, max_length: int) -> Finding
         f"{step.seconds:.2f} s and {size_text(step.peak_bytes)} at the highest on {step.device}, "
         f"{step.rows} rows of {step.tokens} tokens" + (", clipped and noised" if step.private else "")
     )
+    if step.at_once is not None:
+        return warns("dry step", f"{told}; memory took {step.at_once} rows at once and no more", LESS)
     if free_bytes is not None and step.peak_bytes > SHARE_OF_MEMORY * free_bytes:
         return warns("dry step", f"{told}, of {size_text(free_bytes)} that were free", LESS)
     if not step.made_up and step.tokens < max_length:

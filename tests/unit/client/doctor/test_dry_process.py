@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wardround.client.doctor.dry_process import read_tried
+from wardround.client.doctor.dry_process import kind_of, read_tried
 from wardround.client.doctor.dry_step import peak_bytes
 from wardround.client.doctor.judge_plan import FoundModel, Measured, Tried
 from wardround.client.doctor.probes_site import free_memory
@@ -50,6 +50,15 @@ def test_what_was_told_before_the_end_stands(code: int | None, words: str) -> No
 def test_nothing_told_is_nothing_found() -> None:
     """Killed while it imported."""
     assert read_tried(b"", -signal.SIGKILL, 600).models == ()
+
+
+def test_the_kind_of_an_error_is_told_and_none_of_its_words() -> None:
+    """Whatever else stands on the error stream."""
+    errors = b"a warning\nTraceback (most recent call last):\n  File x\nwardround.errors.DataError: secret\n"
+    assert kind_of(errors) == "DataError"
+    assert kind_of(b"secret: text") == ""
+    assert kind_of(b"") == ""
+    assert "DataError" in read_tried(b"", 1, 600, "DataError").why
 
 
 def test_torch_says_that_memory_is_full_in_two_ways() -> None:

@@ -324,6 +324,8 @@ def test_a_step_is_held_against_the_memory_that_was_free() -> None:
     is_like(planned.judge_step(TRIED, 8 * GB, 512), "passes", "2.00 s", "4.0 GB", "16 rows of 512 tokens")
     is_like(planned.judge_step(TRIED, 4 * GB, 512), "warns", "that were free", "microbatch_size")
     is_like(planned.judge_step(TRIED, None, 512), "passes")
+    halved = planned.Tried(models=TRIED.models, step=STEP.model_copy(update={"at_once": 4}))
+    is_like(planned.judge_step(halved, None, 512), "warns", "4 rows at once", "microbatch_size")
     killed = planned.Tried(models=(model("plans"),), why="the system killed it")
     is_like(planned.judge_step(killed, 8 * GB, 512), "fails", "killed", "gradient_checkpointing")
     is_like(
