@@ -52,6 +52,9 @@ machine:
 # Seconds between two checkpoints of a local round, from which a worker that was killed goes on. null: none.
 checkpoint_s: 60
 
+# Seconds without a message after which the worker lets the base model go until the next one. null: never.
+idle_release_s: 600
+
 # Whether a person here approves each plan before this site takes part, and what the site says beforehand.
 approval: manual         # manual: wardround site approve RUN | automatic: whatever the policy allows
 tell_rows: true          # whether its rows are enough for the plan's batches, or not; never how many
@@ -93,6 +96,8 @@ class SiteSettings(Frozen):
     machine: Machine = Machine()
     checkpoint_s: float | None = Field(default=60.0, gt=0)
     """Seconds between two checkpoints of a local round; None: there are none."""
+    idle_release_s: float | None = Field(default=600.0, gt=0)
+    """Seconds without a message after which the worker lets the base model go; None: it keeps it."""
     policy: SecurePolicy = SecurePolicy()
     approval: Literal["manual", "automatic"] = "manual"
     """Whether a person approves each plan, or all that the policy allows are taken."""

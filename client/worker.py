@@ -12,7 +12,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import httpx
@@ -46,7 +46,13 @@ BACKSTOP_S = 5.0
 """After the deadline, for a worker whose interpreter is stuck in foreign code."""
 
 
-def serve_tasks(address: str, secret: bytes, app: ClientApp, deadline_s: float) -> None:
+def serve_tasks(
+    address: str,
+    secret: bytes,
+    app: ClientApp,
+    deadline_s: float,
+    idle: Callable[[float], None] = lambda _: None,
+) -> None:
     """Answer messages until this process ends.
 
     Args:
@@ -54,6 +60,7 @@ def serve_tasks(address: str, secret: bytes, app: ClientApp, deadline_s: float) 
         secret: Lets this process take tasks.
         app: Answers messages.
         deadline_s: Seconds that one message may take; then this process ends with the code `DEADLINE`.
+        idle: Is told between messages for how many seconds there was none.
     """
     hush_flower()
     node = _client(address, SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[ACQUIRE]))
@@ -62,6 +69,7 @@ def serve_tasks(address: str, secret: bytes, app: ClientApp, deadline_s: float) 
         token = _next_task(node)
         if token is None:
             quiet = time.monotonic() - last
+            idle(quiet)
             time.sleep(LOCAL.pause_s(quiet, random.random()))  # noqa: S311 - nothing hangs on it
             continue
         try:

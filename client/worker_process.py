@@ -16,6 +16,7 @@ from wardround.client.child import (
     read_settings,
     show_life,
 )
+from wardround.client.resident import Resident
 from wardround.core.errors import ConfigError, WardroundError
 
 
@@ -33,7 +34,10 @@ def main() -> int:
         from wardround.client.worker import serve_tasks
 
         app = made(settings)
-        serve_tasks(settings.node, bytes.fromhex(settings.secret), app, settings.deadline_s)
+        resident = app if isinstance(app, Resident) else Resident(app, lambda _: None)
+        serve_tasks(
+            settings.node, bytes.fromhex(settings.secret), resident.app, settings.deadline_s, resident.idle
+        )
     except WardroundError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

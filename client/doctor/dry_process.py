@@ -36,7 +36,7 @@ def try_apart(
     limit = max(LEAST_S, document.plan.rounds.deadline_s)
     try:
         done = subprocess.run(  # noqa: S603 - our own module
-            list(command), input=json.dumps(dry).encode(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            list(command), input=json.dumps(dry).encode(), capture_output=True,
             check=False, env=os.environ | OFFLINE, timeout=limit,
         )  # fmt: skip
         output, code, kind = done.stdout, done.returncode, kind_of(done.stderr)
