@@ -158,6 +158,12 @@ def show_life(descriptor: int | None) -> None:
     threading.Thread(target=beat, name="wardround-beats", daemon=True).start()
 
 
+def keep_loopback_off_proxies() -> None:
+    """Have the loopback go by no proxy in this process: Flower's clients trust the environment."""
+    os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"]))
+    os.environ["no_proxy"] = os.environ["NO_PROXY"]
+
+
 def hush_flower() -> None:
     """Flower logs each request, in colours and twice; what is a warning stays, in our own log."""
     flower = logging.getLogger("flwr")

@@ -23,11 +23,12 @@ from wardround.client.fold_check import FoldCheck
 from wardround.client.fold_memory import SealedFolds
 from wardround.client.grouping import Grouped
 from wardround.client.keeper import Keeper
-from wardround.client.local_data import LocalData, check_policy, ready
+from wardround.client.local_data import LocalData, check_policy, open_bench, ready
 from wardround.client.memory import SiteStore
 from wardround.client.parties import Parties
 from wardround.client.policy import RefusedPlanError, month_refusals, sentence
 from wardround.client.private import SitePrivacy
+from wardround.client.resting import Resting, give_memory_back
 from wardround.client.round import named
 from wardround.client.sealed_files import Owner
 from wardround.client.secure_record import KeptContributions
@@ -88,6 +89,9 @@ class Node:
     settings: Callable[[], SiteSettings]
     _open: dict[str, Site] = field(default_factory=dict)
     """The run whose model is loaded: one, since a model is large."""
+    _resting: dict[str, Resting] = field(default_factory=dict)
+    """The same run, while the site was idle for so long that its model was let go."""
+    _idle_s: float | None = None
 
     def answer(self, offer: PlanOffer) -> PlanAnswer:
         """What the site says to an offer; the same offer twice gets the same answer.
@@ -140,7 +144,7 @@ class Node:
         self._privacy(plan, local)
         accepted = self.runs.accept(offer.run_id, plan=signed.digest, roster=offer.roster, server=server)
         site = self._build(accepted, plan, local)
-        self._open = {offer.run_id: site}
+        self._open, self._resting = {offer.run_id: site}, {}
         return PlanAnswer(
             offer.run_id,
             self.name,
@@ -190,6 +194,11 @@ class Node:
         run_id, name = key
         if name != self.name:
             return None
+        if run_id in self._resting:
+            resting = self._resting[run_id]
+            self._open = {run_id: resting.woken(open_bench(self.settings(), resting.rest["plan"]))}
+            self._resting = {}
+            LOG.info("the base model of run %s is loaded again", run_id)
         if run_id not in self._open:
             accepted = self.runs.accepted(run_id)
             data = self.runs.plan(run_id)
@@ -201,7 +210,21 @@ class Node:
             self._open = {
                 run_id: self._build(accepted, signed.plan, ready(self.settings(), signed.plan, self.name))
             }
+            self._resting = {}
         return self._open[run_id]
+
+    def idle(self, quiet_s: float) -> None:
+        """Let the model go where the site has been idle for as long as its settings say.
+
+        Args:
+            quiet_s: Seconds since the last message.
+        """
+        if not self._open or self._idle_s is None or quiet_s < self._idle_s:
+            return
+        self._resting = {run_id: Resting.of(site) for run_id, site in self._open.items()}
+        self._open = {}
+        give_memory_back()
+        LOG.info("idle for %.0f s: the base model is let go until the next message", quiet_s)
 
     def _build(self, accepted: Accepted, plan: TrainingPlan, local: LocalData) -> Site:
         run_id, strategy = accepted.run_id, bind_strategy(plan)
@@ -214,6 +237,7 @@ class Node:
             )  # fmt: skip
         folder = self.runs.of(run_id)
         server, secure = bytes.fromhex(accepted.server), self.settings().policy
+        self._idle_s = self.settings().idle_release_s
 
         def member(sum: str) -> Member:
             owner = self._owner(run_id, plan)

@@ -56,6 +56,9 @@ machine:
 # Seconds between two checkpoints of a local round, from which a worker that was killed goes on. null: none.
 checkpoint_s: 60
 
+# Seconds without a message after which the worker lets the base model go until the next one. null: never.
+idle_release_s: 600
+
 # When the worker may run, by this machine's clock: [mon-fri 19:00-06:00, sat-sun 00:00-24:00]. []: always.
 # A round that it trains is left at a checkpoint when they end, and goes on there when they begin.
 hours: []
@@ -132,6 +135,8 @@ class SiteSettings(Frozen):
     machine: Machine = Machine()
     checkpoint_s: float | None = Field(default=60.0, gt=0)
     """Seconds between two checkpoints of a local round; None: there are none."""
+    idle_release_s: float | None = Field(default=600.0, gt=0)
+    """Seconds without a message after which the worker lets the base model go; None: it keeps it."""
     hours: tuple[WindowText, ...] = ()
     """Windows of the week in which the worker may run; none: always."""
     plans: PlanPolicy = PlanPolicy()

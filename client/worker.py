@@ -13,7 +13,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import httpx
@@ -48,7 +48,12 @@ BACKSTOP_S = 5.0
 
 
 def serve_tasks(
-    address: str, secret: bytes, app: ClientApp, deadline_s: float, closing: threading.Event | None = None
+    address: str,
+    secret: bytes,
+    app: ClientApp,
+    deadline_s: float,
+    idle: Callable[[float], None] = lambda _: None,
+    closing: threading.Event | None = None,
 ) -> None:
     """Answer messages until this process ends, or is to close and has none in hand.
 
@@ -57,6 +62,7 @@ def serve_tasks(
         secret: Lets this process take tasks.
         app: Answers messages.
         deadline_s: Seconds that one message may take; then this process ends with the code `DEADLINE`.
+        idle: Is told between messages for how many seconds there was none.
         closing: Set when no further message is to be taken.
     """
     hush_flower()
@@ -66,6 +72,7 @@ def serve_tasks(
         token = _next_task(node)
         if token is None:
             quiet = time.monotonic() - last
+            idle(quiet)
             time.sleep(LOCAL.pause_s(quiet, random.random()))  # noqa: S311 - nothing hangs on it
             continue
         try:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flwr.clientapp import ClientApp
-
 from wardround.client.accepted import RUNS, RunFolders
 from wardround.client.flower_app import client_app
 from wardround.client.membership.site_folder import SiteFolder, confirmed_roster, open_site_folder
 from wardround.client.node import Node
 from wardround.client.remote_keeper import RemoteKeeper
+from wardround.client.resident import Resident
 from wardround.client.site_settings import FILE, read_site_settings
 from wardround.core.errors import PeerError
 from wardround.runtime.control.sockets import UnixSocket
@@ -19,7 +18,7 @@ from wardround.runtime.roster import LARGEST_CERTIFICATE, read_certificate
 from wardround.runtime.signed_plan import read_signed_plan
 
 
-def site_app(folder: str, socket: str, token: str) -> ClientApp:
+def site_app(folder: str, socket: str, token: str) -> Resident:
     """The app of the site in a folder; called in the worker's process, with what the supervisor wrote to it.
 
     Args:
@@ -33,7 +32,7 @@ def site_app(folder: str, socket: str, token: str) -> ClientApp:
     site = open_site_folder(Path(folder))
     keeper = RemoteKeeper.at(UnixSocket(Path(socket)), token)
     node = node_of(site, keeper)
-    return client_app(node, node.answer)
+    return Resident(client_app(node, node.answer), node.idle)
 
 
 def node_of(site: SiteFolder, keeper: RemoteKeeper) -> Node:

@@ -15,17 +15,18 @@ from wardround.client.child import (
     QUIET,
     WorkerSettings,
     follow_orders,
+    keep_loopback_off_proxies,
     read_settings,
     show_life,
 )
+from wardround.client.resident import Resident
 from wardround.core.errors import ConfigError, WardroundError
 
 
 def main() -> int:
     """Read settings from standard input, make the app, and answer messages; gives the exit code."""
     os.environ.update(QUIET)
-    os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"]))
-    os.environ["no_proxy"] = os.environ["NO_PROXY"]
+    keep_loopback_off_proxies()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
     for name in ("httpx", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -36,7 +37,9 @@ def main() -> int:
         from wardround.client.worker import serve_tasks
 
         app = made(settings)
-        serve_tasks(settings.node, bytes.fromhex(settings.secret), app, settings.deadline_s, CLOSING)
+        resident = app if isinstance(app, Resident) else Resident(app, lambda _: None)
+        secret = bytes.fromhex(settings.secret)
+        serve_tasks(settings.node, secret, resident.app, settings.deadline_s, resident.idle, closing=CLOSING)
     except WardroundError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

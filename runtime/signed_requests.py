@@ -1,4 +1,4 @@
-"""Questions to the server's read-only routes, signed by a member's identity key: a header, and its check."""
+"""Questions to the server's routes for members, signed by an identity key: a header, and its check."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ TAG: Final = "wardround request 1"
 HEADER: Final = "authorization"
 ROUTES: Final = "/v1/wardround"
 """Path under which the server answers members."""
+ABOUT: Final = "/about"
+"""Under `ROUTES`: which version the server is, and whether it admits who asks."""
+PROBE: Final = "/probe"
+"""Under `ROUTES`: bytes that mean nothing, to measure a line with."""
 _FORM: Final = re.compile(r"Wardround site=([^,\s]{1,400}),time=([0-9]{1,12}),signature=([0-9a-f]{128})")
 
 
@@ -32,13 +36,13 @@ class Asked:
     time: int
 
 
-def sign_request(signer: Signer, site: str, path: str, now: float) -> str:
-    """The header's value for a GET of `path`."""
-    signature = signer.sign(_signed(site, path, int(now)))
+def sign_request(signer: Signer, site: str, path: str, now: float, method: str = "GET") -> str:
+    """The header's value for a request of `path`."""
+    signature = signer.sign(_signed(method, site, path, int(now)))
     return f"Wardround site={quote(site, safe='')},time={int(now)},signature={signature.hex()}"
 
 
-def check_request(value: str, path: str, roster: Roster, now: float) -> Asked:
+def check_request(value: str, path: str, roster: Roster, now: float, method: str = "GET") -> Asked:
     """Who asks, if it is a member and the question is fresh.
 
     A question may be asked again for as long as clocks may differ: it changes nothing, and its answer is for
@@ -51,7 +55,7 @@ def check_request(value: str, path: str, roster: Roster, now: float) -> Asked:
     if found is None:
         raise PeerError("the request is not signed")
     site, time = unquote(found[1]), int(found[2])
-    roster.check(site, bytes.fromhex(found[3]), _signed(site, path, time))
+    roster.check(site, bytes.fromhex(found[3]), _signed(method, site, path, time))
     if abs(now - time) > SKEW.total_seconds():
         raise PeerError(
             "the request is too old, or from the future", found=f"{now - time:.0f} s",
@@ -60,5 +64,5 @@ def check_request(value: str, path: str, roster: Roster, now: float) -> Asked:
     return Asked(site, time)
 
 
-def _signed(site: str, path: str, time: int) -> bytes:
-    return framed(TAG, "GET", path, site, time)
+def _signed(method: str, site: str, path: str, time: int) -> bytes:
+    return framed(TAG, method, path, site, time)

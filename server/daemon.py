@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,8 +25,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from wardround.core.errors import ConfigError, WardroundError
 from wardround.runtime.events import EventStream
 from wardround.runtime.roster import RosterDocument, expiring, read_roster
+from wardround.runtime.server_about import ServerAbout, ours
 from wardround.runtime.signed_plan import read_signed_plan
-from wardround.runtime.signed_requests import ROUTES
+from wardround.runtime.signed_requests import PROBE, ROUTES
 from wardround.server.consortium.server_folder import (
     AUTHORITY_ENDS,
     CERTIFICATE_ENDS,
@@ -37,9 +38,11 @@ from wardround.server.consortium.server_folder import (
 from wardround.server.control_service import serve_control
 from wardround.server.desk import Desk
 from wardround.server.execution import Deployment, execute
+from wardround.server.listener import ASGIApp, OwnBody
 from wardround.server.member_routes import member_routes
 from wardround.server.metrics import Gauges, Meter
 from wardround.server.metrics_listener import serving_metrics
+from wardround.server.probe_route import probe_route
 from wardround.server.run_control import RunControl
 from wardround.server.run_record import RunFolder
 from wardround.server.superlink import SuperLink, TlsFiles
@@ -104,10 +107,16 @@ def running_server(
     now = datetime.now(UTC)
     for end in expiring(own.check(now), now, WARN_DAYS):
         LOG.warning("%s", end.text(now))
-    routes = member_routes(lambda: own.roster().roster(), own.path / "roster.json", own.path / RUNS)
+    routes: dict[str, ASGIApp | OwnBody] = {
+        ROUTES: member_routes(
+            lambda: own.roster().roster(), own.path / "roster.json", own.path / RUNS,
+            about=lambda site: said_of(own.roster(), site, link.online()),
+        ),
+        ROUTES + PROBE: probe_route(lambda: own.roster().roster()),
+    }  # fmt: skip
     tls = TlsFiles(own.tls_certificate, own.tls_key)
     done = threading.Event()
-    with SuperLink(own.path / DATABASE, tls, listen or own.address, routes={ROUTES: routes}) as link:
+    with SuperLink(own.path / DATABASE, tls, listen or own.address, routes=routes) as link:
         watch = Watch.begin(own, link)
         watcher = threading.Thread(target=watch.run, args=(done,), name="wardround-watch", daemon=True)
         registry = CollectorRegistry()
@@ -130,6 +139,22 @@ def running_server(
             desk.close()
             done.set()
             watcher.join()
+
+
+def said_of(roster: RosterDocument, site: str, admitted: Collection[str]) -> ServerAbout | None:
+    """What the server says to a member of itself, and of that member; None to nobody's site.
+
+    Args:
+        roster: The present one.
+        site: The member.
+        admitted: Sites whose nodes are let in.
+    """
+    member = roster.member(site)
+    if member is None:
+        return None
+    return ServerAbout(
+        spoken=ours(), roster=roster.version, transport=member.transport, admitted=site in admitted
+    )
 
 
 def first_ends(own: ServerFolder) -> dict[str, datetime]:

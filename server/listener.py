@@ -37,6 +37,19 @@ PIECE = 16 * 1024
 
 
 @dataclass(frozen=True)
+class OwnBody:
+    """A route that judges the head of a request by itself, and then takes the body or not: none is kept.
+
+    Attributes:
+        app: Reads at most so much as it says, within `BODY_S`.
+        methods: What it takes.
+    """
+
+    app: ASGIApp
+    methods: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Waiting:
     """Where bodies wait for a slow line, or for their turn: on disk, so that memory does not grow with sites.
 
@@ -80,7 +93,8 @@ class Door:
         key_header: Header in which a node names its key, base64.
         admitted: Whether a named key is on the roster. That its owner speaks is Flower's to check.
         heard: Called with the key of each fleet request that Flower has answered well.
-        routes: Our own read-only routes, by path; what lies beneath the path is theirs as well.
+        routes: Our own routes, by path; what lies beneath the path is theirs as well, but for what a longer
+            path has. Read-only ones, but for an `OwnBody`.
         waiting: Where large bodies wait.
     """
 
@@ -89,7 +103,7 @@ class Door:
     key_header: bytes
     admitted: Callable[[bytes], bool]
     heard: Callable[[bytes], None]
-    routes: Mapping[str, ASGIApp] = field(default_factory=dict)
+    routes: Mapping[str, ASGIApp | OwnBody] = field(default_factory=dict)
     waiting: Waiting = field(default_factory=Waiting)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,15 +118,18 @@ class Door:
         elif path in self.largest:
             await self._fleet(scope, receive, send)
         elif (app := self._route(path)) is not None:
-            if method not in {"GET", "HEAD"}:
+            allowed = app.methods if isinstance(app, OwnBody) else {"GET", "HEAD"}
+            if method not in allowed:
                 await _answer(send, 405)
+            elif isinstance(app, OwnBody):
+                await app.app(scope, receive, send)
             else:
                 await _with_body(app, LARGEST_QUESTION, scope, receive, send, self.waiting)
         else:
             await _answer(send, 404)
 
-    def _route(self, path: str) -> ASGIApp | None:
-        for prefix, app in self.routes.items():
+    def _route(self, path: str) -> ASGIApp | OwnBody | None:
+        for prefix, app in sorted(self.routes.items(), key=lambda route: -len(route[0])):
             if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
                 return app
         return None

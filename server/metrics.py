@@ -43,7 +43,7 @@ CODES: Final = frozenset(
         *("", "deadline", "malformed_reply", "crashed", "version"),  # the server's own
         *("bad_request", "policy", "budget", "storage", "configuration", "bad_message", "internal"),
         *("nothing_trained", "bad_contribution", "nothing_kept", "weight_above_plan", "non_finite_loss"),
-        *("nothing_moved", "no_rows", "nothing_trains", "non_finite_contribution"),
+        *("nothing_moved", "no_rows", "nothing_trains", "non_finite_contribution", "out_of_memory"),
     }
 )
 """Codes of replies that get a series; a site that makes up others makes one, `other`."""

@@ -37,7 +37,7 @@ from wardround.server.connection import Connection
 from wardround.server.fleet import FLEET, FleetApp, empty_bundle
 from wardround.server.link_grid import LinkGrid
 from wardround.server.link_state import LinkState
-from wardround.server.listener import ASGIApp, Door, Waiting
+from wardround.server.listener import ASGIApp, Door, OwnBody, Waiting
 
 LOG = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class SuperLink:
         database: Flower's state; made where it is not there, readable for its owner only.
         tls: The server's certificate and key.
         address: `host:port` to listen on; port 0 takes a free one.
-        routes: Further read-only routes (GET), by path.
+        routes: Further routes of ours, by path.
         largest_reply: Most bytes of one site's reply.
 
     Raises:
@@ -109,7 +109,7 @@ class SuperLink:
         tls: TlsFiles,
         address: str,
         *,
-        routes: Mapping[str, ASGIApp] | None = None,
+        routes: Mapping[str, ASGIApp | OwnBody] | None = None,
         largest_reply: int = LARGEST_REPLY,
     ) -> None:
         for name, level in (("flwr", logging.WARNING), ("alembic", logging.WARNING)):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from wardround.training.batches import Indices, microbatches
+from wardround.training.checkpoint import generators, restore_generators
+from wardround.training.device_memory import fitted
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
 
@@ -51,14 +53,36 @@ class MeanGradients:
 def accumulate_gradient(
     bench: Workbench, rows: Sequence[Encoded], batch: Indices
 ) -> tuple[torch.Tensor, int]:
-    """Add ∇ (Σ loss terms / number of terms) of one logical batch to the parameters' `.grad`.
+    """Put ∇ (Σ loss terms / number of terms) of one logical batch into the parameters' `.grad`.
+
+    Where the device's memory does not hold a microbatch the batch begins again in smaller ones, to the bits
+    that it would have had with them from the start.
 
     Returns:
         The summed loss in nats, as a scalar on the device, and the number of terms.
+
+    Raises:
+        TrainingError: `out_of_memory`: not one row fits.
     """
+    before = generators(bench.device)
+
+    def undo() -> None:
+        for parameter in bench.parameters().values():
+            parameter.grad = None
+        restore_generators(before, bench.device)
+
+    return fitted(
+        bench.fit, bench.machine.microbatch_size, len(batch),
+        lambda size: _accumulated(bench, rows, batch, size), undo,
+    )  # fmt: skip
+
+
+def _accumulated(
+    bench: Workbench, rows: Sequence[Encoded], batch: Indices, size: int | None
+) -> tuple[torch.Tensor, int]:
     count = sum(bench.task.targets(rows[index]) for index in batch)
     total = torch.zeros((), device=bench.device)
-    for piece in microbatches(batch, rows, bench.machine.microbatch_size):
+    for piece in microbatches(batch, rows, size):
         tensors = bench.task.collate([rows[index] for index in piece], bench.data)
         on_device = {name: tensor.to(bench.device) for name, tensor in tensors.items()}
         loss = bench.task.example_losses(bench.model, on_device).sum()

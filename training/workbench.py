@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from wardround.core.plan import DataContract
 from wardround.core.seeds import Purpose, seed_for
 from wardround.training.adapters.contract import AdapterMethod
 from wardround.training.base_model import LoadedBase, load_base
+from wardround.training.device_memory import Fit
 from wardround.training.settings import BaseModelConfig, Machine
 from wardround.training.tasks.contract import Task
 
@@ -34,6 +35,7 @@ class Workbench:
         fresh: The adapter as the seed tree made it, before anything was loaded.
         machine: This machine's choices.
         device: Where the model is.
+        fit: What its memory has shown.
     """
 
     base: LoadedBase
@@ -45,6 +47,7 @@ class Workbench:
     fresh: Adapter
     machine: Machine
     device: torch.device
+    fit: Fit = field(default_factory=Fit, compare=False, repr=False)
 
     @property
     def tokenizer(self) -> Any:

@@ -62,6 +62,25 @@ def site_status(
     show_site(folder, as_json=as_json)
 
 
+@site_app.command("check")
+def site_check(
+    folder: FOLDER = HERE,
+    plan: Annotated[
+        Optional[Path],  # noqa: UP045 - as above
+        typer.Option(help="A plan's folder or file: looks at what only a plan decides as well."),
+    ] = None,
+    run: Annotated[
+        Optional[str],  # noqa: UP045 - as above
+        typer.Option(help="Or a run that was offered to this site."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings, as JSON.")] = False,
+) -> None:
+    """Look whether this site could take part: keys, clock, machine, models, rows, the way to the server."""
+    from wardround.client.doctor.command import check_site
+
+    raise typer.Exit(check_site(folder, plan=plan, run=run, as_json=as_json))
+
+
 @site_app.command("approve")
 def site_approve(
     run: Annotated[str, typer.Argument(help="Id of the run, as status shows it.")],

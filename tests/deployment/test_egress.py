@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 COUNTS = {"aachen": 24, "basel": 17, "cork": 30}
 PORT = 9443
 LOOKS_BYTES_S = 10_000
-"""Bytes a second beside the messages: looks for a message five times a second, each with its headers under TLS."""
+"""Bytes a second beside the messages: looks for one, five times a second, each with its headers under TLS."""
 FORGETFUL = {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "FLWR_TELEMETRY_ENABLED"}
 """What a hospital need not have set for its node to be quiet."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.superlink.main import create_app
 
 from wardround.core.errors import ConfigError
+from wardround.privacy.secagg.identity import KeySigner, Roster
+from wardround.runtime.signed_requests import HEADER, PROBE, ROUTES, sign_request
 from wardround.server.fleet import FLEET
+from wardround.server.probe_route import probe_route
 from wardround.server.superlink import SuperLink
 
 PROTOBUF = {"content-type": "application/protobuf", "accept": "application/protobuf"}
@@ -37,7 +41,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pair, Sup
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": scope["path"].encode()})
 
-    with pair.server(routes={"/v1/wardround": asked}) as link:
+    probe = probe_route(lambda: Roster({"north": KeySigner.fresh().public}))
+    with pair.server(routes={ROUTES: asked, ROUTES + PROBE: probe}) as link:
         for site in ("north", "south"):
             link.admit(site, pair.key(site))
         yield pair, link
@@ -93,6 +98,17 @@ def test_a_route_of_ours_is_served_for_reading_only(served: tuple[Pair, SuperLin
         assert client.get("/v1/wardround/roster").text == "/v1/wardround/roster"
         assert client.post("/v1/wardround/roster").status_code == 405
         assert client.get("/v1/wardroundroster").status_code == 404
+
+
+def test_a_stranger_sends_no_body_to_the_one_route_that_takes_one(served: tuple[Pair, SuperLink]) -> None:
+    """401, signed by nobody or by somebody who is no member; a megabyte is not waited for."""
+    pair, link = served
+    path = ROUTES + PROBE
+    with stranger(pair, link) as client:
+        for headers in ({}, {HEADER: sign_request(KeySigner.fresh(), "north", path, time.time(), "POST")}):
+            assert client.post(path, headers=headers, content=bytes(2**20)).status_code == 401
+        assert client.get(f"{path}/1000").status_code == 401
+        assert client.put(path).status_code == 405
 
 
 def test_a_key_that_is_not_admitted_is_refused(served: tuple[Pair, SuperLink]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -45,6 +46,8 @@ from wardround.runtime.roster import SERVER
 from wardround.runtime.signed import sign_document
 from wardround.runtime.small_files import read_identity
 from wardround.server.consortium.server_folder import open_server_folder
+from wardround.strategies.contract import LocalRules
+from wardround.training.local_round import train_locally
 from wardround.training.plan_strategy import bind_strategy
 
 COUNTS = {"aachen": 12, "basel": 9, "cork": 10}
@@ -395,3 +398,59 @@ def test_any_other_records_are_refused_by_name(text: str, data: bytes) -> None:
     del sent.array_records["arrays"]["plan"]
     with pytest.raises(PeerError, match="lacks its array"):
         decode_offer(sent)
+
+
+def test_an_idle_site_lets_its_model_go_and_takes_it_back(federation: Federation) -> None:
+    """Nothing refers to it any more; keys and rows are the very ones, and the model has the same bits."""
+    set_up(federation, idle_release_s=30)
+    own = node(federation)
+    own.answer(offer(federation))
+    site = own.get((RUN, "basel"))
+    assert site is not None
+    parties, training, digest = site.parties, site.training, site.bench.base.digest
+    fresh = site.bench.initial_adapter().vector.copy()
+    model = weakref.ref(site.bench.model)
+    own.idle(29.9)
+    assert own.get((RUN, "basel")) is site
+    del site
+    own.idle(30.0)
+    assert model() is None
+    own.idle(31.0)  # nothing more to let go
+    woken = own.get((RUN, "basel"))
+    assert woken is not None
+    assert woken.parties is parties
+    assert woken.training is training
+    assert woken.bench.base.digest == digest
+    assert np.array_equal(woken.bench.initial_adapter().vector, fresh)
+    assert own.get((RUN, "basel")) is woken
+
+
+def test_an_idle_site_that_is_told_to_keeps_its_model(federation: Federation) -> None:
+    """Null in site.yaml; and one that has none lets nothing go."""
+    set_up(federation, idle_release_s=None)
+    own = node(federation)
+    own.idle(1e9)
+    own.answer(offer(federation))
+    site = own.get((RUN, "basel"))
+    own.idle(1e9)
+    assert own.get((RUN, "basel")) is site
+
+
+def test_an_idle_site_trains_a_round_to_the_same_bits(federation: Federation) -> None:
+    """Beside one that was never idle."""
+    found = []
+    for idle in (False, True):
+        own = node(federation)
+        own.answer(offer(federation))
+        if idle:
+            own.idle(600.0)
+        site = own.get((RUN, "basel"))
+        assert site is not None
+        initial = read_initial(federation.practice.folder / "plan", site.plan)
+        result = train_locally(
+            site.bench, site.training, initial, site.plan.local, LocalRules(), round=1, rounds=2,
+            seed_root=site.plan.seed, site=site.name,
+        )  # fmt: skip
+        found.append(result.adapter.vector)
+    assert np.array_equal(*found)
+    assert not np.array_equal(found[0], initial.vector)

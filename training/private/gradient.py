@@ -27,6 +27,7 @@ from wardround.core.errors import BudgetError, ConfigError, InternalError, Polic
 from wardround.privacy.accounting.mechanisms import BoundedMixture, SampledGaussian
 from wardround.privacy.noise.gaussian import noised
 from wardround.privacy.noise.source import RandomSource
+from wardround.training.device_memory import fitted
 from wardround.training.private.clipping import Adaptive, Clipping
 from wardround.training.private.guards import (
     AdapterStart,
@@ -206,22 +207,28 @@ class PrivateGradients:
         """
         self._admit(batch)
         require_no_gradients(self._recorder.parameters)
-        torch.manual_seed(int(self._source.words(1)[0]) >> 1)
+        seed = int(self._source.words(1)[0]) >> 1
         used = [place for place, index in enumerate(batch.indices) if self._targets[index] > 0]
         indices = [batch.indices[place] for place in used]
         rows = [self._rows[index] for index in indices]
-        total = ClippedSum(self._recorder.size, self.clipping, self._bench.device)
-        loss = torch.zeros((), device=self._bench.device)
-        pieces = unit_pieces(
-            [batch.units[place] for place in used], [row.length for row in rows],
-            self._bench.machine.microbatch_size,
-        )  # fmt: skip
-        for piece in pieces:
-            some = [rows[example] for example in piece.examples]
-            counts = torch.tensor([float(self._targets[indices[example]]) for example in piece.examples])
-            gradients, losses = self._gradients(some, counts.to(self._bench.device))
-            fold_piece(total, gradients, piece.units)
-            loss += losses
+        units = [batch.units[place] for place in used]
+
+        def attempt(size: int | None) -> tuple[ClippedSum, torch.Tensor]:
+            torch.manual_seed(seed)
+            total = ClippedSum(self._recorder.size, self.clipping, self._bench.device)
+            loss = torch.zeros((), device=self._bench.device)
+            for piece in unit_pieces(units, [row.length for row in rows], size):
+                some = [rows[example] for example in piece.examples]
+                counts = torch.tensor([float(self._targets[indices[example]]) for example in piece.examples])
+                gradients, losses = self._gradients(some, counts.to(self._bench.device))
+                fold_piece(total, gradients, piece.units)
+                loss += losses
+            return total, loss
+
+        # Of a batch that begins again nothing was released: its sum is noised once.
+        total, loss = fitted(
+            self._bench.fit, self._bench.machine.microbatch_size, len(rows), attempt, self._recorder.forget
+        )
         self._frozen.require_unmoved()
         clipped = total.close()
         return clipped, self._figures(clipped, indices, float(loss))

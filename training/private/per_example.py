@@ -138,6 +138,10 @@ class ExampleGradients:
                 self._buffer[:lines, self.columns[name]] = 0
         return self._buffer[:lines], each.detach()
 
+    def forget(self) -> None:
+        """Give the buffer's memory back; the next microbatch makes its own."""
+        self._buffer = self._buffer.new_empty(0, self.size)
+
     def add(self, parameter: nn.Parameter, gradients: torch.Tensor) -> None:
         """Put a parameter's gradients (lines, *shape) into the buffer; further uses of it are added."""
         place = self._buffer[: len(gradients), self._places[id(parameter)]].view(gradients.shape)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from wardround.server import listener
 from wardround.server.full_disk import DiskWatch
-from wardround.server.listener import Door, Waiting
+from wardround.server.listener import Door, OwnBody, Waiting
 
 KEY = b"north's key"
 NAMED = (b"key", base64.b64encode(KEY))
@@ -290,3 +290,24 @@ def test_a_body_for_which_there_is_no_room_is_put_off(
     well = Door(**where, waiting=Waiting(tmp_path, disk=disk))
     assert request(well, "/push", headers=[NAMED], pieces=[bytes(20_000)]) == 200
     assert disk.lasting(0.0) is None
+
+
+def test_a_route_with_a_body_of_its_own_is_handed_it_unread() -> None:
+    """By the longest path that fits, and for its own methods alone."""
+    seen: list[str] = []
+
+    async def own(scope: Any, receive: Any, send: Any) -> None:
+        del receive
+        seen.append(scope["path"])
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    ours = Inner()
+    routes: dict[str, Any] = {"/ours": ours, "/ours/probe": OwnBody(own, frozenset({"POST"}))}
+    both = Door(Inner(), {}, b"key", lambda _: False, lambda _: None, routes=routes)
+    assert request(both, "/ours/probe", pieces=[b"x" * 100_000]) == 201
+    assert request(both, "/ours/probe/5", method="POST") == 201
+    assert request(both, "/ours/probe", method="GET") == 405
+    assert request(both, "/ours/probed", method="POST") == 405
+    assert request(both, "/ours/probed", method="GET") == 200
+    assert seen == ["/ours/probe", "/ours/probe/5"]

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 
 from wardround.core.errors import PeerError, StorageError
 from wardround.privacy.secagg.identity import KeySigner, Roster
+from wardround.runtime.server_about import ServerAbout, ours
 from wardround.runtime.signed_requests import HEADER, ROUTES, check_request, sign_request
 from wardround.server.execution import RECORD, RELEASED, RESULT
 from wardround.server.member_routes import member_routes
@@ -52,7 +53,12 @@ def client(tmp_path: Path) -> Client:
         folder.mkdir(parents=True)
         for name in names:
             (folder / name).write_bytes(name.encode())
-    return Client(member_routes(lambda: MEMBERS, tmp_path / "roster.json", tmp_path / "runs", lambda: NOW))
+    return Client(
+        member_routes(
+            lambda: MEMBERS, tmp_path / "roster.json", tmp_path / "runs", lambda: NOW,
+            about=lambda site: ServerAbout(spoken=ours(), roster=3, transport=f"of {site}", admitted=True),
+        )
+    )  # fmt: skip
 
 
 def get(
@@ -68,6 +74,24 @@ def test_members_get_roster_and_results(client: Client) -> None:
     assert get(client, "/roster") == (200, b"the roster")
     assert get(client, f"/results/{RUN}/{RELEASED}") == (200, RELEASED.encode())
     assert get(client, "/roster", at=NOW - 14 * 60)[0] == 200
+
+
+def test_the_server_says_what_it_speaks_to_members(client: Client) -> None:
+    """And what it knows of the very one who asks; a field that a later version adds is passed over."""
+    status, body = get(client, "/about")
+    assert status == 200
+    said = ServerAbout.model_validate_json(body)
+    assert said == ServerAbout(spoken=ours(), roster=3, transport=f"of {SITE}", admitted=True)
+    later = ServerAbout.model_validate_json(body[:-1] + b', "news": 1}')
+    assert later == said
+    assert get(client, "/about", STRANGER)[0] == 401
+
+
+def test_two_versions_name_the_protocols_in_which_they_differ() -> None:
+    """The version of the package alone is no reason."""
+    other = ours().model_copy(update={"version": "9", "messages": 99})
+    assert ours().differences(ours().model_copy(update={"version": "9"})) == ()
+    assert [text.partition(" ")[0] for text in ours().differences(other)] == ["messages"]
 
 
 @pytest.mark.parametrize(

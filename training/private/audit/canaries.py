@@ -229,6 +229,9 @@ class _Given:
             gradients[torch.arange(lines), torch.tensor(self._task.places)] = self._length
         return gradients, torch.zeros(lines, device=self._device)
 
+    def forget(self) -> None:
+        """There is no buffer."""
+
 
 @contextmanager
 def _few_train(stage: Stage, enough: int) -> Iterator[dict[str, nn.Parameter]]:

@@ -292,3 +292,36 @@ def test_the_sum_alone_for_noise_that_is_added_elsewhere(
     assert error(clipped.total, expected) < EXACT
     assert figures.units == 2
     assert all(p.grad is None for p in bench.parameters().values())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_private_step_on_a_full_device_is_that_of_smaller_microbatches(
+    dropout: float, opened: Any, toys: Any, stepping: Any
+) -> None:
+    """Bit for bit, noise and dropout's seed included: the batch is drawn once and noised once."""
+
+    class Small:
+        def __init__(self, task: Any) -> None:
+            self.task, self.sizes = task, list[int]()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.task, name)
+
+        def example_losses(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            self.sizes.append(len(batch["labels"]))
+            if len(batch["labels"]) > 2:
+                raise torch.OutOfMemoryError("full")
+            losses: torch.Tensor = self.task.example_losses(model, batch)
+            return losses
+
+    written = []
+    for size in (1, None):
+        bench = opened("llama", machine=Machine(device="cpu", microbatch_size=size), dropout=dropout)
+        small = Small(bench.task)
+        bench = replace(bench, task=small)
+        with stepping.open(bench, toys.rows(len(UNITS)), clipping=Flat(0.1)) as steps:
+            figures = steps.write(stepping.batch(UNITS))
+        written.append((stepping.written(bench), figures))
+    assert small.sizes[:2] == [7, 3]
+    assert torch.equal(written[0][0], written[1][0])
+    assert written[0][1] == written[1][1]
