@@ -8,7 +8,7 @@ import pytest
 from flwr.clientapp import ClientApp
 
 from wardround.client import worker, worker_process
-from wardround.client.child import WorkerSettings
+from wardround.client.child import CLOSED, WorkerSettings
 from wardround.client.resident import Resident
 
 
@@ -55,8 +55,8 @@ def test_a_factory_gives_an_app_or_one_with_an_idle_side(
     monkeypatch.setattr(worker_process, "follow_orders", lambda *_: None)
     monkeypatch.setattr(worker_process, "keep_loopback_off_proxies", lambda: None)
     monkeypatch.setattr(worker_process, "made", lambda _: Resident(app, told.append) if rests else app)
-    monkeypatch.setattr(worker, "serve_tasks", lambda *given: served.extend(given))
-    assert worker_process.main() == 0
+    monkeypatch.setattr(worker, "serve_tasks", lambda *given, **_: served.extend(given))
+    assert worker_process.main() == CLOSED  # it serves until it is told to close
     assert served[2] is app
     served[4](7.0)
     assert told == ([7.0] if rests else [])
