@@ -35,7 +35,14 @@ from wardround.client.secure_record import KeptContributions
 from wardround.client.site import Site
 from wardround.client.site_settings import SiteSettings
 from wardround.core.enrolment import UNREADY, SignedPlan
-from wardround.core.errors import ConfigError, PeerError, PolicyError, StorageError, UnreadyError
+from wardround.core.errors import (
+    ConfigError,
+    PeerError,
+    PolicyError,
+    StorageError,
+    UnreadyError,
+    WardroundError,
+)
 from wardround.core.plan import TrainingPlan
 from wardround.core.plan_offers import Enough, PlanAnswer, PlanOffer, Reason, Verdict
 from wardround.privacy.accounting.of_plan import round_cost
@@ -115,7 +122,10 @@ class Node:
                 LOG.warning("the plan of run %s cannot be kept yet: %s", offer.run_id, error)
                 return self._says(offer, "waiting", code, reason)
             LOG.warning(
-                "the plan of run %s is not accepted: %s", offer.run_id, error, exc_info=code == "internal"
+                "the plan of run %s is not accepted: %s",
+                offer.run_id,
+                error if isinstance(error, WardroundError) else reason,  # whose words may quote a row
+                exc_info=code == "internal",
             )
             return self._says(offer, "refused", code, reason)
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from wardround.client.accepted import RUNS, RunFolders
 from wardround.client.fetching import fetch_result
 from wardround.client.membership.site_folder import SiteFolder, open_site_folder
+from wardround.client.quiet_log import QuietFormatter, end_quietly
 from wardround.client.site_settings import FILE, read_site_settings
 from wardround.client.supervisor import CONTROL, DESCRIPTOR, PROTOCOL, run_site
 from wardround.core.enrolment import SignedPlan
@@ -37,7 +38,8 @@ def start_site(folder: Path, deadline_s: float) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: done.set())
     site = open_site_folder(folder)
-    log_to(site.path / LOGS / "site.jsonl")
+    log_to(site.path / LOGS / "site.jsonl", QuietFormatter)
+    end_quietly()
     _say(f"{site.name} of {site.consortium!r} begins; its server is {site.server_address}")
     run_site(folder, done, deadline_s=deadline_s)
     _say(f"{site.name} has ended")

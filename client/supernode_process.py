@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 
 from wardround.client.child import QUIET, NodeSettings, read_settings, show_life
+from wardround.client.quiet_log import log_quietly
 from wardround.core.errors import WardroundError
 
 
 def main() -> int:
     """Read settings from standard input and be the site's node; gives the exit code."""
     os.environ.update(QUIET)  # Flower reads these when it is imported
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s node %(levelname)s %(message)s")
-    for name in ("httpx", "uvicorn"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    log_quietly("node")
     try:
         settings = read_settings(NodeSettings)
         show_life(settings.beats)

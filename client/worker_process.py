@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from wardround.client.child import (
     read_settings,
     show_life,
 )
+from wardround.client.quiet_log import log_quietly
 from wardround.client.resident import Resident
 from wardround.core.errors import ConfigError, WardroundError
 
@@ -27,9 +27,7 @@ def main() -> int:
     """Read settings from standard input, make the app, and answer messages; gives the exit code."""
     os.environ.update(QUIET)
     keep_loopback_off_proxies()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
-    for name in ("httpx", "uvicorn"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    log_quietly("worker")
     try:
         settings = read_settings(WorkerSettings)
         show_life(settings.beats)

@@ -50,7 +50,7 @@ class LogFile(RotatingFileHandler):
         """Write one record; raises nothing."""
         try:
             private_folder(self._path.parent)
-            line = as_line(record)
+            line = as_line(record, self.formatter)
             if self._path.exists() and self._path.stat().st_size >= self.maxBytes:
                 self.doRollover()
             if self._unsaid:
@@ -68,21 +68,30 @@ class LogFile(RotatingFileHandler):
         self.lost, self._unsaid = self.lost + 1, self._unsaid + 1
 
 
-def as_line(record: logging.LogRecord) -> Mapping[str, Any]:
-    """A record as the file has it."""
+def as_line(record: logging.LogRecord, formatter: logging.Formatter | None = None) -> Mapping[str, Any]:
+    """A record as the file has it; `formatter` tells exceptions in its own way."""
     when = datetime.fromtimestamp(record.created, UTC)
     line = {
         "time": when.isoformat(timespec="milliseconds"), "level": record.levelname, "logger": record.name,
         "text": record.getMessage()[:LONGEST_TEXT],
     }  # fmt: skip
     if record.exc_info:
-        line["traceback"] = logging.Formatter().formatException(record.exc_info)[-LONGEST_TEXT:]
+        line["traceback"] = (formatter or logging.Formatter()).formatException(record.exc_info)[
+            -LONGEST_TEXT:
+        ]
     return line
 
 
-def log_to(path: Path) -> LogFile:
-    """Log from here on: human lines on the terminal's error stream, and every record into this file."""
-    logging.basicConfig(level=logging.INFO, format=TERMINAL)
-    file = LogFile(path)
+def log_to(path: Path, formatter: type[logging.Formatter] = logging.Formatter) -> LogFile:
+    """Log from here on: human lines on the terminal's error stream, and every record into this file.
+
+    Args:
+        path: The file.
+        formatter: Tells exceptions, in both.
+    """
+    terminal, file = logging.StreamHandler(), LogFile(path)
+    terminal.setFormatter(formatter(TERMINAL))
+    file.setFormatter(formatter())
+    logging.basicConfig(level=logging.INFO, handlers=[terminal])
     logging.getLogger().addHandler(file)
     return file
