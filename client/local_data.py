@@ -28,6 +28,7 @@ from wardround.privacy.accounting.of_plan import cost_of
 from wardround.strategies.contract import GroupStrategy
 from wardround.training.adapters import ADAPTERS
 from wardround.training.adapters.contract import AdapterMethod
+from wardround.training.device_memory import out_of_memory
 from wardround.training.examples import Example, read_examples, split_validation
 from wardround.training.plan_strategy import bind_strategy
 from wardround.training.settings import BaseModelConfig
@@ -218,7 +219,7 @@ def open_bench(settings: SiteSettings, plan: TrainingPlan) -> Workbench:
     others = []
     for place in places:
         try:
-            with _unready("machine"):
+            with _unready("machine"), _enough_memory():
                 bench = open_workbench(
                     _config(place, plan), task, plan.data, method, options, settings.machine, seed=plan.seed
                 )
@@ -262,6 +263,20 @@ def _task(plan: TrainingPlan) -> tuple[Task, AdapterMethod, BaseModel]:
         method = ADAPTERS.get(plan.adapter.method)
         what = f"options of adapter {plan.adapter.method!r}"
         return task, method, parse_options(method.Options, plan.adapter.options, what)
+
+
+@contextlib.contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Name a model for which there is no room."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UnreadyError(
+            "machine", "the memory does not hold the plan's base model",
+            remedy="raise memory_gib in site.yaml, or train on a larger machine",
+        ) from error  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -56,6 +56,11 @@ machine:
 # Seconds between two checkpoints of a local round, from which a worker that was killed goes on. null: none.
 checkpoint_s: 60
 
+# On a machine that others use: how far the worker stands back for them (0 to 19, as nice), and how many GiB
+# of memory it may take (of a CUDA device where it trains on one, else of its own). null: what there is.
+niceness: 10
+memory_gib: null
+
 # Seconds without a message after which the worker lets the base model go until the next one. null: never.
 idle_release_s: 600
 
@@ -135,6 +140,10 @@ class SiteSettings(Frozen):
     machine: Machine = Machine()
     checkpoint_s: float | None = Field(default=60.0, gt=0)
     """Seconds between two checkpoints of a local round; None: there are none."""
+    niceness: int = Field(default=10, ge=0, le=19)
+    """How far the worker stands back for other processes of the machine."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """2³⁰ bytes that the worker may take; None: as much as there is."""
     idle_release_s: float | None = Field(default=600.0, gt=0)
     """Seconds without a message after which the worker lets the base model go; None: it keeps it."""
     hours: tuple[WindowText, ...] = ()

@@ -11,6 +11,7 @@ from wardround.client.membership.site_folder import SiteFolder, confirmed_roster
 from wardround.client.node import Node
 from wardround.client.remote_keeper import RemoteKeeper
 from wardround.client.resident import Resident
+from wardround.client.shared_machine import share
 from wardround.client.site_settings import FILE, read_site_settings
 from wardround.core.errors import PeerError
 from wardround.runtime.control.sockets import UnixSocket
@@ -32,6 +33,7 @@ def site_app(folder: str, socket: str, token: str) -> Resident:
     site = open_site_folder(Path(folder))
     keeper = RemoteKeeper.at(UnixSocket(Path(socket)), token)
     node = node_of(site, keeper)
+    share(node.settings)
     return Resident(client_app(node, node.answer), node.idle)
 
 

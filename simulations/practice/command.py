@@ -73,6 +73,7 @@ def _made(folder: Path) -> Practice:
             "models": [{"path": MODEL}],
             "source": {"path": FILE},
             "machine": {"threads": 1},
+            "niceness": 0,
             # One person plays everybody here: a real site's people approve each plan.
             "approval": "automatic",
         }

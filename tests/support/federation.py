@@ -46,6 +46,7 @@ def settings_of(base: Path, rows: Path, **more: Any) -> dict[str, Any]:
         "source": {"path": str(rows)},
         "approval": "automatic",
         "machine": {"device": "cpu", "threads": 1},
+        "niceness": 0,  # tests wait for it
         "plans": FEW,
         "policy": {"modes": ["real", "off"], **POLICY},
         **more,
