@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -70,16 +70,7 @@ def ask_server(
     """
     whole = ROUTES + path
     headers = {HEADER: sign_request(site.signer(), site.name, whole, now())}
-    asked = f"GET {whole}\n{HEADER}: {headers[HEADER]}\n".encode()
-    History.open(site.path / FOLDER, site.name).record(
-        Left(
-            kind="question",
-            run=run,
-            note=whole[-256:],
-            bytes=len(asked),
-            digest=hashlib.sha256(asked).hexdigest(),
-        )
-    )
+    record_question(site, "GET", whole, headers, run=run)
     context = ssl.create_default_context(cafile=str(site.ca))
     try:
         with (
@@ -105,6 +96,40 @@ def ask_server(
         said = bytes(body[:200]).decode("utf-8", "replace").strip()
         raise PeerError("the server refuses the question", found=f"{reply.status_code} {said}")
     return bytes(body)
+
+
+def record_question(
+    site: SiteFolder,
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+    content: bytes = b"",
+    *,
+    run: str = "",
+) -> None:
+    """Put a question of this site's into its history, before it leaves.
+
+    Args:
+        site: Who asks.
+        method: Of HTTP.
+        path: Whole.
+        headers: With the signature.
+        content: That goes with it.
+        run: What it is about.
+
+    Raises:
+        StorageError: It cannot be recorded, and must not leave.
+    """
+    asked = f"{method} {path}\n{HEADER}: {headers[HEADER]}\n".encode() + content
+    History.open(site.path / FOLDER, site.name).record(
+        Left(
+            kind="question",
+            run=run,
+            note=path[-256:],
+            bytes=len(asked),
+            digest=hashlib.sha256(asked).hexdigest(),
+        )
+    )
 
 
 def fetch_roster(site: SiteFolder) -> bytes:

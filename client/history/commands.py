@@ -54,9 +54,9 @@ def show_history(folder: Path, run: str | None, *, noted: str | None, last: int,
         lines.append(f"the last {len(shown)}; --last 0 shows all")
     lines += table(shown)
     for name, total in totals(rows).items():
-        lines.append(
-            f"{name}: {total['messages']} messages, {size_text(total['bytes'])} ({total['bytes']:,} bytes)"
-        )
+        many = "" if total["messages"] == 1 else "s"
+        size = f"{size_text(total['bytes'])} ({total['bytes']:,} bytes)"
+        lines.append(f"{name}: {total['messages']} message{many}, {size}")
     for name in missing(site, verified.sent) if run is None else ():
         lines.append(f"note: run {name} was accepted here, and the history has no message of it: ask why")
     if verified.torn:

@@ -14,7 +14,9 @@ import pytest
 from federation import Federation, server_process, submitted
 
 from wardround.client.doctor.findings import CHECKS
+from wardround.client.history.history import FOLDER, verify
 from wardround.core.privacy_rules import PrivacyRules
+from wardround.runtime.signed_requests import ROUTES
 
 SITES = {"aachen": 24, "basel": 24, "cork": 24}
 
@@ -31,11 +33,17 @@ def federation(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Ite
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Every file, its mode and what is in it."""
+    """Every file, its mode and what is in it; but for the history, which has each question to the server."""
     return {
         str(path.relative_to(folder)): (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"")
         for path in sorted(folder.rglob("*"))
+        if FOLDER not in path.relative_to(folder).parts
     }
+
+
+def questions(site: Path) -> list[str]:
+    """What the history says was asked, in order."""
+    return [row.left.note for row in verify(site / FOLDER).sent] if (site / FOLDER).exists() else []
 
 
 def checked(site: Path, *more: str) -> tuple[int, dict[str, dict[str, str]], str]:
@@ -65,9 +73,13 @@ def test_all_is_well_and_nothing_is_left_behind(federation: Federation, private:
         }  # fmt: skip
     plan = federation.plan(f"private-{private}", units=(8, 12), **sections)
     site = federation.practice.sites["aachen"].path
-    before = contents(site)
+    before, asked = contents(site), questions(site)
     code, found, printed = checked(site, "--plan", str(plan))
     assert contents(site) == before
+    assert {note.partition("/probe")[0] for note in questions(site)[len(asked) :]} == {
+        ROUTES,
+        f"{ROUTES}/about",
+    }
     wrong = {name: line for name, line in found.items() if line["status"] == "fails"}
     assert (code, wrong) == (0, {})
     assert list(found) == list(CHECKS)

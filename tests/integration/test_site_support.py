@@ -26,6 +26,7 @@ from wardround.client.keeper import OwnKeeper
 from wardround.client.log_reading import Entry, Wanted, entries, follow, parsed, wanted
 from wardround.client.membership.site_folder import open_site_folder
 from wardround.client.node import Node
+from wardround.client.quiet_log import QuietFormatter
 from wardround.client.redaction import GONE, Redactor, vocabulary
 from wardround.client.worker_app import node_of
 from wardround.core.errors import ConfigError
@@ -53,11 +54,12 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federatio
 
 
 @pytest.fixture
-def federation(made: Federation, tmp_path: Path) -> Federation:
-    """A copy that a test may spoil."""
-    shutil.copytree(made.practice.folder, tmp_path / "practice", copy_function=shutil.copy2)
-    sites = {name: open_site_folder(tmp_path / "practice/sites" / name) for name in COUNTS}
-    return replace(made, practice=replace(made.practice, folder=tmp_path / "practice", sites=sites))
+def federation(made: Federation, tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    """A copy that a test may spoil, where paths of sockets are short."""
+    folder = tmp_path_factory.mktemp("s") / "p"
+    shutil.copytree(made.practice.folder, folder, copy_function=shutil.copy2)
+    sites = {name: open_site_folder(folder / "sites" / name) for name in COUNTS}
+    return replace(made, practice=replace(made.practice, folder=folder, sites=sites))
 
 
 @contextmanager
@@ -65,7 +67,7 @@ def logged(logs: Path) -> Iterator[None]:
     """What this process logs goes where a site's supervisor and worker put it."""
     logs.mkdir(exist_ok=True)
     worker = logging.FileHandler(logs / "worker.log")
-    worker.setFormatter(logging.Formatter("%(asctime)s worker %(levelname)s %(message)s"))
+    worker.setFormatter(QuietFormatter("%(asctime)s worker %(levelname)s %(message)s"))
     handlers = (LogFile(logs / "site.jsonl"), worker)
     root, level = logging.getLogger(), logging.getLogger().level
     root.setLevel(logging.INFO)
@@ -164,7 +166,13 @@ def test_no_canary_is_in_logs_errors_or_bundle(
     whole = b"\n".join(files.values()) + said.stdout.encode()
     for canary in (CANARY, SECRET, FILE_CANARY, PASSPHRASE):
         assert canary.encode() not in whole, canary
-    for private in (str(tmp_path), str(federation.base), "127.0.0.1", "aachen"):
+    for private in (
+        str(tmp_path),
+        str(federation.practice.folder),
+        str(federation.base),
+        "127.0.0.1",
+        "aachen",
+    ):
         assert private.encode() not in b"".join(files.values()), private
     keys = private_bytes(site)
     assert len(keys) >= 3
