@@ -34,6 +34,12 @@ REASONS: Mapping[int, str] = {
     DEADLINE: "a message took longer than it may",
     CLOSED: "until the site's working hours begin again",
 }
+MINUTE_OVER = 40
+"""So many refusals in a row as an online site are not the minute after a node that was killed."""
+COPIED = (
+    "the server takes this site for online, and has for minutes: another machine runs with a copy of this "
+    "site's folder; stop one of the two, and if nobody made that copy, rotate the keys at once"
+)
 SILENT = "it gave no sign of life, and was killed"
 
 
@@ -270,6 +276,8 @@ class KeptProcess:
             return ""
         if self.fell_silent:
             return SILENT
+        if self.code == NOT_YET and self.in_a_row > MINUTE_OVER:
+            return COPIED
         if self.code in REASONS:
             return REASONS[self.code]
         return f"signal {-self.code}" if self.code < 0 else f"exit code {self.code}"

@@ -30,7 +30,7 @@ from wardround.client.child import (
     follow_orders,
     read_settings,
 )
-from wardround.client.kept_process import REASONS, SILENT, KeptProcess, Restarts
+from wardround.client.kept_process import MINUTE_OVER, REASONS, SILENT, KeptProcess, Restarts
 from wardround.client.processes import SiteProcesses, SiteSettings
 from wardround.core.errors import InternalError, StorageError
 
@@ -287,3 +287,15 @@ def test_no_descriptor_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(looked_after(child, 2.0)) > 3
     child.end(1.0)
     assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before
+
+
+def test_a_site_that_runs_twice_is_told_that_its_folder_was_copied() -> None:
+    """Not after a node that was killed, which the server lets in again within a minute."""
+    child = KeptProcess("node", "none", lambda: WorkerSettings(), Restarts(), None, 30.0)
+    child.code, child.in_a_row = NOT_YET, MINUTE_OVER
+    assert MINUTE_OVER * Restarts().not_yet_s > 90
+    assert child.state.reason == REASONS[NOT_YET]
+    child.in_a_row += 1
+    assert "another machine runs with a copy" in child.state.reason
+    child.code = DEADLINE
+    assert child.state.reason == REASONS[DEADLINE]
