@@ -291,7 +291,7 @@ def test_no_descriptor_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_site_that_runs_twice_is_told_that_its_folder_was_copied() -> None:
     """Not after a node that was killed, which the server lets in again within a minute."""
-    child = KeptProcess("node", "none", lambda: WorkerSettings(), Restarts(), None, 30.0)
+    child = KeptProcess("node", "none", WorkerSettings, Restarts(), None, 30.0)
     child.code, child.in_a_row = NOT_YET, MINUTE_OVER
     assert MINUTE_OVER * Restarts().not_yet_s > 90
     assert child.state.reason == REASONS[NOT_YET]
