@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -27,18 +27,6 @@ if TYPE_CHECKING:
 
 MARKER = ".wardround-demo"
 """File in the folders that the demo made, and may therefore replace."""
-ABOUT = {
-    "description": (
-        "Heart-disease records of four hospitals (Cleveland; Budapest; Zürich and Basel; Long Beach): 735 "
-        "patients, one row each, with thirteen clinical measurements that a template turns into a sentence."
-    ),
-    "licence": (
-        "CC BY 4.0. Janosi, A., Steinbrunn, W., Pfisterer, M. and Detrano, R. (1989). Heart Disease. UCI "
-        "Machine Learning Repository. https://doi.org/10.24432/C52P4X"
-    ),
-    "label_meanings": {"0": "no heart disease", "1": "heart disease"},
-}
-"""For the model card."""
 
 
 def run_demo(output: Path, seed: int) -> SimulationResult:
@@ -66,10 +54,9 @@ def run_demo(output: Path, seed: int) -> SimulationResult:
 
 
 def composed_demo(output: Path, seed: int) -> DictConfig:
-    """`experiment=demo`, with what is known of its rows; they are public, so that samples may show them."""
+    """`experiment=demo`; its rows are public, so that samples may show them."""
     with initialize_config_module("wardround.conf", version_base="1.3"):
         composed = compose("config", overrides=["experiment=demo", f"seed={seed}", f"output={output}"])
-    OmegaConf.update(composed, "data", ABOUT, force_add=True)
     composed.evaluation.sample_texts = True
     return composed
 
@@ -110,7 +97,7 @@ def _nothing_but_begun(folder: Path) -> bool:
     """Whether a demo was killed before its first event: its configuration is there, and no result."""
     try:
         values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        ours = bool(values["data"]["description"] == ABOUT["description"])
+        ours = values["name"] == "demo" and values["evaluation"]["sample_texts"] is True
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return False
     return ours and not (folder / "metrics.jsonl").exists()

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from wardround.core.errors import ConfigError
 from wardround.runtime.events import Notice
 from wardround.simulations.command import config_of
 from wardround.simulations.demo.demo import (
-    ABOUT,
     MARKER,
     Marks,
     asked,
@@ -60,7 +60,7 @@ def test_the_demo_replaces_only_its_own_former_run(tmp_path: Path) -> None:
 
 def test_a_demo_that_was_killed_before_its_first_event_is_replaced(tmp_path: Path) -> None:
     """Its configuration says that it is the demo's, and there is no result to lose."""
-    values = {"name": "demo", "data": {"description": ABOUT["description"]}}
+    values = {"name": "demo", "evaluation": {"sample_texts": True}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values, allow_unicode=True))
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(ConfigError, match="did not make"):
@@ -71,10 +71,13 @@ def test_a_demo_that_was_killed_before_its_first_event_is_replaced(tmp_path: Pat
 
 
 def test_the_demo_says_what_its_rows_are(tmp_path: Path) -> None:
-    """Description, licence with its citation, and what the labels mean, in a configuration that is valid."""
+    """Description, licence with its citation, and what the labels mean; so does every run on these rows."""
     composed: Any = OmegaConf.to_container(composed_demo(tmp_path, 3), resolve=True)
     config = config_of(composed)
     assert config.seed == 3
+    with initialize_config_module("wardround.conf", version_base="1.3"):
+        other: Any = OmegaConf.to_container(compose("config", ["experiment=heart_head", "output=x"]))
+    assert config_of(other).data.licence == config.data.licence
     assert config.data.licence is not None
     assert config.data.licence.startswith("CC BY 4.0. Janosi")
     assert set(config.data.label_meanings) == set(config.data.labels)
