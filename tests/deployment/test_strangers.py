@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import ssl
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from flwr.superlink.main import create_app
 from wardround.core.errors import ConfigError
 from wardround.privacy.secagg.identity import KeySigner, Roster
 from wardround.runtime.signed_requests import HEADER, PROBE, ROUTES, sign_request
+from wardround.server import superlink
 from wardround.server.fleet import FLEET
 from wardround.server.probe_route import probe_route
 from wardround.server.superlink import SuperLink
@@ -283,3 +287,30 @@ def test_a_message_waits_for_a_site_that_has_yet_to_connect(served: tuple[Pair, 
     assert heard is not None
     assert heard < 60
     run.close()
+
+
+def test_a_line_that_says_nothing_does_not_outlive_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its handshake, or after: it takes no leave, and its connection is closed all the same."""
+    pair, left, listen = make_pair(tmp_path), list[str](), SuperLink._listen
+
+    async def noting(link: SuperLink) -> None:
+        await listen(link)
+        transports = list(asyncio.get_running_loop()._transports.values())  # type: ignore[attr-defined]  # asyncio's
+        left.extend(repr(each) for each in transports if not each.is_closing())
+
+    monkeypatch.setattr(SuperLink, "_listen", noting)
+    monkeypatch.setattr(superlink, "STOP_S", 1.0)
+    context = ssl.create_default_context(cafile=str(pair.folder / "ca.pem"))
+    with ExitStack() as lines:
+        with pair.server() as link:
+            host, _, port = link.address.rpartition(":")
+            raw = lines.enter_context(socket.create_connection((host, int(port))))
+            other = socket.create_connection((host, int(port)))
+            lines.enter_context(context.wrap_socket(other, server_hostname=host))
+            time.sleep(0.3)  # until the server has taken both
+        raw.settimeout(10)
+        with suppress(ConnectionResetError):
+            assert raw.recv(1) == b""
+    assert left == []
