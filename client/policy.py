@@ -54,7 +54,7 @@ class PlanPolicy(Frozen):
     modules: tuple[str, ...] | None = None
     """Patterns of names of modules that may have an adapter, such as `*.q_proj`; None: any layer but those of
     the vocabulary."""
-    heads: tuple[str, ...] = ("classifier", "score", "classification_head", "cls")
+    heads: tuple[str, ...] = ("classifier", "score", "classification_head", "cls", "pre_classifier", "pooler")
     """Modules that may train in full, by the last part of their name that is no number."""
     vocabulary: bool = False
     """Whether embeddings and the layer that gives out words may be trained: they hold rare words by heart."""

@@ -83,7 +83,7 @@ plans:
   most_rank: 64            # of the adapter
   most_coordinates: 100000000   # that are trained and sent
   modules: null            # patterns of modules that may have an adapter: ["*.q_proj", "*.query"]
-  heads: [classifier, score, classification_head, cls]   # what may train in full
+  heads: [classifier, score, classification_head, cls, pre_classifier, pooler]   # what may train in full
   vocabulary: false        # embeddings, and the layer that gives out words: they learn rare words by heart
   biases: false            # of the base model
   columns: null            # that a plan may read, as plans call them
