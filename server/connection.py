@@ -17,3 +17,10 @@ class Connection(AutoHTTPProtocol):  # type: ignore[valid-type,misc]  # of httpt
         """As uvicorn's."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER)
+
+
+def abort_lines() -> None:
+    """Close what uvicorn leaves: lines whose handshake was under way, or that took no leave when it ended."""
+    left = getattr(asyncio.get_running_loop(), "_transports", {})  # of asyncio's selector loop
+    for transport in list(left.values()):
+        transport.abort()

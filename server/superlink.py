@@ -33,7 +33,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from wardround.core.errors import ConfigError, InternalError, StorageError
 from wardround.runtime.files import private_folder, storing
-from wardround.server.connection import Connection
+from wardround.server.connection import Connection, abort_lines
 from wardround.server.fleet import FLEET, FleetApp, empty_bundle
 from wardround.server.link_grid import LinkGrid
 from wardround.server.link_state import LinkState
@@ -179,7 +179,7 @@ class SuperLink:
         sslproto.SSLProtocol.max_size = TLS_BUFFER
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         await self._server.serve(sockets=[self._socket] if self._socket else None)
-        _abort_handshakes()
+        abort_lines()
 
     @property
     def address(self) -> str:
@@ -334,13 +334,6 @@ def _opened(database: Path) -> LinkState:
             remedy="restore it from a backup, or move it away: sites and runs are in files of their own",
         ) from error
     return state
-
-
-def _abort_handshakes() -> None:
-    """Close connections that uvicorn does not know yet, since their handshake was under way when it ended."""
-    under_way = getattr(asyncio.get_running_loop(), "_transports", {})  # of asyncio's selector loop
-    for transport in list(under_way.values()):
-        transport.abort()
 
 
 def _listener(door: ASGIApp, tls: TlsFiles) -> uvicorn.Config:

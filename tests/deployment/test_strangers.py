@@ -297,7 +297,7 @@ def test_a_line_that_says_nothing_does_not_outlive_the_server(
 
     async def noting(link: SuperLink) -> None:
         await listen(link)
-        transports = list(asyncio.get_running_loop()._transports.values())  # type: ignore[attr-defined]  # asyncio's
+        transports = list(asyncio.get_running_loop()._transports.values())  # type: ignore[attr-defined]  # asyncio's own
         left.extend(repr(each) for each in transports if not each.is_closing())
 
     monkeypatch.setattr(SuperLink, "_listen", noting)
