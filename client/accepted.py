@@ -116,6 +116,22 @@ class RunFolders:
         with storing(path):
             return path.read_bytes()
 
+    def required(self, run_id: str) -> bytes:
+        """The signed plan that was last offered, as its bytes.
+
+        Raises:
+            ConfigError: None was.
+            StorageError: It cannot be read.
+        """
+        data = self.plan(run_id)
+        if data is None:
+            raise ConfigError(
+                "no plan was offered in this run", found=run_id,
+                expected=", ".join(self.runs()) or "an offer first",
+                remedy="wardround site status lists the offers",
+            )  # fmt: skip
+        return data
+
     def approve(self, run_id: str, plan: str, who: str) -> None:
         """Note a person's approval of the plan of this digest.
 
@@ -123,9 +139,7 @@ class RunFolders:
             ConfigError: No plan was offered in this run.
             StorageError: It cannot be written.
         """
-        self._require_offer(run_id)
-        approval = Approval(plan=plan, who=who, when=self.now())
-        write_atomic(self.of(run_id) / APPROVED, approval.model_dump_json().encode(), private=True)
+        self._decide(APPROVED, run_id, plan, who)
 
     def decline(self, run_id: str, plan: str, who: str) -> None:
         """Note a person's no to the plan of this digest; it holds against an approval as well.
@@ -134,9 +148,7 @@ class RunFolders:
             ConfigError: No plan was offered in this run.
             StorageError: It cannot be written.
         """
-        self._require_offer(run_id)
-        declined = Approval(plan=plan, who=who, when=self.now())
-        write_atomic(self.of(run_id) / DECLINED, declined.model_dump_json().encode(), private=True)
+        self._decide(DECLINED, run_id, plan, who)
 
     def declined(self, run_id: str, plan: str) -> bool:
         """Whether a person has declined the plan of this digest.
@@ -190,13 +202,10 @@ class RunFolders:
             return []
         return sorted(path.parent.name for path in self.folder.glob(f"*/{PLAN}"))
 
-    def _require_offer(self, run_id: str) -> None:
-        if self.plan(run_id) is None:
-            raise ConfigError(
-                "no plan was offered in this run", found=run_id,
-                expected="a run that was offered to this site",
-                remedy="wardround site status lists the offers",
-            )  # fmt: skip
+    def _decide(self, name: str, run_id: str, plan: str, who: str) -> None:
+        self.required(run_id)
+        said = Approval(plan=plan, who=who, when=self.now())
+        write_atomic(self.of(run_id) / name, said.model_dump_json().encode(), private=True)
 
     def _read(self, run_id: str, name: str, model: type[F]) -> F | None:
         path = self.of(run_id) / name

@@ -20,7 +20,7 @@ from wardround.client.quiet_log import QuietFormatter, end_quietly
 from wardround.client.site_settings import FILE, read_site_settings
 from wardround.client.supervisor import CONTROL, DESCRIPTOR, PROTOCOL, run_site
 from wardround.core.enrolment import SignedPlan
-from wardround.core.errors import ConfigError, PolicyError, UnreachableError
+from wardround.core.errors import PolicyError, UnreachableError
 from wardround.runtime.control.client import ControlClient
 from wardround.runtime.control.protos import site_pb2 as pb
 from wardround.runtime.control.sockets import UnixSocket
@@ -148,14 +148,7 @@ def _offer(folder: Path, run: str) -> tuple[SiteFolder, RunFolders, SignedPlan]:
     site = open_site_folder(folder)
     site.require_present()
     folders = RunFolders(site.path / RUNS)
-    data = folders.plan(run)
-    if data is None:
-        raise ConfigError(
-            "no plan was offered in this run", found=run,
-            expected=", ".join(folders.runs()) or "an offer first",
-            remedy="wardround site status lists the offers",
-        )  # fmt: skip
-    return site, folders, read_signed_plan(data, site.consortium_key)
+    return site, folders, read_signed_plan(folders.required(run), site.consortium_key)
 
 
 def _asked(

@@ -30,7 +30,7 @@ from wardround.client.membership.site_folder import (
 from wardround.client.sealed_files import KEY_FILE
 from wardround.client.site_settings import ModelPlace, SiteSettings
 from wardround.core.enrolment import SignedPlan
-from wardround.core.errors import ConfigError, PolicyError, WardroundError
+from wardround.core.errors import PolicyError, WardroundError
 from wardround.core.plan import TrainingPlan
 from wardround.privacy.accounting.of_plan import round_cost
 from wardround.runtime.plan_folder import SIGNED, read_bytes, read_plan
@@ -256,14 +256,7 @@ def named_plan(site: SiteFolder, plan: Path | None, run: str | None) -> tuple[Si
         WardroundError: There is none, it cannot be read, or somebody else signed it.
     """
     if run is not None:
-        folders = RunFolders(site.path / RUNS)
-        data = folders.plan(run)
-        if data is None:
-            raise ConfigError(
-                "no such run was offered to this site", found=run,
-                expected=", ".join(folders.runs()) or "an offer",
-                remedy="wardround site status lists them",
-            )  # fmt: skip
+        data = RunFolders(site.path / RUNS).required(run)
         return read_signed_plan(data, site.consortium_key), True
     if plan is None:
         return None

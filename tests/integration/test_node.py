@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from federation import Federation
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from full_disk import full_disk
 from hypothesis import given
 from hypothesis import strategies as st
+from offers import COUNTS, RUN, codes, node, offer, set_up
 
-from wardround.client.accepted import RunFolders
 from wardround.client.admitting import runs_of
 from wardround.client.flower_app import answered
 from wardround.client.keeper import OwnKeeper
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
-from wardround.client.membership.site_folder import confirmed_roster, open_site_folder
-from wardround.client.node import Node
+from wardround.client.membership.site_folder import confirmed_roster
 from wardround.client.sealed_files import Owner
-from wardround.client.worker_app import node_of
 from wardround.core.errors import PeerError, PolicyError, StorageError
 from wardround.core.messages import Request
 from wardround.core.plan_offers import PlanAnswer, PlanOffer, Reason
@@ -50,9 +45,6 @@ from wardround.strategies.contract import LocalRules
 from wardround.training.local_round import train_locally
 from wardround.training.plan_strategy import bind_strategy
 
-COUNTS = {"aachen": 12, "basel": 9, "cork": 10}
-RUN = "20261126-120000-0a1b2c3d"
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federation:
@@ -65,39 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federatio
 @pytest.fixture
 def federation(made: Federation, tmp_path: Path) -> Federation:
     """A copy that a test may spoil."""
-    shutil.copytree(made.practice.folder, tmp_path / "practice", copy_function=shutil.copy2)
-    sites = {name: open_site_folder(tmp_path / "practice/sites" / name) for name in COUNTS}
-    return replace(made, practice=replace(made.practice, folder=tmp_path / "practice", sites=sites))
-
-
-def node(federation: Federation, name: str = "basel") -> Node:
-    """The node of a site, as a started worker has it."""
-    site = federation.practice.sites[name]
-    return node_of(site, OwnKeeper(site.signer(), site.path, site.storage_key()))
-
-
-def offer(federation: Federation, **changes: Any) -> PlanOffer:
-    """What the server offers."""
-    server = open_server_folder(federation.practice.server)
-    plain = PlanOffer(
-        RUN,
-        "basel",
-        (federation.practice.folder / "plan" / SIGNED).read_bytes(),
-        server.signed_certificate(),
-        server.roster().roster().digest,
-    )
-    return replace(plain, **changes)
-
-
-def set_up(federation: Federation, **settings: Any) -> None:
-    """Change `site.yaml` of the site."""
-    path = federation.practice.sites["basel"].path / "site.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | settings))
-
-
-def codes(answer: PlanAnswer) -> tuple[str, list[str]]:
-    """Verdict and codes."""
-    return answer.verdict, [reason.code for reason in answer.reasons]
+    return made.copied(tmp_path / "practice")
 
 
 def test_a_sound_offer_is_accepted_and_stays_so(federation: Federation) -> None:
@@ -167,81 +127,6 @@ def test_the_supervisor_judges_an_offer_by_the_sites_own_folder(federation: Fede
     set_up(federation, approval="automatic", policy={"modes": ["off"]})
     with pytest.raises(PolicyError):
         runs(owner, TRAINING, record)
-
-
-def test_policy_decides_what_it_says_of_rows_and_time(federation: Federation) -> None:
-    """Neither, where the site's people do not want it."""
-    set_up(federation, tell_rows=False, tell_seconds=False)
-    answer = node(federation).answer(offer(federation))
-    assert (answer.verdict, answer.rows, answer.seconds_a_round) == ("accepted", "unsaid", None)
-
-
-def test_every_reason_of_the_policy_is_told_at_once_before_a_row_is_read(federation: Federation) -> None:
-    """Each in a sentence with what the plan asks for, and what is allowed."""
-    few = {"least_units": 2, "least_a_label": 1, "least_batch": 2}
-    strict = {"most_rank": 1, "most_rounds": 1, "tasks": ["causal_lm"]}
-    set_up(federation, plans=few | strict, source={"path": "nowhere.jsonl"})
-    answer = node(federation).answer(offer(federation))
-    assert codes(answer) == ("refused", ["policy"] * 3)
-    assert [reason.text for reason in answer.reasons] == [
-        "the task is not allowed (tasks: sequence_classification, allowed: causal_lm)",
-        "the adapter's rank is too large (most_rank: 2, allowed: at most 1)",
-        "the plan has too many rounds (most_rounds: 2, allowed: at most 1)",
-    ]
-    records, _ = encode_answer(answer)
-    assert decode_answer(records) == answer
-
-
-def test_a_policy_that_is_tightened_in_a_run_ends_it_here(federation: Federation) -> None:
-    """The supervisor signs nothing more for it, whatever the worker had loaded."""
-    site = federation.practice.sites["basel"]
-    assert codes(node(federation).answer(offer(federation))) == ("accepted", [])
-    plan = read_plan(federation.practice.folder / "plan").plan
-    owner = Owner(run_id=RUN, plan=bytes.fromhex(plan.digest), site="basel")
-    record = OwnKeeper(site.signer(), site.path, site.storage_key()).record(owner, TRAINING)
-    runs_of(site)(owner, TRAINING, record)
-    set_up(federation, plans={"least_units": 2, "least_a_label": 1, "least_batch": 2, "most_rank": 1})
-    with pytest.raises(PolicyError, match="does not allow the plan"):
-        runs_of(site)(owner, TRAINING, record)
-
-
-def test_a_person_declines_a_plan_for_good(federation: Federation) -> None:
-    """Before it is accepted, against an approval, and after: then nothing is signed for the run any more."""
-    site = federation.practice.sites["basel"]
-    runs, digest = RunFolders(site.path / "runs"), read_plan(federation.practice.folder / "plan").digest
-    assert codes(node(federation).answer(offer(federation))) == ("accepted", [])
-    runs.approve(RUN, digest, "Dr Ann")
-    runs.decline(RUN, "0" * 64, "Dr Ben")  # another plan
-    assert codes(node(federation).answer(offer(federation))) == ("accepted", [])
-    runs.decline(RUN, digest, "Dr Ben")
-    assert codes(node(federation).answer(offer(federation))) == ("refused", ["declined"])
-    plan = read_plan(federation.practice.folder / "plan").plan
-    owner = Owner(run_id=RUN, plan=bytes.fromhex(plan.digest), site="basel")
-    record = OwnKeeper(site.signer(), site.path, site.storage_key()).record(owner, TRAINING)
-    with pytest.raises(PolicyError, match="declined"):
-        runs_of(site)(owner, TRAINING, record)
-
-
-def test_only_so_many_runs_a_month(federation: Federation) -> None:
-    """One that was accepted stays so."""
-    set_up(federation, plans={"least_units": 2, "least_a_label": 1, "least_batch": 2, "runs_a_month": 1})
-    assert codes(node(federation).answer(offer(federation))) == ("accepted", [])
-    answer = node(federation).answer(offer(federation, run_id=RUN.replace("0a", "0b")))
-    assert codes(answer) == ("refused", ["policy"])
-    assert "runs_a_month" in answer.reasons[0].text
-    assert codes(node(federation).answer(offer(federation))) == ("accepted", [])
-
-
-def test_a_person_approves_this_plan_and_no_other(federation: Federation) -> None:
-    """Waiting until then; an approval of another plan is none."""
-    set_up(federation, approval="manual")
-    site = federation.practice.sites["basel"]
-    assert codes(node(federation).answer(offer(federation))) == ("waiting", ["approval"])
-    runs = RunFolders(site.path / "runs")
-    runs.approve(RUN, "0" * 64, "Dr Ann")
-    assert codes(node(federation).answer(offer(federation))) == ("waiting", ["approval"])
-    runs.approve(RUN, read_plan(federation.practice.folder / "plan").digest, "Dr Ann")
-    assert codes(node(federation).answer(offer(federation))) == ("accepted", [])
 
 
 def altered(data: bytes) -> bytes:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from federation import Federation
 
 from wardround.client.accepted import RunFolders
 from wardround.client.local_data import read_rows
-from wardround.client.membership.site_folder import open_site_folder
 from wardround.client.site_settings import STARTER, read_site_settings
 from wardround.runtime.plan_folder import SIGNED, read_plan
 from wardround.simulations.practice.rows import practice_rows
@@ -37,11 +34,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federatio
 @pytest.fixture
 def federation(made: Federation, tmp_path: Path) -> Federation:
     """A copy whose site `basel` has a commented site.yaml, and was offered the plan."""
-    shutil.copytree(made.practice.folder, tmp_path / "practice", copy_function=shutil.copy2)
-    sites = {name: open_site_folder(tmp_path / "practice/sites" / name) for name in COUNTS}
-    copy = replace(made, practice=replace(made.practice, folder=tmp_path / "practice", sites=sites))
-    (sites["basel"].path / "site.yaml").write_text(STARTER.replace("least_units: 20", "least_units: 2"))
-    runs = RunFolders(sites["basel"].path / "runs")
+    copy = made.copied(tmp_path / "practice")
+    own = copy.practice.sites["basel"].path
+    (own / "site.yaml").write_text(STARTER.replace("least_units: 20", "least_units: 2"))
+    runs = RunFolders(own / "runs")
     runs.offered(RUN, (copy.practice.folder / "plan" / SIGNED).read_bytes())
     return copy
 

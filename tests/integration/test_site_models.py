@@ -8,7 +8,6 @@ import pickle
 import shutil
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from full_disk import full_disk
 from safetensors.torch import load_file, save_file
 
 from wardround.client.local_data import open_bench
-from wardround.client.membership.site_folder import open_site_folder
 from wardround.client.model_files import copy_files, model_files
 from wardround.client.site_settings import STARTER, read_site_settings
 from wardround.core.errors import ModelError, StorageError
@@ -39,10 +37,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federatio
 @pytest.fixture
 def federation(made: Federation, tmp_path: Path) -> Federation:
     """A copy whose site `basel` has a commented site.yaml."""
-    shutil.copytree(made.practice.folder, tmp_path / "practice", copy_function=shutil.copy2)
-    sites = {name: open_site_folder(tmp_path / "practice/sites" / name) for name in COUNTS}
-    (sites["basel"].path / "site.yaml").write_text(STARTER)
-    return replace(made, practice=replace(made.practice, folder=tmp_path / "practice", sites=sites))
+    copy = made.copied(tmp_path / "practice")
+    (copy.practice.sites["basel"].path / "site.yaml").write_text(STARTER)
+    return copy
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from members import private_bytes
 
 from wardround.client.keeper import OwnKeeper
 from wardround.client.log_reading import Entry, Wanted, entries, follow, parsed, wanted
-from wardround.client.membership.site_folder import open_site_folder
 from wardround.client.node import Node
 from wardround.client.quiet_log import QuietFormatter
 from wardround.client.redaction import GONE, Redactor, vocabulary
@@ -56,10 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federatio
 @pytest.fixture
 def federation(made: Federation, tmp_path_factory: pytest.TempPathFactory) -> Federation:
     """A copy that a test may spoil, where paths of sockets are short."""
-    folder = tmp_path_factory.mktemp("s") / "p"
-    shutil.copytree(made.practice.folder, folder, copy_function=shutil.copy2)
-    sites = {name: open_site_folder(folder / "sites" / name) for name in COUNTS}
-    return replace(made, practice=replace(made.practice, folder=folder, sites=sites))
+    return made.copied(tmp_path_factory.mktemp("s") / "p")
 
 
 @contextmanager

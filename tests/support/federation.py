@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from deployed import wait_for
 
 from wardround.client.ledger.commands import create_ledger
-from wardround.client.membership.site_folder import ABOUT, SiteFolder
+from wardround.client.membership.site_folder import ABOUT, SiteFolder, open_site_folder
 from wardround.client.processes import SiteProcesses
 from wardround.client.supervisor import running_site
 from wardround.core.errors import WardroundError
@@ -118,6 +119,16 @@ class Federation:
         address = address or f"127.0.0.1:{free_port()}"
         practice = make_practice(folder / "practice", address, values, datetime.now(UTC))
         return Federation(practice, base, counts, everything)
+
+    def copied(self, folder: Path) -> Federation:
+        """A copy of its folders that a test may spoil; the rows stay where they are.
+
+        Args:
+            folder: To make; a short path, where a control socket is to lie in it.
+        """
+        shutil.copytree(self.practice.folder, folder, copy_function=shutil.copy2)
+        sites = {name: open_site_folder(folder / "sites" / name) for name in self.practice.sites}
+        return replace(self, practice=replace(self.practice, folder=folder, sites=sites))
 
     def give_ledgers(self, caps: dict[str, float], *, delta: float) -> None:
         """Make sites' privacy ledgers as their people do, each with ε that no patient's account exceeds."""

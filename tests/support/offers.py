@@ -1,0 +1,49 @@
+"""A site's node, and offers of plans to it: what tests of both ask for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import yaml
+from federation import Federation
+
+from wardround.client.keeper import OwnKeeper
+from wardround.client.node import Node
+from wardround.client.worker_app import node_of
+from wardround.core.plan_offers import PlanAnswer, PlanOffer
+from wardround.runtime.plan_folder import SIGNED
+from wardround.server.consortium.server_folder import open_server_folder
+
+COUNTS = {"aachen": 12, "basel": 9, "cork": 10}
+RUN = "20261126-120000-0a1b2c3d"
+
+
+def node(federation: Federation, name: str = "basel") -> Node:
+    """The node of a site, as a started worker has it."""
+    site = federation.practice.sites[name]
+    return node_of(site, OwnKeeper(site.signer(), site.path, site.storage_key()))
+
+
+def offer(federation: Federation, **changes: Any) -> PlanOffer:
+    """What the server offers."""
+    server = open_server_folder(federation.practice.server)
+    plain = PlanOffer(
+        RUN,
+        "basel",
+        (federation.practice.folder / "plan" / SIGNED).read_bytes(),
+        server.signed_certificate(),
+        server.roster().roster().digest,
+    )
+    return replace(plain, **changes)
+
+
+def set_up(federation: Federation, **settings: Any) -> None:
+    """Change `site.yaml` of the site."""
+    path = federation.practice.sites["basel"].path / "site.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | settings))
+
+
+def codes(answer: PlanAnswer) -> tuple[str, list[str]]:
+    """Verdict and codes."""
+    return answer.verdict, [reason.code for reason in answer.reasons]
