@@ -215,14 +215,14 @@ def write_much(state: LinkState) -> None:
 
 def test_a_full_database_is_said(state: LinkState, caplog: pytest.LogCaptureFixture) -> None:
     """By name, and once; what was to be written does not count, and later it is."""
+    told = []
     with full_database(state):
         for _ in range(2):
             with pytest.raises(StorageError, match="free space") as raised:
                 write_much(state)
             assert "state.db" in raised.value.what
-    assert [line for line in caplog.messages if "cannot be kept" in line] == [
-        f"what sites send cannot be kept, they try again: {raised.value}"
-    ]
+            told.append(f"what sites send cannot be kept, they try again: {raised.value}")
+    assert [line for line in caplog.messages if "cannot be kept" in line] == told[:1]
     with state.session() as session:
         assert session.scalar(text("SELECT count(*) FROM ours")) == 0
         session.execute(text("INSERT INTO ours VALUES (1)"))
