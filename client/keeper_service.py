@@ -156,7 +156,7 @@ def require_onwards(known: SiteState | DrawState, new: SiteState | DrawState) ->
         PolicyError: It goes back.
     """
     if isinstance(known, SiteState) and isinstance(new, SiteState):
-        back = new.place < known.place
+        back = new.place < known.place or (known.opened != () and new.opened == ())
         if new.place == known.place:
             back |= new.offer != known.offer
         if new.place[0] == known.place[0] and known.place[0]:

@@ -34,6 +34,8 @@ from wardround.client.sealed_files import Owner
 from wardround.client.secure_record import KeptContributions
 from wardround.client.site import Site
 from wardround.client.site_settings import SiteSettings
+from wardround.client.small_cells import site_cells
+from wardround.core.cells import EXACT, Cells
 from wardround.core.enrolment import UNREADY, SignedPlan
 from wardround.core.errors import (
     ConfigError,
@@ -52,7 +54,7 @@ from wardround.privacy.secagg.draw import DrawSite, Groups
 from wardround.privacy.secagg.identity import Roster
 from wardround.privacy.secagg.secret import Secret
 from wardround.privacy.sums.aggregation import party
-from wardround.privacy.sums.contract import GROUPS, SUMS
+from wardround.privacy.sums.contract import EVALUATION, GROUPS, SUMS
 from wardround.privacy.sums.offers import run_of
 from wardround.runtime.files import is_full
 from wardround.strategies.contract import GroupStrategy, SumStrategy
@@ -260,6 +262,10 @@ class Node:
                 run_of(run_id, sum),
                 bytes.fromhex(plan.digest),
                 self.keeper.record(owner, sum),
+                # Exact counts of the same rows: of a difference they would be somebody's own.
+                secure.least_honest + secure.assumed_colluders
+                if sum == EVALUATION and self.settings().plans.smallest_cell == 1
+                else 0,
             )
 
         kept = KeptContributions(folder / "kept", self._owner(run_id, plan), self.storage)
@@ -283,7 +289,19 @@ class Node:
             self._privacy(plan, local),
             self._checkpoints(folder, self._owner(run_id, plan)),
             self.settings().plans.figures,
+            *self._cells(local),
         )
+
+    def _cells(self, local: LocalData) -> tuple[Cells, Cells]:
+        """How counts of training rows, and of those held back, leave: in multiples of so many patients."""
+        patients = self.settings().plans.smallest_cell
+        if patients == 1:
+            return EXACT, EXACT
+        training, held_back = (site_cells(self.storage, patients * rows) for rows in local.rows.most_of_one)
+        if sum(row.rows for row in local.rows.training) < training.smallest:
+            # One patient has most of the rows: the whole of them is no small cell, and the site has to weigh.
+            training = site_cells(self.storage, patients)
+        return training, held_back
 
     def _checkpoints(self, folder: Path, owner: Owner) -> CheckpointFile | None:
         settings = self.settings()

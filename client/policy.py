@@ -90,6 +90,8 @@ class PlanPolicy(Frozen):
     most_delta: float = Field(default=1e-3, gt=0, lt=1)
     most_bytes: int = Field(default=512 * 2**20, ge=1)
     """Of the largest message that leaves in a round."""
+    smallest_cell: int = Field(default=5, ge=1)
+    """Patients, or rows where the plan names none; counts leave as multiples of so many. 1: exactly."""
     figures: tuple[Figures, ...] = ()
     """What of this site alone the server may see: `training` (its loss, steps and rows), `validation` (its
     own scores), `clipping`. Sums over all sites hold the same, and show it of nobody."""

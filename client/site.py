@@ -12,6 +12,7 @@ from wardround.client.memory import SiteStore
 from wardround.client.parties import Parties
 from wardround.client.policy import Figures
 from wardround.client.private import SitePrivacy
+from wardround.core.cells import EXACT, Cells
 from wardround.core.plan import TrainingPlan
 from wardround.strategies.contract import SumStrategy
 from wardround.training.tasks.contract import Encoded
@@ -37,6 +38,8 @@ class Site:
         privacy: Its side of the plan's differential privacy, where it trains privately.
         checkpoints: Inside its local rounds, where somebody would go on from them.
         figures: Kinds of its own figures that may leave; None in a simulation, which shows them all.
+        training_cells: How counts of the rows that it trains on leave; as they are in a simulation alone.
+        validation_cells: The same of those that it held back.
     """
 
     name: str
@@ -53,3 +56,5 @@ class Site:
     privacy: SitePrivacy | None = None
     checkpoints: CheckpointFile | None = None
     figures: tuple[Figures, ...] | None = ()
+    training_cells: Cells = EXACT
+    validation_cells: Cells = EXACT

@@ -102,6 +102,7 @@ plans:
   most_epsilon: null       # of a private plan; the ledger's cap holds in any case
   most_delta: 1.0e-3
   most_bytes: 536870912    # of the largest message that leaves in a round
+  smallest_cell: 5         # patients: counts leave as multiples of so many; 1: exactly
   figures: []              # of this site alone: training, validation, clipping; [] tells none of them
 
 # What this site demands before its contribution goes into a sum; its own people decide on that.

@@ -19,6 +19,7 @@ from wardround.client.site import Site
 from wardround.core.counting import train_loss, training_counters
 from wardround.core.errors import TrainingError
 from wardround.core.messages import SPENT, Request
+from wardround.core.metrics import METRICS
 from wardround.core.packed import Adapter, Array, Counters, zeros
 from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.sums.contract import TRAINING, Lanes
@@ -31,7 +32,10 @@ from wardround.training.private.per_example import require_rules
 
 
 def measure(adapter: Adapter, site: Site) -> dict[str, Array]:
-    """Metric numerators of the broadcast adapter on the site's validation part; empty where it has none."""
+    """Metric numerators of the broadcast adapter on the site's validation part, as they may leave it.
+
+    Empty where it has none.
+    """
     if not site.validation:
         return {}
     bench = site.bench
@@ -46,7 +50,8 @@ def measure(adapter: Adapter, site: Site) -> dict[str, Array]:
         device=bench.device,
         tokenizer=bench.tokenizer,
     )
-    return counters.tensors()
+    rows = sum(row.rows for row in site.validation if bench.task.targets(row) > 0)
+    return METRICS.get(site.plan.task.metrics).coarse(counters, site.validation_cells, rows).tensors()
 
 
 def trained_for(
@@ -134,16 +139,9 @@ def train(
     )
     if privacy is not None and privacy.simulation:
         local |= private_figures(result.private)
-    figures = Figures(
-        weight=weight_of(site, result),
-        examples=result.examples,
-        targets=result.targets,
-        steps=result.steps,
-        loss_sum=result.loss_sum,
-    )
     return Trained(
-        broadcast.digest, adapter, result.adapter, figures, result.optimiser_state, result.update,
-        result.clip_norm,
+        broadcast.digest, adapter, result.adapter, figures_of(site, result), result.optimiser_state,
+        result.update, result.clip_norm,
     )  # fmt: skip
 
 
@@ -247,12 +245,16 @@ def counted(figures: Figures, stage: int, *, private: bool) -> Counters:
     return training_counters(weight=figures.weight, loss_sum=figures.loss_sum, targets=figures.targets)
 
 
-def weight_of(site: Site, result: LocalResult) -> int:
-    """The site's weight in the mean, as the plan defines it."""
-    match site.plan.strategy.weighting:
-        case "examples":
-            return max(1, result.examples)
-        case "targets":
-            return max(1, result.targets)
-        case "uniform":
-            return 1
+def figures_of(site: Site, result: LocalResult) -> Figures:
+    """What is counted of a local round, as it may leave the site: no count is exact, no mean is changed."""
+    rows, cells = result.examples, site.training_cells
+    examples, targets = cells.rows(rows), cells.scaled(result.targets, rows)
+    weights = {"examples": max(1, examples), "targets": max(1, targets), "uniform": 1}
+    return Figures(
+        # Rounded up it must not be more than the plan allows.
+        weight=min(weights[site.plan.strategy.weighting], site.plan.encoding.most_weight),
+        examples=examples,
+        targets=targets,
+        steps=result.steps,
+        loss_sum=result.loss_sum * (targets / result.targets) if result.targets else 0.0,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ class SiteRows:
     training: list[Encoded]
     validation: list[Encoded]
     units: list[str] = field(default_factory=list)
+    most_of_one: tuple[int, int] = (1, 1)
+    """The most rows that one unit has among those for training, and among those held back."""
 
 
 def bounded_site(plan: TrainingPlan, name: str, rows: SiteRows) -> SiteRows:
@@ -62,7 +65,12 @@ def encode_site(
         encoded,
         encode_rows(plan, bench, validation, name, tell),
         [] if plan.data.packing else [example.unit for example in training],
+        (_most_of_one(training), _most_of_one(validation)),
     )
+
+
+def _most_of_one(examples: Sequence[Example]) -> int:
+    return max(Counter(example.unit for example in examples).values(), default=1)
 
 
 def encode_rows(

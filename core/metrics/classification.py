@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wardround.core.cells import Cells
 from wardround.core.errors import InternalError
 from wardround.core.metrics.contract import LARGEST_LOSS, LOSS_UNIT, Scores
-from wardround.core.packed import Array, Counters, Layout, TensorSpec
+from wardround.core.packed import Array, Counters, Layout, TensorSpec, zeros
 
 SCORE_BINS = 1024
 LARGEST_LOG_ODDS = 36.0
@@ -124,6 +125,24 @@ def class_figures(counters: Counters, labels: tuple[str, ...]) -> dict[str, dict
     return table
 
 
+def _coarse_confusion(confusion: Array, cells: Cells) -> Array:
+    right = np.eye(len(confusion), dtype=bool)
+    found = np.zeros_like(confusion)
+    table = cells.table(np.concatenate([confusion[right], confusion[~right]]))
+    found[right], found[~right] = np.split(table, [len(confusion)])
+    return found
+
+
+def _coarse_calibration(calibration: Array, cells: Cells) -> Array:
+    """A bin of fewer rows than the smallest cell leaves with the confidence of its middle."""
+    count, correct, confidence = calibration
+    table = cells.table(np.stack([correct, count - correct], axis=1))
+    rounded = table.sum(axis=1)
+    middle = (np.arange(CONFIDENCE_BINS) + 0.5) / CONFIDENCE_BINS / CONFIDENCE_UNIT
+    mean = np.where(count < cells.smallest, middle, confidence / np.maximum(count, 1))
+    return np.stack([rounded, table[:, 0], np.rint(mean * rounded).astype(np.int64)])
+
+
 class Classification:
     """Figures of a single-label classifier.
 
@@ -163,6 +182,19 @@ class Classification:
                 TensorSpec(name=name, shape=shape, role="counter") for name, shape in shapes.items()
             )
         )
+
+    def coarse(self, counters: Counters, cells: Cells, rows: int) -> Counters:
+        """Cells of one site: what is right first, so that accuracy is off by less than one smallest cell."""
+        del rows
+        found, examples = zeros(counters.layout, np.int64), int(counters["examples"])
+        found["examples"][...] = cells.rows(examples)
+        found["loss"][...] = cells.scaled(int(counters["loss"]), examples)
+        found["confusion"][...] = _coarse_confusion(counters["confusion"], cells)
+        for name in ("score_positives", "score_negatives"):
+            for index, histogram in enumerate(counters[name]):
+                found[name][index] = cells.grouped(histogram)
+        found["calibration"][...] = _coarse_calibration(counters["calibration"], cells)
+        return found
 
     def compute(self, counters: Counters, labels: tuple[str, ...], options: dict[str, Any]) -> Scores:
         """Figures from summed counters; loss in nats a row."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from wardround.core.cells import Cells
 from wardround.core.packed import Counters, Layout
 
 LOSS_UNIT = 2.0**-20
@@ -44,6 +45,15 @@ class MetricFamily(Protocol):
 
     def layout(self, labels: tuple[str, ...], options: dict[str, Any]) -> Layout:
         """Counters, role `counter`, int64; sums over examples, so that sites add up."""
+
+    def coarse(self, counters: Counters, cells: Cells, rows: int) -> Counters:
+        """One site's counters as they may leave it: no count of fewer rows than the smallest cell in them.
+
+        Args:
+            counters: Of the layout.
+            cells: Of the site.
+            rows: That were counted, of the source.
+        """
 
     def compute(self, counters: Counters, labels: tuple[str, ...], options: dict[str, Any]) -> Scores:
         """Figures from the summed counters."""

@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
+from wardround.core.cells import Cells
 from wardround.core.metrics.contract import LOSS_UNIT, Scores
-from wardround.core.packed import Counters, Layout, TensorSpec
+from wardround.core.packed import Counters, Layout, TensorSpec, zeros
 
 ROUGE_UNIT = 2.0**-20
 """One step of the summed ROUGE-L counter."""
@@ -46,6 +49,19 @@ class Language:
         del labels
         names = TEACHER_FORCED + (ANSWERS if options.get("generate", 0) else ())
         return Layout(tensors=tuple(TensorSpec(name=name, role="counter") for name in names))
+
+    def coarse(self, counters: Counters, cells: Cells, rows: int) -> Counters:
+        """Sums over rows keep their means; answers, and the exact ones among them, are counts of rows."""
+        count = {name: int(array) for name, array in counters.tensors().items()}
+        found = zeros(counters.layout, np.int64)
+        for name in TEACHER_FORCED:
+            found[name][...] = cells.scaled(count[name], rows)
+        if answers := count.get("answers", 0):
+            exact = count["exact_answers"]
+            right, wrong = cells.table(np.array([exact, answers - exact]))
+            found["answers"][...], found["exact_answers"][...] = right + wrong, right
+            found["rouge_l"][...] = cells.scaled(count["rouge_l"], answers)
+        return found
 
     def compute(self, counters: Counters, labels: tuple[str, ...], options: dict[str, Any]) -> Scores:
         """Figures from summed counters; loss in nats a token."""

@@ -25,6 +25,8 @@ class SiteState(Wire):
     """Stage → digest of its first offer in that round."""
     survivors: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Stage → the survivors whose sum this site helped to open in that round."""
+    opened: tuple[str, ...] = ()
+    """The survivors of the last sum that this site helped to open, in whatever round."""
     answer: Unmasking | None = None
     """The last unmask answer, to be repeated word for word."""
     offer: SignedOffer | None = None
@@ -37,7 +39,7 @@ class SiteState(Wire):
         if offer.round > self.place[0]:
             return SiteState(
                 place=offer.place, members=offer.members, terms={stage: offer.terms}, answer=self.answer,
-                offer=signed,
+                offer=signed, opened=self.opened,
             )  # fmt: skip
         terms = {**self.terms, stage: offer.terms}
         return self.model_copy(update={"place": offer.place, "terms": terms, "offer": signed})
@@ -66,6 +68,8 @@ class Member:
         run_id: The run whose plan it accepted.
         plan: Digest of that plan.
         record: What survives a crash.
+        least_change: Sites; the survivors of two sums, one opened after the other, are the same or differ by
+            so many: of what is counted of the same rows each time, their difference is that of a few sites.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Member:
     run_id: str
     plan: bytes
     record: Record
+    least_change: int = 0
 
 
 def read(member: Member, signed: SignedOffer, broadcast: bytes) -> Offer:

@@ -21,6 +21,26 @@ def default_threshold(members: int) -> int:
     return 2 * members // 3 + 1
 
 
+def check_change(before: Collection[str], survivors: Collection[str], least: int) -> None:
+    """Refuse to open a sum that differs from the last one by a few sites: the difference shows theirs.
+
+    Args:
+        before: Survivors of the last sum that was opened; empty where there is none.
+        survivors: Of this one.
+        least: Sites by which the two may differ, if they do.
+
+    Raises:
+        PolicyError: They differ by fewer.
+    """
+    changed = len(set(before) ^ set(survivors)) if before else 0
+    if 0 < changed < least:
+        raise PolicyError(
+            "the difference to the last sum of this kind would be that of too few sites",
+            found=f"{changed} sites", expected=f"none, or at least {least}",
+            remedy="counts that leave rounded need no such rule: plans.smallest_cell above 1 in site.yaml",
+        )  # fmt: skip
+
+
 class SecurePolicy(Frozen):
     """A site's own rules; the strictest of all sites of a cohort decide whether a round takes place.
 

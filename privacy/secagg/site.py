@@ -41,6 +41,7 @@ from wardround.privacy.secagg.messages import (
     laned,
 )
 from wardround.privacy.secagg.offer import Offer, SignedOffer
+from wardround.privacy.secagg.policy import check_change
 from wardround.privacy.secagg.secret import Secret
 from wardround.privacy.secagg.shamir import split
 
@@ -233,7 +234,7 @@ class SecureSite:
 
         Raises:
             PeerError: The set is not sorted, holds others than the dealers, or misses this site.
-            PolicyError: It is smaller than the site's policy allows.
+            PolicyError: It is smaller than the site's policy allows, or differs too little from the last one.
         """
         masked = self._take(_Masked)
         survivors = message.sites
@@ -243,7 +244,9 @@ class SecureSite:
             raise PeerError("this site is not among the survivors that it is asked to confirm")
         offer = masked.offer
         self.member.policy.check_survivors(survivors, len(offer.cohort), offer.threshold)
-        earlier = self.member.record.load().survivors.get(str(offer.stage - 1))
+        state = self.member.record.load()
+        check_change(state.opened, survivors, self.member.least_change)
+        earlier = state.survivors.get(str(offer.stage - 1))
         if offer.stage and survivors != earlier:
             raise PeerError(
                 "the survivors of a later stage are not those of the one before",
@@ -296,6 +299,7 @@ class SecureSite:
             state.model_copy(
                 update={
                     "survivors": {**state.survivors, str(offer.stage): confirmed.survivors},
+                    "opened": confirmed.survivors,
                     "answer": answer,
                 }
             )

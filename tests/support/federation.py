@@ -36,7 +36,7 @@ LABELS = ("mild", "severe")
 POLICY = {"least_cohort": 3, "least_honest": 2}
 """Three sites on a test's machine; what is lost of protection by so few is not what these tests are about."""
 
-FEW = {"least_units": 2, "least_a_label": 1, "least_batch": 2, "most_delta": 0.02}
+FEW = {"least_units": 2, "least_a_label": 1, "least_batch": 2, "most_delta": 0.02, "smallest_cell": 1}
 """Likewise of their few rows."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wardround.core.errors import QuorumError
+from wardround.core.errors import PolicyError, QuorumError
 from wardround.privacy.secagg.messages import (
     Advertised,
     Advertisement,
@@ -23,6 +23,7 @@ from wardround.privacy.secagg.messages import (
     decode,
     encode,
 )
+from wardround.privacy.secagg.site import SecureSite
 
 PHASES = ("advertise", "deal", "mask", "confirm", "unmask")
 
@@ -189,3 +190,31 @@ def test_every_message_travels_as_bytes(consortium: Any) -> None:
     for name in survivors.sites:
         relay.take_unmasking(sent(group.sites[name].unmask(confirmed), Unmasking))
     group.check(relay.open(), offer)
+
+
+def test_a_sum_that_differs_by_a_few_sites_is_not_opened(consortium: Any) -> None:
+    """Where a site demands it: the same survivors, or so many others; whatever is restarted."""
+    group = consortium(9)
+    for name in group.names:
+        member = group.member(name, least_change=3)
+        group.sites[name] = SecureSite(member)
+    group.check(group.run(first := group.offer()), first)
+    group.sites |= {name: SecureSite(group.member(name, least_change=3)) for name in group.names}
+    for round, lost in ((2, 1), (3, 2)):
+        with pytest.raises(PolicyError, match="too few sites") as refused:
+            group.run(group.offer(round=round), dict.fromkeys(group.names[:lost], "mask"))
+        assert refused.value.found == f"{lost} sites"
+    group.check(group.run(same := group.offer(round=4)), same)
+    changed = group.run(group.offer(round=5), dict.fromkeys(group.names[:2], "unmask"))
+    assert changed.survivors == group.names  # they had sent theirs
+    group.run(group.offer(round=6))
+
+
+def test_a_sum_that_differs_by_enough_sites_is_opened(consortium: Any) -> None:
+    """Ten of thirteen, then all of them."""
+    group = consortium(13)
+    group.sites = {name: SecureSite(group.member(name, least_change=3)) for name in group.names}
+    few = group.run(offer := group.offer(), dict.fromkeys(group.names[:3], "mask"))
+    group.check(few, offer)
+    group.check(group.run(every := group.offer(round=2)), every)
+    assert len(few.survivors) == 10
