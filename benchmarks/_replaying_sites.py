@@ -18,10 +18,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -120,7 +118,7 @@ class ReplayingSite:
 
     def serve(self) -> None:
         """Look for messages and answer them, as Flower's node does, until something goes wrong."""
-        key: Any = load_ssh_private_key(self.folder.transport_key().read_bytes(), password=None)
+        key = self.folder.transport_key()
         with http_request_response(
             self.folder.server_address, insecure=False, root_certificates=self.folder.ca.read_bytes(),
             authentication_keys=(key, key.public_key()),

@@ -67,21 +67,24 @@ class LedgerCharges:
 
     Attributes:
         ledger: Opens it, for as long as something is written.
+        owner: Goes before the id of each run.
     """
 
     ledger: Callable[[], AbstractContextManager[Ledger]]
+    owner: str = ""
 
     def reserve(self, charge: Charge) -> float:
         """As `Charges`."""
         with self.ledger() as ledger:
             source = ledger.source(charge.source, sorted(set(charge.units)))
+            run = self.owner + charge.run
             ledger.reserve(
-                source, run=charge.run, plan=charge.plan, round=charge.round, stage=0, draw=charge.draw,
+                source, run=run, plan=charge.plan, round=charge.round, stage=0, draw=charge.draw,
                 mechanism=charge.mechanism, unit=charge.unit, most_examples=charge.most_examples,
             )  # fmt: skip
-            return ledger.epsilon(source, run=charge.run).value
+            return ledger.epsilon(source, run=run).value
 
     def seal(self, run: str, round: int, digest: str) -> None:
         """As `Charges`."""
         with self.ledger() as ledger:
-            ledger.seal(run=run, round=round, stage=0, digest=digest)
+            ledger.seal(run=self.owner + run, round=round, stage=0, digest=digest)

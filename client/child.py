@@ -59,7 +59,7 @@ class NodeSettings(Frozen):
     Attributes:
         server: `host:port` of the consortium's server.
         ca: PEM file of the consortium's CA.
-        transport_key: OpenSSH file of the site's P-384 key.
+        transport_key: The site's P-384 key, as the content of an OpenSSH file.
         listener: File descriptor, inherited, of the loopback socket on which the worker is served.
         secret: Hexadecimal; who knows it may take tasks.
         report: File descriptor, inherited, to which it writes a line when its connection is lost, and an
@@ -71,7 +71,7 @@ class NodeSettings(Frozen):
 
     server: str
     ca: Path
-    transport_key: Path
+    transport_key: str = Field(repr=False)
     listener: int
     secret: str = Field(repr=False, min_length=32)
     report: int

@@ -6,12 +6,14 @@ supervisor answers, in another process.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from wardround.client.charges import Charges, LedgerCharges
-from wardround.client.ledger.ledger import Ledger
+from wardround.client.ledger_place import LedgerPlace
+from wardround.client.membership.site_folder import SiteFolder
 from wardround.client.sealed_files import Owner
 from wardround.client.secure_record import FileDrawRecord, FileRecord
 from wardround.core.errors import PolicyError
@@ -50,11 +52,13 @@ class OwnKeeper:
         signer: The site's identity key.
         folder: Of the site.
         storage: Its storage key, which seals the records.
+        ledger: Where its privacy ledger lies, as of now.
     """
 
     signer: KeySigner
     folder: Path
     storage: Secret
+    ledger: Callable[[], LedgerPlace]
 
     def record(self, owner: Owner, sum: str) -> Record:
         """As `Keeper`: a sealed file in the run's folder."""
@@ -65,14 +69,20 @@ class OwnKeeper:
         return FileDrawRecord(self._records(owner), owner, self.storage)
 
     def charges(self) -> Charges:
-        """As `Keeper`: `ledger/` of the site's folder."""
-        path = self.folder / "ledger"
-        if not path.exists():
+        """As `Keeper`: the ledger that the site's settings name."""
+        place = self.ledger()
+        if not place.folder.exists():
             raise PolicyError(
-                "this site has no privacy ledger, and the plan trains privately", expected=f"{path.name}/",
+                "this site has no privacy ledger, and the plan trains privately",
+                expected=f"{place.folder.name}/",
                 remedy="wardround ledger create makes one, with the ε that this site grants its patients",
-            )  # fmt: skip
-        return LedgerCharges(lambda: Ledger.open(path))
+            )
+        return LedgerCharges(place.opened, place.owner)
 
     def _records(self, owner: Owner) -> Path:
         return self.folder / "records" / owner.run_id
+
+
+def own_keeper(site: SiteFolder) -> OwnKeeper:
+    """Keys and records of a site, from its folder; raises StorageError or ConfigError."""
+    return OwnKeeper(site.signer(), site.path, site.storage_key(), lambda: LedgerPlace.of(site))

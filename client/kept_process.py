@@ -20,6 +20,7 @@ from wardround.client.child import CERTIFICATE, CLOCK, CLOSED, DEADLINE, NOT_ADM
 from wardround.core.checked import Frozen
 from wardround.core.errors import StorageError
 from wardround.runtime.files import private_folder, storing
+from wardround.runtime.passphrases import without_passphrase
 
 LOG = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ class KeptProcess:
                 stdout=output,
                 stderr=output,
                 pass_fds=(*self.inherited, writing),
-                env=os.environ | QUIET,
+                env=without_passphrase(os.environ | QUIET),
                 start_new_session=True,  # an interrupt at a terminal is for the supervisor
             )
         except OSError:

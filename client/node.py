@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from wardround import __version__
-from wardround.client.accepted import Accepted, RunFolders
+from wardround.client.accepted import RUNS, Accepted, RunFolders
 from wardround.client.checkpoints import CheckpointFile
 from wardround.client.estimate import seconds_a_round
 from wardround.client.fold_check import FoldCheck
@@ -174,7 +174,8 @@ class Node:
         """
         if self.runs.accepted(run_id) is not None:
             return
-        others = (self.runs.accepted(run) for run in self.runs.runs())
+        folders = (self.runs, *(RunFolders(Path(folder) / RUNS) for folder in settings.beside))
+        others = (of_one.accepted(run) for of_one in folders for run in of_one.runs())
         times = tuple(found.when for found in others if found is not None)
         refusals = tuple(month_refusals(settings.plans, times, self.runs.now()))
         if refusals:

@@ -1,7 +1,8 @@
 """The part of the site's supervisor that keeps its two processes alive: the node and the worker.
 
-It holds no key and reads no data; the path of the transport key goes through it, and the secret with which
-the worker takes tasks is made here, for one start of the site.
+It reads no data. The transport key goes through it to the node, the storage key to the worker, each in the
+first line that the child reads; the secret with which the worker takes tasks is made here, for one start of
+the site.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class SiteSettings:
     Attributes:
         server: `host:port` of the consortium's server.
         ca: PEM file of the consortium's CA.
-        transport_key: Gives the OpenSSH file of the site's P-384 key, at each start of the node, which
-            alone reads it: a node whose key was rotated, and is refused, comes back with the next one.
+        transport_key: Gives the site's P-384 key as the content of an OpenSSH file, at each start of the
+            node: one whose key was rotated, and is refused, comes back with the next one.
         factory: `module:function` that makes the worker's Flower app, of the installed package.
         arguments: For the factory; JSON.
         record: Makes a row of the history durable, of what the node is about to send; raises where it does
@@ -55,11 +56,11 @@ class SiteSettings:
 
     server: str
     ca: Path
-    transport_key: Callable[[], Path]
+    transport_key: Callable[[], str]
     factory: str
     record: Callable[[Mapping[str, Any]], None]
     deadline_s: float
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
     logs: Path | None = None
     least_s: float = 0.2
     most_s: float = 15.0

@@ -30,6 +30,7 @@ from wardround.privacy.secagg.hashing import DIGEST_BYTES, derive
 from wardround.privacy.secagg.offer import Digest, SiteName, Wire
 from wardround.privacy.secagg.secret import SECRET_BYTES, Secret
 from wardround.runtime.files import PART, private_folder, storing, sync_folder, write_atomic
+from wardround.runtime.passphrases import locked, opened
 
 KEY_FILE: Final = "storage.key"
 KEY_MODE: Final = 0o600
@@ -39,6 +40,8 @@ _TAG_BYTES: Final = 16
 _WRAPPED_BYTES: Final = SECRET_BYTES + _TAG_BYTES
 _HEAD: Final = len(_START) + SECRET_BYTES + _WRAPPED_BYTES  # format, salt, wrapped key: then the label
 _NONCE: Final = bytes(12)
+LARGEST_KEY: Final = 2**10
+"""Bytes of a key's file, locked or not."""
 LARGEST: Final = 2**31 - 1 - _TAG_BYTES
 """Bytes that `cryptography` seals in one call."""
 
@@ -245,6 +248,7 @@ def read_key(path: Path, *, remedy: str) -> Secret:
 
     Raises:
         StorageError: It cannot be read, or another user owns it, could have read it, or it holds no key.
+        ConfigError: It is locked with a passphrase that is not given.
     """
     with storing(path):
         _sweep(path)
@@ -254,12 +258,18 @@ def read_key(path: Path, *, remedy: str) -> Secret:
         ("is no plain file", stat.S_ISREG(found.st_mode), "a link, a folder or else", "a file"),
         ("is another user's", found.st_uid == os.geteuid(), f"user {found.st_uid}", f"user {os.geteuid()}"),
         ("can be used by others, or not by its owner", mode == KEY_MODE, f"mode {mode:04o}", "mode 0600"),
-        ("holds no key", found.st_size == SECRET_BYTES, f"{found.st_size} bytes", f"{SECRET_BYTES} bytes"),
+        ("holds no key", found.st_size <= LARGEST_KEY, f"{found.st_size} bytes", f"{SECRET_BYTES} bytes"),
     ):
         if not is_right:
             raise StorageError(f"{path} {what}", found=value, expected=expected, remedy=remedy)
     with storing(path):
-        return Secret(path.read_bytes())
+        content = Secret(path.read_bytes())
+    key = opened(path, content)
+    if (size := len(key.reveal())) != SECRET_BYTES:
+        raise StorageError(
+            f"{path} holds no key", found=f"{size} bytes", expected=f"{SECRET_BYTES} bytes", remedy=remedy
+        )
+    return key
 
 
 def make_key(path: Path) -> None:
@@ -273,7 +283,7 @@ def make_key(path: Path) -> None:
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, KEY_MODE)
             with os.fdopen(descriptor, "wb") as file:
-                file.write(Secret.fresh().reveal())
+                file.write(locked(Secret.fresh().reveal()))
                 file.flush()
                 os.fsync(file.fileno())
             with suppress(FileExistsError):  # another process was faster: its key counts

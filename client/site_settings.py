@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -41,6 +42,15 @@ source:
   kind: null               # null: by the ending of the path
   options: {}
   where: {}                # only rows that equal it, such as {ward: cardiology}
+
+# The privacy ledger: one for all memberships of a hospital, so that a patient has one account. A second
+# place, on another disk, gets every row as well. null: none.
+ledger: ledger
+ledger_mirror: null
+
+# Folders of this hospital's other sites over the same patients: runs that they accepted count for
+# plans.runs_a_month here.
+beside: []
 
 # Where a column has another name here: as the plan calls it: as these rows call it.
 columns: {}
@@ -138,6 +148,12 @@ class SiteSettings(Frozen):
     source: SourceSpec
     columns: dict[str, str] = Field(default_factory=dict)
     """Column as plans call it → the name that these rows have for it."""
+    ledger: str = Field(default="ledger", min_length=1)
+    """Folder of the privacy ledger; another site's, where a hospital has several."""
+    ledger_mirror: str | None = Field(default=None, min_length=1)
+    """A second place for every row of it, on another disk."""
+    beside: tuple[str, ...] = ()
+    """Folders of the hospital's other sites, whose runs count as this one's."""
     machine: Machine = Machine()
     checkpoint_s: float | None = Field(default=60.0, gt=0)
     """Seconds between two checkpoints of a local round; None: there are none."""
@@ -162,7 +178,12 @@ class SiteSettings(Frozen):
         """The same with what lies in this folder named in full."""
         models = tuple(place.model_copy(update={"path": _full(folder, place.path)}) for place in self.models)
         source = self.source.model_copy(update={"path": _full(folder, self.source.path)})
-        return self.model_copy(update={"models": models, "source": source})
+        own = {
+            "ledger": _inside(folder, self.ledger),
+            "ledger_mirror": None if self.ledger_mirror is None else _inside(folder, self.ledger_mirror),
+            "beside": tuple(_inside(folder, path) for path in self.beside),
+        }
+        return self.model_copy(update={"models": models, "source": source, **own})
 
 
 def read_site_settings(path: Path) -> SiteSettings:
@@ -238,5 +259,10 @@ def _full(folder: Path, path: str) -> str:
     """A path in full where it names something in the folder; a location or a hub name as it is."""
     if "://" in path:
         return path
-    inside = folder.resolve() / Path(path).expanduser()
-    return str(inside) if inside.exists() else path
+    inside = _inside(folder, path)
+    return inside if Path(inside).exists() else path
+
+
+def _inside(folder: Path, path: str) -> str:
+    """A path, which may be relative to the folder, in full."""
+    return os.path.normpath(folder.resolve() / Path(path).expanduser())

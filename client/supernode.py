@@ -284,16 +284,17 @@ def _leave() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _transport_keys(path: Path) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]:
+def _transport_keys(content: str) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]:
     try:
-        key = load_ssh_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm, NotImplementedError) as error:
+        key = load_ssh_private_key(content.encode(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm, NotImplementedError):
+        # Without its cause: what cannot be read may be a key.
         raise ConfigError(
-            f"{path} cannot be used as the site's transport key",
-            expected="an OpenSSH private key without a password",
-        ) from error
+            "what was given cannot be used as the site's transport key",
+            expected="the content of an OpenSSH private key without a password",
+        ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise ConfigError(f"{path} holds another kind of key", expected="one of P-384")
+        raise ConfigError("the site's transport key is of another kind", expected="one of P-384")
     return key, key.public_key()
 
 

@@ -22,7 +22,7 @@ from wardround.client.admitting import runs_of
 from wardround.client.history.history import FOLDER, History
 from wardround.client.history.rows import read_left
 from wardround.client.hours import Opening
-from wardround.client.keeper import OwnKeeper
+from wardround.client.keeper import own_keeper
 from wardround.client.keeper_service import LARGEST_MESSAGE, KeeperService
 from wardround.client.membership.site_folder import KEEPER, SiteFolder, open_site_folder
 from wardround.client.processes import SiteProcesses, SiteSettings
@@ -34,6 +34,7 @@ from wardround.runtime.control.server import serve
 from wardround.runtime.control.sockets import UnixSocket
 from wardround.runtime.log_file import LOGS
 from wardround.runtime.roster import expiring
+from wardround.runtime.small_files import transport_file
 
 LOG = logging.getLogger(__name__)
 PROTOCOL: Final = 1
@@ -60,15 +61,20 @@ def running_site(folder: Path, *, deadline_s: float = DEADLINE_S) -> Iterator[Si
     site = open_site_folder(folder)
     require_ready(site)
     token, socket = secrets.token_hex(32), UnixSocket(site.path / KEEPER)
-    keeper = OwnKeeper(site.signer(), site.path, site.storage_key())
+    keeper = own_keeper(site)
     service = KeeperService(site.name, keeper, runs_of(site)).service()
     history = History.open(site.path / FOLDER, site.name)
     settings = SiteSettings(
         server=site.server_address,
         ca=site.ca,
-        transport_key=site.transport_key,
+        transport_key=lambda: transport_file(site.transport_key()).decode(),
         factory="wardround.client.worker_app:site_app",
-        arguments={"folder": str(site.path), "socket": str(socket.folder), "token": token},
+        arguments={
+            "folder": str(site.path),
+            "socket": str(socket.folder),
+            "token": token,
+            "storage": keeper.storage.reveal().hex(),
+        },
         record=lambda left: _record(history, left),
         deadline_s=deadline_s,
         logs=site.path / LOGS,

@@ -25,6 +25,7 @@ from wardround import __version__
 from wardround.client.accepted import RUNS, RunFolders
 from wardround.client.ledger.reading import look
 from wardround.client.ledger.summary import summarise
+from wardround.client.ledger_place import LedgerPlace
 from wardround.client.log_reading import Wanted, entries
 from wardround.client.membership.site_folder import SiteFolder
 from wardround.client.redaction import Redactor
@@ -49,6 +50,8 @@ LEFT_OUT: Final = (
     "words of a log or an error that are not of our own messages: […] stands for them",
     "tracebacks, but for places in our own code and the kind of error",
 )
+PLACES: Final = ("ledger", "ledger_mirror", "beside")
+"""Settings that name folders."""
 README: Final = "README.txt"
 MANIFEST: Final = "manifest.json"
 
@@ -141,7 +144,7 @@ def versions() -> dict[str, Any]:
 
 def settings_of(settings: SiteSettings, site: SiteFolder, redactor: Redactor) -> dict[str, Any]:
     """What `site.yaml` says, its paths, columns and filters as counts and kinds."""
-    rest = settings.model_dump(mode="json", exclude={"models", "source", "columns"})
+    rest = settings.model_dump(mode="json", exclude={"models", "source", "columns", *PLACES})
     return {
         **redactor.value(rest),
         "models": [
@@ -155,6 +158,9 @@ def settings_of(settings: SiteSettings, site: SiteFolder, redactor: Redactor) ->
             "filtered_columns": len(settings.source.where),
         },
         "renamed_columns": len(settings.columns),
+        "ledger": place_of(settings.ledger, site),
+        "ledger_mirror": None if settings.ledger_mirror is None else place_of(settings.ledger_mirror, site),
+        "beside": len(settings.beside),
     }
 
 
@@ -218,7 +224,7 @@ def plan_of(site: SiteFolder, run: str) -> dict[str, Any]:
 
 def ledger_of(site: SiteFolder) -> dict[str, Any] | None:
     """What the ledger comes to by run: no unit, no source, and not how many there are."""
-    folder = site.path / LEDGER
+    folder = LedgerPlace.of(site).folder
     if not folder.is_dir():
         return None
     book, torn = look(folder)

@@ -249,10 +249,14 @@ def figures_of(site: Site, result: LocalResult) -> Figures:
     """What is counted of a local round, as it may leave the site: no count is exact, no mean is changed."""
     rows, cells = result.examples, site.training_cells
     examples, targets = cells.rows(rows), cells.scaled(result.targets, rows)
-    weights = {"examples": max(1, examples), "targets": max(1, targets), "uniform": 1}
+    exact, weight = {
+        "examples": (rows, examples),
+        "targets": (result.targets, targets),
+        "uniform": (1, 1),
+    }[site.plan.strategy.weighting]
+    most = max(exact, site.plan.encoding.most_weight)  # rounding takes no site out of a round
     return Figures(
-        # Rounded up it must not be more than the plan allows.
-        weight=min(weights[site.plan.strategy.weighting], site.plan.encoding.most_weight),
+        weight=min(max(1, weight), most),
         examples=examples,
         targets=targets,
         steps=result.steps,

@@ -33,6 +33,7 @@ from pydantic import BaseModel, ValidationError
 
 from wardround.core.errors import ConfigError, StorageError
 from wardround.privacy.secagg.secret import Secret
+from wardround.runtime.passphrases import VARIABLE, opened
 from wardround.runtime.signed import malformed
 
 LARGEST_VALUE: Final = 2**16
@@ -82,10 +83,11 @@ def value_bytes(value: BaseModel) -> bytes:
 
 
 def read_private(path: Path, *, largest: int = LARGEST_KEY) -> Secret:
-    """The content of a file that its owner alone can read.
+    """The content of a file that its owner alone can read; opened, where it is locked with a passphrase.
 
     Raises:
         StorageError: It is not there, no plain file, another user's, open to others, or too large.
+        ConfigError: As `passphrases.py:opened`.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -109,9 +111,10 @@ def read_private(path: Path, *, largest: int = LARGEST_KEY) -> Secret:
                     remedy="where others may have read it, rotate the key; else set mode 0600",
                 )  # fmt: skip
         with os.fdopen(os.dup(descriptor), "rb") as file:
-            return Secret(file.read(largest + 1))
+            content = Secret(file.read(largest + 1))
     finally:
         os.close(descriptor)
+    return opened(path, content)
 
 
 def identity_pem(key: Ed25519PrivateKey, passphrase: Secret | None = None) -> bytes:
@@ -125,7 +128,7 @@ def curve_pem(key: EllipticCurvePrivateKey, passphrase: Secret | None = None) ->
 
 
 def transport_file(key: EllipticCurvePrivateKey) -> bytes:
-    """A transport key as Flower's SuperNode reads it: OpenSSH's own format, not encrypted."""
+    """A transport key in OpenSSH's own format, not encrypted."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
 
 
@@ -199,7 +202,7 @@ def _read_pem(path: Path, passphrase: Secret | None) -> object:
     if b"BEGIN ENCRYPTED PRIVATE KEY" not in secret.reveal():
         passphrase = None
     elif passphrase is None:
-        raise ConfigError(f"{path} is encrypted", remedy="set WARDROUND_PASSPHRASE, or type the passphrase")
+        raise ConfigError(f"{path} is encrypted", remedy=f"set {VARIABLE}, or type the passphrase")
     try:
         return load_pem_private_key(secret.reveal(), None if passphrase is None else passphrase.reveal())
     except (ValueError, TypeError, UnsupportedAlgorithm):

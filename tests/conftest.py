@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,15 @@ def _save_tiny(folder: Path, tokenizer: Any, architecture: str, config: Any) -> 
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_lock() -> Iterator[None]:
+    """No test knows another one's passphrase."""
+    yield
+    from wardround.runtime.passphrases import Lock, use_lock
+
+    use_lock(Lock())
 
 
 @pytest.fixture(scope="session")

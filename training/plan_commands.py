@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,8 +13,8 @@ from rich.console import Console
 
 from wardround.core.enrolment import SignedPlan
 from wardround.core.errors import ConfigError, PeerError, WardroundError
-from wardround.privacy.secagg.secret import Secret
 from wardround.runtime.files import write_atomic
+from wardround.runtime.passphrases import given_passphrase
 from wardround.runtime.plan_folder import PLAN, SIGNED, read_bytes, read_initial, read_plan
 from wardround.runtime.signed import claimed_signer
 from wardround.runtime.signed_plan import KIND, LARGEST_PLAN, read_signed_plan, sign_plan
@@ -26,7 +23,6 @@ from wardround.training.plan_check import option_faults, plan_faults
 from wardround.training.plan_summary import summary_of, summary_text
 
 CONSORTIUM_KEY: Final = "consortium.key"
-PASSPHRASE: Final = "WARDROUND_PASSPHRASE"  # noqa: S105 - a variable's name
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -140,7 +136,7 @@ def sign_folder(folder: Path, consortium: Path) -> Path:
         WardroundError: The first thing for which the plan is refused; it is then not signed.
     """
     path = consortium / CONSORTIUM_KEY
-    key = read_identity(path, _passphrase(path))
+    key = read_identity(path, given_passphrase("the consortium") if is_encrypted(path) else None)
     checked, target = check_folder(folder), folder / SIGNED
     for problem in checked.problems:
         raise problem
@@ -160,16 +156,6 @@ def sign_folder(folder: Path, consortium: Path) -> Path:
         soft_wrap=True, markup=False, highlight=False,
     )  # fmt: skip
     return target
-
-
-def _passphrase(path: Path) -> Secret | None:
-    """Of an encrypted key: from the environment, or typed; None where it has none, or nobody can be asked."""
-    if not is_encrypted(path):
-        return None
-    given = os.environ.get(PASSPHRASE)
-    if given is None and sys.stdin.isatty():
-        given = getpass.getpass("Passphrase of the consortium: ")
-    return Secret(given.encode()) if given else None
 
 
 def _public(key: Ed25519PrivateKey) -> str:

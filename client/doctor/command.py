@@ -97,7 +97,8 @@ def examine(site: SiteFolder, plan: Path | None, run: str | None) -> Iterator[Fi
     """Every finding, in the order of the looks; none ends the others, and nothing is written or charged."""
     now = datetime.now(UTC)
     yield _seen("keys", lambda: judge_keys(
-        probes.guarded_files(site), probes.key_faults(site, now), probes.ends_of(site), now
+        probes.guarded_files(site), probes.key_faults(site, now), probes.ends_of(site), now,
+        probes.keys_locked(site),
     ))  # fmt: skip
     settings, finding = _tried("settings", lambda: read_site_settings(site.path / FILE))
     if settings is None:

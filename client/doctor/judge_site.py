@@ -102,7 +102,11 @@ class RowsOfPlan:
 
 
 def judge_keys(
-    guarded: Sequence[Guarded], faults: Sequence[WardroundError], ends: Sequence[Expiring], now: datetime
+    guarded: Sequence[Guarded],
+    faults: Sequence[WardroundError],
+    ends: Sequence[Expiring],
+    now: datetime,
+    locked: tuple[int, int] = (0, 0),
 ) -> Finding:
     """Of keys and their folder.
 
@@ -111,8 +115,14 @@ def judge_keys(
         faults: What is wrong with keys and membership beside that.
         ends: When what the site stands on expires.
         now: The present moment.
+        locked: How many keys a passphrase locks, of how many.
     """
     found = [_guarded(one) for one in guarded]
+    under, there = locked
+    if 0 < under < there:
+        lies = "lies" if there - under == 1 else "lie"
+        what = f"{there - under} of {there} keys {lies} open, the others under a passphrase"
+        found.append(warns("keys", what, "lock them as well: wardround site passphrase"))
     found += [
         fails("keys", _told(fault), fault.remedy or "join again with a new invitation") for fault in faults
     ]

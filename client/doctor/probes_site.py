@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
 from wardround.client.accepted import RUNS, RunFolders
 from wardround.client.doctor.judge_plan import FoundModel
 from wardround.client.doctor.judge_site import Guarded, LedgerSeen, RowsOfPlan, RowsSeen
+from wardround.client.ledger.keys import KEY_FILE as LEDGER_KEY
 from wardround.client.ledger.reading import look, verify
 from wardround.client.ledger.summary import summarise
+from wardround.client.ledger_place import LedgerPlace
+from wardround.client.membership.locking import key_files, locked_files
 from wardround.client.membership.site_folder import (
     ABOUT,
     IDENTITY_KEY,
@@ -36,13 +38,11 @@ from wardround.privacy.accounting.of_plan import round_cost
 from wardround.runtime.plan_folder import SIGNED, read_bytes, read_plan
 from wardround.runtime.roster import Expiring
 from wardround.runtime.signed_plan import read_signed_plan
-from wardround.runtime.small_files import read_transport, read_value, transport_point
+from wardround.runtime.small_files import read_value, transport_point
 from wardround.training.batches import plan_batches
 from wardround.training.data_check import check_source
 from wardround.training.examples import split_validation
 from wardround.training.settings import BaseModelConfig, resolve
-
-LEDGER: Final = "ledger"
 
 
 def look_into(path: Path) -> SiteFolder:
@@ -65,13 +65,28 @@ def guarded_files(site: SiteFolder) -> tuple[Guarded, ...]:
         KEYS: True, f"{KEYS}/{IDENTITY_KEY}": True, f"{KEYS}/{TRANSPORT_KEY}": True,
         f"{KEYS}/{KEY_FILE}": False,  # made when the site starts first
     }  # fmt: skip
-    found = [path for part in (KEYS, LEDGER) for path in sorted((site.path / part).rglob("*.key"))]
+    found = sorted((site.path / KEYS).rglob("*.key"))
     names = dict.fromkeys(found_path.relative_to(site.path).as_posix() for found_path in found)
+    ledger = _ledger_key(site)
     return (
         _guarded(site.path, "the site's folder", needed=True),
         *(_guarded(site.path / name, name, needed=needed) for name, needed in known.items()),
         *(_guarded(site.path / name, name, needed=True) for name in names if name not in known),
+        *(_guarded(path, f"{path.parent.name}/{path.name}", needed=True) for path in ledger),
     )
+
+
+def _ledger_key(site: SiteFolder) -> tuple[Path, ...]:
+    with suppress(WardroundError):  # what is wrong with the settings stands in a line of its own
+        path = LedgerPlace.of(site).folder / LEDGER_KEY
+        return (path,) if path.exists() else ()
+    return ()
+
+
+def keys_locked(site: SiteFolder) -> tuple[int, int]:
+    """How many of the site's keys a passphrase locks, and how many there are; raises StorageError."""
+    files = key_files(site, *(path.parent for path in _ledger_key(site)))
+    return len(locked_files(files)), len(files)
 
 
 def _guarded(path: Path, name: str, *, needed: bool) -> Guarded:
@@ -120,7 +135,7 @@ def ends_of(site: SiteFolder) -> tuple[Expiring, ...]:
 
 def transport_of(site: SiteFolder) -> str:
     """This site's transport key, as rosters write it; raises StorageError."""
-    return transport_point(read_transport(site.transport_key()).public_key())
+    return transport_point(site.transport_key().public_key())
 
 
 def ledger_seen(site: SiteFolder) -> LedgerSeen | None:
@@ -129,7 +144,7 @@ def ledger_seen(site: SiteFolder) -> LedgerSeen | None:
     Raises:
         StorageError: Something is not as it was written.
     """
-    path = site.path / LEDGER
+    path = LedgerPlace.of(site).folder
     if not path.exists():
         return None
     rows = verify(path).rows

@@ -24,6 +24,10 @@ FILE: Final = "ledger.jsonl"
 MODE: Final = 0o600
 
 
+class BusyError(StorageError):
+    """Another process has the ledger open; it ends with what it writes."""
+
+
 @dataclass
 class RowFile:
     """An open, locked file of lines.
@@ -47,7 +51,8 @@ class RowFile:
         """Open and lock; with `make`, an empty file where there is none.
 
         Raises:
-            StorageError: It cannot be opened, or another process has it open.
+            BusyError: Another process has it open.
+            StorageError: It cannot be opened.
         """
         with storing(path):
             new = make and not path.exists()
@@ -59,7 +64,7 @@ class RowFile:
         except StorageError as error:
             os.close(descriptor)
             if isinstance(error.__cause__, BlockingIOError):
-                raise StorageError(
+                raise BusyError(
                     f"another process has {path} open", expected="one process a ledger",
                     remedy="end the other one (`fuser` names it), or let it do the work",
                 ) from None  # fmt: skip

@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from wardround.client.ledger_place import LedgerPlace, share_ledger
 from wardround.client.membership.joining import join
-from wardround.client.membership.leaving import leave, unfinished
+from wardround.client.membership.leaving import leave, nobody_runs, unfinished
+from wardround.client.membership.locking import key_files, locked_files, relock
 from wardround.client.membership.roster_pin import (
     RosterChanges,
     changes_since,
@@ -32,18 +34,44 @@ from wardround.client.membership.site_folder import (
     open_site_folder,
 )
 from wardround.client.site_settings import FILE, write_site_starter
-from wardround.core.errors import PolicyError
+from wardround.core.errors import ConfigError, PolicyError
 from wardround.runtime.membership import LARGEST_INVITATION, LARGEST_NOTICE, fingerprint, spoken
+from wardround.runtime.passphrases import VARIABLE, Lock, given_passphrase, new_passphrase, use_lock
 from wardround.runtime.roster import LARGEST_ROSTER, expiring
 from wardround.runtime.small_files import read_bounded
 
 WARN_DAYS: Final = 30
+OWNER: Final = "this site's keys"
+"""Whose the passphrase is, where it is asked for."""
 
 
-def join_consortium(invitation: Path, folder: Path, now: datetime, *, pinned: str | None) -> None:
-    """Join, and say what to send and what to compare; raises as `join`."""
+def join_consortium(
+    invitation: Path,
+    folder: Path,
+    now: datetime,
+    *,
+    pinned: str | None,
+    lock: bool = False,
+    beside: Path | None = None,
+) -> None:
+    """Join, and say what to send and what to compare; raises as `join`.
+
+    Args:
+        invitation: The operator's file.
+        folder: To make.
+        now: The present moment.
+        pinned: The consortium's fingerprint, as it was read out.
+        lock: Ask for a passphrase, and lock the keys with it before they are written.
+        beside: Another site of this hospital over the same patients, with whose ledger this one goes on.
+    """
+    other = None if beside is None else open_site_folder(beside)
+    if lock:
+        use_lock(Lock(new_passphrase(OWNER)))
     site, request = join(read_bounded(invitation, LARGEST_INVITATION), folder, now, pinned=pinned)
     write_site_starter(folder / FILE)
+    if other is not None:
+        ledger = share_ledger(folder, other.path)
+        _say(f"{folder} and {other.path} have one ledger, {ledger}, and count each other's runs")
     _say(f"{folder} is the folder of {site.name!r} in {site.consortium!r}; its keys stay in it")
     _say(f"{folder / FILE} says where base models and rows lie, and what the site demands: fill it in")
     if pinned is None:
@@ -157,6 +185,35 @@ def rotate_keys(folder: Path, now: datetime) -> None:
         f"Send {folder / ROTATION_FILE} to the operator, and read out its digest:\n  {spoken(request.digest)}"
     )
     _warn(site, now)
+
+
+def lock_keys(folder: Path, *, remove: bool, file: Path | None) -> None:
+    """Set, change or take off the passphrase of a site's keys; raises as `relock`.
+
+    Args:
+        folder: Of the site.
+        remove: Let the keys lie open.
+        file: Holds the new passphrase; None: a terminal is asked at.
+    """
+    site = open_site_folder(folder)
+    with nobody_runs(site, "change the passphrase"):
+        files = key_files(site, LedgerPlace.of(site).folder)
+        locked = locked_files(files)
+        if remove and not locked:
+            _say("No key of this site is locked")
+            return
+        present = given_passphrase(OWNER) if locked else None
+        if locked and present is None:
+            raise ConfigError(
+                "the keys are locked with a passphrase", found="none",
+                remedy=f"set {VARIABLE} to the present one, or run this at a terminal",
+            )  # fmt: skip
+        new = None if remove else new_passphrase(OWNER, file)
+        count = relock(files, present, new)
+    _say(f"{count} of {len(files)} keys written: they lie open now" if remove else f"{count} keys locked")
+    if not remove:
+        _say("Keep the passphrase where the hospital keeps such things: without it the site does not start,")
+        _say("and its ledger cannot be read. A copy of the folder from before holds the keys as they were")
 
 
 def leave_consortium(folder: Path, now: datetime, *, ask: Callable[[str], bool] | None) -> None:

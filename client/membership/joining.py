@@ -26,6 +26,7 @@ from wardround.client.sealed_files import storage_key
 from wardround.core.errors import StorageError
 from wardround.runtime.files import atomic_folder, private_folder, write_atomic
 from wardround.runtime.membership import JoinRequest, read_invitation, sign_join
+from wardround.runtime.passphrases import locked
 from wardround.runtime.small_files import identity_pem, transport_file, transport_point, value_bytes
 
 
@@ -70,8 +71,8 @@ def join(invitation: bytes, folder: Path, now: datetime, *, pinned: str | None =
     files = {
         ABOUT: value_bytes(about), CA: invited.ca.encode(), CERTIFICATE: invited.certificate.encode(),
         ROSTER_FILE: invited.roster.encode(), REQUEST: sign_join(request, identity, transport),
-        f"{KEYS}/{IDENTITY_KEY}": identity_pem(identity),
-        f"{KEYS}/{TRANSPORT_KEY}": transport_file(transport),
+        f"{KEYS}/{IDENTITY_KEY}": locked(identity_pem(identity)),
+        f"{KEYS}/{TRANSPORT_KEY}": locked(transport_file(transport)),
     }  # fmt: skip
     with atomic_folder(folder) as place:
         place.chmod(0o700)

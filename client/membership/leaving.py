@@ -68,7 +68,7 @@ def leave(site: SiteFolder, now: datetime) -> Leave:
         ConfigError: The site runs.
         StorageError: Something cannot be written or destroyed; called again, it goes on.
     """
-    with _nobody_runs(site):
+    with nobody_runs(site, "leave"):
         again = site.left() is not None
         request = None if again else _request(site, now)
         if not again:
@@ -91,14 +91,22 @@ def _request(site: SiteFolder, now: datetime) -> LeavingRequest | None:
 
 
 @contextmanager
-def _nobody_runs(site: SiteFolder) -> Iterator[None]:
-    """Hold the place of the site's supervisor, so that none starts meanwhile."""
+def nobody_runs(site: SiteFolder, what: str) -> Iterator[None]:
+    """Hold the place of the site's supervisor, so that none starts meanwhile.
+
+    Args:
+        site: Its folder.
+        what: What cannot be done while it runs, such as "leave".
+
+    Raises:
+        ConfigError: It runs.
+    """
     try:
         held = claim(UnixSocket(site.path / KEEPER))
     except StorageError as error:
         raise ConfigError(
-            f"{site.name} cannot leave now", found="its processes run", expected="a site that is stopped",
-            remedy="wardround site stop, then leave",
+            f"{site.name} cannot {what} now", found="its processes run", expected="a site that is stopped",
+            remedy=f"wardround site stop, then {what}",
         ) from error  # fmt: skip
     try:
         yield

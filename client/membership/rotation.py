@@ -22,6 +22,7 @@ from wardround.client.membership.site_folder import (
 from wardround.core.errors import ConfigError
 from wardround.runtime.files import atomic_folder, private_folder, storing, sync_folder, write_atomic
 from wardround.runtime.membership import RotationRequest, sign_rotation
+from wardround.runtime.passphrases import locked
 from wardround.runtime.small_files import (
     identity_pem,
     read_identity,
@@ -46,13 +47,13 @@ def rotate(site: SiteFolder, now: datetime) -> RotationRequest:
             f"{site.name!r} is no member of the pinned roster", expected="a member's folder",
             remedy="take the present roster first: wardround site roster update FILE",
         )  # fmt: skip
+    former = site.signer()
     if not (site.path / NEXT).exists():
         with atomic_folder(site.path / NEXT) as place:
             place.chmod(0o700)
             new_identity, new_transport = Ed25519PrivateKey.generate(), generate_private_key(SECP384R1())
-            write_atomic(place / IDENTITY_KEY, identity_pem(new_identity), private=True)
-            write_atomic(place / TRANSPORT_KEY, transport_file(new_transport), private=True)
-    former = site.signer()
+            write_atomic(place / IDENTITY_KEY, locked(identity_pem(new_identity)), private=True)
+            write_atomic(place / TRANSPORT_KEY, locked(transport_file(new_transport)), private=True)
     identity = read_identity(site.path / NEXT / IDENTITY_KEY)
     transport = read_transport(site.path / NEXT / TRANSPORT_KEY)
     request = RotationRequest(

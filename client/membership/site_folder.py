@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from pydantic import Field
 
 from wardround.client.sealed_files import storage_key
@@ -221,15 +222,15 @@ class SiteFolder:
                     return signer
         raise self._no_key(IDENTITY_KEY, wanted)
 
-    def transport_key(self, transport: str | None = None) -> Path:
-        """The file of the transport key, for Flower's SuperNode; argument and errors as `signer` has them."""
+    def transport_key(self, transport: str | None = None) -> EllipticCurvePrivateKey:
+        """The transport key, for Flower's SuperNode; argument and errors as `signer` has them."""
         member = self.member()
         wanted = transport or (member.transport if member else None)
         for folder in self._key_folders():
             if (folder / TRANSPORT_KEY).exists():
                 key = read_transport(folder / TRANSPORT_KEY)
                 if wanted in (None, transport_point(key.public_key())):
-                    return folder / TRANSPORT_KEY
+                    return key
         raise self._no_key(TRANSPORT_KEY, wanted)
 
     def holds(self, identity: str, transport: str) -> bool:

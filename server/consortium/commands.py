@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import sys
@@ -15,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from wardround.core.errors import ConfigError
 from wardround.privacy.secagg.secret import Secret
 from wardround.runtime.membership import LARGEST_REQUEST, spoken
+from wardround.runtime.passphrases import VARIABLE, given_passphrase, long_enough, new_passphrase
 from wardround.runtime.roster import Expiring, expiring
 from wardround.runtime.small_files import is_encrypted, read_bounded
 from wardround.server.consortium.admission import Changed, admit, revoke, rotate_site
@@ -33,9 +32,7 @@ from wardround.server.consortium.operator_folder import (
 from wardround.server.consortium.overview import folder_ends, overview
 from wardround.server.consortium.rotation import rotate_ca, rotate_server, rotate_token
 
-PASSPHRASE: Final = "WARDROUND_PASSPHRASE"  # noqa: S105 - a variable's name
 WARN_DAYS: Final = 30
-_SHORTEST: Final = 12
 
 
 def make_consortium(
@@ -171,21 +168,13 @@ def _warn(folder: Path, now: datetime) -> None:
 
 
 def _passphrase(folder: Path) -> Secret | None:
-    """The passphrase of a folder's keys: from the environment, or typed; None where they have none.
+    """The passphrase of a folder's keys; None where they have none, or nobody can be asked.
 
     Raises:
-        ConfigError: They have one, and there is neither.
         StorageError: The folder or the key cannot be read.
     """
-    path = open_operator_folder(folder).path / CONSORTIUM_KEY
-    if not is_encrypted(path):
-        return None
-    given = os.environ.get(PASSPHRASE)
-    if given is None and sys.stdin.isatty():
-        given = getpass.getpass("Passphrase of the consortium: ")
-    if not given:
-        raise ConfigError(f"{path} is encrypted", remedy=f"set {PASSPHRASE}, or run this at a terminal")
-    return Secret(given.encode())
+    encrypted = is_encrypted(open_operator_folder(folder).path / CONSORTIUM_KEY)
+    return given_passphrase("the consortium") if encrypted else None
 
 
 def _new_passphrase(*, ask: bool) -> Secret | None:
@@ -194,18 +183,9 @@ def _new_passphrase(*, ask: bool) -> Secret | None:
     Raises:
         ConfigError: It is short, the two differ, or there is no terminal to ask at.
     """
-    given = os.environ.get(PASSPHRASE)
-    if given is None and ask:
-        if not sys.stdin.isatty():
-            raise ConfigError("no terminal to ask for a passphrase at", remedy=f"set {PASSPHRASE}")
-        given = getpass.getpass("New passphrase of the consortium: ")
-        if getpass.getpass("Once more: ") != given:
-            raise ConfigError("the two passphrases differ", remedy="begin again; nothing was made")
-    if given is None:
-        return None
-    if len(given) < _SHORTEST:
-        raise ConfigError("the passphrase is too short", expected=f"{_SHORTEST} characters or more")
-    return Secret(given.encode())
+    if (given := os.environ.get(VARIABLE)) is not None:
+        return long_enough(given)
+    return new_passphrase("the consortium") if ask else None
 
 
 def _say(line: str, *, end: str = "\n") -> None:

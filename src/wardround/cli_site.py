@@ -31,11 +31,33 @@ def site_join(
         Optional[str],  # noqa: UP045 - typer reads Optional
         typer.Option(help="The consortium's fingerprint as you heard it; another one is refused."),
     ] = None,
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Ask for a passphrase, and lock the keys with it.")
+    ] = False,
+    beside: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads Optional
+        typer.Option(help="Folder of this hospital's site in another consortium: both have one ledger then."),
+    ] = None,
 ) -> None:
     """Answer an invitation: check it, make this site's keys, write the request for the operator."""
     from wardround.client.membership.commands import join_consortium
 
-    join_consortium(invitation, folder, _now(), pinned=fingerprint)
+    join_consortium(invitation, folder, _now(), pinned=fingerprint, lock=passphrase, beside=beside)
+
+
+@site_app.command("passphrase")
+def site_passphrase(
+    folder: FOLDER = HERE,
+    remove: Annotated[bool, typer.Option("--remove", help="Let the keys lie open.")] = False,
+    file: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads Optional
+        typer.Option("--new", help="File whose first line is the new passphrase; else it is asked for."),
+    ] = None,
+) -> None:
+    """Lock the site's keys with a passphrase, change it, or take it off. The site has to be stopped."""
+    from wardround.client.membership.commands import lock_keys
+
+    lock_keys(folder, remove=remove, file=file)
 
 
 @site_app.command("start")

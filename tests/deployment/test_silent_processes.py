@@ -74,7 +74,11 @@ def test_a_key_that_was_rotated_is_taken_without_a_persons_help(pair: Pair, tmp_
     keys = [pair.folder / "north.key"]
     with for_children(), pair.server() as link:
         link.admit("north", pair.key("north"))
-        settings = replace(pair.settings(link.address), transport_key=lambda: keys[-1])
+
+        def newest() -> str:
+            return keys[-1].read_text()
+
+        settings = replace(pair.settings(link.address), transport_key=newest)
         with SiteProcesses(settings, Restarts(refused_s=1.0)) as site:
             wait_for(lambda: link.online()["north"] is not None)
             public = make_transport_key(key)

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from wardround.core.errors import ConfigError, PolicyError, StorageError
 from wardround.privacy.secagg.secret import Secret
 from wardround.privacy.sums.trusted import simulated_aggregator
+from wardround.runtime.passphrases import VARIABLE
 from wardround.runtime.plan_folder import INITIAL, PLAN, SIGNED, read_initial, read_plan
 from wardround.runtime.signed_plan import read_signed_plan
 from wardround.runtime.small_files import identity_pem, read_identity
@@ -24,7 +25,7 @@ from wardround.simulations.config import RunConfig
 from wardround.simulations.plan_new import PlanSettings, make_document
 from wardround.simulations.preparation import expected_of, prepare
 from wardround.training import examples, source_spec
-from wardround.training.plan_commands import PASSPHRASE, check_folder, show_check, sign_folder
+from wardround.training.plan_commands import check_folder, show_check, sign_folder
 
 LABELS = ("mild", "severe")
 EVERYBODYS = simulated_aggregator(0).public.hex()
@@ -289,10 +290,10 @@ def test_new_check_and_sign_from_the_command_line(made: Path, command_line: Call
     with pytest.MonkeyPatch.context() as patch:
         for given, message in ((None, "is encrypted"), ("another passphrase", "does not open")):
             if given is not None:
-                patch.setenv(PASSPHRASE, given)
+                patch.setenv(VARIABLE, given)
             with pytest.raises(ConfigError, match=message):
                 sign_folder(folder, made / "operator")
-        patch.setenv(PASSPHRASE, "a long passphrase")
+        patch.setenv(VARIABLE, "a long passphrase")
         sign_folder(folder, made / "operator")
     operator.write_bytes(plain)
 

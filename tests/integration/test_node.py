@@ -20,7 +20,7 @@ from offers import COUNTS, RUN, codes, node, offer, set_up
 
 from wardround.client.admitting import runs_of
 from wardround.client.flower_app import answered
-from wardround.client.keeper import OwnKeeper
+from wardround.client.keeper import own_keeper
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.membership.site_folder import confirmed_roster
@@ -98,7 +98,7 @@ def test_the_supervisor_judges_an_offer_by_the_sites_own_folder(federation: Fede
     """No record goes on in a run that was not accepted, under another plan or policy, or unapproved."""
     site, plan = federation.practice.sites["basel"], read_plan(federation.practice.folder / "plan").plan
     owner = Owner(run_id=RUN, plan=bytes.fromhex(plan.digest), site="basel")
-    keeper = OwnKeeper(site.signer(), site.path, site.storage_key())
+    keeper = own_keeper(site)
     record, runs = keeper.record(owner, TRAINING), runs_of(site)
     with pytest.raises(PolicyError, match="accepted no such run"):
         runs(owner, TRAINING, record)

@@ -10,7 +10,7 @@ from offers import COUNTS, RUN, codes, node, offer, set_up
 
 from wardround.client.accepted import RunFolders
 from wardround.client.admitting import runs_of
-from wardround.client.keeper import OwnKeeper
+from wardround.client.keeper import own_keeper
 from wardround.client.round import leaving
 from wardround.client.sealed_files import Owner
 from wardround.core.errors import PolicyError
@@ -61,7 +61,7 @@ def test_a_policy_that_is_tightened_in_a_run_ends_it_here(federation: Federation
     assert codes(node(federation).answer(offer(federation))) == ("accepted", [])
     plan = read_plan(federation.practice.folder / "plan").plan
     owner = Owner(run_id=RUN, plan=bytes.fromhex(plan.digest), site="basel")
-    record = OwnKeeper(site.signer(), site.path, site.storage_key()).record(owner, TRAINING)
+    record = own_keeper(site).record(owner, TRAINING)
     runs_of(site)(owner, TRAINING, record)
     set_up(federation, plans=FEW | {"most_rank": 1})
     with pytest.raises(PolicyError, match="does not allow the plan"):
@@ -80,7 +80,7 @@ def test_a_person_declines_a_plan_for_good(federation: Federation) -> None:
     assert codes(node(federation).answer(offer(federation))) == ("refused", ["declined"])
     plan = read_plan(federation.practice.folder / "plan").plan
     owner = Owner(run_id=RUN, plan=bytes.fromhex(plan.digest), site="basel")
-    record = OwnKeeper(site.signer(), site.path, site.storage_key()).record(owner, TRAINING)
+    record = own_keeper(site).record(owner, TRAINING)
     with pytest.raises(PolicyError, match="declined"):
         runs_of(site)(owner, TRAINING, record)
 
@@ -116,3 +116,18 @@ def test_the_site_that_is_served_tells_of_itself_what_the_policy_names(federatio
         site = own.get((RUN, "basel"))
         assert site is not None
         assert leaving(site, {"train.loss": 1.0}) == ({"train.loss": 1.0} if figures else {})
+
+
+def test_runs_of_the_hospitals_other_sites_count(federation: Federation) -> None:
+    """As `beside` names them; of a run that was only offered there nothing is counted."""
+    other = federation.practice.sites["aachen"].path
+    set_up(federation, plans=FEW | {"runs_a_month": 1}, beside=[str(other)])
+    folders = RunFolders(other / "runs")
+    folders.offered("elsewhere", b"a plan")
+    assert codes(node(federation).answer(offer(federation))) == ("accepted", [])
+    folders.accept("elsewhere", plan="a" * 64, roster=bytes(32), server=bytes(32))
+    again = node(federation).answer(offer(federation, run_id=RUN.replace("0a", "0b")))
+    assert codes(again) == ("refused", ["policy"])
+    set_up(federation, plans=FEW | {"runs_a_month": 2}, beside=[])
+    again = node(federation).answer(offer(federation, run_id=RUN.replace("0a", "0b")))
+    assert codes(again) == ("accepted", [])

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from members import private_bytes
 
-from wardround.client.keeper import OwnKeeper
+from wardround.client.keeper import own_keeper
 from wardround.client.log_reading import Entry, Wanted, entries, follow, parsed, wanted
 from wardround.client.node import Node
 from wardround.client.quiet_log import QuietFormatter
@@ -80,7 +80,7 @@ def logged(logs: Path) -> Iterator[None]:
 def node(federation: Federation) -> Node:
     """The node of basel, as a started worker has it."""
     site = federation.practice.sites["basel"]
-    return node_of(site, OwnKeeper(site.signer(), site.path, site.storage_key()))
+    return node_of(site, own_keeper(site), site.storage_key())
 
 
 def offer(federation: Federation, run: str = RUN) -> PlanOffer:

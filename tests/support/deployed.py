@@ -64,7 +64,7 @@ class Pair:
         return SiteSettings(
             server=address,
             ca=self.folder / "ca.pem",
-            transport_key=lambda: self.folder / f"{site}.key",
+            transport_key=(self.folder / f"{site}.key").read_text,
             factory="answering_site:app",
             record=lambda left: self.history(site).record(read_left(left)),
             arguments={"note": str(self.folder / "busy")},

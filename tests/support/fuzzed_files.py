@@ -22,6 +22,7 @@ from wardround.client.keeper_service import KeeperService
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.store import read_rows
+from wardround.client.ledger_place import LedgerPlace
 from wardround.client.membership.site_folder import AboutSite
 from wardround.client.sealed_files import Label, Owner, SealedFile
 from wardround.client.site_settings import STARTER, read_site_settings
@@ -175,7 +176,7 @@ def _accepted(folder: Path, _: Any) -> Made:
 
 @kind("rows of a ledger")
 def _ledger(folder: Path, _: Any) -> Made:
-    keeper = OwnKeeper(KeySigner(NEW), folder, Secret(bytes(32)))
+    keeper = OwnKeeper(KeySigner(NEW), folder, Secret(bytes(32)), lambda: LedgerPlace(folder / "ledger"))
     Ledger.create(folder / "ledger", BudgetPolicy(epsilon=3.0, delta=1e-3), units=2).close()
     mechanism = SampledGaussian(sample_rate=0.5, sigma=2.0, steps=3)
     for round in (1, 2):

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from federation import Federation
 
-from wardround.client.keeper import OwnKeeper
+from wardround.client.keeper import own_keeper
 from wardround.client.node import Node
 from wardround.client.worker_app import node_of
 from wardround.core.plan_offers import PlanAnswer, PlanOffer
@@ -22,7 +22,7 @@ RUN = "20261126-120000-0a1b2c3d"
 def node(federation: Federation, name: str = "basel") -> Node:
     """The node of a site, as a started worker has it."""
     site = federation.practice.sites[name]
-    return node_of(site, OwnKeeper(site.signer(), site.path, site.storage_key()))
+    return node_of(site, own_keeper(site), site.storage_key())
 
 
 def offer(federation: Federation, **changes: Any) -> PlanOffer:

@@ -14,6 +14,7 @@ from wardround.client.keeper import OwnKeeper
 from wardround.client.keeper_service import LARGEST_MESSAGE, KeeperService, require_onwards
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
+from wardround.client.ledger_place import LedgerPlace
 from wardround.client.remote_keeper import RemoteKeeper
 from wardround.client.sealed_files import Owner
 from wardround.core.errors import BudgetError, PolicyError, WardroundError
@@ -36,7 +37,12 @@ def no_run(owner: Owner, sum: str, record: object) -> NoReturn:
 @pytest.fixture
 def own(tmp_path: Path) -> OwnKeeper:
     """The supervisor's keeper."""
-    return OwnKeeper(KeySigner.fresh(), tmp_path / "site", Secret.fresh())
+    return OwnKeeper(
+        KeySigner.fresh(),
+        tmp_path / "site",
+        Secret.fresh(),
+        lambda: LedgerPlace(tmp_path / "site" / "ledger"),
+    )
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_nothing_secret_stands_on_a_command_line_or_in_an_environment(
 
     monkeypatch.setattr(subprocess, "Popen", Popen)
     settings = SiteSettings(
-        server="127.0.0.1:1", ca=tmp_path / "ca.pem", transport_key=lambda: tmp_path / "transport.key",
+        server="127.0.0.1:1", ca=tmp_path / "ca.pem", transport_key=lambda: "a key",
         factory="a:b", record=lambda _: None, deadline_s=1.0, logs=tmp_path / "logs",
     )  # fmt: skip
     site = SiteProcesses(settings)
@@ -128,7 +128,7 @@ def chatty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setattr(subprocess, "Popen", Popen)
     monkeypatch.setattr(kept_process, "LARGEST_LOG", 5000)
     settings = SiteSettings(
-        server="127.0.0.1:1", ca=tmp_path / "ca.pem", transport_key=lambda: tmp_path / "transport.key",
+        server="127.0.0.1:1", ca=tmp_path / "ca.pem", transport_key=lambda: "a key",
         factory="a:b", record=lambda _: None, deadline_s=1.0, logs=tmp_path / "logs",
     )  # fmt: skip
     site = SiteProcesses(settings)

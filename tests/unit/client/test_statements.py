@@ -17,6 +17,7 @@ from toy_plans import toy_plan
 from wardround.client.admitting import AcceptedRun
 from wardround.client.keeper import OwnKeeper
 from wardround.client.keeper_service import LARGEST_MESSAGE, KeeperService
+from wardround.client.ledger_place import LedgerPlace
 from wardround.client.remote_keeper import RemoteKeeper
 from wardround.client.sealed_files import Owner
 from wardround.client.statements import OF_SUMS, SHAPES, read_statement
@@ -68,7 +69,12 @@ class Kept:
 def kept(consortium: Callable[..., Any], tmp_path: Path) -> Iterator[Kept]:
     """Over a real socket."""
     made = consortium()
-    own = OwnKeeper(made.signers[OWN], tmp_path / "site", Secret.fresh())
+    own = OwnKeeper(
+        made.signers[OWN],
+        tmp_path / "site",
+        Secret.fresh(),
+        lambda: LedgerPlace(tmp_path / "site" / "ledger"),
+    )
     token, socket = secrets.token_hex(16), UnixSocket(tmp_path / "s")
 
     def runs(owner: Owner, sum: str, record: Any) -> AcceptedRun:
