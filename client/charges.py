@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from pydantic import Field
+
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.rows import Unit
 from wardround.core.checked import Frozen
@@ -26,6 +28,7 @@ class Charge(Frozen):
         mechanism: What will be done.
         unit: What is clipped.
         most_examples: As in the plan.
+        delta: Of the plan's privacy: at which the run's ε is told.
     """
 
     source: str
@@ -37,6 +40,7 @@ class Charge(Frozen):
     mechanism: Mechanism
     unit: Unit
     most_examples: int | None = None
+    delta: float = Field(gt=0, lt=1)
 
 
 class Charges(Protocol):
@@ -46,7 +50,7 @@ class Charges(Protocol):
         """Charge a round to every unit, durably.
 
         Returns:
-            ε that the run has cost the worst-off unit, this round included.
+            ε that the run has cost the worst-off unit, this round included, at the charge's δ.
 
         Raises:
             BudgetError: It would go beyond the site's cap.
@@ -82,7 +86,7 @@ class LedgerCharges:
                 source, run=run, plan=charge.plan, round=charge.round, stage=0, draw=charge.draw,
                 mechanism=charge.mechanism, unit=charge.unit, most_examples=charge.most_examples,
             )  # fmt: skip
-            return ledger.epsilon(source, run=run).value
+            return ledger.epsilon(source, run=run, delta=charge.delta).value
 
     def seal(self, run: str, round: int, digest: str) -> None:
         """As `Charges`."""

@@ -13,6 +13,8 @@ from wardround.client.membership.site_folder import SiteFolder
 from wardround.client.settings_edit import change_settings
 from wardround.client.site_settings import FILE, read_site_settings
 
+LEDGER: Final = "ledger"
+"""Its folder in the site's own, where the settings name no other."""
 PATIENCE_S: Final = 300.0
 """For the ledger, while another site of the hospital writes to it: seconds at a time, for each round."""
 LOOK_S: Final = 0.1

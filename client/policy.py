@@ -33,6 +33,8 @@ FIGURES: Final[dict[Figures, tuple[str, ...]]] = {
 """What a site may tell of itself alone → how the names of such figures begin."""
 STRICTNESS: Final = {"none": 0, "site": 0, "example": 1, "patient": 2}
 """How far a unit of privacy protects a patient; a whole site's noise is the server's, and not against it."""
+BOUNDED_EPSILON: Final = 10.0
+"""Of a whole run: up to here privacy says more of what is learnt by heart than a learning rate does."""
 EMBEDDING: Final = ".lora_embedding_"
 """In PEFT's names of factors on an embedding."""
 LEAST_TIME_S: Final = 1.0
@@ -80,7 +82,7 @@ class PlanPolicy(Frozen):
     most_passes: float = Field(default=100.0, gt=0)
     """Over this site's rows, in the whole run: what a model learns by heart grows with them."""
     most_learning: float = Field(default=50.0, gt=0)
-    """Learning rate times steps, over the whole run."""
+    """Learning rate times steps, over the whole run, where privacy does not bound what is learnt by heart."""
     runs_a_month: int = Field(default=30, ge=1)
     """Accepted in any thirty days: each run is another look at the same patients."""
     privacy: Literal["none", "example", "patient"] = "none"
@@ -192,7 +194,7 @@ def rows_refusals(policy: PlanPolicy, plan: TrainingPlan, counts: LocalCounts) -
             yield _no("most_passes", "the plan would go over the rows here too often")
     if steps is None and total > policy.most_steps:
         yield _no("most_steps", "the plan would take too many steps here")
-    if steps is None and total * local.learning_rate > policy.most_learning:
+    if steps is None and total * local.learning_rate > policy.most_learning and not _bounded(plan):
         yield _no("most_learning", "the plan's learning rate times its steps here is too large")
 
 
@@ -343,9 +345,21 @@ def _work(policy: PlanPolicy, plan: TrainingPlan) -> Iterator[PolicyError]:
     steps = rounds * local.steps
     if steps > policy.most_steps:
         yield _no("most_steps", "the plan takes too many steps", steps, f"at most {policy.most_steps}")
-    if steps * local.learning_rate > policy.most_learning:
+    if steps * local.learning_rate > policy.most_learning and not _bounded(plan):
         found, most = f"{steps * local.learning_rate:g}", f"at most {policy.most_learning:g}"
         yield _no("most_learning", "the plan's learning rate times its steps is too large", found, most)
+
+
+def _bounded(plan: TrainingPlan) -> bool:
+    """Whether every step is clipped and noised at the sites, to an ε that bounds what is learnt of a patient.
+
+    Such steps are long where they are few: the clip norm is their length, and the learning rate its scale.
+    """
+    rules = plan.privacy
+    return (
+        rules is not None and rules.trains_privately and rules.noise != "central"
+        and rules.epsilon is not None and rules.epsilon <= BOUNDED_EPSILON
+    )  # fmt: skip
 
 
 def _privacy(policy: PlanPolicy, plan: TrainingPlan) -> Iterator[PolicyError]:

@@ -79,7 +79,7 @@ class SitePrivacy:
             Charge(
                 source=plan.name, units=tuple(self.patients), run=run_id, plan=plan.digest, round=round,
                 draw=self.draw(round), mechanism=mechanism, unit=self.cost.unit,
-                most_examples=self.rules.most_examples,
+                most_examples=self.rules.most_examples, delta=self.rules.delta,
             )
         )  # fmt: skip
         # The ledger's figure is the patient's.

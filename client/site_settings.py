@@ -106,7 +106,7 @@ plans:
   most_rounds: 200
   most_steps: 100000       # of the whole run
   most_passes: 100         # over this site's rows in the whole run
-  most_learning: 50.0      # learning rate times steps, of the whole run
+  most_learning: 50.0      # learning rate times steps, of the whole run, unless it is private to ε 10
   runs_a_month: 30         # accepted in any thirty days
   privacy: none            # none | example | patient: the least that a plan has to protect
   most_epsilon: null       # of a private plan; the ledger's cap holds in any case

@@ -25,7 +25,7 @@ from wardround import __version__
 from wardround.client.accepted import RUNS, RunFolders
 from wardround.client.ledger.reading import look
 from wardround.client.ledger.summary import summarise
-from wardround.client.ledger_place import LedgerPlace
+from wardround.client.ledger_place import LEDGER, LedgerPlace
 from wardround.client.log_reading import Wanted, entries
 from wardround.client.membership.site_folder import SiteFolder
 from wardround.client.redaction import Redactor
@@ -36,7 +36,6 @@ from wardround.runtime.files import write_atomic
 from wardround.runtime.log_file import LOGS
 from wardround.runtime.signed_plan import read_signed_plan
 
-LEDGER: Final = "ledger"
 LAST: Final = 2000
 """Log entries, the last ones."""
 PACKAGES: Final = (

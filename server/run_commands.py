@@ -165,7 +165,7 @@ def _print_status(reply: Any) -> None:
     if reply.rounds:
         released = f", round {reply.released_round} is the best so far" if reply.released_round else ""
         _say(f"round {reply.round} of {reply.rounds}, {reply.phase}{released}")
-        _say(f"{size_text(reply.bytes_down)} down, {size_text(reply.bytes_up)} up")
+        _say(f"{size_text(reply.bytes_down)} of broadcasts down, {size_text(reply.bytes_up)} of replies up")
     for name, value in sorted(reply.metrics.items()):
         _say(f"  {name}: {value:.4g}")
     for name, site in sorted(reply.sites.items()):

@@ -35,8 +35,8 @@ class RunView:
         answers: Member → what it last said to the offered plan, before the run began.
         metrics: Part and metric, such as `validation/accuracy` → its last figure.
         epsilon: Site → what it has reserved of privacy.
-        bytes_down: To all sites.
-        bytes_up: From all sites.
+        bytes_down: To all sites, with the broadcasts.
+        bytes_up: From all sites, in the rounds that were folded.
         released_round: The best one so far; 0 where none was scored.
     """
 
@@ -75,8 +75,7 @@ class RunView:
             case "SiteReplied":
                 state = "answered" if event["status"] == "ok" else str(event["status"])
                 seen = SiteView(state, round, event["code"], event["reason"])
-                up = self.bytes_up + event["bytes_up"]
-                return replace(self, sites={**self.sites, event["site"]: seen}, bytes_up=up)
+                return replace(self, sites={**self.sites, event["site"]: seen})
             case "PrivacySpent":
                 return replace(self, epsilon=dict(event["sites"]))
             case "Evaluated":
@@ -85,7 +84,8 @@ class RunView:
                 return replace(self, metrics={**self.metrics, **numbers})
             case "RoundFolded" | "RoundBurnt":
                 phase = "folded" if event["event"] == "RoundFolded" else "burnt"
-                return replace(self, round=round, phase=phase)
+                up = self.bytes_up + int(event.get("bytes_up") or 0)
+                return replace(self, round=round, phase=phase, bytes_up=up)
             case "Improved":
                 return replace(self, released_round=round)
             case "RunFinished":

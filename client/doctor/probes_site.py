@@ -19,7 +19,7 @@ from wardround.client.doctor.judge_site import Guarded, LedgerSeen, RowsOfPlan, 
 from wardround.client.ledger.keys import KEY_FILE as LEDGER_KEY
 from wardround.client.ledger.reading import look, verify
 from wardround.client.ledger.summary import summarise
-from wardround.client.ledger_place import LedgerPlace
+from wardround.client.ledger_place import LEDGER, LedgerPlace
 from wardround.client.membership.locking import key_files, locked_files
 from wardround.client.membership.site_folder import (
     ABOUT,
@@ -77,10 +77,15 @@ def guarded_files(site: SiteFolder) -> tuple[Guarded, ...]:
 
 
 def _ledger_key(site: SiteFolder) -> tuple[Path, ...]:
-    with suppress(WardroundError):  # what is wrong with the settings stands in a line of its own
-        path = LedgerPlace.of(site).folder / LEDGER_KEY
-        return (path,) if path.exists() else ()
-    return ()
+    path = _ledger(site) / LEDGER_KEY
+    return (path,) if path.exists() else ()
+
+
+def _ledger(site: SiteFolder) -> Path:
+    """Where the settings have it; what is wrong with them stands in a line of its own."""
+    with suppress(WardroundError):
+        return LedgerPlace.of(site).folder
+    return site.path / LEDGER
 
 
 def keys_locked(site: SiteFolder) -> tuple[int, int]:
@@ -144,7 +149,7 @@ def ledger_seen(site: SiteFolder) -> LedgerSeen | None:
     Raises:
         StorageError: Something is not as it was written.
     """
-    path = LedgerPlace.of(site).folder
+    path = _ledger(site)
     if not path.exists():
         return None
     rows = verify(path).rows

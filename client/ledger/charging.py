@@ -124,7 +124,7 @@ def _refused_by_losses(book: Book, cap: Cap, worlds: Array, mechanism: Mechanism
             return Refusal("cap", error)
         tally = Tally.total(Tally(book.totals[number].steps) for number in met)
         tally.add(mechanism)
-        reached = max(reached, _by_losses(tally, book))
+        reached = max(reached, _by_losses(tally, book, book.policy.delta))
     if reached <= cap.epsilon:
         return None
     error = BudgetError(
@@ -135,14 +135,15 @@ def _refused_by_losses(book: Book, cap: Cap, worlds: Array, mechanism: Mechanism
     return Refusal("cap", error, _finite(reached))
 
 
-def spent(book: Book, classes: Sequence[int], run: str | None = None) -> Epsilon:
+def spent(book: Book, classes: Sequence[int], run: str | None = None, delta: float | None = None) -> Epsilon:
     """ε of the worst-off patient behind these classes; in one run only, or in all there is.
 
     In all there is: at the cap's order where there is one, which holds whatever was chosen and after
     whatever was seen; else at the best order, which holds for what was fixed beforehand. In one run: at the
-    best order, since its plan fixed it. By losses where a mixture may have met the patient.
+    best order, since its plan fixed it. By losses where a mixture may have met the patient. At the δ that is
+    given; None: the policy's.
     """
-    delta = book.policy.delta
+    delta = book.policy.delta if delta is None else delta
     tallies = book.totals if run is None else book.run_tallies(run)
     hits = book.worlds.hits
     chosen = np.flatnonzero(np.isin(book.worlds.owner, classes))
@@ -152,11 +153,11 @@ def spent(book: Book, classes: Sequence[int], run: str | None = None) -> Epsilon
     values = [0.0]
     for world in np.unique(hits[chosen[mixed[chosen]]], axis=0):
         parts = [tally for number, tally in enumerate(tallies) if world[number]]
-        values.append(_by_losses(Tally.total(parts), book))
+        values.append(_by_losses(Tally.total(parts), book, delta))
     accountant: Literal["losses", "renyi"] = "losses" if len(values) > 1 else "renyi"
     plain = chosen[~mixed[chosen]]
     if len(plain):
-        values.append(_by_renyi(book, tallies, plain, fixed=run is not None))
+        values.append(_by_renyi(book, tallies, plain, delta, fixed=run is not None))
     return Epsilon(max(values), delta, "patient", accountant)
 
 
@@ -172,7 +173,7 @@ def reported(book: Book, classes: Sequence[int], run: str) -> Epsilon:
     met = [Tally.total(tally for number, tally in enumerate(tallies) if world[number]) for world in worlds]
     # What is part of another one costs no more than that.
     whole = [tally for tally in met if not any(tally.steps < other.steps for other in met)]
-    losses = max(_by_losses(tally, book) for tally in whole)
+    losses = max(_by_losses(tally, book, reserved.delta) for tally in whole)
     return Epsilon(losses, reserved.delta, "patient", "losses") if losses < reserved.value else reserved
 
 
@@ -198,8 +199,7 @@ def met_in_run(book: Book, classes: Sequence[int], run: str) -> Tally:
     return Tally.total(tallies[number] for number in np.flatnonzero(hits.any(axis=0)).tolist())
 
 
-def _by_renyi(book: Book, tallies: Sequence[Tally], worlds: Array, *, fixed: bool) -> float:
-    delta = book.policy.delta
+def _by_renyi(book: Book, tallies: Sequence[Tally], worlds: Array, delta: float, *, fixed: bool) -> float:
     if book.order is not None and not fixed:
         at = [[0.0 if tally.needs_losses else tally.rdp_at(book.order)] for tally in tallies]
         most = float(book.worlds.spent(np.array(at), worlds).max())
@@ -209,8 +209,8 @@ def _by_renyi(book: Book, tallies: Sequence[Tally], worlds: Array, *, fixed: boo
     return max(best_epsilon(rdp, delta)[0] for rdp in found)
 
 
-def _by_losses(tally: Tally, book: Book) -> float:
-    return tally.account().fixed_schedule_epsilon(book.policy.delta, units=book.units).value
+def _by_losses(tally: Tally, book: Book, delta: float) -> float:
+    return tally.account().fixed_schedule_epsilon(delta, units=book.units).value
 
 
 def _no_privacy(cap: Cap) -> Refusal:

@@ -313,17 +313,22 @@ class Ledger:
             admit(self._store, refusal(self.book, number, NoPrivacy(), run), (run, 0, 0, WHOLE_RUN), number)
             self._store.append(Released, source=number, run=run, plan=plan)
 
-    def epsilon(self, source: Source, *, run: str | None = None) -> Epsilon:
+    def epsilon(self, source: Source, *, run: str | None = None, delta: float | None = None) -> Epsilon:
         """What the worst-off patient behind a source has lost at this site: in all, or in one run.
 
         Infinite where she was, or may have been, in a run without privacy. See `charging.spent` for what the
         figure holds for.
 
+        Args:
+            source: Whose patients.
+            run: The one run; None: all there is.
+            delta: Of the figure; None: the policy's.
+
         Raises:
             PolicyError: δ ≥ 1/units, where a mixture is in it.
         """
         with self._lock:
-            return spent(self.book, self._classes(source), run)
+            return spent(self.book, self._classes(source), run, delta)
 
     def account(self, source: Source, *, run: str) -> Account:
         """Everything in one run that may have met a patient of a source: for a report on its schedule."""

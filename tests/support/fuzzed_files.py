@@ -183,7 +183,7 @@ def _ledger(folder: Path, _: Any) -> Made:
         keeper.charges().reserve(
             Charge(
                 source="rows", units=("ann", "bob"), run="run1", plan="a" * 64, round=round, draw="d",
-                mechanism=mechanism, unit="patient",
+                mechanism=mechanism, unit="patient", delta=1e-3,
             )
         )  # fmt: skip
     whole = max(

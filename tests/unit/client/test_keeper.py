@@ -18,6 +18,7 @@ from wardround.client.ledger_place import LedgerPlace
 from wardround.client.remote_keeper import RemoteKeeper
 from wardround.client.sealed_files import Owner
 from wardround.core.errors import BudgetError, PolicyError, WardroundError
+from wardround.privacy.accounting.account import Account
 from wardround.privacy.accounting.mechanisms import SampledGaussian
 from wardround.privacy.secagg.admission import SiteState
 from wardround.privacy.secagg.draw import DrawState
@@ -98,12 +99,30 @@ def test_a_record_of_no_sum_is_refused(remote: RemoteKeeper) -> None:
         remote.record(OWNER, "../../keys").load()
 
 
+MECHANISM = SampledGaussian(sample_rate=0.5, sigma=2.0, steps=3)
+
+
 def charge(run: str = "run1", draw: str = "d1") -> Charge:
     """A round's charge of two patients."""
     return Charge(
         source="rows", units=("ann", "bob", "ann"), run=run, plan="a" * 64, round=1, draw=draw,
-        mechanism=SampledGaussian(sample_rate=0.5, sigma=2.0, steps=3), unit="patient",
+        mechanism=MECHANISM, unit="patient",
+        delta=1e-3,
     )  # fmt: skip
+
+
+def test_a_runs_epsilon_is_told_at_the_plans_delta(own: OwnKeeper, remote: RemoteKeeper) -> None:
+    """And not at that of the site's own account, which bounds more than this run."""
+    Ledger.create(own.folder / "ledger", BudgetPolicy(epsilon=9.0, delta=1e-2), units=2).close()
+    found = {}
+    for delta in (1e-2, 1e-4):
+        asked = charge().model_copy(update={"delta": delta})
+        found[delta] = remote.charges().reserve(asked)
+        assert found[delta] == pytest.approx(Account(mechanisms=(MECHANISM,)).epsilon(delta, units=2).value)
+    assert found[1e-4] > 1.2 * found[1e-2]
+    with Ledger.open(own.folder / "ledger") as ledger:
+        source = ledger.source("rows", ("ann", "bob"))
+        assert ledger.epsilon(source, run="run1").value == pytest.approx(found[1e-2])
 
 
 def test_the_ledger_is_charged_by_the_supervisor(own: OwnKeeper, remote: RemoteKeeper) -> None:

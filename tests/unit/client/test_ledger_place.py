@@ -1,4 +1,4 @@
-"""One privacy ledger for a hospital in several consortia: one account, whoever asks, and one count of runs."""
+"""One privacy ledger for a hospital in several consortia: one account, and one count of runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def charge(run: str, plan: str = "a", round: int = 1, **changes: object) -> Char
     """Of a private round."""
     fields = {
         "source": "rows", "units": PATIENTS, "run": run, "plan": plan * 64, "round": round, "draw": "d",
-        "mechanism": MECHANISM, "unit": "patient",
+        "mechanism": MECHANISM, "unit": "patient", "delta": 1e-3,
     }  # fmt: skip
     return Charge.model_validate(fields | changes)
 

@@ -155,6 +155,21 @@ def test_a_plan_that_breaks_one_rule_is_refused_for_that_alone(field: str) -> No
     assert sentence(error.value.refusals[0]) in str(error.value)
 
 
+def test_a_private_run_may_take_long_steps() -> None:
+    """Clipped and noised at the site to a small ε, and not by the name of privacy alone."""
+    long = LocalWork(steps=1, batch_size=16, learning_rate=20.0, max_grad_norm=None)
+    rounds = {"rounds": RoundRules(rounds=5), "local": long}
+    assert names(plan_refusals(PlanPolicy(), sound(**rounds))) == ["most_learning"]
+    for changes, refused in (
+        ({"epsilon": 8.0}, []),
+        ({"epsilon": 10.5}, ["most_learning"]),
+        ({"epsilon": None, "sigma": 0.5}, ["most_learning"]),
+    ):
+        rules = PrivacyRules(**(PRIVATE.model_dump() | changes))
+        plan = sound(**rounds, privacy=rules, strategy=StrategySpec(weighting="uniform"))
+        assert names(plan_refusals(PlanPolicy(), plan)) == refused, changes
+
+
 @pytest.mark.parametrize("field", list(COUNTED))
 def test_what_only_counts_can_tell_is_refused_without_a_count(field: str) -> None:
     """The reason says which rule, and no number of this site's."""
