@@ -28,8 +28,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HEALTH = "/health"
-BODY_S = 120.0
-"""Seconds within which a request's body has to be there."""
+STILL_S = 60.0
+"""Seconds in which a request's body has to grow by `STEP`: a slow line is waited for as long as it moves."""
+STEP = 1024
 LARGEST_QUESTION = 64 * 1024
 """Bytes of a body to one of our own read-only routes."""
 PIECE = 16 * 1024
@@ -41,7 +42,7 @@ class OwnBody:
     """A route that judges the head of a request by itself, and then takes the body or not: none is kept.
 
     Attributes:
-        app: Reads at most so much as it says, within `BODY_S`.
+        app: Reads at most so much as it says, as long as it comes.
         methods: What it takes.
     """
 
@@ -164,7 +165,7 @@ def _named_key(scope: Scope, header: bytes) -> bytes | None:
 async def _with_body(
     app: ASGIApp, largest: int, scope: Scope, receive: Receive, send: Send, waiting: Waiting
 ) -> None:
-    """Read the body up to a bound and hand the request on; 413 where it is larger, 408 where it is slow."""
+    """Read the body up to a bound and hand the request on; 413 where it is larger, 408 where it stops."""
     declared = [value for name, value in scope["headers"] if name == b"content-length"]
     if any(not value.isdigit() or int(value) > largest for value in declared):
         await _answer(send, 413)
@@ -191,7 +192,8 @@ async def _worked_at(
     """
     with waiting.file() as body:
         try:
-            async with asyncio.timeout(BODY_S):
+            async with asyncio.timeout(STILL_S) as limit:
+                told = 0
                 while True:
                     message = await receive()
                     if message["type"] != "http.request":
@@ -201,6 +203,9 @@ async def _worked_at(
                         return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
                     if not message.get("more_body", False):
                         break
+                    if body.tell() - told >= STEP:
+                        told = body.tell()
+                        limit.reschedule(asyncio.get_running_loop().time() + STILL_S)
         except TimeoutError:
             return HTTPStatus.REQUEST_TIMEOUT
         size = body.tell()

@@ -23,7 +23,7 @@ from wardround.core.errors import PeerError, WardroundError
 from wardround.privacy.secagg.identity import Roster
 from wardround.runtime.server_about import LARGEST_PROBE
 from wardround.runtime.signed_requests import HEADER, PROBE, ROUTES, check_request
-from wardround.server.listener import BODY_S, PIECE, OwnBody, Receive, Scope, Send
+from wardround.server.listener import PIECE, OwnBody, Receive, Scope, Send
 
 PROBES: Final = 8
 """So many probes of one member within `WINDOW_S`: a check takes four."""
@@ -67,7 +67,7 @@ def probe_route(
     roster: Callable[[], Roster],
     now: Callable[[], float] = time.time,
     turns: Turns | None = None,
-    body_s: float = BODY_S,
+    body_s: float = 120.0,
 ) -> OwnBody:
     """The route.
 

@@ -47,7 +47,8 @@ def started(folder: Path, words: str | None, log: Path) -> Iterator[subprocess.P
 
 def children(pid: int) -> list[int]:
     """Processes whose parent it is."""
-    return [int(found) for found in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    lists = Path(f"/proc/{pid}/task").glob("*/children")  # by the thread that started them
+    return sorted(int(found) for listed in lists for found in listed.read_text().split())
 
 
 def shown(pid: int) -> bytes:

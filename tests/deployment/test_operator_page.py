@@ -28,8 +28,8 @@ ENOUGH_S = 900.0
 
 
 def ours(command: str, run: str = "RUN") -> list[str]:
-    """A command of the page as this interpreter runs it: two rounds instead of six."""
-    words = shlex.split(command.replace("RUN", run).replace("rounds.rounds=6", "rounds.rounds=2"))
+    """A command of the page as this interpreter runs it, for two rounds."""
+    words = shlex.split(re.sub(r"rounds\.rounds=\d+", "rounds.rounds=2", command.replace("RUN", run)))
     assert words[0] == "wardround"
     return [sys.executable, "-m", "wardround.cli", *words[1:]]
 
@@ -79,7 +79,7 @@ def near_the_root() -> Iterator[Path]:
 def test_the_page_is_followed_word_for_word(near_the_root: Path) -> None:
     """Each command of the page, in its order; the kill is by the server's own process id."""
     tmp_path = near_the_root
-    practice, server, new, sign, start, status, kill, again, fetch = COMMANDS
+    practice, server, new, sign, start, status, kill, again, fetch, *private = COMMANDS
     assert (again, kill.split()[:2]) == (server, ["pkill", "-9"])
     journal = "trial/operator/server/runs/{}/journal/rounds.jsonl"
     with ExitStack() as stack:
@@ -96,10 +96,23 @@ def test_the_page_is_followed_word_for_word(near_the_root: Path) -> None:
             first.kill()
             first.wait()
         stack.enter_context(going_on(again, tmp_path))
-        wait_for(
-            (tmp_path / "trial/operator/server/runs" / run / "result/result.signed.json").exists, ENOUGH_S
-        )
+        result = "trial/operator/server/runs/{}/result/result.signed.json"
+        wait_for((tmp_path / result.format(run)).exists, ENOUGH_S)
         assert "finished" in done(status.replace(" --follow", ""), tmp_path, run)
         assert "parity" in done(fetch, tmp_path, run)
+
+        *before, start, status, fetch, show = private
+        for command in before:
+            done(command, tmp_path)
+        run = done(start, tmp_path).split()[0]
+        wait_for((tmp_path / result.format(run)).exists, ENOUGH_S)
+        assert ", ε " in done(status.replace(" --follow", ""), tmp_path, run)
+        told = done(fetch, tmp_path, run)
+        assert "parity" in told
+        assert "differential privacy: at most ε = " in told
+        spent = done(show, tmp_path)
+        assert "cap ε = 8;" in spent
+        assert "│ 2      │ 2      │" in spent, "rounds reserved, and sealed"
+    assert (tmp_path / "private-merged" / "model.safetensors").exists()
     assert (tmp_path / "trial-merged" / "model.safetensors").exists()
     assert min((tmp_path / "trial" / "sites").iterdir()).name == "cleveland-east"

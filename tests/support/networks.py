@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SERVER, SITE = "10.213.7.1", "10.213.7.2"
+SLOW_LINE = Path(__file__).with_name("slow_line.py")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,49 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
             _ip(*inside, "addr", "add", f"{address}/30", "dev", machine.interface)
             _ip(*inside, "link", "set", machine.interface, "up")
         _ip("-n", site.name, "route", "add", "default", "via", SERVER)
+        yield ends
+
+
+@dataclass(frozen=True)
+class Line:
+    """How bad a line is.
+
+    Attributes:
+        bits_s: Bits a second, each way.
+        round_trip_s: Seconds there and back.
+        loss: Share of packets that are lost, each way.
+    """
+
+    bits_s: float
+    round_trip_s: float
+    loss: float
+
+
+@contextmanager
+def slow_machines(line: Line) -> Iterator[tuple[Machine, Machine]]:
+    """As `two_machines`, with a slow line between them (`slow_line.py`)."""
+    ends = Machine(f"wrs{os.getpid()}", f"wt{os.getpid()}"), Machine(f"wrh{os.getpid()}", f"wu{os.getpid()}")
+    server, site = ends
+    with ExitStack() as stack:
+        for machine in ends:
+            _ip("netns", "add", machine.name)
+            stack.callback(_ip, "netns", "del", machine.name)
+        figures = map(str, (line.bits_s, line.round_trip_s, line.loss))
+        process = subprocess.Popen(
+            [sys.executable, str(SLOW_LINE), server.interface, site.interface, *figures],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        stack.callback(process.stdout.close)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        assert process.stdout.readline() == "ready\n"
+        for machine, address, other in ((server, SERVER, SITE), (site, SITE, SERVER)):
+            _ip("link", "set", machine.interface, "netns", machine.name)
+            inside = ("-n", machine.name)
+            _ip(*inside, "link", "set", "lo", "up")
+            _ip(*inside, "addr", "add", address, "peer", other, "dev", machine.interface)
+            _ip(*inside, "link", "set", machine.interface, "up")
         yield ends
 
 

@@ -43,6 +43,7 @@ def request(
     method: str = "POST",
     headers: Iterable[tuple[bytes, bytes]] = (),
     pieces: Iterable[bytes] = (b"",),
+    pause_s: float = 0.0,
 ) -> int:
     """The status of one request."""
     body = list(pieces)
@@ -51,6 +52,7 @@ def request(
     async def receive() -> dict[str, Any]:
         if not body:
             await asyncio.Event().wait()
+        await asyncio.sleep(pause_s)
         return {"type": "http.request", "body": body.pop(0), "more_body": bool(body)}
 
     async def send(message: Any) -> None:
@@ -122,10 +124,21 @@ def test_a_declared_length_is_believed_when_it_is_too_large(declared: bytes) -> 
     assert request(door(fleet), "/fleet/pull", headers=headers, pieces=[]) == 413
 
 
-def test_a_slow_body_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a while."""
-    monkeypatch.setattr(listener, "BODY_S", 0.05)
+def test_a_body_that_stands_still_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while; so is one of which hardly anything comes."""
+    monkeypatch.setattr(listener, "STILL_S", 0.05)
     assert request(door(Inner()), "/fleet/pull", headers=[NAMED], pieces=[]) == 408
+    drops = [b""] * 400
+    assert request(door(Inner()), "/fleet/pull", headers=[NAMED], pieces=drops, pause_s=0.002) == 408
+
+
+def test_a_slow_body_that_moves_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long all of it takes: ten times what may pass without a byte."""
+    monkeypatch.setattr(listener, "STILL_S", 0.1)
+    monkeypatch.setattr(listener, "STEP", 1)
+    fleet = Inner()
+    assert request(door(fleet), "/fleet/pull", headers=[NAMED], pieces=[b"x"] * 10, pause_s=0.05) == 200
+    assert fleet.bodies == [b"x" * 10]
 
 
 def test_a_site_is_heard_when_flower_has_let_it_in() -> None:
