@@ -93,13 +93,14 @@ class ReplayingSite:
 
     def sums(self, request: Request) -> dict[str, bytes]:
         """The answer to each sum's message."""
-        plan, parties, broadcast = self.plan, self.parties, request.broadcast
+        plan, parties = self.plan, self.parties
         assert plan is not None
         assert parties is not None
         if request.exchange:
             return {name: parties.step(name, request) for name in request.sums}
-        assert broadcast is not None, "another attempt is not replayed"
-        digest, answers = bytes.fromhex(broadcast.digest), {}
+        named = request.follows or (request.broadcast.digest if request.broadcast else "")
+        assert named, "another attempt is not replayed"
+        digest, answers = bytes.fromhex(named), {}
         for name in request.sums:
             offer = parties.check(name, request, plan, request.run_id, plan.adapter.layout, digest)
             lanes = scores_only(metric_counters(plan, None))

@@ -16,6 +16,7 @@ import numpy as np
 from wardround.client.fold_memory import FoldMemory, Known
 from wardround.core.counting import WEIGHT
 from wardround.core.errors import PeerError
+from wardround.core.messages import Request
 from wardround.core.packed import Adapter, Array, Packed, Statistics, zeros
 from wardround.core.plan import TrainingPlan
 from wardround.privacy.secagg.draw import Groups
@@ -50,6 +51,8 @@ class FoldCheck:
     groups: Groups = ()
     memory: FoldMemory | None = None
     _kept: dict[str, Packed] | None = field(default=None, repr=False)
+    _made: tuple[int, tuple[bytes, ...], ServerState] | None = field(default=None, repr=False)
+    """Round, opened sums and the state that this site has made of them: `check` folds them no second time."""
 
     @staticmethod
     def remembered(plan: TrainingPlan, strategy: SumStrategy, memory: FoldMemory) -> FoldCheck:
@@ -111,7 +114,7 @@ class FoldCheck:
             if known.round == round - 1:
                 self._require_same(known, round, broadcast)
                 return True
-            known = self._fold(known, round - 1, opened, confirmed)
+            known = self._folded(known, round, opened, confirmed)
             self._require_like(known, round, broadcast)
         except PeerError:
             self.broken = True
@@ -120,6 +123,25 @@ class FoldCheck:
         told = _told(known.slots, broadcast)
         self._keep(replace(known, adapter=adapter, slots={**known.slots, **told}), self.groups)
         return True
+
+    def following(
+        self, round: int, opened: tuple[bytes, ...], confirmed: dict[int, tuple[str, ...]]
+    ) -> Broadcast | None:
+        """The broadcast of stage 0 of a round, as it follows from what this site knows and the opened sums.
+
+        None where it does not: a round was missed, a sum is not right, or the strategy's server keeps more
+        than this site can know. Nothing is remembered by this; `check` judges what comes of it.
+        """
+        known = self.known
+        if self.broken or known is None or known.round not in (round - 2, round - 1):
+            return None
+        if known.round == round - 2:
+            try:
+                known = self._fold(known, round - 1, opened, confirmed)
+            except PeerError:
+                return None  # with the broadcast before it the site says what is wrong
+            self._made = (round, opened, known)
+        return self.strategy.broadcast(known, round, 0)
 
     def _keep(self, known: ServerState | None, groups: Groups) -> None:
         """Durable first: an answer must not go out that a restarted site would know nothing of."""
@@ -143,6 +165,18 @@ class FoldCheck:
             rest[start : start + spec.size] = False
             _require_near(own[name], found[name])
         _require_near(own.vector[rest], found.vector[rest])
+
+    def _folded(
+        self,
+        known: ServerState,
+        round: int,
+        opened: tuple[bytes, ...],
+        confirmed: dict[int, tuple[str, ...]],
+    ) -> ServerState:
+        made, self._made = self._made, None
+        if made is not None and made[0] == round and made[1] is opened:
+            return made[2]
+        return self._fold(known, round - 1, opened, confirmed)
 
     def _fold(
         self,
@@ -209,6 +243,22 @@ class FoldCheck:
             self._kept = self.strategy.fold(begun, first, 1.0, 0).slots
         told = _told(self._kept, broadcast)
         return ServerState(round, adapter, told) if told.keys() == self._kept.keys() else None
+
+
+def whole(request: Request, folds: FoldCheck, confirmed: Mapping[int, tuple[str, ...]]) -> Request | None:
+    """A request with the broadcast that it names by its digest; None where this site cannot make that one.
+
+    Args:
+        request: The server's; one that has a broadcast, or needs none, stays as it is.
+        folds: What the site knows.
+        confirmed: Stage → the survivors that the site confirmed in the round before.
+    """
+    if not request.follows:
+        return request
+    made = folds.following(request.round, request.opened, dict(confirmed))
+    if made is None or made.digest != request.follows:
+        return None
+    return replace(request, broadcast=made, follows="")
 
 
 def _told(slots: Mapping[str, Packed], broadcast: Broadcast) -> dict[str, Packed]:

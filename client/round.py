@@ -15,6 +15,7 @@ import time
 from functools import partial
 from typing import Literal
 
+from wardround.client.fold_check import whole
 from wardround.client.parties import scores_only
 from wardround.client.policy import leaving_figures
 from wardround.client.site import Site
@@ -29,7 +30,7 @@ from wardround.core.errors import (
     TrainingError,
     WardroundError,
 )
-from wardround.core.messages import SECONDS, Reply, Request, reply_to
+from wardround.core.messages import BEHIND, SECONDS, Reply, Request, reply_to
 from wardround.core.packed import require_finite
 from wardround.privacy.sums.contract import EVALUATION, GROUPS, SUMS, TRAINING, Lanes
 from wardround.strategies.contract import Broadcast
@@ -52,6 +53,7 @@ CODES: tuple[tuple[type[WardroundError], Literal["refused", "failed"], str], ...
     (PeerError, "refused", "bad_message"),
 )
 """Error → status and stable code of the reply; a `TrainingError` has a code of its own."""
+SEND_IT = "this site cannot make the state of the round from what it knows"
 OWN_FILES = "the site could not read or write its own files"
 """Reason of a `StorageError`, whose own sentence names paths of the site's machine."""
 
@@ -68,15 +70,33 @@ def answer(request: Request, site: Site) -> Reply:
     try:
         if request.round == 0:
             return reply_to(request, sums={GROUPS: drawn(request, site)})
-        check_request(request, site)
-        if request.broadcast is None:
-            go_on(request, site, sums)
+        asked = _whole(request, site)
+        if asked is None:
+            return reply_to(request, status="failed", code=BEHIND, reason=SEND_IT)
+        check_request(asked, site)
+        if asked.broadcast is None:
+            go_on(asked, site, sums)
         else:
-            work(request, request.broadcast, site, sums, local)
+            work(asked, asked.broadcast, site, sums, local)
     except Exception as error:  # noqa: BLE001 - every failure is named to the server and told in the site's log
         status, code, reason = told(error, request, site)
         return reply_to(request, status=status, code=code, reason=reason, sums=sums, local=leaving(site, {}))
     return reply_to(request, sums=sums, local=leaving(site, local))
+
+
+def _whole(request: Request, site: Site) -> Request | None:
+    """The request with its broadcast, which the site may have to make itself; None where it cannot.
+
+    Raises:
+        RequestError: Another run, plan or site.
+    """
+    if not request.follows:
+        return request
+    try:
+        _check_run(request, site)
+    except PeerError as error:
+        raise RequestError(error.what, found=error.found, expected=error.expected) from error
+    return whole(request, site.folds, site.parties.parties[TRAINING].confirmed(request.round - 1))
 
 
 def leaving(site: Site, local: dict[str, float]) -> dict[str, float]:

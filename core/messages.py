@@ -15,6 +15,9 @@ from the site's number of units, and tells nothing of a row."""
 SECONDS: Final = "seconds"
 """Among a reply's figures: how long the work took; `seconds.NAME` is how long the protocol of a sum took."""
 
+BEHIND: Final = "behind"
+"""Code of a reply: the site cannot make the broadcast itself; it is sent it, and that is all."""
+
 NODE_STARTED_ANEW: Final = 100
 """Code of a message's error: the site's node has started anew, and lost what it had fetched."""
 WORKER_ENDED: Final = 101
@@ -43,7 +46,9 @@ class Request:
         site: Name of the site.
         broadcast: What the strategy sends to everybody in this stage, in the first exchange of the first
             attempt; None in all others.
-        opened: With a broadcast of stage 0, the sums of the round before, one a stage
+        follows: Digest of the broadcast in its place, for a site that can make it from the state before and
+            the opened sums: they are a third of the bytes. Empty with a broadcast.
+        opened: With a broadcast of stage 0, or in its place, the sums of the round before, one a stage
             (`privacy/sums/opened.py`); empty in round 1, and where the round before was burnt.
         sums: Name of each sum that the site is asked to take part in → the message of its protocol.
     """
@@ -54,6 +59,7 @@ class Request:
     site: str
     sums: Mapping[str, bytes]
     broadcast: Packed | None = None
+    follows: str = ""
     opened: tuple[bytes, ...] = ()
     stage: int = 0
     attempt: int = 0

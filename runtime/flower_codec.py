@@ -14,7 +14,7 @@ from wardround.core.messages import PLACE, Reply, Request
 from wardround.core.packed import Layout, Packed
 from wardround.runtime.flower_records import as_array, make_records, read_array, read_bytes, read_manifest
 
-PROTOCOL = 4
+PROTOCOL = 5
 MOST_OPENED = 1000
 """Of the sums that come with a broadcast: one a stage, or a group."""
 BROADCAST, OPENED, SUM = "broadcast", "opened.", "sum."
@@ -40,6 +40,7 @@ class _Manifest(BaseModel):
 
 
 class _RequestManifest(_Manifest):
+    follows: str = Field(max_length=64)
     opened: int = Field(ge=0, le=MOST_OPENED)
 
 
@@ -58,6 +59,7 @@ def encode_request(request: Request) -> tuple[RecordDict, int]:
         layout_digest=request.broadcast.layout.digest if request.broadcast else "",
         sums=tuple(request.sums),
         opened=len(request.opened),
+        follows=request.follows,
         **{name: getattr(request, name) for name in PLACE},
     )
     arrays = {BROADCAST: request.broadcast.vector} if request.broadcast else {}
@@ -72,6 +74,8 @@ def decode_request(records: RecordDict, layout: Layout) -> Request:
         PeerError: Anything missing, unknown, too large, of another layout or type.
     """
     manifest = read_manifest(records, _RequestManifest, PROTOCOL)
+    if manifest.follows and manifest.layout_digest:
+        raise PeerError("the request has a broadcast, and a digest in its place")
     broadcast = None
     if manifest.layout_digest:
         vector = read_array(records, BROADCAST)
@@ -87,6 +91,7 @@ def decode_request(records: RecordDict, layout: Layout) -> Request:
     return Request(
         plan_digest=manifest.plan_digest,
         broadcast=broadcast,
+        follows=manifest.follows,
         opened=tuple(read_bytes(records, OPENED + str(stage)) for stage in range(manifest.opened)),
         sums=_sums(records, manifest),
         **{name: getattr(manifest, name) for name in PLACE},

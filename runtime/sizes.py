@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 KILO = 1000.0
+MOST = 10**18
 
 
 def size_text(size_bytes: float) -> str:
     """Such as `12 B`, `4.5 kB`, `1.2 GB`."""
-    amount, unit = float(size_bytes), "B"
+    amount, unit = float(min(size_bytes, MOST)), "B"  # an integer may be too large for a float
     for larger in ("kB", "MB", "GB"):
         if amount < KILO:
             break

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wardround.core.errors import PeerError, QuorumError
-from wardround.core.messages import SECONDS, SPENT, Reply, Request, answers
+from wardround.core.messages import BEHIND, SECONDS, SPENT, Reply, Request, answers
 from wardround.privacy.secagg.offer import SignedOffer
 from wardround.privacy.sums.contract import TRAINING, Collector, plain_name
 from wardround.privacy.sums.offers import offer_of
@@ -149,6 +149,7 @@ class _Attempt:
     def _exchange(self, exchange: int, messages: Mapping[str, Mapping[str, bytes]]) -> None:
         channel, stage = self.channel, self.stage
         first = exchange == 0 and self.broadcasts
+        following = self._following() if first else frozenset()
         requests = {
             site: Request(
                 run_id=channel.run_id,
@@ -156,7 +157,8 @@ class _Attempt:
                 round=stage.round,
                 site=site,
                 sums={plain_name(name): of_sum[site] for name, of_sum in messages.items() if site in of_sum},
-                broadcast=stage.broadcast if first else None,
+                broadcast=stage.broadcast if first and site not in following else None,
+                follows=stage.broadcast.digest if site in following else "",
                 opened=stage.opened if first else (),
                 stage=stage.stage,
                 attempt=self.attempt,
@@ -185,6 +187,9 @@ class _Attempt:
                 self.collected.bytes_up += size
                 request = waiting.get(reply.site)
                 if request is not None and answers(reply, request):
+                    if request.follows and reply.code == BEHIND:
+                        waiting[reply.site] = self._send_whole(request)
+                        continue
                     del waiting[reply.site]
                     self._settle(request, reply, size)
                     self._wait(exchange, waiting)
@@ -192,6 +197,20 @@ class _Attempt:
         for request in waiting.values():
             self._leave(request, {})
             self._tell(request, status="late", code="deadline", reason="no answer before the deadline")
+
+    def _following(self) -> frozenset[str]:
+        """Sites that need no broadcast; from here on those of this one count."""
+        if self.stage.stage:
+            return frozenset()
+        found = frozenset(self.channel.following)
+        self.channel.following.clear()
+        return found
+
+    def _send_whole(self, request: Request) -> Request:
+        """The same request with its broadcast."""
+        whole = replace(request, broadcast=self.stage.broadcast, follows="")
+        self.channel.transport.send_more(whole)
+        return whole
 
     def _wait(self, exchange: int, waiting: Mapping[str, Request]) -> None:
         what = "the answers" if exchange == 0 else f"step {exchange + 1} of the sums"
@@ -211,6 +230,8 @@ class _Attempt:
         if wrong:
             self._tell(request, status="quarantined", code="malformed_reply", reason=wrong, bytes_up=size)
             return
+        if request.exchange == 0 and self.stage.stage == 0 and reply.status == "ok":
+            self.channel.following.add(reply.site)
         if SPENT in reply.local:
             self.collected.epsilon[reply.site] = reply.local[SPENT]
         if request.exchange == 0 or reply.status != "ok":

@@ -61,6 +61,10 @@ class GridTransport:
         self.again.clear()
         return sum(map(self._push, requests))
 
+    def send_more(self, request: Request) -> int:
+        """As `Transport`."""
+        return self._push(request)
+
     def _push(self, request: Request) -> int:
         content, size = encode_request(request)
         node, group = self.node_of(request.site), str(request.round)

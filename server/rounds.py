@@ -79,6 +79,7 @@ class Run:
         control: What people ask of the run while it trains.
         attempts: How often each round was asked for, where sites outlive the server; a simulation's do not.
         journals: Of the sums' relays, likewise.
+        following: As of `Channel`.
     """
 
     run_id: str
@@ -98,6 +99,7 @@ class Run:
     control: RoundControl = field(default_factory=Unasked)
     attempts: Attempts | None = None
     journals: RelayJournals | None = None
+    following: set[str] = field(default_factory=set)
 
     @property
     def channel(self) -> Channel:
@@ -116,6 +118,7 @@ class Run:
             self.control,
             self.attempts,
             self.journals,
+            self.following,
         )
 
 

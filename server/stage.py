@@ -37,6 +37,8 @@ class Channel:
         control: Whether somebody wants the run to stop.
         attempts: How often each round was asked for, where sites outlive the server; a simulation's do not.
         journals: Of the sums' relays, likewise.
+        following: Sites that answered to the last broadcast: they can make the next one themselves, of the
+            opened sums. It is a guess: a site that cannot says so, and is sent it.
     """
 
     run_id: str
@@ -52,6 +54,7 @@ class Channel:
     control: RoundControl = field(default_factory=Unasked)
     attempts: Attempts | None = None
     journals: RelayJournals | None = None
+    following: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)

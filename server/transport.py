@@ -14,6 +14,9 @@ class Transport(Protocol):
     def send(self, requests: Sequence[Request]) -> int:
         """Hand all requests over; returns the bytes of their contents."""
 
+    def send_more(self, request: Request) -> int:
+        """Hand one site another request, beside those that wait; returns the bytes of its contents."""
+
     def receive(self, timeout_s: float) -> Sequence[tuple[Reply, int]]:
         """Replies that have arrived, each with the bytes of its content; empty after `timeout_s` without one.
 

@@ -196,17 +196,16 @@ class _Making:
         return found
 
     def down(self) -> int:
-        """Broadcasts and opened sums, as arrays are."""
+        """Broadcasts and opened sums, as arrays are; after round 1 a site makes the first stage's itself."""
         stages = range(self.strategy.stages)
         rounds = self.plan.rounds.rounds
         last = 1 if self.plan.data.validation_fraction > 0 else 0
-        state = FLOAT_BYTES * sum(self.strategy.broadcast_layout(stage).size for stage in stages)
-        first = FLOAT_BYTES * self.strategy.broadcast_layout(0).size
+        first, *later = (FLOAT_BYTES * self.strategy.broadcast_layout(stage).size for stage in stages)
         bits = self.plan.encoding.bits
         opened = sum(packed_size(self.strategy.statistics_layout(stage).size, bits) for stage in stages)
         if isinstance(self.strategy, GroupStrategy):
             opened *= len(self.members) // self.strategy.group_size or 1
-        return rounds * state + last * first + (rounds - 1 + last) * opened
+        return first + rounds * sum(later) + (rounds - 1 + last) * opened
 
     def _stage(
         self, when: str, round: int, stage: int, sums: Mapping[str, int], count: int

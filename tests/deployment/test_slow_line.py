@@ -1,6 +1,6 @@
 """A site behind a line of 2 Mbit/s with 300 ms and 1 % loss: its rounds end, as those of others do.
 
-`WARDROUND_SLOW_COORDINATES` says how many coordinates the adapter has, `WARDROUND_SLOW_ROUNDS` how many rounds.
+`WARDROUND_SLOW_COORDINATES` says how many coordinates it has, `WARDROUND_SLOW_ROUNDS` how many rounds.
 """
 
 from __future__ import annotations

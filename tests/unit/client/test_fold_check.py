@@ -172,3 +172,62 @@ def test_an_earlier_round_is_refused_and_nothing_is_forgotten_for_it(name: str) 
     server.fold()
     with pytest.raises(PeerError, match="not the fold of the last sum"):
         asked(site, server, broadcast=moved(server.broadcast, 1e-3))
+
+
+@EVERY
+def test_a_site_makes_the_next_broadcast_itself(name: str) -> None:
+    """To the same digest, after burnt rounds and when it is asked again as well; it passes its own check."""
+    server = Server(name)
+    site = begun(server)
+    for round in range(2, 8):
+        for _ in range(2):
+            made = site.following(server.round, server.opened, {0: SITES} if server.opened else {})
+            assert made is not None
+            assert made.digest == server.broadcast.digest
+        assert asked(site, server, broadcast=made)
+        if round in (3, 4):
+            server.burn()
+        else:
+            server.fold()
+
+
+def test_what_it_made_is_folded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing that was made of other sums, or for another round, passes for it."""
+    server = Server()
+    site = begun(server)
+    folds: list[int] = []
+    fold = server.strategy.fold
+    monkeypatch.setattr(site.strategy, "fold", lambda *args: folds.append(1) or fold(*args), raising=False)
+    assert site.following(server.round, server.opened, {0: SITES}) is not None
+    assert asked(site, server)
+    assert len(folds) == 1
+    server.fold()
+    made = site.following(server.round, server.opened, {0: SITES})
+    assert made is not None
+    with pytest.raises(PeerError, match="not the fold of the last sum"):
+        asked(site, server, broadcast=made, opened=(opened(
+            replace(server.total(), coordinates=server.total().coordinates + 500),
+            round=server.round - 1, stage=0, cohort=5, bits=16,
+        ),))  # fmt: skip
+
+
+@EVERY
+def test_a_site_that_cannot_make_it_says_so_and_loses_nothing(name: str) -> None:
+    """It knows nothing, missed a round, or the sums are none; the broadcast itself is taken afterwards."""
+    server = Server(name)
+    assert server.site().following(1, (), {}) is None
+    site = begun(server)
+    assert site.following(server.round, server.opened * 2, {0: SITES}) is None
+    assert site.following(server.round, (b"garbled",), {0: SITES}) is None
+    assert not site.broken
+    assert asked(site, server)
+    server.fold()
+    server.fold()
+    assert site.following(server.round, server.opened, {}) is None
+    asked(site, server, confirmed={})
+    server.fold()
+    made = site.following(server.round, server.opened, {0: SITES})
+    if made is not None:  # of some strategies the server keeps more than a site can know again
+        assert made.digest == server.broadcast.digest
+    site.broken = True
+    assert site.following(server.round, server.opened, {0: SITES}) is None

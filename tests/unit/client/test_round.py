@@ -14,7 +14,7 @@ import pytest
 from wardround.client.round import answer
 from wardround.core.counting import TRAIN_LOSS, TRAIN_TARGETS, WEIGHT
 from wardround.core.errors import BudgetError, ConfigError, InternalError, PolicyError, StorageError
-from wardround.core.messages import Request
+from wardround.core.messages import BEHIND, Request
 from wardround.core.packed import Layout, Packed
 from wardround.core.plan import Encoding
 from wardround.privacy.sums.contract import EVALUATION, TRAINING
@@ -369,3 +369,30 @@ def test_nothing_but_our_own_words_goes_out_over_flower(
     monkeypatch.setattr(flower_app, "encode_reply", broken)
     assert reason(encode_request(request)[0]) == "RuntimeError"
     assert ROW_TEXT in caplog.text
+
+
+def test_a_site_that_can_make_the_broadcast_needs_none(make: Make) -> None:
+    """The same answer as with it; for another digest, or before it knows anything, it is behind."""
+    with_it, without = make(), make()
+    for server in (with_it, without):
+        assert answer(server.request(), server.site).status == "ok"
+    second = with_it.request(2)
+    assert second.broadcast is not None
+    named = replace(second, broadcast=None, follows=second.broadcast.digest)
+    for bad in (replace(named, follows="0" * 64), replace(named, opened=(b"garbled",))):
+        refused = answer(bad, without.site)
+        assert (refused.status, refused.code, refused.sums) == ("failed", BEHIND, {})
+        assert not refused.local
+    assert answer(replace(named, run_id="another"), without.site).code == "bad_request"
+    own = without.request(2)
+    assert own.broadcast is not None
+    first = answer(with_it.request(2), with_it.site)
+    second_reply = answer(replace(own, broadcast=None, follows=own.broadcast.digest), without.site)
+    assert second_reply.status == first.status == "ok"
+    assert set(second_reply.sums) == set(first.sums)
+    fresh = make()
+    asked = fresh.request(2)
+    assert asked.broadcast is not None
+    behind = answer(replace(asked, broadcast=None, follows=asked.broadcast.digest), fresh.site)
+    assert behind.code == BEHIND
+    assert answer(asked, fresh.site).status == "ok", "and takes it when it is sent"

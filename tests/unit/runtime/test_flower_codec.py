@@ -46,6 +46,9 @@ REPLY = Reply(
 )  # fmt: skip
 
 
+FOLLOWING = replace(REQUEST, broadcast=None, follows="f" * 64)
+
+
 def manifest(records: RecordDict) -> dict[str, Any]:
     """The manifest as a dictionary."""
     read: dict[str, Any] = json.loads(str(records.config_records["manifest"]["json"]))
@@ -132,7 +135,7 @@ def test_a_piece_that_is_no_bytes_is_not_there(value: Any) -> None:
 
 
 BAD_FIELDS: list[dict[str, Any]] = [
-    {"protocol": 3}, {"protocol": 5}, {"protocol": "4"}, {"round": -1}, {"round": 1.5},
+    {"protocol": 4}, {"protocol": 6}, {"protocol": "5"}, {"round": -1}, {"round": 1.5},
     {"round": "3"}, {"stage": 99}, {"stage": -1}, {"attempt": -1}, {"exchange": -1}, {"exchange": 99},
     {"exchange": "0"}, {"site": ""}, {"site": "x" * 1000}, {"site": None}, {"layout_digest": "e" * 64},
     {"layout_digest": "x" * 65}, {"sums": "training"}, {"sums": ["training", "other"]},
@@ -273,3 +276,14 @@ def test_sums_under_names_that_no_sum_has_are_not_read(sums: dict[str, bytes]) -
     arrays = {f"sum.{name}": np.frombuffer(message, np.uint8) for name, message in sums.items()}
     with pytest.raises(PeerError, match="sums"):
         decode_reply(with_manifest(with_arrays(records, arrays), fields))
+
+
+def test_a_digest_in_place_of_a_broadcast_travels_alone() -> None:
+    """Without the broadcast's bytes; with both it is said which of them counts: none."""
+    records, size = encode_request(FOLLOWING)
+    assert decode_request(records, LAYOUT) == FOLLOWING
+    assert size == encode_request(REQUEST)[1] - 4 * LAYOUT.size
+    whole, _ = encode_request(REQUEST)
+    both = with_manifest(whole, manifest(whole) | {"follows": "f" * 64})
+    with pytest.raises(PeerError, match="a digest in its place"):
+        decode_request(both, LAYOUT)

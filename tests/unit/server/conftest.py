@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from toy_plans import toy_plan
 
-from wardround.client.fold_check import FoldCheck
+from wardround.client.fold_check import FoldCheck, whole
 from wardround.client.grouping import Grouped
 from wardround.client.parties import Parties, contribution, scores_only
 from wardround.core.counting import metric_counters, training_counters
 from wardround.core.errors import PeerError, PolicyError, TrainingError
-from wardround.core.messages import Reply, Request, reply_to
+from wardround.core.messages import BEHIND, Reply, Request, reply_to
 from wardround.core.packed import Counters, Layout, Packed, TensorSpec
 from wardround.core.plan import (
     DataContract,
@@ -109,6 +109,9 @@ class FakeTransport:
             self.arrived += self.fault(request, self.reply(request))
         return 100 * len(requests)
 
+    def send_more(self, request: Request) -> int:
+        return self.send([request])
+
     def receive(self, timeout_s: float) -> Sequence[tuple[Reply, int]]:
         arrived, self.arrived = [(reply, 10) for reply in self.arrived], []
         return arrived
@@ -122,8 +125,12 @@ class FakeTransport:
             answer = grouped.answer(request)
             self.folds[request.site].groups = grouped.groups
             return reply_to(request, sums={GROUPS: answer})
+        confirmed = self.parties[request.site].parties[TRAINING].confirmed(request.round - 1)
+        asked = whole(request, self.folds[request.site], confirmed)
+        if asked is None:
+            return reply_to(request, status="failed", code=BEHIND)
+        request = asked
         if request.broadcast is not None and request.stage == 0:
-            confirmed = self.parties[request.site].parties[TRAINING].confirmed(request.round - 1)
             self.folds[request.site].check(request.round, request.broadcast, request.opened, dict(confirmed))
         for name in sorted(request.sums):
             try:
@@ -266,7 +273,11 @@ class Bench:
     def asked_to_train(self, transport: FakeTransport, round: int) -> list[str]:
         """Sites that were asked for a contribution in a round's first exchange, sorted."""
         return sorted(
-            r.site for r in transport.asked if r.round == round and TRAINING in r.sums and r.broadcast
+            {
+                r.site
+                for r in transport.asked
+                if r.round == round and TRAINING in r.sums and (r.broadcast or r.follows)
+            }
         )
 
     def expected_adapter(

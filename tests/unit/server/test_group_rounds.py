@@ -86,7 +86,7 @@ def test_a_round_is_the_median_of_its_groups_means(bench: Any, mode: str) -> Non
     for request in transport.asked:
         if request.round == 0:
             assert set(request.sums) == {GROUPS}
-        elif TRAINING in request.sums and request.broadcast is not None:
+        elif TRAINING in request.sums and (request.broadcast is not None or request.follows):
             offer = bench.offer_in(request, TRAINING)
             assert offer.cohort in groups
             assert request.site in offer.cohort
