@@ -45,13 +45,13 @@ class RoundPlace:
     Attributes:
         round: Which.
         broadcast: Digest of what it started from, in hex.
-        rows: Rows that it trains on: where they changed, the batches are others.
+        rows: What it trains on, as `Site.rows`: where that changed, the batches are others.
         layout: Of the adapter.
     """
 
     round: int
     broadcast: str
-    rows: int
+    rows: str
     layout: Layout
 
 
@@ -163,7 +163,7 @@ class _Writer:
         self.next_s = self.file.clock() + self.file.every_s  # from its end: a slow disk must not be all we do
 
 
-def _content(checkpoint: Checkpoint, rows: int) -> bytes:
+def _content(checkpoint: Checkpoint, rows: str) -> bytes:
     notes = {
         "done": checkpoint.done,
         "of": checkpoint.of,
@@ -182,7 +182,7 @@ def _content(checkpoint: Checkpoint, rows: int) -> bytes:
     return safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in arrays.items()})
 
 
-def _checkpoint(content: bytes, layout: Layout) -> tuple[Checkpoint, int]:
+def _checkpoint(content: bytes, layout: Layout) -> tuple[Checkpoint, str]:
     """What `_content` made, and the rows that it was made over.
 
     Raises:
@@ -207,7 +207,7 @@ def _checkpoint(content: bytes, layout: Layout) -> tuple[Checkpoint, int]:
         raise StorageError(
             "the checkpoint is not of this version", found=type(error).__name__, remedy=_REMEDY
         ) from error
-    return checkpoint, int(notes["rows"])
+    return checkpoint, str(notes["rows"])
 
 
 def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

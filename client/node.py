@@ -30,6 +30,7 @@ from wardround.client.policy import RefusedPlanError, month_refusals, sentence
 from wardround.client.private import SitePrivacy
 from wardround.client.resting import Resting, give_memory_back
 from wardround.client.round import named
+from wardround.client.rows_noted import note_rows
 from wardround.client.sealed_files import Owner
 from wardround.client.secure_record import KeptContributions
 from wardround.client.site import Site
@@ -249,6 +250,7 @@ class Node:
                 remedy="the run goes on without this site; it can join the next one",
             )  # fmt: skip
         folder = self.runs.of(run_id)
+        note_rows(folder, self.storage, local.rows)
         server, secure = bytes.fromhex(accepted.server), self.settings().policy
         self._idle_s = self.settings().idle_release_s
 
@@ -291,6 +293,7 @@ class Node:
             self._checkpoints(folder, self._owner(run_id, plan)),
             self.settings().plans.figures,
             *self._cells(local),
+            local.rows.digest,
         )
 
     def _cells(self, local: LocalData) -> tuple[Cells, Cells]:

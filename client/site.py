@@ -40,6 +40,7 @@ class Site:
         figures: Kinds of its own figures that may leave; None in a simulation, which shows them all.
         training_cells: How counts of the rows that it trains on leave; as they are in a simulation alone.
         validation_cells: The same of those that it held back.
+        read: Digest of the rows as they were read; empty where nobody would go on from anything.
     """
 
     name: str
@@ -58,3 +59,9 @@ class Site:
     figures: tuple[Figures, ...] | None = ()
     training_cells: Cells = EXACT
     validation_cells: Cells = EXACT
+    read: str = ""
+
+    @property
+    def rows(self) -> str:
+        """What it trains on: how many rows, and the digest of all that it read."""
+        return f"{len(self.training)} {self.read}".rstrip()

@@ -105,7 +105,7 @@ def train(
         ConfigError: A parameter trains that has no gradient of single examples; nothing is charged.
     """
     adapter, privacy, checkpoints = site.strategy.adapter_of(broadcast), site.privacy, site.checkpoints
-    place = RoundPlace(request.round, broadcast.digest, len(site.training), site.bench.layout)
+    place = RoundPlace(request.round, broadcast.digest, site.rows, site.bench.layout)
     resumed = None if checkpoints is None else checkpoints.load(place)
     rules = site.strategy.local_rules(broadcast, kept.memory, request.stage)
     private: PrivateRound | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,8 @@ class SiteRows:
     units: list[str] = field(default_factory=list)
     most_of_one: tuple[int, int] = (1, 1)
     """The most rows that one unit has among those for training, and among those held back."""
+    digest: str = ""
+    """SHA-256 of all usable rows in their order, as they were read. It stays at the site."""
 
 
 def bounded_site(plan: TrainingPlan, name: str, rows: SiteRows) -> SiteRows:
@@ -66,7 +69,15 @@ def encode_site(
         encode_rows(plan, bench, validation, name, tell),
         [] if plan.data.packing else [example.unit for example in training],
         (_most_of_one(training), _most_of_one(validation)),
+        _digest(examples),
     )
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    state = hashlib.sha256()
+    for example in examples:
+        state.update(repr((example.id, example.unit, example.label, sorted(example.roles.items()))).encode())
+    return state.hexdigest()
 
 
 def _most_of_one(examples: Sequence[Example]) -> int:

@@ -60,7 +60,7 @@ def killed_after(monkeypatch: pytest.MonkeyPatch, step: int, server: Any, reques
 def left_by(server: Any, request: Request, folder: Path) -> Checkpoint:
     """The checkpoint that a site has left of a request's round."""
     assert request.broadcast is not None
-    place = RoundPlace(request.round, request.broadcast.digest, 6, server.site.bench.layout)
+    place = RoundPlace(request.round, request.broadcast.digest, "6", server.site.bench.layout)
     found = file_in(folder).load(place)
     assert found is not None
     return found
@@ -128,7 +128,7 @@ def test_what_a_checkpoint_holds_cannot_be_read_without_the_key(
     assert len(moved) > 100
     assert not any(vector[at : at + 4].tobytes() in content for at in moved[:100])
     other = replace(file_in(tmp_path), key=storage_key(tmp_path / "other"))
-    place = RoundPlace(1, request.broadcast.digest, 6, server.site.bench.layout)
+    place = RoundPlace(1, request.broadcast.digest, "6", server.site.bench.layout)
     with caplog.at_level(logging.WARNING):
         assert other.load(place) is None
     assert "begins anew" in caplog.text
@@ -141,10 +141,15 @@ def test_only_the_same_round_over_the_same_rows_goes_on(
     server = keeping(make(steps=3), tmp_path)
     request = server.request(sums=(TRAINING,))
     killed_after(monkeypatch, 2, server, request)
-    place = RoundPlace(1, request.broadcast.digest, 6, server.site.bench.layout)
+    place = RoundPlace(1, request.broadcast.digest, "6", server.site.bench.layout)
     file = file_in(tmp_path)
     assert file.load(place) is not None
-    others: list[dict[str, Any]] = [{"round": 2}, {"broadcast": "00" * 32}, {"rows": 5}]
+    others: list[dict[str, Any]] = [
+        {"round": 2},
+        {"broadcast": "00" * 32},
+        {"rows": "5"},
+        {"rows": "6 otherwise"},
+    ]
     for changed in others:
         assert file.load(replace(place, **changed)) is None
     assert file_in(tmp_path, run_id="another").load(place) is None
