@@ -65,7 +65,8 @@ def note_rows(folder: Path, storage: Secret, rows: SiteRows) -> bool:
         return False
     LOG.warning(
         "run %s: this site's rows have changed since it was accepted, or since the last change: %d rows of "
-        "%d units to train on then, %d of %d now. The run goes on with these; a round that was left begins anew",
+        "%d units to train on then, %d of %d now. The run goes on with these; a round that was left begins "
+        "anew",
         folder.name, before.training, before.units, now.training, now.units,
     )  # fmt: skip
     return True

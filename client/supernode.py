@@ -63,6 +63,9 @@ PATIENCE_S = 900.0
 """So long a server's own fault (500) at one route is taken for a lost line; where it goes on, what is sent
 may be the cause, and Flower drops it. A server that says that it cannot just now (503) is waited for."""
 HEARTBEAT = "/send-node-heartbeat"
+PIECE = "/push-object"
+SLOW = httpx.Timeout(30.0, read=180.0, write=180.0)
+"""Of a piece of a reply: the system takes megabytes at once, and is silent while a slow line carries them."""
 UNABLE = frozenset({502, 503, 504, 507})
 """Answers of a server, or of what stands before it, that cannot just now: a full disk is one of them."""
 LARGEST_REPORT = 2000
@@ -206,6 +209,8 @@ def _watched(watch: _Watch, gate: Gate) -> _Patched:
             except (StorageError, UnreachableError) as error:
                 watch.line.held(str(error), path)
                 raise httpx.RemoteProtocolError("nothing leaves before it is recorded") from error
+            if path.endswith(PIECE):
+                rest.setdefault("timeout", SLOW)
             try:
                 answer = super()._unary_unary(path=path, **rest)
             except httpx.HTTPStatusError as error:

@@ -30,6 +30,7 @@ from flwr.supernode.runtime import run_clientapp
 from wardround.client import worker
 from wardround.client.child import QUIET
 from wardround.client.node_state import SiteNodeState
+from wardround.client.supernode import PIECE
 
 
 def names(function: Any) -> list[str]:
@@ -65,7 +66,10 @@ def test_the_loop_pauses_where_it_is_thought_to() -> None:
     assert "FleetHttpClient.from_server_address(" in inspect.getsource(
         fleet_http_connection.http_request_response
     )
-    assert {"path", "rpc_method", "request", "response_type"} <= set(names(FleetHttpClient._unary_unary))
+    assert {"path", "rpc_method", "request", "response_type", "timeout"} <= set(
+        names(FleetHttpClient._unary_unary)
+    )
+    assert f'path="/v1/fleet{PIECE}"' in inspect.getsource(FleetHttpClient.PushObject)
 
 
 def test_the_worker_finds_its_calls() -> None:

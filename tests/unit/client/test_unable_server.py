@@ -14,11 +14,18 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Error, Message, RecordDict
-from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse, PushMessagesResponse
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeResponse,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesResponse,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
+from flwr.proto.message_pb2 import PushObjectRequest
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import fleet_http_connection
+from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from wardround.client import supernode
 from wardround.client.history.gate import Gate
@@ -209,3 +216,25 @@ def test_what_leaves_goes_nowhere_but_to_the_server(faulty: Faulty) -> None:
         with pytest.raises(httpx.HTTPStatusError):
             receive()
     assert ELSEWHERE not in faulty.asked
+
+
+def test_a_piece_of_a_reply_is_waited_for_on_a_slow_line(
+    faulty: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Minutes without a word of the system's; a heartbeat and all else as Flower has it."""
+    asked: dict[str, Any] = {}
+
+    def noted(_: Any, *, path: str, timeout: Any = None, **rest: Any) -> Any:
+        del rest
+        asked[path] = timeout
+
+    with connected(faulty), monkeypatch.context() as patch:
+        patch.setattr(FleetHttpClient, "_unary_unary", noted)
+        patch.setattr(Gate, "check", lambda *_: None)
+        client = fleet_http_connection.FleetHttpClient("http://127.0.0.1:1")
+        client.PushObject(PushObjectRequest())
+        client.PullMessages(PullMessagesRequest())
+        client.SendNodeHeartbeat(SendNodeHeartbeatRequest())
+    assert asked[f"/v1/fleet{supernode.PIECE}"] == supernode.SLOW
+    assert asked[PULL] is None
+    assert asked[BEAT] == 5
