@@ -23,7 +23,9 @@ from tls_faults import ConnectProxy, tls_server
 
 from wardround.client.doctor import command, dry_process
 from wardround.client.doctor.command import check_site, examine
+from wardround.client.doctor.dry_step import Dry, try_out
 from wardround.client.doctor.findings import CHECKS, Finding
+from wardround.client.doctor.judge_plan import Tried
 from wardround.client.doctor.probes_site import look_into
 from wardround.client.fetching import fetch_roster
 from wardround.client.ledger.commands import create_ledger
@@ -282,9 +284,27 @@ def test_a_source_that_is_not_there_is_told(site: SiteFolder) -> None:
     assert failing(looked(site)) == ["data"]
 
 
-# ---- with a plan; each starts a process that imports torch
+# ---- with a plan
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dry step in this process, between the same lines: another one would first import torch.
+
+    The last test and that of a killed one start it, as does tests/deployment/test_site_check.py.
+    """
+
+    def tried(site: str, settings: Any, document: Any) -> Tried:
+        values = {"settings": settings.model_dump(mode="json"), "plan": document.model_dump(mode="json")}
+        lines: list[str] = []
+        dry = Dry.model_validate_json(json.dumps({"site": site, **values}))
+        try_out(dry, lambda part: lines.append(part.model_dump_json()))
+        return dry_process.read_tried("\n".join(lines).encode(), 0, dry_process.LEAST_S)
+
+    monkeypatch.setattr(command, "try_apart", tried)
+
+
+@pytest.mark.usefixtures("here")
 def test_wrong_weights_under_the_plans_digest_are_told(
     world: World, site: SiteFolder, tmp_path: Path
 ) -> None:
@@ -302,6 +322,7 @@ def test_wrong_weights_under_the_plans_digest_are_told(
     assert found["dry step"].found == "not looked at: 'models' comes first"
 
 
+@pytest.mark.usefixtures("here")
 def test_a_column_that_is_missing_is_told_without_a_value(
     world: World, site: SiteFolder, tmp_path: Path
 ) -> None:
@@ -325,6 +346,7 @@ def unsigned(world: World, path: Path, **data: Any) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("here")
 def test_rows_longer_than_the_model_reads_are_told(world: World, site: SiteFolder, tmp_path: Path) -> None:
     """Before anything is stepped; and that nobody signed the plan."""
     found = looked(site, unsigned(world, tmp_path / "long.json", max_length=4096))
@@ -354,6 +376,7 @@ def test_a_batch_that_memory_does_not_hold_is_told(
     assert found["models"].status == "passes"
 
 
+@pytest.mark.usefixtures("here")
 def test_a_policy_that_refuses_the_plan_is_told(world: World, site: SiteFolder) -> None:
     """Where the plan is looked at, before its rows are."""
     settle(site, policy={"modes": ["trusted"], "aggregator": "0" * 64})
