@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from federation import LABELS, Federation, reroute
@@ -21,7 +22,7 @@ from pki import make_ca, make_server
 from safetensors.numpy import load_file, save_file
 from tls_faults import ConnectProxy, tls_server
 
-from wardround.client.doctor import command, dry_process
+from wardround.client.doctor import command, dry_process, probes_network
 from wardround.client.doctor.command import check_site, examine
 from wardround.client.doctor.dry_step import Dry, try_out
 from wardround.client.doctor.findings import CHECKS, Finding
@@ -149,8 +150,9 @@ def test_a_closed_port_is_told(site: SiteFolder) -> None:
     assert "refused" in found["tcp"].found
 
 
-def test_a_port_without_tls_is_told(site: SiteFolder) -> None:
-    """Something else listens there."""
+def test_a_port_without_tls_is_told(site: SiteFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something else listens there, and waits for what it understands."""
+    monkeypatch.setattr(probes_network, "TIMEOUT", httpx.Timeout(0.5))
     proxy = ConnectProxy({})
     with proxy.running() as address:
         reroute(site, address)
