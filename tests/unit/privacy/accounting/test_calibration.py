@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from wardround.core.errors import ConfigError, PolicyError
+from wardround.privacy.accounting import calibrate
 from wardround.privacy.accounting.calibrate import LEAST_SIGMA, least_noise, planned, sample_rate
 
 UNITS = 2_000
@@ -23,6 +24,19 @@ def test_the_noise_is_enough_and_hardly_more(
     sigma = least_noise(epsilon, 1e-5, units=UNITS, sample_rate=rate, steps=steps, tolerance=tolerance)
     assert planned(rate, sigma, steps).epsilon(1e-5, units=UNITS).value <= epsilon
     assert planned(rate, sigma * (1 - tolerance), steps).epsilon(1e-5, units=UNITS).value > epsilon
+
+
+@pytest.mark.parametrize(("epsilon", "rate", "steps"), [(3.0, 0.2, 50), (0.2, 1.0, 10)])
+def test_the_best_order_first_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, epsilon: float, rate: float, steps: int
+) -> None:
+    """Beside the search that looks at all orders at every noise."""
+    wanted: dict[str, Any] = {"units": UNITS, "sample_rate": rate, "steps": steps}
+    quick = least_noise(epsilon, 1e-5, **wanted)
+    asked = []
+    monkeypatch.setattr(calibrate, "rdp_of_step_at", lambda *at: asked.append(at) or math.inf)
+    assert least_noise(epsilon, 1e-5, **wanted) == quick
+    assert asked
 
 
 @pytest.mark.slow
