@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import io
 import json
@@ -23,6 +24,11 @@ from wardround.simulations.config import RunConfig
 from wardround.simulations.simulate import SimulationResult, run_simulation
 
 CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported lives as long as the process: no collection of garbage has to look at it again."""
+    gc.freeze()
 
 
 @contextlib.contextmanager

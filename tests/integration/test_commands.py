@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 WORDS = {"calm": "slow breath even sleep rest easy", "acute": "sharp pain fever cough sudden chills"}
 
 

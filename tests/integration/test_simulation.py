@@ -77,6 +77,13 @@ def settings(tmp_path: Path, tiny_bert: Path) -> Callable[..., RunConfig]:
     return make
 
 
+@pytest.fixture(autouse=True)
+def _curves(request: pytest.FixtureRequest) -> None:
+    """No picture where no test looks at it."""
+    if request.function is not test_the_result_folder_holds_everything_and_the_model_has_learnt:
+        request.getfixturevalue("without_curves")
+
+
 Undisturbed = Callable[[RunConfig], SimulationResult]
 
 

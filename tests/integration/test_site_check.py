@@ -29,6 +29,7 @@ from wardround.client.doctor.findings import CHECKS, Finding
 from wardround.client.doctor.judge_plan import Tried
 from wardround.client.doctor.probes_site import look_into
 from wardround.client.fetching import fetch_roster
+from wardround.client.history.history import FOLDER
 from wardround.client.ledger.commands import create_ledger
 from wardround.client.membership.site_folder import SiteFolder, open_site_folder
 from wardround.core.errors import UnreachableError
@@ -395,12 +396,29 @@ def test_another_consortiums_plan_is_told(world: World, site: SiteFolder, named:
     assert LABELS[0] not in str(found)
 
 
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file, its mode and what is in it; but for the history, which has each question to the server."""
+    return {
+        str(path.relative_to(folder)): (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"")
+        for path in sorted(folder.rglob("*"))
+        if FOLDER not in path.relative_to(folder).parts
+    }
+
+
 def test_a_run_that_was_offered_is_looked_at_by_its_name(world: World, site: SiteFolder) -> None:
-    """As its plan: the line says that the consortium signed it."""
+    """As its plan: the line says that the consortium signed it. All is well, and nothing is left behind.
+
+    No row, id or file of rows is in what was found.
+    """
     offered = site.path / "runs" / "run-1"
     offered.mkdir(parents=True)
     shutil.copy(world.plan / SIGNED, offered / "plan.signed.json")
+    before = contents(site.path)
     found = looked(site, run="run-1")
+    assert contents(site.path) == before
     assert failing(found) == []
+    assert found["dry step"].status == "passes"
+    assert "of 16 tokens" in found["dry step"].found
+    assert not [secret for secret in ("case 1", "aachen1", "aachen.jsonl") if secret in str(found)]
     assert "signed by the consortium" in found["plan"].found
     assert found["estimate"].status == "passes"
