@@ -119,7 +119,15 @@ def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def notes(tmp_path: Path, tiny_bert: Path, without_curves: None) -> Callable[..., Callable[..., RunConfig]]:
+def without_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is waited for on disk: no machine goes down in these tests."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture
+def notes(
+    tmp_path: Path, tiny_bert: Path, without_curves: None, without_syncs: None
+) -> Callable[..., Callable[..., RunConfig]]:
     """Write so many rows of so many wards `w0`, `w1`, …; gives what makes configurations of them by name.
 
     Further keyword arguments replace keys of `data`; those of what it gives replace keys of sections.
