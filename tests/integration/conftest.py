@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from wardround.cli import main
+from wardround.privacy.accounting import privacy_loss
 from wardround.simulations import plots
 from wardround.simulations.config import RunConfig
 from wardround.simulations.simulate import SimulationResult, run_simulation
@@ -116,6 +117,20 @@ def undisturbed(
 def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """No picture of a run's curves, which takes as long to draw as such a run trains."""
     monkeypatch.setattr(plots, "plot_run", lambda *_args, **_options: None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coarse_losses() -> Iterator[None]:
+    """ε by privacy losses over a coarser grid, which takes a tenth of the time: an upper bound over any.
+
+    How tight it is stands in tests/reference and tests/unit/privacy.
+    """
+    privacy_loss._composed.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(privacy_loss, "FINEST", 10 * privacy_loss.FINEST)
+        patch.setattr(privacy_loss, "_CELLS", 2**13)
+        yield
+    privacy_loss._composed.cache_clear()
 
 
 @pytest.fixture
