@@ -112,7 +112,7 @@ def least_noise(
         nonlocal best
         account = planned(sample_rate, sigma, steps, most_examples)
         if renyi:
-            # ε is the least over the orders: where the last one's best is enough, the others cannot change it.
+            # ε is the least over the orders: where the last best one is enough, no other can change it.
             if epsilon_at(best, steps * rdp_of_step_at(best, sample_rate, sigma), delta) <= epsilon:
                 return True
             least, best = best_epsilon(account.rdp(), delta)
