@@ -19,6 +19,7 @@ from wardround.privacy.accounting.mechanisms import (
     Mechanism,
     SampledGaussian,
 )
+from wardround.privacy.accounting.renyi import ORDERS, best_epsilon, epsilon_at, rdp_of_step_at
 
 LEAST_SIGMA: Final = 0.05
 MOST_SIGMA: Final = 1e5
@@ -105,9 +106,17 @@ def least_noise(
         )  # fmt: skip
 
     renyi = spend == "reserve" and most_examples is None
+    best = ORDERS[0]
 
     def meets(sigma: float) -> bool:
+        nonlocal best
         account = planned(sample_rate, sigma, steps, most_examples)
+        if renyi:
+            # ε is the least over the orders: where the last best one is enough, no other can change it.
+            if epsilon_at(best, steps * rdp_of_step_at(best, sample_rate, sigma), delta) <= epsilon:
+                return True
+            least, best = best_epsilon(account.rdp(), delta)
+            return least <= epsilon
         found = (
             account.epsilon(delta, units=units)
             if spend == "reserve"

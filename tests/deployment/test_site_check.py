@@ -18,6 +18,9 @@ from wardround.client.history.history import FOLDER, verify
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.runtime.signed_requests import ROUTES
 
+# tests/integration/test_site_check.py has one whole check as well, against a server in the test's process.
+pytestmark = pytest.mark.slow
+
 SITES = {"aachen": 24, "basel": 24, "cork": 24}
 
 
@@ -56,9 +59,7 @@ def checked(site: Path, *more: str) -> tuple[int, dict[str, dict[str, str]], str
     return done.returncode, {line["check"]: line for line in found["checks"]}, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "private", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "private"]
-)
+@pytest.mark.parametrize("private", [False, True], ids=["plain", "private"])
 def test_all_is_well_and_nothing_is_left_behind(federation: Federation, private: bool) -> None:
     """Every check is there and none fails, with a dry step of the plan's kind.
 

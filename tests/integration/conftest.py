@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import io
 import json
@@ -18,11 +19,17 @@ import pytest
 import torch
 
 from wardround.cli import main
+from wardround.privacy.accounting import privacy_loss
 from wardround.simulations import plots
 from wardround.simulations.config import RunConfig
 from wardround.simulations.simulate import SimulationResult, run_simulation
 
 CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported lives as long as the process: no collection of garbage has to look at it again."""
+    gc.freeze()
 
 
 @contextlib.contextmanager
@@ -112,8 +119,30 @@ def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "plot_run", lambda *_args, **_options: None)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def coarse_losses() -> Iterator[None]:
+    """ε by privacy losses over a coarser grid, which takes a tenth of the time: an upper bound over any.
+
+    How tight it is stands in tests/reference and tests/unit/privacy.
+    """
+    privacy_loss._composed.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(privacy_loss, "FINEST", 10 * privacy_loss.FINEST)
+        patch.setattr(privacy_loss, "_CELLS", 2**13)
+        yield
+    privacy_loss._composed.cache_clear()
+
+
 @pytest.fixture
-def notes(tmp_path: Path, tiny_bert: Path, without_curves: None) -> Callable[..., Callable[..., RunConfig]]:
+def without_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is waited for on disk: no machine goes down in these tests."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture
+def notes(
+    tmp_path: Path, tiny_bert: Path, without_curves: None, without_syncs: None
+) -> Callable[..., Callable[..., RunConfig]]:
     """Write so many rows of so many wards `w0`, `w1`, …; gives what makes configurations of them by name.
 
     Further keyword arguments replace keys of `data`; those of what it gives replace keys of sections.

@@ -11,11 +11,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
+
+pytestmark = pytest.mark.usefixtures("without_curves")
 
 WORDS = {"calm": "slow breath even sleep rest easy", "acute": "sharp pain fever cough sudden chills"}
 
@@ -32,22 +35,10 @@ class Place:
         """Run a command here and hold its exit code."""
         return self.run(self.folder, *arguments, code=code)
 
-    def in_a_process(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command here in a process of its own, which succeeds."""
-        done = subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done
-
-    def command(self, *arguments: str) -> list[str]:
-        """The command line."""
-        return [sys.executable, "-m", "wardround.cli", *arguments]
+    def start(self, *arguments: str, output: str) -> BaseProcess:
+        """Run a command here in a process of its own; what it says goes to a file."""
+        code = "import sys; from wardround.cli import main; main(sys.argv[1:])"
+        return warm.start(code, arguments, self.folder, self.folder / output)
 
     def digest(self, name: str) -> str:
         """Digest of the released adapter of a run."""
@@ -79,7 +70,7 @@ def place(
         "release.direction=min", "secure.mode=off",
     )  # fmt: skip
     made = Place(folder, settings, command_line)
-    made.in_a_process("simulate", *settings, "output=run")
+    assert warm.ended(made.start("simulate", *settings, "output=run", output="run.txt")) == 0
     return made
 
 
@@ -94,16 +85,13 @@ def test_a_run_says_what_it_did_and_where(place: Place) -> None:
 def test_a_killed_run_resumes_to_the_same_adapter(place: Place) -> None:
     """SIGKILL after the first folded round; `resume=` goes on and ends with the same bits."""
     metrics = place.folder / "killed" / "metrics.jsonl"
-    process = subprocess.Popen(
-        place.command("simulate", *place.settings, "output=killed"),
-        cwd=place.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = place.start("simulate", *place.settings, "output=killed", output="killed.txt")
     for _ in range(2400):
         if metrics.exists() and "RoundFolded" in metrics.read_text():
             break
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    assert warm.ended(process) == -signal.SIGKILL
     assert not (place.folder / "killed" / "summary.json").exists()
     place.wardround("simulate", "resume=killed")
     assert place.digest("killed") == place.digest("run")
@@ -112,21 +100,18 @@ def test_a_killed_run_resumes_to_the_same_adapter(place: Place) -> None:
 def test_an_interrupted_run_ends_at_once_and_says_how_to_go_on(place: Place) -> None:
     """Ctrl-C after the first round: exit code 130 within seconds, and the command that resumes."""
     metrics = place.folder / "interrupted" / "metrics.jsonl"
-    process = subprocess.Popen(
-        place.command("simulate", *place.settings, "output=interrupted", "rounds.rounds=40"),
-        cwd=place.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        # A shell that starts the tests in the background lets them, and their children, ignore SIGINT.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - one thread here
-    )  # fmt: skip
+    said = place.folder / "interrupted.txt"
+    asked = ("output=interrupted", "rounds.rounds=40")
+    process = place.start("simulate", *place.settings, *asked, output=said.name)
     for _ in range(2400):
         if metrics.exists() and "RoundFolded" in metrics.read_text():
             break
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "resume=interrupted" in said
-    assert "Traceback" not in said
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    assert warm.ended(process, 60) == 130, said.read_text()
+    assert "resume=interrupted" in said.read_text()
+    assert "Traceback" not in said.read_text()
 
 
 def test_a_sweep_gives_each_job_a_folder_of_its_own(place: Place) -> None:

@@ -10,11 +10,19 @@ from rich.console import Console
 
 from wardround.simulations.command import run_composed
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 SITES = {"pqa_sections": 10, "pqa_sections_skewed": 10, "medabs": 10, "medquad_qtype": 9, "medquad_qa": 9}
 METRIC = {"medquad_qa": "bits_per_byte"}
 
 
-@pytest.mark.parametrize("name", sorted(SITES))
+AGAIN = ("medquad_qtype", "pqa_sections")
+"""Over the rows of another one."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in AGAIN)) for name in sorted(SITES)]
+)
 def test_an_experiment_runs_on_the_real_set(name: str, shared_data: Path, tmp_path: Path) -> None:
     """One round on a few rows: every site is there, the release metric comes out with its support.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from federation import LABELS, Federation, reroute
@@ -21,11 +22,14 @@ from pki import make_ca, make_server
 from safetensors.numpy import load_file, save_file
 from tls_faults import ConnectProxy, tls_server
 
-from wardround.client.doctor import command, dry_process
+from wardround.client.doctor import command, dry_process, probes_network
 from wardround.client.doctor.command import check_site, examine
+from wardround.client.doctor.dry_step import Dry, try_out
 from wardround.client.doctor.findings import CHECKS, Finding
+from wardround.client.doctor.judge_plan import Tried
 from wardround.client.doctor.probes_site import look_into
 from wardround.client.fetching import fetch_roster
+from wardround.client.history.history import FOLDER
 from wardround.client.ledger.commands import create_ledger
 from wardround.client.membership.site_folder import SiteFolder, open_site_folder
 from wardround.core.errors import UnreachableError
@@ -147,8 +151,9 @@ def test_a_closed_port_is_told(site: SiteFolder) -> None:
     assert "refused" in found["tcp"].found
 
 
-def test_a_port_without_tls_is_told(site: SiteFolder) -> None:
-    """Something else listens there."""
+def test_a_port_without_tls_is_told(site: SiteFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something else listens there, and waits for what it understands."""
+    monkeypatch.setattr(probes_network, "TIMEOUT", httpx.Timeout(0.5))
     proxy = ConnectProxy({})
     with proxy.running() as address:
         reroute(site, address)
@@ -282,9 +287,27 @@ def test_a_source_that_is_not_there_is_told(site: SiteFolder) -> None:
     assert failing(looked(site)) == ["data"]
 
 
-# ---- with a plan; each starts a process that imports torch
+# ---- with a plan
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dry step in this process, between the same lines: another one would first import torch.
+
+    The last test and that of a killed one start it, as does tests/deployment/test_site_check.py.
+    """
+
+    def tried(site: str, settings: Any, document: Any) -> Tried:
+        values = {"settings": settings.model_dump(mode="json"), "plan": document.model_dump(mode="json")}
+        lines: list[str] = []
+        dry = Dry.model_validate_json(json.dumps({"site": site, **values}))
+        try_out(dry, lambda part: lines.append(part.model_dump_json()))
+        return dry_process.read_tried("\n".join(lines).encode(), 0, dry_process.LEAST_S)
+
+    monkeypatch.setattr(command, "try_apart", tried)
+
+
+@pytest.mark.usefixtures("here")
 def test_wrong_weights_under_the_plans_digest_are_told(
     world: World, site: SiteFolder, tmp_path: Path
 ) -> None:
@@ -302,6 +325,7 @@ def test_wrong_weights_under_the_plans_digest_are_told(
     assert found["dry step"].found == "not looked at: 'models' comes first"
 
 
+@pytest.mark.usefixtures("here")
 def test_a_column_that_is_missing_is_told_without_a_value(
     world: World, site: SiteFolder, tmp_path: Path
 ) -> None:
@@ -325,6 +349,7 @@ def unsigned(world: World, path: Path, **data: Any) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("here")
 def test_rows_longer_than_the_model_reads_are_told(world: World, site: SiteFolder, tmp_path: Path) -> None:
     """Before anything is stepped; and that nobody signed the plan."""
     found = looked(site, unsigned(world, tmp_path / "long.json", max_length=4096))
@@ -354,6 +379,7 @@ def test_a_batch_that_memory_does_not_hold_is_told(
     assert found["models"].status == "passes"
 
 
+@pytest.mark.usefixtures("here")
 def test_a_policy_that_refuses_the_plan_is_told(world: World, site: SiteFolder) -> None:
     """Where the plan is looked at, before its rows are."""
     settle(site, policy={"modes": ["trusted"], "aggregator": "0" * 64})
@@ -370,12 +396,29 @@ def test_another_consortiums_plan_is_told(world: World, site: SiteFolder, named:
     assert LABELS[0] not in str(found)
 
 
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file, its mode and what is in it; but for the history, which has each question to the server."""
+    return {
+        str(path.relative_to(folder)): (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"")
+        for path in sorted(folder.rglob("*"))
+        if FOLDER not in path.relative_to(folder).parts
+    }
+
+
 def test_a_run_that_was_offered_is_looked_at_by_its_name(world: World, site: SiteFolder) -> None:
-    """As its plan: the line says that the consortium signed it."""
+    """As its plan: the line says that the consortium signed it. All is well, and nothing is left behind.
+
+    No row, id or file of rows is in what was found.
+    """
     offered = site.path / "runs" / "run-1"
     offered.mkdir(parents=True)
     shutil.copy(world.plan / SIGNED, offered / "plan.signed.json")
+    before = contents(site.path)
     found = looked(site, run="run-1")
+    assert contents(site.path) == before
     assert failing(found) == []
+    assert found["dry step"].status == "passes"
+    assert "of 16 tokens" in found["dry step"].found
+    assert not [secret for secret in ("case 1", "aachen1", "aachen.jsonl") if secret in str(found)]
     assert "signed by the consortium" in found["plan"].found
     assert found["estimate"].status == "passes"

@@ -233,6 +233,7 @@ def write_study(environment: Environment, work: Path, settings: dict[str, object
     config.write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_life_outside_the_clone(
     environment: Environment, own_rows: Path, tiny_bert: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -33,15 +34,15 @@ def make_server(
     ca: tuple[ec.EllipticCurvePrivateKey, x509.Certificate],
     stem: str = "server",
     life: dt.timedelta = 7 * DAY,
+    names: Sequence[str] = (),
 ) -> None:
-    """A certificate for 127.0.0.1 and its key; a negative life is one that has expired."""
+    """A certificate for 127.0.0.1 and these names, and its key; a negative life is one that has expired."""
+    own = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), *map(x509.DNSName, names)]
     key = ec.generate_private_key(ec.SECP256R1())
     now = dt.datetime.now(dt.UTC)
     certificate = (
         _certificate("server", "test CA", key, now - 2 * DAY, now + life)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
+        .add_extension(x509.SubjectAlternativeName(own), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(ca[0], hashes.SHA256())
     )

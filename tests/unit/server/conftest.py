@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -313,6 +314,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    """Plans, fake sites and runs over one journal folder."""
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Plans, fake sites and runs over one journal folder; no disk is waited for."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     return Bench(tmp_path / "journal")

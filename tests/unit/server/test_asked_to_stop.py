@@ -31,6 +31,7 @@ class Asked:
         self.said.append((text, tuple(sorted(sites))))
 
 
+FEW = tuple("abcd")
 MODES = pytest.mark.parametrize("mode", ["off", "real", "trusted"])
 
 
@@ -41,7 +42,7 @@ def test_asked_in_a_round_it_stops_and_goes_on_to_the_same_bits(
 ) -> None:
     """Stop ends the round that trains, drain finishes it; both leave a journal to resume from."""
     plan = bench.plan_of(mode)
-    undisturbed = run_rounds(bench.run(bench.transport(plan)), bench.initial)
+    undisturbed = run_rounds(bench.run(bench.transport(plan), FEW), bench.initial)
     asked = Asked()
 
     def in_round_3(request: Any, reply: Any) -> Any:
@@ -52,12 +53,12 @@ def test_asked_in_a_round_it_stops_and_goes_on_to_the_same_bits(
 
     other = type(bench)(tmp_path / "other")
     with pytest.raises(RunStoppedError, match="stopped"):
-        run_rounds(other.run(other.transport(plan, in_round_3), control=asked), other.initial)
+        run_rounds(other.run(other.transport(plan, in_round_3), FEW, control=asked), other.initial)
     folded = [event.round for event in other.recorder.of(RoundFolded)]
     assert folded == ([1, 2] if wish == "stop_requested" else [1, 2, 3])
     assert not other.recorder.of(RunFinished)
     again = other.transport(plan)
-    resumed = run_rounds(other.run(again, control=Unasked()), other.initial)
+    resumed = run_rounds(other.run(again, FEW, control=Unasked()), other.initial)
     assert min(request.round for request in again.asked) == len(folded) + 1
     assert resumed.last.adapter.digest == undisturbed.last.adapter.digest
     assert resumed.selection == undisturbed.selection

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,31 @@ class Votes:
         return state
 
 
+@pytest.fixture(scope="module")
+def honest_runs() -> dict[str, Any]:
+    """What `honest` has run so far."""
+    return {}
+
+
+@pytest.fixture
+def honest(
+    bench: Any, honest_runs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Any]:
+    """By mode, a run in which nothing goes wrong: made once, to be read only."""
+
+    def run(mode: str) -> Any:
+        if mode not in honest_runs:
+            own = type(bench)(tmp_path_factory.mktemp("honest"))
+            votes = Votes(own, mode)
+            transport = votes.transport()
+            honest_runs[mode] = SimpleNamespace(
+                bench=own, votes=votes, transport=transport, outcome=votes.run(transport)
+            )
+        return honest_runs[mode]
+
+    return run
+
+
 def close(found: Packed, expected: np.ndarray, bound: float) -> None:
     """Within the rings' rounding."""
     np.testing.assert_allclose(found.vector, expected, rtol=0, atol=bound + 1e-5)
@@ -73,14 +99,13 @@ def rounding(bench: Any) -> float:
 
 
 @MODES
-def test_a_round_is_the_median_of_its_groups_means(bench: Any, mode: str) -> None:
+def test_a_round_is_the_median_of_its_groups_means(honest: Any, mode: str) -> None:
     """One draw; one sum a group and round; everybody is asked for their own group's sum only."""
-    votes = Votes(bench, mode)
-    transport = votes.transport()
-    outcome = votes.run(transport)
+    run = honest(mode)
+    bench, votes, transport = run.bench, run.votes, run.transport
     groups = votes.groups(transport)
     assert sorted(map(len, groups)) == [4, 4, 5]
-    close(outcome.last.adapter, votes.expected(transport, {}), rounding(bench))
+    close(run.outcome.last.adapter, votes.expected(transport, {}), rounding(bench))
     sums = [(e.round, e.name, e.cohort) for e in bench.recorder.of(SumOpened) if e.name != EVALUATION]
     assert sums == [(r, f"training.{g}", len(groups[g])) for r in (1, 2) for g in range(3)]
     for request in transport.asked:
@@ -95,18 +120,14 @@ def test_a_round_is_the_median_of_its_groups_means(bench: Any, mode: str) -> Non
     assert all(site in told for site in SITES)
 
 
-def test_the_modes_agree_to_the_bit(bench: Any) -> None:
+def test_the_modes_agree_to_the_bit(honest: Any) -> None:
     """Groups come from the seed tree here, sums from one ring."""
-    found = set()
-    for mode in ("off", "accounted", "real"):
-        other = replace(bench, folder=bench.folder / mode)
-        votes = Votes(other, mode)
-        found.add(votes.run(votes.transport()).last.adapter.digest)
+    found = {honest(mode).outcome.last.adapter.digest for mode in ("off", "accounted", "real")}
     assert len(found) == 1
 
 
 @MODES
-def test_one_hostile_site_is_outvoted(bench: Any, mode: str) -> None:
+def test_one_hostile_site_is_outvoted(bench: Any, honest: Any, mode: str) -> None:
     """It sends as much as the ring takes, in every round; the result stays in the honest groups' range."""
     votes = Votes(bench, mode)
 
@@ -115,14 +136,11 @@ def test_one_hostile_site_is_outvoted(bench: Any, mode: str) -> None:
             return lanes
         return replace(lanes, coordinates=np.full_like(lanes.coordinates, 1500))
 
-    honest, hostile = votes.transport(), votes.transport(tamper=tamper)
-    votes.run(honest)
-    other = Votes(replace(bench, folder=bench.folder / "hostile"), mode)
-    last = other.run(hostile).last.adapter.vector.astype(np.float64)
+    last = votes.run(votes.transport(tamper=tamper)).last.adapter.vector.astype(np.float64)
     low = high = bench.initial.vector.astype(np.float64)
     for round in range(1, ROUNDS + 1):
         means = []
-        for group in votes.groups(honest):
+        for group in votes.groups(honest(mode).transport):
             if "s05" not in group:
                 there = [bench.drawn(round, site) for site in group]
                 means.append(sum(u * w for u, w in there) / sum(w for _, w in there))
@@ -187,7 +205,7 @@ def test_too_few_groups_burn_the_round(bench: Any, mode: str) -> None:
     close(outcome.last.adapter, expected, rounding(bench))
 
 
-def test_where_no_group_is_opened_the_run_can_be_resumed(bench: Any) -> None:
+def test_where_no_group_is_opened_the_run_can_be_resumed(bench: Any, honest: Any) -> None:
     """Nothing was spent: the round is asked for again, over the same groups, though all keys are new."""
     votes = Votes(bench, "real")
     transport = votes.transport(fault=vanished(lambda: set(SITES), exchange=0, round=2))
@@ -197,8 +215,7 @@ def test_where_no_group_is_opened_the_run_can_be_resumed(bench: Any) -> None:
     again = votes.transport()
     outcome = votes.run(again)
     assert votes.groups(again) == groups
-    whole = Votes(replace(bench, folder=bench.folder / "whole"), "real")
-    assert whole.run(whole.transport()).last.adapter.digest == outcome.last.adapter.digest
+    assert honest("real").outcome.last.adapter.digest == outcome.last.adapter.digest
 
 
 def test_a_restarted_server_shows_the_sites_the_draw_that_it_kept(bench: Any) -> None:

@@ -19,6 +19,8 @@ from wardround.server.rounds import run_rounds
 
 PHASES = {"off": 1, "accounted": 5, "real": 5}
 UNMASK = 4
+SITES = tuple("abcd")
+"""As few as secure aggregation allows: none is lost here, and each one more asks for more of every other."""
 
 
 class KilledError(Exception):
@@ -54,7 +56,7 @@ def started_twice(
         return lanes
 
     transport = bench.transport(plan, fault, tamper=tamper)
-    run = bench.run(transport, attempts=Attempts(folder / "attempts.json"))
+    run = bench.run(transport, SITES, attempts=Attempts(folder / "attempts.json"))
     if journalled:
         journals = RelayJournals(folder / "relays", "run", plan, run.aggregation.roster)
         run = replace(run, journals=journals)
@@ -65,10 +67,15 @@ def started_twice(
     return run_rounds(run, bench.initial), transport, trained
 
 
+_UNDISTURBED: dict[str, Any] = {}
+
+
 def undisturbed(bench: Any, plan: Any, folder: Path) -> Any:
-    """The outcome of the same run without a kill."""
-    other = type(bench)(folder / "undisturbed")
-    return run_rounds(other.run(other.transport(plan)), other.initial)
+    """The outcome of the same run without a kill: made once for equal plans, to be read only."""
+    if plan.digest not in _UNDISTURBED:
+        other = type(bench)(folder / "undisturbed")
+        _UNDISTURBED[plan.digest] = run_rounds(other.run(other.transport(plan), SITES), other.initial)
+    return _UNDISTURBED[plan.digest]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +97,7 @@ def test_the_round_goes_on_as_another_attempt_with_what_sites_kept(
 
 
 @pytest.mark.parametrize("exchange", range(UNMASK + 1))
-@pytest.mark.parametrize("after", [0, 1, 3, 6])
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
 def test_with_journals_of_its_relays_no_round_is_lost_wherever_the_server_is_killed(
     bench: Any, tmp_path: Path, exchange: int, after: int
 ) -> None:
@@ -111,7 +118,7 @@ def test_a_server_killed_between_the_openings_of_two_sums_goes_on_with_both(
     """One sum is opened, and the server dies before the round is journalled: it is opened again, no other."""
     plan = bench.plan_of("real", rounds=RoundRules(rounds=2, deadline_s=0.3))
     transport = bench.transport(plan)
-    run = bench.run(transport, attempts=Attempts(tmp_path / "attempts.json"))
+    run = bench.run(transport, SITES, attempts=Attempts(tmp_path / "attempts.json"))
     run = replace(run, journals=RelayJournals(tmp_path / "relays", "run", plan, run.aggregation.roster))
 
     class Dying:
@@ -137,7 +144,7 @@ def test_a_damaged_journal_of_a_relay_stops_the_run_by_name(bench: Any, tmp_path
     fault, _ = killed_at(2, UNMASK, after=2)
     plan = bench.plan_of("real", rounds=RoundRules(rounds=2, deadline_s=0.3))
     transport = bench.transport(plan, fault)
-    run = bench.run(transport, attempts=Attempts(tmp_path / "attempts.json"))
+    run = bench.run(transport, SITES, attempts=Attempts(tmp_path / "attempts.json"))
     run = replace(run, journals=RelayJournals(tmp_path / "relays", "run", plan, run.aggregation.roster))
     with pytest.raises(KilledError):
         run_rounds(run, bench.initial)

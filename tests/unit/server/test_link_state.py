@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +26,20 @@ from wardround.server.link_grid import LinkGrid
 from wardround.server.link_state import LinkState
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a database that has all of Flower's migrations behind it, which take a second."""
+    folder = tmp_path_factory.mktemp("made")
+    state = LinkState(folder / "state.db")
+    state.initialize()
+    state.close()
+    return folder
+
+
 @pytest.fixture
-def state(tmp_path: Path) -> Iterator[LinkState]:
+def state(made: Path, tmp_path: Path) -> Iterator[LinkState]:
     """One with a table of ours."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     state = LinkState(tmp_path / "state.db")
     state.initialize()
     with state.session() as session:

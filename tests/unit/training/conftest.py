@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,11 @@ from wardround.training.base_model import BaseModelConfig
 from wardround.training.encoded_text import EncodedText
 from wardround.training.processors import TOKENIZER
 from wardround.training.workbench import Machine, Workbench, open_workbench
+
+
+def pytest_collection_finish() -> None:
+    """What was imported lives as long as the process: no collection of garbage has to look at it again."""
+    gc.freeze()
 
 
 def pad(rows: Sequence[np.ndarray], value: int) -> torch.Tensor:

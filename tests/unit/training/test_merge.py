@@ -6,14 +6,13 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import warm
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
@@ -290,13 +289,15 @@ merge.merge_adapter(
 """
 
 
-def test_what_a_killed_merge_left_goes_with_the_next(tiny_llama: Path, toys: Any, tmp_path: Path) -> None:
+def test_what_a_killed_merge_left_goes_with_the_next(
+    tiny_llama: Path, toys: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """A real SIGKILL once the weights are written: a model's worth of disk, which nobody else would free."""
     bench = toys.bench(tiny_llama, toys.causal)
     adapter = saved(bench, tmp_path / "adapter")
-    command = [sys.executable, "-c", KILLED, str(adapter), str(tiny_llama), str(tmp_path / "merged")]
-    done = subprocess.run(command, check=False, timeout=240, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    arguments = [str(adapter), str(tiny_llama), str(tmp_path / "merged")]
+    said = tmp_path_factory.mktemp("killed") / "said.txt"
+    assert warm.ended(warm.start(KILLED, arguments, tmp_path, said)) == -signal.SIGKILL, said.read_text()
     (left,) = [path for path in tmp_path.iterdir() if path.name != "adapter"]
     assert (left / "model.safetensors").stat().st_size > 10_000
     assert run(bench, adapter, tmp_path / "merged", toys).passed

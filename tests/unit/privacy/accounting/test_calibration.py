@@ -8,12 +8,16 @@ from typing import Any, Literal
 import pytest
 
 from wardround.core.errors import ConfigError, PolicyError
+from wardround.privacy.accounting import calibrate
 from wardround.privacy.accounting.calibrate import LEAST_SIGMA, least_noise, planned, sample_rate
 
 UNITS = 2_000
 
 
-@pytest.mark.parametrize("epsilon", [0.2, 1.0, 3.0, 8.0, 50.0])
+@pytest.mark.parametrize(
+    "epsilon",
+    [0.2, pytest.param(1.0, marks=pytest.mark.slow), 3.0, pytest.param(8.0, marks=pytest.mark.slow), 50.0],
+)
 @pytest.mark.parametrize(("rate", "steps"), [(0.001, 20_000), (0.01, 1_000), (0.2, 50), (1.0, 10)])
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4])
 def test_the_noise_is_enough_and_hardly_more(
@@ -23,6 +27,19 @@ def test_the_noise_is_enough_and_hardly_more(
     sigma = least_noise(epsilon, 1e-5, units=UNITS, sample_rate=rate, steps=steps, tolerance=tolerance)
     assert planned(rate, sigma, steps).epsilon(1e-5, units=UNITS).value <= epsilon
     assert planned(rate, sigma * (1 - tolerance), steps).epsilon(1e-5, units=UNITS).value > epsilon
+
+
+@pytest.mark.parametrize(("epsilon", "rate", "steps"), [(3.0, 0.2, 50), (0.2, 1.0, 10)])
+def test_the_best_order_first_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, epsilon: float, rate: float, steps: int
+) -> None:
+    """Beside the search that looks at all orders at every noise."""
+    wanted: dict[str, Any] = {"units": UNITS, "sample_rate": rate, "steps": steps}
+    quick = least_noise(epsilon, 1e-5, **wanted)
+    asked = []
+    monkeypatch.setattr(calibrate, "rdp_of_step_at", lambda *at: asked.append(at) or math.inf)
+    assert least_noise(epsilon, 1e-5, **wanted) == quick
+    assert asked
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from wardround.privacy.accounting.calibrate import least_noise
 from wardround.privacy.accounting.of_plan import RING_MARGIN, cost_of, joint_length, sigma_of_sums
 
 RULES = PrivacyRules(unit="patient", epsilon=4.0, delta=1e-3)
+GIVEN = PrivacyRules(unit="patient", sigma=1.0, delta=1e-3)
 WORK = LocalWork(steps=3, batch_size=20, max_grad_norm=None)
 ROUNDS = RoundRules(rounds=5)
 
@@ -33,7 +34,7 @@ def test_epochs_are_steps_by_the_sample_rate() -> None:
     """Epochs / q, to the nearest, and at least one."""
     for epochs, steps in ((2.0, 10), (0.25, 1), (0.01, 1), (0.5, 3)):
         work = LocalWork(epochs=epochs, batch_size=20, max_grad_norm=None)
-        assert cost_of(RULES, work, ROUNDS, 100).steps == steps, epochs
+        assert cost_of(GIVEN, work, ROUNDS, 100).steps == steps, epochs
 
 
 def test_a_noise_that_is_given_is_taken_and_a_rate_as_well() -> None:
