@@ -66,6 +66,10 @@ LOG = logging.getLogger(__name__)
 _SAID: Final[Mapping[str, Enough]] = {"enough": "enough", "not enough": "not_enough"}
 
 
+OVER_S: Final = 30.0
+"""After the last round was scored nothing is asked any more; so long the server may take to open that sum."""
+
+
 class WaitingError(PolicyError):
     """A person at the site has to do something first."""
 
@@ -228,12 +232,15 @@ class Node:
         return self._open[run_id]
 
     def idle(self, quiet_s: float) -> None:
-        """Let the model go where the site has been idle for as long as its settings say.
+        """Let the model go where the site has been idle for as long as its settings say, or its run is over.
 
         Args:
             quiet_s: Seconds since the last message.
         """
-        if not self._open or self._idle_s is None or quiet_s < self._idle_s:
+        patience = math.inf if self._idle_s is None else self._idle_s
+        if any(map(_scored_last, self._open.values())):
+            patience = min(patience, OVER_S)
+        if not self._open or quiet_s < patience:
             return
         self._resting = {run_id: Resting.of(site) for run_id, site in self._open.items()}
         self._open = {}
@@ -340,3 +347,9 @@ class Node:
             rules, cost, units, float(plan.local.batch_size), self.keeper.charges(),
             lambda purpose, round: SystemSource(f"{purpose.value} of round {round}"), simulation=False,
         )  # fmt: skip
+
+
+def _scored_last(site: Site) -> bool:
+    """Whether the site was sent the state after its plan's last round: to score it, since none follows."""
+    known = site.folds.known
+    return known is not None and known.round >= site.plan.rounds.rounds

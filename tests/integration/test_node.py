@@ -41,7 +41,7 @@ from wardround.runtime.roster import SERVER
 from wardround.runtime.signed import sign_document
 from wardround.runtime.small_files import read_identity
 from wardround.server.consortium.server_folder import open_server_folder
-from wardround.strategies.contract import LocalRules
+from wardround.strategies.contract import LocalRules, ServerState
 from wardround.training.local_round import train_locally
 from wardround.training.plan_strategy import bind_strategy
 
@@ -319,6 +319,23 @@ def test_an_idle_site_that_is_told_to_keeps_its_model(federation: Federation) ->
     site = own.get((RUN, "basel"))
     own.idle(1e9)
     assert own.get((RUN, "basel")) is site
+
+
+def test_a_site_whose_run_is_over_lets_its_model_go_soon(federation: Federation) -> None:
+    """Whatever `idle_release_s` says: once the adapter after the last round was sent to be scored."""
+    set_up(federation, idle_release_s=None)
+    own = node(federation)
+    own.answer(offer(federation))
+    site = own.get((RUN, "basel"))
+    assert site is not None
+    initial = read_initial(federation.practice.folder / "plan", site.plan)
+    rounds = site.plan.rounds.rounds
+    for round, over in ((rounds - 1, False), (rounds, True)):
+        site.folds.known = ServerState(round, initial)
+        own.idle(29.0)
+        assert own.get((RUN, "basel")) is site
+        own.idle(31.0)
+        assert (own.get((RUN, "basel")) is not site) is over
 
 
 def test_an_idle_site_trains_a_round_to_the_same_bits(federation: Federation) -> None:
