@@ -15,7 +15,13 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel
 
-from wardround.client.policy import LocalCounts, RefusedPlanError, require_allowed, rows_refusals
+from wardround.client.policy import (
+    LocalCounts,
+    RefusedPlanError,
+    require_allowed,
+    require_no_vocabulary,
+    rows_refusals,
+)
 from wardround.client.site_settings import ModelPlace, SiteSettings
 from wardround.core.checked import parse_options
 from wardround.core.errors import (
@@ -35,6 +41,7 @@ from wardround.training.settings import BaseModelConfig
 from wardround.training.site_rows import SiteRows, bounded_site, encode_site
 from wardround.training.tasks import TASKS
 from wardround.training.tasks.contract import Task
+from wardround.training.vocabulary import of_vocabulary
 from wardround.training.workbench import Workbench, open_workbench
 
 Estimate: TypeAlias = Literal["enough", "not enough"]
@@ -87,6 +94,8 @@ def ready(settings: SiteSettings, plan: TrainingPlan, site: str) -> LocalData:
     check_policy(settings, plan)
     rows = read_rows(settings, plan, site)
     bench = open_bench(settings, plan)
+    with _unready("policy"):
+        require_no_vocabulary(settings.plans, of_vocabulary(bench.model, bench.parameters()))
     notices = list(rows.notices)
     with _unready("rows"):
         encoded = bounded_site(plan, site, encode_site(plan, bench, site, rows.examples, notices.append))

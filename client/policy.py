@@ -159,6 +159,21 @@ def require_allowed(policy: PlanPolicy, sums: SecurePolicy, plan: TrainingPlan, 
         raise RefusedPlanError(tuple(found))
 
 
+def require_no_vocabulary(policy: PlanPolicy, trained: tuple[str, ...]) -> None:
+    """Refuse a plan that trains layers of the vocabulary under names of which `require_allowed` knew nothing.
+
+    Args:
+        policy: On plans.
+        trained: Trained tensors on such layers, as the loaded model has them (`training/vocabulary.py`).
+
+    Raises:
+        RefusedPlanError: There are some, and the site does not allow it.
+    """
+    if trained and not policy.vocabulary:
+        more = f" and {len(trained) - 1} more" if trained[1:] else ""
+        raise RefusedPlanError((_no("vocabulary", _WHAT["vocabulary"], trained[0] + more),))
+
+
 def _sum_refusals(sums: SecurePolicy, plan: TrainingPlan, *, groups: bool) -> Iterator[PolicyError]:
     try:
         sums.check_mode(plan.secure.mode, plan.secure.aggregator)
