@@ -270,7 +270,7 @@ def _worker(_: Path, __: Any) -> Made:
     place = pb.Place(run_id="run1", plan=b"p" * 32, sum="training")
     charge = Charge(
         source="rows", units=("ann",), run="run1", plan="a" * 64, round=1, draw="d",
-        mechanism=SampledGaussian(sample_rate=0.5, sigma=2.0, steps=3), unit="patient",
+        mechanism=SampledGaussian(sample_rate=0.5, sigma=2.0, steps=3), unit="patient", delta=1e-3,
     )  # fmt: skip
     requests: list[tuple[Any, Callable[[Any, Any], Any]]] = [
         (pb.SignRequest(statement=statement(Confirmation.KIND, context, "ward", b"x" * 32)), service._sign),

@@ -52,7 +52,7 @@ def test_what_is_locked_opens_with_its_passphrase_alone(content: bytes) -> None:
     assert Lock().opens(made) is None
     assert WORDS.encode() not in made
     if len(content) > 8:
-        assert content not in made
+        assert content not in made[made.index(b"\n") :]
 
 
 @given(st.data())
