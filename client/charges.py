@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ from pydantic import Field
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.rows import Unit
 from wardround.core.checked import Frozen
-from wardround.privacy.accounting.mechanisms import Mechanism
+from wardround.privacy.accounting.mechanisms import Mechanism, NoPrivacy
 
 
 class Charge(Frozen):
-    """One round, before a row is touched.
+    """One round, before a row is touched; or with `NoPrivacy` a whole run, before it is accepted.
 
     Attributes:
         source: Name of the source, for people.
@@ -82,6 +83,9 @@ class LedgerCharges:
         with self.ledger() as ledger:
             source = ledger.source(charge.source, sorted(set(charge.units)))
             run = self.owner + charge.run
+            if isinstance(charge.mechanism, NoPrivacy):
+                ledger.release_without_privacy(source, run=run, plan=charge.plan)
+                return math.inf
             ledger.reserve(
                 source, run=run, plan=charge.plan, round=charge.round, stage=0, draw=charge.draw,
                 mechanism=charge.mechanism, unit=charge.unit, most_examples=charge.most_examples,

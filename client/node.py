@@ -27,7 +27,7 @@ from wardround.client.local_data import LocalData, check_policy, open_bench, rea
 from wardround.client.memory import SiteStore
 from wardround.client.parties import Parties
 from wardround.client.policy import RefusedPlanError, month_refusals, sentence
-from wardround.client.private import SitePrivacy
+from wardround.client.private import SitePrivacy, released
 from wardround.client.resting import Resting, give_memory_back
 from wardround.client.round import named
 from wardround.client.rows_noted import note_rows
@@ -159,6 +159,7 @@ class Node:
             )
         local = ready(settings, plan, self.name)
         self._privacy(plan, local)
+        self._release(offer.run_id, plan, local)
         accepted = self.runs.accept(offer.run_id, plan=signed.digest, roster=offer.roster, server=server)
         site = self._build(accepted, plan, local)
         self._open, self._resting = {offer.run_id: site}, {}
@@ -225,9 +226,9 @@ class Node:
             signed = self.read_plan(data)
             if signed.digest != accepted.plan:
                 raise PeerError("the plan that was accepted is not the one that was offered last")
-            self._open = {
-                run_id: self._build(accepted, signed.plan, ready(self.settings(), signed.plan, self.name))
-            }
+            local = ready(self.settings(), signed.plan, self.name)
+            self._release(run_id, signed.plan, local)  # there may be others than when it was accepted
+            self._open = {run_id: self._build(accepted, signed.plan, local)}
             self._resting = {}
         return self._open[run_id]
 
@@ -330,6 +331,24 @@ class Node:
         record = self.keeper.draw_record(self._owner(run_id, plan))
         draw = DrawSite(member, plan.strategy.name, strategy.group_size, record)
         return Grouped(self.name, draw, groups)
+
+    def _release(self, run_id: str, plan: TrainingPlan, local: LocalData) -> None:
+        """A run that protects no patient stands in the ledger of a site that has one before it is accepted.
+
+        Noise on whole sites counts as none: the ledger is a patient's.
+
+        Raises:
+            BudgetError: The ledger's policy does not allow it.
+            StorageError: The ledger cannot be written.
+        """
+        rules = plan.privacy
+        if rules is not None and rules.trains_privately:
+            return
+        try:
+            charges = self.keeper.charges()
+        except PolicyError:
+            return  # no patient has an account here
+        released(plan, run_id, local.rows.everybody, charges)
 
     def _privacy(self, plan: TrainingPlan, local: LocalData) -> SitePrivacy | None:
         """The site's side of the plan's privacy.

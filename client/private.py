@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from wardround.client.charges import Charge, Charges
+from wardround.client.ledger.ledger import WHOLE_RUN
 from wardround.core.errors import PolicyError
 from wardround.core.plan import TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.core.seeds import Purpose
+from wardround.privacy.accounting.mechanisms import NoPrivacy
 from wardround.privacy.accounting.of_plan import RoundCost
 from wardround.privacy.noise.source import RandomSource
 from wardround.privacy.sums.noise import ring_noise
@@ -22,6 +24,27 @@ from wardround.training.private.local import PrivateRound
 
 Sources = Callable[[Purpose, int], RandomSource]
 """Purpose and round → words for it."""
+
+
+def released(plan: TrainingPlan, run_id: str, everybody: Sequence[str], charges: Charges) -> None:
+    """Put on record that a run gets these patients without differential privacy: nothing bounds theirs now.
+
+    Args:
+        plan: What the site is about to accept.
+        run_id: Of the run.
+        everybody: Units of all rows, those that are held back included: their scores are exact.
+        charges: The site's ledger.
+
+    Raises:
+        BudgetError: The ledger has a cap, and its policy does not allow such a run.
+        StorageError: The ledger cannot be written, or does not hold what was written.
+    """
+    charges.reserve(
+        Charge(
+            source=plan.name, units=tuple(everybody), run=run_id, plan=plan.digest, round=0, draw=WHOLE_RUN,
+            mechanism=NoPrivacy(), unit="patient", delta=0.5,
+        )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)

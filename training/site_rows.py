@@ -33,6 +33,8 @@ class SiteRows:
     units: list[str] = field(default_factory=list)
     most_of_one: tuple[int, int] = (1, 1)
     """The most rows that one unit has among those for training, and among those held back."""
+    everybody: tuple[str, ...] = field(default=(), repr=False)
+    """Units of all of them, sorted, those that are held back included."""
     digest: str = ""
     """SHA-256 of all usable rows in their order, as they were read. It stays at the site."""
 
@@ -69,6 +71,7 @@ def encode_site(
         encode_rows(plan, bench, validation, name, tell),
         [] if plan.data.packing else [example.unit for example in training],
         (_most_of_one(training), _most_of_one(validation)),
+        tuple(sorted({example.unit for example in examples})),
         _digest(examples),
     )
 

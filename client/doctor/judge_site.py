@@ -59,12 +59,14 @@ class LedgerSeen:
         cap: ε that no patient's account exceeds; None: there is none.
         spent: ε of the worst-off patient.
         delta: δ of both.
+        allows_release: Whether its policy lets patients into runs without privacy.
     """
 
     rows: int
     cap: float | None
     spent: float
     delta: float
+    allows_release: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,11 @@ def judge_ledger(ledger: LedgerSeen | None, plan: TrainingPlan | None) -> Findin
         return passes("ledger", "there is none: no private plan is accepted")
     spent = "∞" if math.isinf(ledger.spent) else f"{ledger.spent:.3g}"
     told = f"{ledger.rows} rows, each signed; highest ε {spent} at δ {ledger.delta:g}"
+    if plan is not None and not private and ledger.cap is not None and not ledger.allows_release:
+        return fails(
+            "ledger", f"{told}, of {ledger.cap:g}; the plan has no privacy, and such runs are not allowed",
+            "ask for a private plan, or wardround ledger amend --allow-release, in somebody's name",
+        )  # fmt: skip
     if ledger.cap is None:
         return warns(
             "ledger", f"{told}, and no cap: nothing is refused", "wardround ledger amend --epsilon sets one"

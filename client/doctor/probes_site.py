@@ -153,8 +153,9 @@ def ledger_seen(site: SiteFolder) -> LedgerSeen | None:
     if not path.exists():
         return None
     rows = verify(path).rows
-    summary = summarise(look(path)[0])
-    return LedgerSeen(rows, summary.cap, summary.highest.value, summary.delta)
+    book = look(path)[0]
+    summary = summarise(book)
+    return LedgerSeen(rows, summary.cap, summary.highest.value, summary.delta, book.policy.allow_release)
 
 
 def free_disk(path: Path) -> int:

@@ -130,10 +130,10 @@ class Federation:
         sites = {name: open_site_folder(folder / "sites" / name) for name in self.practice.sites}
         return replace(self, practice=replace(self.practice, folder=folder, sites=sites))
 
-    def give_ledgers(self, caps: dict[str, float], *, delta: float) -> None:
+    def give_ledgers(self, caps: dict[str, float], *, delta: float, allow_release: bool = False) -> None:
         """Make sites' privacy ledgers as their people do, each with ε that no patient's account exceeds."""
         for site, epsilon in caps.items():
-            policy = {"epsilon": epsilon, "delta": delta, "allow_release": False}
+            policy = {"epsilon": epsilon, "delta": delta, "allow_release": allow_release}
             create_ledger(self.ledger(site), policy, self.counts[site] // 2, None)
 
     def ledger(self, site: str) -> Path:

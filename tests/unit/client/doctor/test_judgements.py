@@ -238,6 +238,9 @@ def test_a_ledger_is_needed_by_a_private_plan_alone() -> None:
         own.judge_ledger(own.LedgerSeen(5, 8.0, 2.0, 1e-5), private_plan()), "passes", "5 rows", "2", "of 8"
     )
     is_like(own.judge_ledger(own.LedgerSeen(5, 8.0, 8.0, 1e-5), None), "warns", "nothing is left")
+    is_like(own.judge_ledger(own.LedgerSeen(5, 8.0, 2.0, 1e-5), toy_plan()), "fails", "no privacy")
+    allowing = own.LedgerSeen(5, 8.0, 2.0, 1e-5, allows_release=True)
+    is_like(own.judge_ledger(allowing, toy_plan()), "passes", "of 8")
     is_like(own.judge_ledger(own.LedgerSeen(5, None, math.inf, 1e-5), None), "warns", "∞", "no cap")
 
 

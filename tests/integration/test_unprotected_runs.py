@@ -1,0 +1,97 @@
+"""A run without differential privacy stands in the site's ledger before the site has accepted it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from federation import Federation
+from offers import COUNTS, RUN, codes, node, offer
+
+from wardround.client.accepted import RunFolders
+from wardround.client.keeper import own_keeper
+from wardround.client.ledger.ledger import Ledger
+from wardround.client.ledger.policy import BudgetPolicy
+from wardround.client.private import released
+from wardround.core.errors import BudgetError
+from wardround.runtime.plan_folder import SIGNED, read_plan
+
+PATIENTS = [f"basel{number}" for number in range(5)]
+PRIVATE = {"unit": "patient", "noise": "local", "sigma": 1.0, "delta": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federation:
+    """Three sites' folders, and two plans: `plan` without privacy, `private`."""
+    federation = Federation.make(tmp_path_factory.mktemp("unprotected"), tiny_bert, COUNTS)
+    federation.plan("plan")
+    federation.plan(
+        "private", units=(4, 6), privacy=PRIVATE, strategy={"weighting": "uniform"},
+        local={"epochs": 1, "batch_size": 2, "max_grad_norm": None},
+    )  # fmt: skip
+    return federation
+
+
+@pytest.fixture
+def federation(made: Federation, tmp_path: Path) -> Federation:
+    """A copy that a test may spoil."""
+    return made.copied(tmp_path / "practice")
+
+
+def give(federation: Federation, **policy: bool) -> Path:
+    """Basel's ledger, anew, with a cap of ε = 50."""
+    folder = federation.practice.sites["basel"].path / "ledger"
+    shutil.rmtree(folder, ignore_errors=True)
+    Ledger.create(folder, BudgetPolicy(epsilon=50.0, delta=1e-3, **policy), units=5).close()
+    return folder
+
+
+def test_under_a_cap_it_is_refused_at_once(federation: Federation) -> None:
+    """Not in round 1: the operator sees it with the offer, and nothing of the run was accepted."""
+    folder = give(federation)
+    answer = node(federation).answer(offer(federation))
+    assert codes(answer) == ("refused", ["budget"])
+    assert "without differential privacy" in answer.reasons[0].text
+    assert RunFolders(federation.practice.sites["basel"].path / "runs").accepted(RUN) is None
+    with Ledger.open(folder) as ledger:
+        assert ledger.epsilon(ledger.source("again", PATIENTS)).value == 0
+
+
+def test_where_it_is_allowed_nothing_bounds_its_patients_any_more(federation: Federation) -> None:
+    """Those that were held back as well; a restarted site writes it once; a later private run is refused."""
+    folder = give(federation, allow_release=True)
+    own = node(federation)
+    assert codes(own.answer(offer(federation))) == ("accepted", [])
+    size = (folder / "ledger.jsonl").stat().st_size
+    assert node(federation).get((RUN, "basel")) is not None
+    assert (folder / "ledger.jsonl").stat().st_size == size
+    with Ledger.open(folder) as ledger:
+        for patient in PATIENTS:
+            assert ledger.epsilon(ledger.source(patient, [patient])).value == math.inf, patient
+    data = (federation.practice.folder / "private" / SIGNED).read_bytes()
+    run = RUN.replace("0a", "0b")
+    assert codes(node(federation).answer(offer(federation, plan=data, run_id=run))) == ("accepted", [])
+    site = node(federation).get((run, "basel"))
+    assert site is not None
+    assert site.privacy is not None
+    with pytest.raises(BudgetError, match="without differential privacy"):
+        site.privacy.reserve(site.plan, run, 1, cohort=3, coordinates=10)
+
+
+def test_a_site_without_a_ledger_has_no_account_to_keep(federation: Federation) -> None:
+    """It accepts what its policy allows, as before."""
+    assert codes(node(federation).answer(offer(federation))) == ("accepted", [])
+    assert not (federation.practice.sites["basel"].path / "ledger").exists()
+
+
+def test_it_stands_there_for_whoever_came_later(federation: Federation) -> None:
+    """Rows may be added while the run goes on: their patients are written down when they are read."""
+    folder = give(federation, allow_release=True)
+    node(federation).answer(offer(federation))
+    site = federation.practice.sites["basel"]
+    plan = read_plan(federation.practice.folder / "plan").plan
+    released(plan, RUN, [*PATIENTS, "basel-new"], own_keeper(site).charges())
+    with Ledger.open(folder) as ledger:
+        assert ledger.epsilon(ledger.source("new", ["basel-new"])).value == math.inf
