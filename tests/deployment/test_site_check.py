@@ -28,7 +28,7 @@ SITES = {"aachen": 24, "basel": 24, "cork": 24}
 def federation(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Iterator[Federation]:
     """Three sites with ledgers, and a server in a process of its own that runs."""
     made = Federation.make(tmp_path_factory.mktemp("f"), tiny_bert, SITES)
-    made.give_ledgers(dict.fromkeys(SITES, 20.0), delta=1e-3)
+    made.give_ledgers(dict.fromkeys(SITES, 20.0), delta=1e-3, allow_release=True)
     with server_process(made.practice.server, made.practice.folder / "server.txt"):
         # Its socket is there once it serves: a plan that is taken says so.
         submitted(made.practice.server, made.plan("first", rounds={"rounds": 1}))
