@@ -125,7 +125,9 @@ def _of_site(
     plan = document.plan if document else None
     yield _seen("ledger", lambda: judge_ledger(probes.ledger_seen(site), plan))
     size = plan.adapter.layout.size if plan else None
-    yield _seen("disk", lambda: judge_disk(probes.free_disk(site.path), size))
+    yield _seen("disk", lambda: judge_disk(
+        probes.free_disk(site.path), size, writable=probes.is_writable(site.path)
+    ))  # fmt: skip
     if settings is None:
         yield unseen("device", "settings")
     else:

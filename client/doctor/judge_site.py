@@ -195,8 +195,11 @@ def disk_needed(coordinates: int) -> int:
     return LEAST_DISK + coordinates * sum(BYTES_A_COORDINATE.values())
 
 
-def judge_disk(free: int, coordinates: int | None) -> Finding:
+def judge_disk(free: int, coordinates: int | None, *, writable: bool = True) -> Finding:
     """Of free bytes in the site's folder, against what a run keeps; without a plan against little."""
+    if not writable:
+        what = "the site's folder cannot be written: what a site must not forget would be lost"
+        return fails("disk", what, "mount it for writing, as the user who joined")
     told, remedy = f"{size_text(free)} free", "make room on the disk of the site's folder, or move the folder"
     if coordinates is None:
         if free < LEAST_DISK:

@@ -158,6 +158,11 @@ def ledger_seen(site: SiteFolder) -> LedgerSeen | None:
     return LedgerSeen(rows, summary.cap, summary.highest.value, summary.delta, book.policy.allow_release)
 
 
+def is_writable(path: Path) -> bool:
+    """Whether this user can write in a folder; on a disk that is mounted read-only nobody can."""
+    return os.access(path, os.W_OK | os.X_OK)
+
+
 def free_disk(path: Path) -> int:
     """Bytes that this user can still write there."""
     return shutil.disk_usage(path).free

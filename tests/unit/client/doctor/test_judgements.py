@@ -249,6 +249,7 @@ def test_the_disk_holds_what_a_run_keeps() -> None:
     needed = own.disk_needed(10_000_000)
     assert needed == own.LEAST_DISK + 64 * 10_000_000
     is_like(own.judge_disk(2 * needed, 10_000_000), "passes")
+    is_like(own.judge_disk(2 * needed, 10_000_000, writable=False), "fails", "cannot be written")
     is_like(own.judge_disk(2 * needed - 1, 10_000_000), "warns", "at the most")
     is_like(own.judge_disk(needed - 1, 10_000_000), "fails", "make room")
     assert [own.judge_disk(free, None).status for free in (2**26, 2**29, 2**31)] == [
