@@ -64,7 +64,7 @@ PATIENCE_S = 900.0
 may be the cause, and Flower drops it. A server that says that it cannot just now (503) is waited for."""
 HEARTBEAT = "/send-node-heartbeat"
 PIECE = "/push-object"
-SLOW = httpx.Timeout(30.0, read=180.0, write=180.0)
+SLOW = httpx.Timeout(30.0, read=60.0, write=60.0)
 """Of a piece of a reply: the system takes megabytes at once, and is silent while a slow line carries them."""
 UNABLE = frozenset({502, 503, 504, 507})
 """Answers of a server, or of what stands before it, that cannot just now: a full disk is one of them."""
