@@ -30,7 +30,7 @@ from wardround.client.policy import RefusedPlanError, month_refusals, sentence
 from wardround.client.private import SitePrivacy, released
 from wardround.client.resting import Resting, give_memory_back
 from wardround.client.round import named
-from wardround.client.rows_noted import note_rows
+from wardround.client.rows_noted import mark_of, note_rows
 from wardround.client.sealed_files import Owner
 from wardround.client.secure_record import KeptContributions
 from wardround.client.site import Site
@@ -66,6 +66,7 @@ LOG = logging.getLogger(__name__)
 _SAID: Final[Mapping[str, Enough]] = {"enough": "enough", "not enough": "not_enough"}
 
 
+MARK_DIGITS: Final = 16
 OVER_S: Final = 30.0
 """After the last round was scored nothing is asked any more; so long the server may take to open that sum."""
 
@@ -365,6 +366,7 @@ class Node:
         return SitePrivacy(
             rules, cost, units, float(plan.local.batch_size), self.keeper.charges(),
             lambda purpose, round: SystemSource(f"{purpose.value} of round {round}"), simulation=False,
+            mark=mark_of(self.storage, local.rows)[:MARK_DIGITS],
         )  # fmt: skip
 
 

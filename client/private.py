@@ -59,6 +59,7 @@ class SitePrivacy:
         charges: The site's ledger.
         sources: Randomness of batches and noise.
         simulation: Says "not private": the randomness comes from a seed.
+        mark: Of the rows as they were read (`rows_noted.py`): it stands in each reservation of theirs.
     """
 
     rules: PrivacyRules
@@ -68,6 +69,7 @@ class SitePrivacy:
     charges: Charges
     sources: Sources
     simulation: bool
+    mark: str = ""
 
     @property
     def units(self) -> Sequence[str]:
@@ -118,7 +120,9 @@ class SitePrivacy:
 
     def draw(self, round: int) -> str:
         """Names the randomness of a round: a seed gives the same one again, a system never does."""
-        return f"seed-{round}" if self.simulation else secrets.token_hex(16)
+        if self.simulation:
+            return f"seed-{round}"
+        return f"{secrets.token_hex(16)}-{self.mark}".rstrip("-")
 
     def share(self, round: int) -> RandomSource | None:
         """Words for this site's share of the noise; None where noise is added to each step.

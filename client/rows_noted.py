@@ -40,6 +40,12 @@ class Rows(Frozen):
     units: int = Field(ge=0)
 
 
+def mark_of(storage: Secret, rows: SiteRows) -> str:
+    """What tells these rows from others, to whoever has the site's storage key alone; 64 digits."""
+    key = derive(storage, _SALT, "mark")
+    return hmac.new(key.reveal(), rows.digest.encode(), hashlib.sha256).hexdigest()
+
+
 def note_rows(folder: Path, storage: Secret, rows: SiteRows) -> bool:
     """Say in the site's log that the rows have changed, once for each change.
 
@@ -54,9 +60,8 @@ def note_rows(folder: Path, storage: Secret, rows: SiteRows) -> bool:
     Raises:
         StorageError: The note cannot be read or written.
     """
-    key, path = derive(storage, _SALT, "mark"), folder / FILE
-    mark = hmac.new(key.reveal(), rows.digest.encode(), hashlib.sha256).hexdigest()
-    now = Rows(mark=mark, training=len(rows.training), units=len(set(rows.units)))
+    path = folder / FILE
+    now = Rows(mark=mark_of(storage, rows), training=len(rows.training), units=len(set(rows.units)))
     before = read_value(path, Rows, remedy="remove it: the rows of now are noted") if path.exists() else now
     if before == now and path.exists():
         return False

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from federation import Federation
 from offers import COUNTS, RUN, codes, node, offer
 
@@ -78,6 +79,34 @@ def test_where_it_is_allowed_nothing_bounds_its_patients_any_more(federation: Fe
     assert site.privacy is not None
     with pytest.raises(BudgetError, match="without differential privacy"):
         site.privacy.reserve(site.plan, run, 1, cohort=3, coordinates=10)
+
+
+def test_every_reservation_has_the_mark_of_the_rows(federation: Federation, tmp_path: Path) -> None:
+    """Other rows, another mark; two draws over the same rows differ all the same."""
+    folder = give(federation)
+    site = federation.practice.sites["basel"].path
+    rows = tmp_path / "basel.jsonl"
+    settings = site / "site.yaml"
+    before = Path(yaml.safe_load(settings.read_text())["source"]["path"])
+    rows.write_bytes(before.read_bytes())
+    settings.write_text(settings.read_text().replace(str(before), str(rows)))
+    data = (federation.practice.folder / "private" / SIGNED).read_bytes()
+    assert codes(node(federation).answer(offer(federation, plan=data))) == ("accepted", [])
+    marks = []
+    for changed in (False, True):
+        if changed:
+            rows.write_text(rows.read_text().replace("case 3 ", "case three "))
+        own = node(federation).get((RUN, "basel"))
+        assert own is not None
+        assert own.privacy is not None
+        names = {own.privacy.draw(1), own.privacy.draw(1)}
+        assert len(names) == 2
+        (mark,) = {name.partition("-")[2] for name in names}
+        assert len(mark) == 16
+        own.privacy.reserve(own.plan, RUN, 1 + changed, cohort=3, coordinates=10)
+        assert f"-{mark}" in (folder / "ledger.jsonl").read_text()
+        marks.append(mark)
+    assert marks[0] != marks[1]
 
 
 def test_a_site_without_a_ledger_has_no_account_to_keep(federation: Federation) -> None:
