@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from wardround.client.policy import on_grid
+from wardround.client.own_figures import on_grid
 from wardround.client.site import Site
 from wardround.training.batches import plan_batches
 from wardround.training.evaluation import evaluate

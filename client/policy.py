@@ -8,37 +8,27 @@ the rows counted is asked once they are.
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal, Self, TypeAlias
+from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from wardround.client.own_figures import Figures
 from wardround.core.checked import Frozen
 from wardround.core.errors import PolicyError
-from wardround.core.messages import SPENT, is_duration
 from wardround.core.packed import Layout, TensorSpec
 from wardround.core.plan import HexKey, TrainingPlan
 from wardround.privacy.packing import packed_size
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.training.template import columns_of
 
-Figures: TypeAlias = Literal["training", "validation", "clipping"]
-FIGURES: Final[dict[Figures, tuple[str, ...]]] = {
-    "training": ("train.",),
-    "validation": ("validation.",),
-    "clipping": ("clipped", "shortened_by"),
-}
-"""What a site may tell of itself alone → how the names of such figures begin."""
 STRICTNESS: Final = {"none": 0, "site": 0, "example": 1, "patient": 2}
 """How far a unit of privacy protects a patient; a whole site's noise is the server's, and not against it."""
 BOUNDED_EPSILON: Final = 10.0
 """Of a whole run: up to here privacy says more of what is learnt by heart than a learning rate does."""
 EMBEDDING: Final = ".lora_embedding_"
 """In PEFT's names of factors on an embedding."""
-LEAST_TIME_S: Final = 1.0
-"""The finest that a site says of a time; twice, four times, … as much is what else it says."""
 
 
 class PlanPolicy(Frozen):
@@ -224,21 +214,6 @@ def month_refusals(policy: PlanPolicy, accepted: tuple[float, ...], now: float) 
     recent = sum(when > now - 30 * 86_400 for when in accepted)
     if recent >= policy.runs_a_month:
         yield _no("runs_a_month", "this site has taken part in too many runs in thirty days")
-
-
-def leaving_figures(policy: tuple[Figures, ...], figures: dict[str, float]) -> dict[str, float]:
-    """Of a site's own figures what may leave: what the policy names, the ε spent, and times on a grid."""
-    told = tuple(start for kind in policy for start in FIGURES[kind])
-    times = {name: on_grid(value) for name, value in figures.items() if is_duration(name)}
-    return times | {name: value for name, value in figures.items() if name == SPENT or name.startswith(told)}
-
-
-def on_grid(seconds: float) -> float:
-    """The least power of two times `LEAST_TIME_S` that is no less.
-
-    A step takes the longer the more rows its Poisson batch holds: an exact time would tell their number.
-    """
-    return LEAST_TIME_S * 2.0 ** max(0, math.ceil(math.log2(max(seconds, LEAST_TIME_S) / LEAST_TIME_S)))
 
 
 def _no(name: str, what: str, found: object = None, expected: object = None) -> PolicyError:

@@ -16,8 +16,8 @@ from functools import partial
 from typing import Literal
 
 from wardround.client.fold_check import whole
+from wardround.client.own_figures import leaving_figures
 from wardround.client.parties import scores_only
-from wardround.client.policy import leaving_figures
 from wardround.client.site import Site
 from wardround.client.work import contribute, measure, seal, trained_for, unkept
 from wardround.core.counting import metric_counters, scores

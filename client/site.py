@@ -9,8 +9,8 @@ from wardround.client.checkpoints import CheckpointFile
 from wardround.client.fold_check import FoldCheck
 from wardround.client.grouping import Grouped
 from wardround.client.memory import SiteStore
+from wardround.client.own_figures import Figures
 from wardround.client.parties import Parties
-from wardround.client.policy import Figures
 from wardround.client.private import SitePrivacy
 from wardround.core.cells import EXACT, Cells
 from wardround.core.plan import TrainingPlan

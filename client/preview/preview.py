@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from wardround import __version__
-from wardround.client.policy import Figures, leaving_figures
+from wardround.client.own_figures import Figures, leaving_figures
 from wardround.client.preview.phases import cohort_of, draw_of, phases_of
 from wardround.client.preview.sizes import sent_bytes
 from wardround.core.counting import TRAINING_LAYOUT, metric_layout, scores

@@ -11,15 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_plans import toy_plan
 
+from wardround.client.own_figures import FIGURES, leaving_figures, on_grid
 from wardround.client.policy import (
-    FIGURES,
     LocalCounts,
     PlanPolicy,
     RefusedPlanError,
     columns_read,
-    leaving_figures,
     month_refusals,
-    on_grid,
     plan_refusals,
     require_allowed,
     rows_refusals,

@@ -14,7 +14,7 @@ from private_site import UNITS, seeded, system
 
 from wardround.client import work
 from wardround.client.ledger.ledger import Ledger
-from wardround.client.policy import on_grid
+from wardround.client.own_figures import on_grid
 from wardround.client.round import answer
 from wardround.client.work import digest_of
 from wardround.core.errors import PolicyError, StorageError
