@@ -32,11 +32,6 @@ A_RANK = 960
 """Coordinates that one more rank has, over all layers of the tiny model."""
 
 
-def run_of(folder: Path, run: str) -> Path:
-    """The folder of a run at the server."""
-    return folder / "runs" / run
-
-
 def test_a_site_on_a_slow_line_completes_its_rounds(
     tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
@@ -72,10 +67,10 @@ def test_a_site_on_a_slow_line_completes_its_rounds(
             assert asked.wait(600) == 0, (tmp_path / "run.json").read_text()
         run_id = json.loads((tmp_path / "run.json").read_text())["run_id"]
         began = time.monotonic()
-        result = run_of(server, run_id) / "result" / "result.signed.json"
+        result = server / "runs" / run_id / "result" / "result.signed.json"
         wait_for(result.exists, 4 * 3600)
         took = time.monotonic() - began
-    events = list(read_events(run_of(server, run_id) / "events.jsonl"))
+    events = list(read_events(server / "runs" / run_id / "events.jsonl"))
     rounds = [event for event in events if isinstance(event, RoundFolded)]
     assert [event.survivors for event in rounds] == [tuple(sorted(COUNTS))] * ROUNDS
     sent = sum(row.left.bytes for row in verify(federation.practice.sites["basel"].path / FOLDER).sent)

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+from federation import Federation
+from offers import COUNTS
 
 from wardround.cli import main
 from wardround.privacy.accounting import privacy_loss
@@ -30,6 +32,20 @@ CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
 def pytest_collection_finish() -> None:
     """What was imported lives as long as the process: no collection of garbage has to look at it again."""
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federation:
+    """Three sites' folders, and a plan in `plan`: to be copied, and never changed."""
+    federation = Federation.make(tmp_path_factory.mktemp("made"), tiny_bert, COUNTS)
+    federation.plan("plan")
+    return federation
+
+
+@pytest.fixture
+def federation(made: Federation, tmp_path: Path) -> Federation:
+    """A copy of `made`, or of what a file makes in its place, that a test may spoil."""
+    return made.copied(tmp_path / "practice")
 
 
 @contextlib.contextmanager

@@ -6,8 +6,6 @@ keeps of it. The defaults of a real site hold here, and none of the loosened rul
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -106,19 +104,11 @@ def test_what_a_site_has_listed_no_plan_goes_beyond(
     assert rule in answer.reasons[0].text
 
 
-def resigned(federation: Federation, change: Callable[[dict[str, Any]], None], key: Path) -> bytes:
-    """The sound plan, changed, and signed with a key."""
-    document = json.loads((federation.practice.folder / "plan" / "plan.json").read_bytes())
-    change(document)
-    changed = type(read_plan(federation.practice.folder / "plan")).model_validate_json(json.dumps(document))
-    return sign_plan(changed, read_identity(key))
-
-
 @pytest.mark.usefixtures("unread")
 def test_a_plan_that_another_key_signed_is_refused(federation: Federation) -> None:
     """Such as the consortium's former one, or the server's own."""
     server = federation.practice.server / "identity.key"
-    data = resigned(federation, lambda _: None, server)
+    data = sign_plan(read_plan(federation.practice.folder / "plan"), read_identity(server))
     answer = node(federation).answer(offer(federation, plan=data))
     assert answer.verdict == "refused"
     site = open_site_folder(federation.practice.sites["basel"].path)

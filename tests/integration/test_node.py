@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,20 +43,6 @@ from wardround.server.consortium.server_folder import open_server_folder
 from wardround.strategies.contract import LocalRules, ServerState
 from wardround.training.local_round import train_locally
 from wardround.training.plan_strategy import bind_strategy
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federation:
-    """Three sites' folders, and a plan in `plan`."""
-    federation = Federation.make(tmp_path_factory.mktemp("node"), tiny_bert, COUNTS)
-    federation.plan("plan")
-    return federation
-
-
-@pytest.fixture
-def federation(made: Federation, tmp_path: Path) -> Federation:
-    """A copy that a test may spoil."""
-    return made.copied(tmp_path / "practice")
 
 
 def test_a_sound_offer_is_accepted_and_stays_so(federation: Federation) -> None:

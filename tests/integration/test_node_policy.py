@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from federation import FEW, Federation
-from offers import COUNTS, RUN, codes, node, offer, set_up
+from offers import RUN, codes, node, offer, set_up
 
 from wardround.client.accepted import RunFolders
 from wardround.client.admitting import runs_of
@@ -17,20 +15,6 @@ from wardround.core.errors import PolicyError
 from wardround.privacy.sums.contract import TRAINING
 from wardround.runtime.offer_codec import decode_answer, encode_answer
 from wardround.runtime.plan_folder import read_plan
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federation:
-    """Three sites' folders, and a plan in `plan`."""
-    federation = Federation.make(tmp_path_factory.mktemp("node"), tiny_bert, COUNTS)
-    federation.plan("plan")
-    return federation
-
-
-@pytest.fixture
-def federation(made: Federation, tmp_path: Path) -> Federation:
-    """A copy that a test may spoil."""
-    return made.copied(tmp_path / "practice")
 
 
 def test_policy_decides_what_it_says_of_rows_and_time(federation: Federation) -> None:

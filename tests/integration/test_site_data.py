@@ -17,18 +17,9 @@ from wardround.runtime.plan_folder import SIGNED, read_plan
 from wardround.simulations.practice.rows import practice_rows
 from wardround.training.source_spec import SourceSpec
 
-COUNTS = {"aachen": 12, "basel": 9, "cork": 10}
 RUN = "20261126-120000-0a1b2c3d"
 CANARY = "kanarienvogel"
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federation:
-    """Three sites' folders, and a plan in `plan`."""
-    federation = Federation.make(tmp_path_factory.mktemp("data"), tiny_bert, COUNTS)
-    federation.plan("plan")
-    return federation
 
 
 @pytest.fixture

@@ -23,16 +23,6 @@ from wardround.client.site_settings import STARTER, read_site_settings
 from wardround.core.errors import ModelError, StorageError
 from wardround.runtime.plan_folder import read_plan
 
-COUNTS = {"aachen": 12, "basel": 9, "cork": 10}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federation:
-    """Three sites' folders, and a plan in `plan`."""
-    federation = Federation.make(tmp_path_factory.mktemp("models"), tiny_bert, COUNTS)
-    federation.plan("plan")
-    return federation
-
 
 @pytest.fixture
 def federation(made: Federation, tmp_path: Path) -> Federation:

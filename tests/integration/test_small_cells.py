@@ -29,12 +29,6 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federatio
     return federation
 
 
-@pytest.fixture
-def federation(made: Federation, tmp_path: Path) -> Federation:
-    """A copy that a test may spoil."""
-    return made.copied(tmp_path / "practice")
-
-
 def served(federation: Federation, **plans: int) -> Site:
     """Basel's site in the run, under rules on plans."""
     set_up(federation, plans={key: value for key, value in (FEW | plans).items() if value is not None})

@@ -35,12 +35,6 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federatio
     return federation
 
 
-@pytest.fixture
-def federation(made: Federation, tmp_path: Path) -> Federation:
-    """A copy that a test may spoil."""
-    return made.copied(tmp_path / "practice")
-
-
 def give(federation: Federation, **policy: bool) -> Path:
     """Basel's ledger, anew, with a cap of ε = 50."""
     folder = federation.practice.sites["basel"].path / "ledger"
