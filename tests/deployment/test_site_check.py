@@ -18,7 +18,7 @@ from wardround.client.history.history import FOLDER, verify
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.runtime.signed_requests import ROUTES
 
-# tests/integration/test_site_check.py has one whole check as well, against a server in the test's process.
+# tests/integration/site_check has one whole check as well, against a server in the test's process.
 pytestmark = pytest.mark.slow
 
 SITES = {"aachen": 24, "basel": 24, "cork": 24}

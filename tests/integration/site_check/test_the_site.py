@@ -1,106 +1,28 @@
-"""`wardround site check` where something is wrong on purpose: the very line fails, and the others go on."""
+"""`wardround site check` where something is wrong at the site: the very line fails, the others go on."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import socket
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
-import yaml
-from federation import LABELS, Federation, reroute
-from pki import make_ca, make_server
+from checked_site import WITHOUT_PLAN, World, failing, looked, settle
+from federation import LABELS
 from safetensors.numpy import load_file, save_file
-from tls_faults import ConnectProxy, tls_server
 
-from wardround.client.doctor import command, dry_process, probes_network
-from wardround.client.doctor.command import check_site, examine
+from wardround.client.doctor import command, dry_process
+from wardround.client.doctor.command import check_site
 from wardround.client.doctor.dry_step import Dry, try_out
-from wardround.client.doctor.findings import CHECKS, Finding
 from wardround.client.doctor.judge_plan import Tried
-from wardround.client.doctor.probes_site import look_into
-from wardround.client.fetching import fetch_roster
 from wardround.client.history.history import FOLDER
 from wardround.client.ledger.commands import create_ledger
-from wardround.client.membership.site_folder import SiteFolder, open_site_folder
-from wardround.core.errors import UnreachableError
+from wardround.client.membership.site_folder import SiteFolder
 from wardround.runtime.plan_folder import SIGNED, read_plan
-from wardround.server.consortium.server_folder import open_server_folder
-from wardround.server.daemon import RunningServer, running_server
-from wardround.simulations.practice import making
-from wardround.simulations.practice.making import free_port
-
-SITES = {"aachen": 24, "basel": 24, "cork": 24}
-WITHOUT_PLAN = [check for check in CHECKS if check not in ("plan", "dry step", "estimate")]
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the machine that runs the tests is behind."""
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-
-@dataclass
-class World:
-    """A consortium whose server runs in this process.
-
-    Attributes:
-        federation: Its folders.
-        server: Its server.
-        plan: A signed plan's folder.
-    """
-
-    federation: Federation
-    server: RunningServer
-    plan: Path
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Iterator[World]:
-    """Three sites and their server."""
-    made = Federation.make(tmp_path_factory.mktemp("f"), tiny_bert, SITES)
-    with running_server(made.practice.server) as server:
-        yield World(made, server, made.plan("plan"))
-
-
-@pytest.fixture
-def site(world: World, tmp_path: Path) -> SiteFolder:
-    """A copy of a site to spoil."""
-    path = tmp_path / "aachen"
-    shutil.copytree(world.federation.practice.sites["aachen"].path, path)
-    path.chmod(0o700)
-    return open_site_folder(path)
-
-
-def looked(site: SiteFolder, plan: Path | None = None, run: str | None = None) -> dict[str, Finding]:
-    """Every finding by its check: each comes once, whatever the others came to."""
-    found = list(examine(look_into(site.path), plan, run))
-    assert len({finding.check for finding in found}) == len(found)
-    expected = list(CHECKS) if plan or run else WITHOUT_PLAN
-    assert sorted(finding.check for finding in found) == sorted(expected)
-    return {finding.check: finding for finding in found}
-
-
-def failing(found: dict[str, Finding]) -> list[str]:
-    """The checks that fail."""
-    return [check for check in CHECKS if check in found and found[check].status == "fails"]
-
-
-def settle(site: SiteFolder, **changes: Any) -> None:
-    """Change the site's settings."""
-    path = site.path / "site.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
 
 
 def test_without_a_plan_nothing_fails(site: SiteFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,130 +33,6 @@ def test_without_a_plan_nothing_fails(site: SiteFolder, capsys: pytest.CaptureFi
     assert "not looked at, for want of a plan" in shown
     assert check_site(site.path, plan=None, run=None, as_json=True) == 0
     assert [line["check"] for line in json.loads(capsys.readouterr().out)["checks"]] == WITHOUT_PLAN
-
-
-# ---- the way
-
-
-def test_an_inspecting_proxy_is_named(site: SiteFolder, tmp_path: Path) -> None:
-    """A server under another CA than the consortium's: by its issuer; nothing else is asked of it."""
-    make_server(tmp_path, make_ca(tmp_path))
-    with tls_server(tmp_path / "server.pem", tmp_path / "server.key") as address:
-        reroute(site, address)
-        found = looked(site)
-    assert failing(found) == ["tls"]
-    assert "something on the way opens TLS" in found["tls"].found
-    assert "'test CA'" in found["tls"].found
-    for check in ("clock", "versions", "admitted", "round trip", "bandwidth"):
-        assert found[check].found == "not looked at: 'tls' comes first"
-
-
-@pytest.mark.parametrize(
-    ("shift_s", "status"), [(60, "warns"), (-60, "warns"), (900, "fails"), (-900, "fails")]
-)
-def test_a_clock_that_is_off_is_told(world: World, site: SiteFolder, shift_s: int, status: str) -> None:
-    """By the server's own date; what else that server cannot say is told as well."""
-    own = open_server_folder(world.federation.practice.server)
-    with tls_server(own.tls_certificate, own.tls_key, shift_s=shift_s) as address:
-        reroute(site, address)
-        found = looked(site)
-    assert found["tls"].status == "passes"
-    assert found["clock"].status == status
-    assert ("behind" if shift_s > 0 else "ahead of") in found["clock"].found
-
-
-def test_a_closed_port_is_told(site: SiteFolder) -> None:
-    """And no certificate is judged."""
-    reroute(site, f"127.0.0.1:{free_port()}")
-    found = looked(site)
-    assert failing(found) == ["tcp", "tls"]
-    assert "refused" in found["tcp"].found
-
-
-def test_a_port_without_tls_is_told(site: SiteFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Something else listens there, and waits for what it understands."""
-    monkeypatch.setattr(probes_network, "TIMEOUT", httpx.Timeout(0.5))
-    proxy = ConnectProxy({})
-    with proxy.running() as address:
-        reroute(site, address)
-        assert failing(looked(site)) == ["tls"]
-
-
-@pytest.fixture
-def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No name under `.test` is resolved: nobody is asked."""
-    real = socket.getaddrinfo
-
-    def resolved(host: Any, *rest: Any, **named: Any) -> Any:
-        if str(host).endswith(".test"):
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return real(host, *rest, **named)
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolved)
-
-
-@pytest.mark.usefixtures("nowhere")
-def test_a_name_that_is_not_resolved_is_told(site: SiteFolder) -> None:
-    """With the name."""
-    reroute(site, "server.test:9443")
-    found = looked(site)
-    assert "dns" in failing(found)
-    assert "server.test" in found["dns"].found
-
-
-@pytest.fixture
-def named(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Any:
-    """A consortium whose server is reached by a name that only the proxy knows."""
-    folder = tmp_path_factory.mktemp("n")
-    rows = {"aachen": folder / "rows.jsonl"}
-    rows["aachen"].write_text('{"note": "a", "grade": "mild", "patient": "p"}\n')
-    settings = {"models": [{"path": str(tiny_bert)}], "source": {"path": str(rows["aachen"])}}
-    return making.make_practice(folder / "p", "server.test:9443", {"aachen": settings}, datetime.now(UTC))
-
-
-@pytest.mark.usefixtures("nowhere")
-def test_a_connect_proxy_is_the_only_way_out(named: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it goes there, under a login that is not printed; `site fetch` and the roster's question too."""
-    site = named.sites["aachen"]
-    with running_server(named.server, "127.0.0.1:0") as server:
-        proxy = ConnectProxy({"server.test:9443": server.link.address}, login="ward:hush-hush")
-        with proxy.running() as address:
-            with pytest.raises(UnreachableError):
-                fetch_roster(site)
-            monkeypatch.setenv("HTTPS_PROXY", f"http://ward:hush-hush@{address}")
-            assert fetch_roster(site) == (named.operator / "roster.json").read_bytes()
-            found = looked(site)
-    assert failing(found) == []
-    assert address in found["proxy"].found
-    assert "is for the proxy to resolve" in found["dns"].found
-    assert set(proxy.asked) == {"CONNECT server.test:9443"}
-    assert "hush" not in str(found)
-
-
-@pytest.mark.usefixtures("nowhere")
-@pytest.mark.parametrize(("login", "word"), [(None, "403"), ("ward:hush-hush", "407")])
-def test_a_proxy_that_refuses_is_told(
-    named: Any, monkeypatch: pytest.MonkeyPatch, login: str | None, word: str
-) -> None:
-    """Its answer stands in the line."""
-    with ConnectProxy({}, login).running() as address:
-        monkeypatch.setenv("HTTPS_PROXY", f"http://{address}")
-        found = looked(named.sites["aachen"])
-    assert failing(found) == ["tls"]
-    assert word in found["tls"].found
-
-
-def test_a_site_that_is_not_admitted_is_told(site: SiteFolder) -> None:
-    """Its name is nobody's in the server's roster."""
-    about = site.path / "site.json"
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"site": "nobody"}))
-    found = looked(site)
-    assert "admitted" in failing(found)
-    assert "401" in found["admitted"].found
-    assert found["clock"].status == "passes"
-
-
-# ---- the site
 
 
 def test_loose_permissions_are_told_all_at_once(site: SiteFolder) -> None:
