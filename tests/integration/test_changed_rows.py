@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from federation import Federation
-from offers import COUNTS, RUN, codes, node, offer
+from offers import COUNTS, RUN, codes, node, offer, own_rows
 
 from wardround.client.checkpoints import RoundPlace
 from wardround.client.site import Site
@@ -26,10 +26,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federatio
 def federation(made: Federation, tmp_path: Path) -> Federation:
     """A copy that a test may spoil, with rows of its own for basel."""
     found = made.copied(tmp_path / "practice")
-    settings = found.practice.sites["basel"].path / "site.yaml"
-    rows = made.practice.folder.parent / "basel.jsonl"
-    (tmp_path / "basel.jsonl").write_bytes(rows.read_bytes())
-    settings.write_text(settings.read_text().replace(str(rows), str(tmp_path / "basel.jsonl")))
+    own_rows(found, tmp_path)
     return found
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from federation import Federation
-from offers import COUNTS, RUN, codes, node, offer
+from offers import COUNTS, RUN, codes, node, offer, own_rows
 
 from wardround.client.accepted import RunFolders
-from wardround.client.keeper import own_keeper
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
-from wardround.client.private import released
 from wardround.core.errors import BudgetError
-from wardround.runtime.plan_folder import SIGNED, read_plan
+from wardround.runtime.plan_folder import SIGNED
 
 PATIENTS = [f"basel{number}" for number in range(5)]
 PRIVATE = {"unit": "patient", "noise": "local", "sigma": 1.0, "delta": 1e-3}
@@ -77,13 +75,7 @@ def test_where_it_is_allowed_nothing_bounds_its_patients_any_more(federation: Fe
 
 def test_every_reservation_has_the_mark_of_the_rows(federation: Federation, tmp_path: Path) -> None:
     """Other rows, another mark; two draws over the same rows differ all the same."""
-    folder = give(federation)
-    site = federation.practice.sites["basel"].path
-    rows = tmp_path / "basel.jsonl"
-    settings = site / "site.yaml"
-    before = Path(yaml.safe_load(settings.read_text())["source"]["path"])
-    rows.write_bytes(before.read_bytes())
-    settings.write_text(settings.read_text().replace(str(before), str(rows)))
+    folder, rows = give(federation), own_rows(federation, tmp_path)
     data = (federation.practice.folder / "private" / SIGNED).read_bytes()
     assert codes(node(federation).answer(offer(federation, plan=data))) == ("accepted", [])
     marks = []
@@ -109,12 +101,16 @@ def test_a_site_without_a_ledger_has_no_account_to_keep(federation: Federation) 
     assert not (federation.practice.sites["basel"].path / "ledger").exists()
 
 
-def test_it_stands_there_for_whoever_came_later(federation: Federation) -> None:
-    """Rows may be added while the run goes on: their patients are written down when they are read."""
-    folder = give(federation, allow_release=True)
-    node(federation).answer(offer(federation))
-    site = federation.practice.sites["basel"]
-    plan = read_plan(federation.practice.folder / "plan").plan
-    released(plan, RUN, [*PATIENTS, "basel-new"], own_keeper(site).charges())
+def test_it_stands_there_for_whoever_came_later(federation: Federation, tmp_path: Path) -> None:
+    """Rows may be added while the run goes on: a site that starts again writes their patients down."""
+    folder, rows = give(federation, allow_release=True), own_rows(federation, tmp_path)
+    assert codes(node(federation).answer(offer(federation))) == ("accepted", [])
+    row = json.loads(rows.read_text().splitlines()[0]) | {"patient": "basel-new"}
+    rows.write_text(rows.read_text() + json.dumps(row) + "\n")
+    assert node(federation).get((RUN, "basel")) is not None
     with Ledger.open(folder) as ledger:
+        releases = [
+            line for line in (folder / "ledger.jsonl").read_text().splitlines() if '"release"' in line
+        ]
+        assert len(releases) == 2
         assert ledger.epsilon(ledger.source("new", ["basel-new"])).value == math.inf

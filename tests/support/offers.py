@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -47,3 +48,12 @@ def set_up(federation: Federation, **settings: Any) -> None:
 def codes(answer: PlanAnswer) -> tuple[str, list[str]]:
     """Verdict and codes."""
     return answer.verdict, [reason.code for reason in answer.reasons]
+
+
+def own_rows(federation: Federation, folder: Path) -> Path:
+    """A copy of basel's rows, which its settings name from now on."""
+    settings, rows = federation.practice.sites["basel"].path / "site.yaml", folder / "basel.jsonl"
+    before = Path(yaml.safe_load(settings.read_text())["source"]["path"])
+    rows.write_bytes(before.read_bytes())
+    settings.write_text(settings.read_text().replace(str(before), str(rows)))
+    return rows
