@@ -33,6 +33,7 @@ from wardround.client.child import (
 from wardround.client.kept_process import MINUTE_OVER, REASONS, SILENT, KeptProcess, Restarts
 from wardround.client.processes import SiteProcesses, SiteSettings
 from wardround.core.errors import InternalError, StorageError
+from wardround.runtime.passphrases import VARIABLE
 
 SECRET = "ab" * 32
 
@@ -134,6 +135,18 @@ def chatty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     site = SiteProcesses(settings)
     yield site._worker
     site.stop()
+
+
+def test_a_process_is_not_told_the_passphrase(chatty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in the supervisor's environment stays there."""
+    monkeypatch.setenv(VARIABLE, "a dozen words or so")
+    chatty.start()
+    try:
+        told = Path(f"/proc/{chatty.state.pid}/environ").read_bytes()
+        assert b"PATH=" in told
+        assert VARIABLE.encode() not in told
+    finally:
+        chatty.end(5.0)
 
 
 def test_the_log_of_a_process_that_lives_long_is_bounded(chatty: Any, tmp_path: Path) -> None:
