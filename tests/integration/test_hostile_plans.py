@@ -113,3 +113,12 @@ def test_a_plan_that_another_key_signed_is_refused(federation: Federation) -> No
     assert answer.verdict == "refused"
     site = open_site_folder(federation.practice.sites["basel"].path)
     assert site.consortium_key not in data
+
+
+def test_layers_of_words_under_other_names_are_refused_once_the_model_is_loaded(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the layers are; before a person is asked, and before the site accepts."""
+    monkeypatch.setattr(local_data, "of_vocabulary", lambda model, trained: (min(trained),))
+    answer = node(federation).answer(of(federation, "words"))
+    assert codes(answer) == ("refused", ["policy"])
