@@ -45,7 +45,7 @@ from wardround.simulations import arms
 from wardround.simulations.config import RunConfig
 from wardround.simulations.preparation import Preparation, encode_all, prepare
 from wardround.simulations.rows import Rows, gather
-from wardround.strategies.contract import Broadcast, SiteMemory, SumStrategy
+from wardround.strategies.contract import Broadcast, LocalUpdate, SiteMemory, SumStrategy
 from wardround.training.evaluation import evaluate, predict_rows
 from wardround.training.examples import Example
 from wardround.training.plan_making import task_of
@@ -97,10 +97,10 @@ class Hostile:
         return getattr(self.honest, name)
 
     def contribute(
-        self, broadcast: Broadcast, before: Adapter, after: Adapter, memory: SiteMemory, stage: int
+        self, broadcast: Broadcast, local: LocalUpdate, memory: SiteMemory, round: int, stage: int
     ) -> tuple[Statistics, SiteMemory]:
         """As the honest one, times the factor."""
-        statistics, memory = self.honest.contribute(broadcast, before, after, memory, stage)
+        statistics, memory = self.honest.contribute(broadcast, local, memory, round, stage)
         return statistics.with_vector(statistics.vector * self.factor), memory
 
 

@@ -23,12 +23,23 @@ from wardround.core.metrics import METRICS
 from wardround.core.packed import Adapter, Array, Counters, zeros
 from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.sums.contract import TRAINING, Lanes
-from wardround.strategies.contract import Broadcast, SiteMemory
+from wardround.strategies.contract import Broadcast, LocalUpdate, PersonalStrategy, SiteMemory, adapter_at
 from wardround.training.evaluation import evaluate
 from wardround.training.local_round import LocalResult, train_locally
 from wardround.training.private.gradient import StepFigures
 from wardround.training.private.local import PrivateRound
 from wardround.training.private.per_example import require_rules
+
+
+def scored_adapter(round: int, broadcast: Broadcast, site: Site) -> Adapter:
+    """The adapter that the site scores: the global one, or its own where a part of it stays here.
+
+    Raises:
+        StorageError: What it kept of its own part is damaged.
+    """
+    personal = isinstance(site.strategy, PersonalStrategy)
+    memory = site.store.load(before_round=round).memory if personal else SiteMemory()
+    return adapter_at(site.strategy, broadcast, memory)
 
 
 def measure(adapter: Adapter, site: Site) -> dict[str, Array]:
@@ -104,10 +115,11 @@ def train(
         BudgetError: The site's ledger does not allow this round.
         ConfigError: A parameter trains that has no gradient of single examples; nothing is charged.
     """
-    adapter, privacy, checkpoints = site.strategy.adapter_of(broadcast), site.privacy, site.checkpoints
+    adapter = adapter_at(site.strategy, broadcast, kept.memory)
+    privacy, checkpoints = site.privacy, site.checkpoints
     place = RoundPlace(request.round, broadcast.digest, site.rows, site.bench.layout)
     resumed = None if checkpoints is None else checkpoints.load(place)
-    rules = site.strategy.local_rules(broadcast, kept.memory, request.stage)
+    rules = site.strategy.local_rules(broadcast, kept.memory, request.round)
     private: PrivateRound | None = None
     if privacy is not None:
         moving = {name: p for name, p in site.bench.parameters().items() if name not in rules.frozen}
@@ -178,7 +190,9 @@ def contribute(
     before, after, privacy = trained.before, trained.after, site.privacy
     if trained.update is not None:  # a linear strategy sends it as it is, without float32's rounding
         before, after = zeros(trained.update.layout, np.float64), trained.update
-    statistics, left = site.strategy.contribute(broadcast, before, after, memory, request.stage)
+    statistics, left = site.strategy.contribute(
+        broadcast, LocalUpdate(before, after), memory, request.round, request.stage
+    )
     counters = counted(trained.figures, request.stage, private=site.plan.privacy is not None)
     lanes, quantised = contribution(
         statistics.vector, counters, trained.figures.weight, offer, site.plan, site.name,

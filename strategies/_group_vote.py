@@ -66,7 +66,7 @@ class GroupVote(MeanUpdate[GroupVoteOptions]):
         weight = float(sum(weight for _, weight in sums))
         return Packed(self.layout, self.vote(means) * weight), weight
 
-    def local_rules(self, broadcast: Broadcast, memory: SiteMemory, stage: int) -> LocalRules:  # noqa: ARG002 - no rules
+    def local_rules(self, broadcast: Broadcast, memory: SiteMemory, round: int) -> LocalRules:  # noqa: ARG002 - no rules
         """None."""
         return LocalRules()
 

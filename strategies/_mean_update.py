@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from wardround.core.errors import ConfigError, PeerError
 from wardround.core.packed import Adapter, Layout, Packed, Statistics, require_finite
-from wardround.strategies.contract import Broadcast, LocalRules, ServerState, SiteMemory
+from wardround.strategies.contract import Broadcast, LocalRules, LocalUpdate, ServerState, SiteMemory
 
 O = TypeVar("O", bound=BaseModel)  # noqa: E741 - O for options, as T for type
 
@@ -106,7 +106,7 @@ class MeanUpdate(ABC, Generic[O]):
         self.layout = layout
 
     @abstractmethod
-    def local_rules(self, broadcast: Broadcast, memory: SiteMemory, stage: int) -> LocalRules:
+    def local_rules(self, broadcast: Broadcast, memory: SiteMemory, round: int) -> LocalRules:
         """What local training must obey."""
 
     @abstractmethod
@@ -141,15 +141,15 @@ class MeanUpdate(ABC, Generic[O]):
     def contribute(
         self,
         broadcast: Broadcast,  # noqa: ARG002 - `before` is the broadcast here
-        before: Adapter,
-        after: Adapter,
+        local: LocalUpdate,
         memory: SiteMemory,
+        round: int,  # noqa: ARG002 - the same in every round
         stage: int,
     ) -> tuple[Statistics, SiteMemory]:
         """The site's update; its memory stays as it is."""
         _require_first(stage)
-        require_layout(before, self.layout, "the adapter before training")
-        return site_update(before, after), memory
+        require_layout(local.before, self.layout, "the adapter before training")
+        return site_update(local.before, local.after), memory
 
     def fold(self, state: ServerState, total: Statistics, weight: float, stage: int) -> ServerState:
         """Next state: x ← x + step(Σ w_i d_i / Σ w_i).

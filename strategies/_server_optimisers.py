@@ -11,6 +11,7 @@ Federated Optimization", ICLR 2021, arXiv:2003.00295, Algorithm 2. As there, Ada
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -52,7 +53,65 @@ class AdaptiveOptions(Frozen):
     """τ, degree of adaptivity: an update is multiplied by at most η/τ."""
 
 
+class NoOptimiser(Frozen):
+    """The mean update itself is the step."""
+
+    optimiser: Literal["none"] = "none"
+
+
+class Momentum(MomentumOptions):
+    """`heavy_ball`."""
+
+    optimiser: Literal["momentum"] = "momentum"
+
+
+class Adagrad(AdagradOptions):
+    """`adagrad`."""
+
+    optimiser: Literal["adagrad"] = "adagrad"
+
+
+class Adam(AdaptiveOptions):
+    """`adam`."""
+
+    optimiser: Literal["adam"] = "adam"
+
+
+class Yogi(AdaptiveOptions):
+    """`yogi`."""
+
+    optimiser: Literal["yogi"] = "yogi"
+
+
+ServerOptimiser = Annotated[NoOptimiser | Momentum | Adagrad | Adam | Yogi, Field(discriminator="optimiser")]
+
+
+class ComposedOptions(Frozen):
+    """What goes with any method that sums: a proximal term at the sites, an optimiser at the server."""
+
+    proximal: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """μ of FedProx (Li et al. 2020, arXiv:1812.06127, equation 2); 0 adds nothing."""
+    server: ServerOptimiser = NoOptimiser()
+    """How the server steps along the mean update, by `optimiser`: none, momentum, adagrad, adam or yogi."""
+
+
 Step = tuple[Packed, dict[str, Packed]]
+
+
+def server_step(mean: Packed, slots: Mapping[str, Packed], server: ServerOptimiser) -> Step:
+    """The server's step along a mean update, float64, and its next slots; other slots stay as they are."""
+    match server:
+        case Momentum():
+            step, own = heavy_ball(mean, slots, server)
+        case Adagrad():
+            step, own = adagrad(mean, slots, server)
+        case Adam():
+            step, own = adam(mean, slots, server)
+        case Yogi():
+            step, own = yogi(mean, slots, server)
+        case _:
+            step, own = mean, {}
+    return step, {**slots, **own}
 
 
 def heavy_ball(mean: Packed, slots: Mapping[str, Packed], options: MomentumOptions) -> Step:

@@ -31,7 +31,14 @@ from wardround.core.packed import Adapter, Layout, Packed, Statistics, TensorSpe
 from wardround.core.privacy_rules import AdaptiveClipping, PrivacyRules
 from wardround.privacy.clip_norm import JointLength, next_norm
 from wardround.privacy.quantisation import length_of
-from wardround.strategies.contract import Broadcast, LocalRules, ServerState, SiteMemory, SumStrategy
+from wardround.strategies.contract import (
+    Broadcast,
+    LocalRules,
+    LocalUpdate,
+    ServerState,
+    SiteMemory,
+    SumStrategy,
+)
 
 NORM: Final = "privacy.clip_norm"
 """Name of C in the broadcast, and of the slot that keeps it."""
@@ -95,9 +102,9 @@ class AdaptiveNorm:
         self._norm_of(broadcast)
         return self.inner.adapter_of(self._own(broadcast))
 
-    def local_rules(self, broadcast: Broadcast, memory: SiteMemory, stage: int) -> LocalRules:
+    def local_rules(self, broadcast: Broadcast, memory: SiteMemory, round: int) -> LocalRules:
         """The strategy's."""
-        return self.inner.local_rules(self._own(broadcast), memory, stage)
+        return self.inner.local_rules(self._own(broadcast), memory, round)
 
     def statistics_layout(self, stage: int) -> Layout:
         """The strategy's, and the count."""
@@ -105,7 +112,7 @@ class AdaptiveNorm:
         return self._statistics
 
     def contribute(
-        self, broadcast: Broadcast, before: Adapter, after: Adapter, memory: SiteMemory, stage: int
+        self, broadcast: Broadcast, local: LocalUpdate, memory: SiteMemory, round: int, stage: int
     ) -> tuple[Statistics, SiteMemory]:
         """The clipped statistics at their part of the joint length, and this site's part of the count.
 
@@ -113,7 +120,7 @@ class AdaptiveNorm:
             PeerError: As the strategy's, or C is beyond the plan's limits.
         """
         norm = self._norm_of(broadcast)
-        found, left = self.inner.contribute(self._own(broadcast), before, after, memory, stage)
+        found, left = self.inner.contribute(self._own(broadcast), local, memory, round, stage)
         length, limit = length_of(found.vector), norm * _BELOW
         factor = self.joint.vector / norm
         if limit < length < math.inf:  # of what is not finite it is none, and the ring refuses the vector

@@ -2,7 +2,7 @@
 
 A strategy never sees an individual contribution: `fold` gets the weighted sum over the survivors.
 
-Law (tests/contract): with d_i = contribute(broadcast, before, after_i) and weights w_i,
+Law (tests/contract): with d_i = contribute(broadcast, local_i) and weights w_i,
 fold(state, Σ w_i d_i, Σ w_i) equals the method's definition on the individuals.
 
 A method with a second pass has two stages. In stage 0 a site trains and contributes; in stage 1 the server
@@ -49,11 +49,29 @@ class LocalRules:
         proximal: FedProx μ ≥ 0: adds μ/2 · ‖θ − θ_broadcast‖² to the loss.
         frozen: Names of adapter tensors that do not train this round.
         gradient_offset: Added to every gradient (control variates), adapter layout, or None.
+        mean_gradient: Whether `LocalUpdate.gradient` is wanted.
     """
 
     proximal: float = 0.0
     frozen: frozenset[str] = frozenset()
     gradient_offset: Adapter | None = None
+    mean_gradient: bool = False
+
+
+@dataclass(frozen=True)
+class LocalUpdate:
+    """What a site's training of one round gave.
+
+    Attributes:
+        before: Adapter that it loaded, float32.
+        after: Adapter after the last step, float32.
+        gradient: Mean over the steps of the loss's own gradient, without offset, proximal term or clipping,
+            and zero where a tensor was frozen. None unless the local rules asked for it.
+    """
+
+    before: Adapter
+    after: Adapter
+    gradient: Packed | None = None
 
 
 @dataclass(frozen=True)
@@ -100,19 +118,19 @@ class SumStrategy(Protocol):
             PeerError: The broadcast is beyond what the plan allows.
         """
 
-    def local_rules(self, broadcast: Broadcast, memory: SiteMemory, stage: int) -> LocalRules:
-        """What local training must obey; sites train in stage 0."""
+    def local_rules(self, broadcast: Broadcast, memory: SiteMemory, round: int) -> LocalRules:
+        """What local training must obey in a round; sites train in stage 0."""
 
     def statistics_layout(self, stage: int) -> Layout:
         """Layout of what a site contributes."""
 
     def contribute(
-        self, broadcast: Broadcast, before: Adapter, after: Adapter, memory: SiteMemory, stage: int
+        self, broadcast: Broadcast, local: LocalUpdate, memory: SiteMemory, round: int, stage: int
     ) -> tuple[Statistics, SiteMemory]:
         """Linear statistics of one site (not yet weighted), and its next memory.
 
-        `before` and `after` are what the site loaded and trained in stage 0, also in a later stage;
-        `memory` is what the stage before (or the last round) left.
+        `local` is what the site trained in stage 0, also in a later stage; `memory` is what the stage before
+        (or the last round) left.
         """
 
     def fold(self, state: ServerState, total: Statistics, weight: float, stage: int) -> ServerState:
@@ -142,6 +160,43 @@ class GroupStrategy(SumStrategy, Protocol):
         Raises:
             PeerError: There are fewer than `least_groups`.
         """
+
+
+@runtime_checkable
+class PersonalStrategy(SumStrategy, Protocol):
+    """An algorithm by which a part of the adapter stays at each site, in its memory.
+
+    What a site trains, scores and ends with is its own whole adapter; what federates is no usable one and is
+    never released as such.
+    """
+
+    def own_adapter(self, broadcast: Broadcast, memory: SiteMemory) -> Adapter:
+        """The site's whole adapter: what everybody gets, with what the site has kept."""
+
+
+@runtime_checkable
+class ProductStrategy(SumStrategy, Protocol):
+    """An algorithm over products s · B A: the factors of its adapter stand for their product alone.
+
+    So its statistics are not linear in after − before, and two servers' factors of one state may differ.
+    """
+
+    def difference(self, expected: Broadcast, found: Broadcast) -> float:
+        """How far a broadcast of stage 0 is from another, relatively.
+
+        Of the products, and of whatever else of the factors decides how a site trains from them.
+        """
+
+
+def adapter_at(strategy: SumStrategy, broadcast: Broadcast, memory: SiteMemory) -> Adapter:
+    """The adapter that a site loads, from the broadcast of stage 0 and what the strategy keeps there.
+
+    Raises:
+        PeerError: As `adapter_of`.
+    """
+    if isinstance(strategy, PersonalStrategy):
+        return strategy.own_adapter(broadcast, memory)
+    return strategy.adapter_of(broadcast)
 
 
 def combined(strategy: SumStrategy, sums: Sequence[tuple[Statistics, float]]) -> tuple[Statistics, float]:

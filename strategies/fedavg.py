@@ -18,29 +18,25 @@ from typing import ClassVar, final
 
 from pydantic import BaseModel
 
-from wardround.core.checked import Frozen
 from wardround.core.packed import Packed, Statistics
 from wardround.strategies._mean_update import MeanUpdate
+from wardround.strategies._server_optimisers import ComposedOptions, server_step
 from wardround.strategies.contract import Broadcast, LocalRules, SiteMemory, SumStrategy
 
 
-class FedAvgOptions(Frozen):
-    """FedAvg has no options."""
-
-
 @final
-class FedAvg(MeanUpdate[FedAvgOptions]):
-    """The mean update is the step; the server keeps nothing else."""
+class FedAvg(MeanUpdate[ComposedOptions]):
+    """The mean update is the step, unless a server optimiser was chosen; the server keeps nothing else."""
 
-    Options: ClassVar[type[BaseModel]] = FedAvgOptions
+    Options: ClassVar[type[BaseModel]] = ComposedOptions
 
-    def local_rules(self, broadcast: Broadcast, memory: SiteMemory, stage: int) -> LocalRules:  # noqa: ARG002 - no rules
-        """None."""
-        return LocalRules()
+    def local_rules(self, broadcast: Broadcast, memory: SiteMemory, round: int) -> LocalRules:  # noqa: ARG002 - the same for all
+        """The proximal weight, 0 unless one was chosen."""
+        return LocalRules(proximal=self.options.proximal)
 
     def step(self, mean: Statistics, slots: Mapping[str, Packed]) -> tuple[Packed, dict[str, Packed]]:
-        """The mean update itself."""
-        return mean, dict(slots)
+        """The mean update itself, or the chosen optimiser's step along it."""
+        return server_step(mean, slots, self.options.server)
 
 
 STRATEGY: type[SumStrategy] = FedAvg

@@ -27,7 +27,7 @@ class FedAvgM(MeanUpdate[MomentumOptions]):
 
     Options: ClassVar[type[BaseModel]] = MomentumOptions
 
-    def local_rules(self, broadcast: Broadcast, memory: SiteMemory, stage: int) -> LocalRules:  # noqa: ARG002 - no rules
+    def local_rules(self, broadcast: Broadcast, memory: SiteMemory, round: int) -> LocalRules:  # noqa: ARG002 - no rules
         """None: sites train as in FedAvg."""
         return LocalRules()
 

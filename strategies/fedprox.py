@@ -34,7 +34,7 @@ class FedProx(MeanUpdate[FedProxOptions]):
 
     Options: ClassVar[type[BaseModel]] = FedProxOptions
 
-    def local_rules(self, broadcast: Broadcast, memory: SiteMemory, stage: int) -> LocalRules:  # noqa: ARG002 - the same for all
+    def local_rules(self, broadcast: Broadcast, memory: SiteMemory, round: int) -> LocalRules:  # noqa: ARG002 - the same for all
         """The proximal weight μ."""
         return LocalRules(proximal=self.options.mu)
 

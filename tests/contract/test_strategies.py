@@ -20,7 +20,7 @@ from wardround.core.checked import parse_options
 from wardround.core.errors import ConfigError, PeerError
 from wardround.core.packed import Layout, Packed, TensorSpec, zeros
 from wardround.strategies import STRATEGIES
-from wardround.strategies.contract import ServerState, SiteMemory, SumStrategy
+from wardround.strategies.contract import LocalUpdate, ServerState, SiteMemory, SumStrategy
 
 NAMES = STRATEGIES.names()
 EVERY = pytest.mark.parametrize("name", NAMES)
@@ -146,7 +146,9 @@ def folded(strategy: SumStrategy, state: ServerState, sites: Any) -> ServerState
         total = zeros(strategy.statistics_layout(stage), np.float64)
         weight = 0.0
         for w, after in sites:
-            statistics, _ = strategy.contribute(broadcast, before, after, SiteMemory(), stage)
+            statistics, _ = strategy.contribute(
+                broadcast, LocalUpdate(before, after), SiteMemory(), round, stage
+            )
             assert statistics.layout.digest == strategy.statistics_layout(stage).digest
             total = total.with_vector(total.vector + w * statistics.vector.astype(np.float64))
             weight += w
@@ -263,7 +265,7 @@ def test_what_is_not_finite_is_refused_by_name(name: str, value: float) -> None:
     broken = adapter.vector.copy()
     broken[7] = value
     with pytest.raises(PeerError, match="'b'"):
-        strategy.contribute(adapter, adapter, adapter.with_vector(broken), SiteMemory(), 0)
+        strategy.contribute(adapter, LocalUpdate(adapter, adapter.with_vector(broken)), SiteMemory(), 1, 0)
     with pytest.raises(PeerError, match="'b'"):
         strategy.fold(strategy.begin(adapter), adapter.with_vector(broken.astype(np.float64)), 1.0, 0)
 
@@ -280,7 +282,7 @@ def test_foreign_layouts_and_shapes_are_refused(name: str) -> None:
     for foreign in (renamed, swapped, transposed, longer):
         other = zeros(foreign, np.float32)
         with pytest.raises(PeerError, match="layout"):
-            strategy.contribute(adapter, adapter, other, SiteMemory(), 0)
+            strategy.contribute(adapter, LocalUpdate(adapter, other), SiteMemory(), 1, 0)
         with pytest.raises(PeerError, match="layout"):
             strategy.fold(strategy.begin(adapter), zeros(foreign, np.float64), 1.0, 0)
         with pytest.raises(PeerError, match="layout"):
@@ -337,6 +339,6 @@ def test_options_are_frozen_and_know_their_keys(name: str) -> None:
 def test_only_fedprox_asks_for_a_proximal_term() -> None:
     """μ reaches local training, and only from FedProx."""
     layout, adapter = small()
-    rules = {name: made(name, layout).local_rules(adapter, SiteMemory(), 0) for name in DEFINITIONS}
+    rules = {name: made(name, layout).local_rules(adapter, SiteMemory(), 1) for name in DEFINITIONS}
     assert rules["fedprox"].proximal == 0.3
     assert all(rule.proximal == 0 for name, rule in rules.items() if name != "fedprox")

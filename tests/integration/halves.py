@@ -15,7 +15,7 @@ import numpy as np
 
 from wardround.core.checked import Frozen
 from wardround.core.packed import Adapter, Layout, Packed, Statistics, TensorSpec
-from wardround.strategies.contract import LocalRules, ServerState, SiteMemory
+from wardround.strategies.contract import LocalRules, LocalUpdate, ServerState, SiteMemory
 
 SCALAR = Layout(tensors=(TensorSpec(name="count"),))
 
@@ -54,17 +54,16 @@ class Halves:
         assert broadcast.layout == self.layout
         return broadcast
 
-    def local_rules(self, broadcast: Packed, memory: SiteMemory, stage: int) -> LocalRules:
-        assert stage == 0, "nothing trains in a later stage"
+    def local_rules(self, broadcast: Packed, memory: SiteMemory, round: int) -> LocalRules:
         return LocalRules()
 
     def statistics_layout(self, stage: int) -> Layout:
         return self.parts[stage]
 
     def contribute(
-        self, broadcast: Packed, before: Adapter, after: Adapter, memory: SiteMemory, stage: int
+        self, broadcast: Packed, local: LocalUpdate, memory: SiteMemory, round: int, stage: int
     ) -> tuple[Statistics, SiteMemory]:
-        update = after.vector.astype(np.float64) - before.vector
+        update = local.after.vector.astype(np.float64) - local.before.vector
         count = float(memory.slots["count"].vector[0]) if memory.slots else 0.0
         kept = SiteMemory({"count": Packed(SCALAR, np.array([count + 1.0]))})
         if stage == 0:

@@ -16,7 +16,7 @@ from wardround.privacy.quantisation import quantise
 from wardround.privacy.secagg.total import centred
 from wardround.privacy.sums.noise import epsilon_of_sums, ring_noise
 from wardround.strategies.adaptive_norm import NORM, AdaptiveNorm
-from wardround.strategies.contract import ServerState, SiteMemory
+from wardround.strategies.contract import LocalUpdate, ServerState, SiteMemory
 from wardround.training.plan_strategy import bind_strategy
 
 SIZE = 6
@@ -51,7 +51,9 @@ def federations(draw: st.DrawFn) -> tuple[TrainingPlan, AdaptiveNorm, ServerStat
 def sent(strategy: AdaptiveNorm, state: ServerState, trained: Array) -> Array:
     """A site's statistics."""
     broadcast = strategy.broadcast(state, 1, 0)
-    found, _ = strategy.contribute(broadcast, START, START.with_vector(trained), SiteMemory(), 0)
+    found, _ = strategy.contribute(
+        broadcast, LocalUpdate(START, START.with_vector(trained)), SiteMemory(), 1, 0
+    )
     return np.asarray(found.vector)
 
 

@@ -259,7 +259,7 @@ from wardround.core.errors import ConfigError
 from wardround.core.packed import Layout, Packed, TensorSpec
 from wardround.core.checked import parse_options
 from wardround.strategies import STRATEGIES
-from wardround.strategies.contract import SiteMemory
+from wardround.strategies.contract import LocalUpdate, SiteMemory
 
 layout = Layout(tensors=(TensorSpec(name="w", shape=(2,)),))
 found = STRATEGIES.get("cautious:STRATEGY", allow_dotted=True)
@@ -269,7 +269,7 @@ broadcast = strategy.broadcast(state, 1, 0)
 total, weights = np.zeros(2), (1, 3)
 for weight, end in zip(weights, ([4.0, 0.0], [0.0, 4.0])):
     after = Packed(layout, np.array(end, np.float32))
-    statistics, _ = strategy.contribute(broadcast, state.adapter, after, SiteMemory(), 0)
+    statistics, _ = strategy.contribute(broadcast, LocalUpdate(state.adapter, after), SiteMemory(), 1, 0)
     total += weight * statistics.vector
 state = strategy.fold(state, Packed(layout, total), float(sum(weights)), 0)
 print(state.round, state.adapter.vector.tolist())

@@ -22,7 +22,7 @@ from wardround.privacy.sums.noise import ring_noise
 from wardround.privacy.sums.opened import statistics_of
 from wardround.strategies import STRATEGIES
 from wardround.strategies.adaptive_norm import COUNT, NORM, AdaptiveNorm, clip_norm_of
-from wardround.strategies.contract import ServerState, SiteMemory
+from wardround.strategies.contract import LocalUpdate, ServerState, SiteMemory
 from wardround.training.plan_strategy import bind_strategy
 
 LAYOUT = Layout(tensors=(TensorSpec(name="a", shape=(2, 3)), TensorSpec(name="b", shape=(14,))))
@@ -42,7 +42,7 @@ def sent(strategy: AdaptiveNorm, state: ServerState, update: Array) -> Packed:
     broadcast = strategy.broadcast(state, state.round + 1, 0)
     before = strategy.adapter_of(broadcast)
     trained = before.with_vector((before.vector + update).astype(np.float32))
-    return strategy.contribute(broadcast, before, trained, SiteMemory(), 0)[0]
+    return strategy.contribute(broadcast, LocalUpdate(before, trained), SiteMemory(), state.round + 1, 0)[0]
 
 
 def federated(
@@ -92,7 +92,7 @@ def test_updates_that_are_short_enough_are_folded_as_the_strategy_folds_them(nam
         expected = zeros(LAYOUT, np.float64)
         for update in updates:
             moved = plain.adapter.with_vector((plain.adapter.vector + update).astype(np.float32))
-            own = inner.contribute(plain.adapter, plain.adapter, moved, SiteMemory(), 0)[0]
+            own = inner.contribute(plain.adapter, LocalUpdate(plain.adapter, moved), SiteMemory(), 1, 0)[0]
             expected = expected.with_vector(expected.vector + own.vector)
         state, plain = strategy.fold(state, sums, 4.0, 0), inner.fold(plain, expected, 4.0, 0)
         np.testing.assert_allclose(state.adapter.vector, plain.adapter.vector, rtol=1e-6, atol=1e-6)
@@ -201,7 +201,7 @@ def test_a_site_refuses_a_norm_beyond_the_plans_limits(norm: float) -> None:
     with pytest.raises(PeerError, match="clip norm is beyond the plan's limits"):
         strategy.adapter_of(crafted)
     with pytest.raises(PeerError, match="clip norm is beyond the plan's limits"):
-        strategy.contribute(crafted, START, START, SiteMemory(), 0)
+        strategy.contribute(crafted, LocalUpdate(START, START), SiteMemory(), 1, 0)
 
 
 def test_what_is_not_finite_is_refused_at_the_site_and_at_the_server() -> None:
@@ -212,7 +212,7 @@ def test_what_is_not_finite_is_refused_at_the_site_and_at_the_server() -> None:
     broken[7] = np.inf
     broadcast = strategy.broadcast(state, 1, 0)
     with pytest.raises(PeerError, match="not finite"):
-        strategy.contribute(broadcast, START, START.with_vector(broken), SiteMemory(), 0)
+        strategy.contribute(broadcast, LocalUpdate(START, START.with_vector(broken)), SiteMemory(), 1, 0)
     for place in (7, -1):
         total = zeros(strategy.statistics_layout(0), np.float64)
         total.vector[place] = np.nan
