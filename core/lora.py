@@ -104,9 +104,7 @@ class Factored:
         """
         u, values, v = _svd(self.left, self.right)
         kept = slice(0, rank)
-        energy = float(np.sum(values**2))
-        lost = float(np.sum(values[rank:] ** 2))
-        return Truncated(u[:, kept], values[kept], v[:, kept], lost / energy if energy else 0.0)
+        return Truncated(u[:, kept], values[kept], v[:, kept], float(np.sum(values[rank:] ** 2)))
 
     def _core(self) -> Array:
         if self.left.shape[1] >= min(self.left.shape[0], self.right.shape[1]):
@@ -123,13 +121,18 @@ class Truncated:
         u: (d_out, k), orthonormal columns.
         values: σ (k,), falling.
         v: (d_in, k), orthonormal columns.
-        discarded: Share of ‖·‖²_F that was cut off.
+        cut: Squared norm of what was cut off.
     """
 
     u: Array
     values: Array
     v: Array
-    discarded: float
+    cut: float
+
+    @property
+    def energy(self) -> float:
+        """Squared Frobenius norm of what is left."""
+        return float(np.sum(self.values**2))
 
     @property
     def factored(self) -> Factored:

@@ -1,7 +1,7 @@
 """Methods that move the global adapter along the mean of the sites' updates: what they share.
 
-A site sends its update, d_i = after_i − before, never its parameters. The server sees Σ w_i d_i and
-Σ w_i, and with them the mean update d = Σ w_i d_i / Σ w_i. What differs is the step taken along d:
+A site sends its update (or some tensors of it), d_i = after_i − before, never its parameters. The server sees
+Σ w_i d_i and Σ w_i, and with them the mean update d = Σ w_i d_i / Σ w_i. What differs is the step along d:
 
     x ← x + step(d)
 
@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from wardround.core.errors import ConfigError, PeerError
-from wardround.core.packed import Adapter, Layout, Packed, Statistics, require_finite
+from wardround.core.packed import Adapter, Layout, Packed, Statistics, pack, require_finite
 from wardround.strategies.contract import Broadcast, LocalRules, LocalUpdate, ServerState, SiteMemory
 
 O = TypeVar("O", bound=BaseModel)  # noqa: E741 - O for options, as T for type
@@ -56,17 +56,26 @@ def mean_update(layout: Layout, total: Statistics, weight: float) -> Statistics:
 
 
 def apply_step(adapter: Adapter, step: Packed) -> Adapter:
-    """The adapter x + step, rounded once to the adapter's float32.
+    """The adapter x + step, rounded once to the adapter's float32; tensors that have no step stay.
 
     Raises:
-        PeerError: The layouts differ, or the result is not finite in float32.
+        PeerError: The step has other tensors than the adapter, or the result is not finite in float32.
     """
-    require_layout(step, adapter.layout, "the step")
-    with np.errstate(over="ignore"):  # named by require_finite
-        moved = (adapter.vector.astype(np.float64) + step.vector).astype(np.float32)
-    result = adapter.with_vector(moved)
-    require_finite(result, "the folded adapter")
-    return result
+    moved = adapter.with_vector(adapter.vector.copy())
+    for name, part in step.tensors().items():
+        if name not in adapter.layout.offsets or adapter[name].shape != part.shape:
+            raise PeerError("the step has another layout", found=f"{name}, shape {part.shape}")
+        with np.errstate(over="ignore"):  # named by require_finite
+            moved[name][...] = (adapter[name].astype(np.float64) + part).astype(np.float32)
+    require_finite(moved, "the folded adapter")
+    return moved
+
+
+def taken(packed: Packed, layout: Layout) -> Packed:
+    """Those tensors of a packed vector that a layout has."""
+    if packed.layout is layout or packed.layout.digest == layout.digest:
+        return packed
+    return pack(layout, {spec.name: packed[spec.name] for spec in layout.tensors}, packed.vector.dtype)
 
 
 def require_layout(packed: Packed, layout: Layout, what: str) -> None:
@@ -83,12 +92,12 @@ def require_layout(packed: Packed, layout: Layout, what: str) -> None:
         )
 
 
-class MeanUpdate(ABC, Generic[O]):
-    """A strategy of one stage whose sites send their update. A file of its own says `local_rules` and `step`.
+class AdapterBroadcast(ABC, Generic[O]):
+    """A strategy that broadcasts the global adapter as it is. A file of its own says what sites send of it.
 
     Args:
         options: Checked options of the file.
-        layout: The adapter's layout, which is also that of the broadcast and of the statistics.
+        layout: The adapter's layout.
     """
 
     Options: ClassVar[type[BaseModel]]
@@ -109,10 +118,6 @@ class MeanUpdate(ABC, Generic[O]):
     def local_rules(self, broadcast: Broadcast, memory: SiteMemory, round: int) -> LocalRules:
         """What local training must obey."""
 
-    @abstractmethod
-    def step(self, mean: Statistics, slots: Mapping[str, Packed]) -> tuple[Packed, dict[str, Packed]]:
-        """The server's step along the mean update, float64, and what the server keeps for the next one."""
-
     def begin(self, adapter: Adapter) -> ServerState:
         """State before round 1; moments are fresh."""
         require_layout(adapter, self.layout, "the initial adapter")
@@ -121,22 +126,40 @@ class MeanUpdate(ABC, Generic[O]):
 
     def broadcast_layout(self, stage: int) -> Layout:
         """The adapter's."""
-        _require_first(stage)
+        require_first(stage)
         return self.layout
 
     def broadcast(self, state: ServerState, round: int, stage: int) -> Broadcast:  # noqa: ARG002 - the same in every round
         """The global adapter itself."""
-        _require_first(stage)
+        require_first(stage)
         return state.adapter
 
     def adapter_of(self, broadcast: Broadcast) -> Adapter:
         """The broadcast itself."""
         return broadcast
 
+
+class MeanUpdate(AdapterBroadcast[O]):
+    """Sites send their update, or a part of its tensors. A file of its own says `local_rules` and `step`.
+
+    Args:
+        options: Checked options of the file.
+        layout: The adapter's layout.
+        shared: Tensors of it that sites send; None: all of them.
+    """
+
+    def __init__(self, options: O, layout: Layout, shared: Layout | None = None) -> None:
+        super().__init__(options, layout)
+        self.shared = layout if shared is None else shared
+
+    @abstractmethod
+    def step(self, mean: Statistics, slots: Mapping[str, Packed]) -> tuple[Packed, dict[str, Packed]]:
+        """The server's step along the mean update, float64, and what the server keeps for the next one."""
+
     def statistics_layout(self, stage: int) -> Layout:
-        """The adapter's."""
-        _require_first(stage)
-        return self.layout
+        """The shared tensors."""
+        require_first(stage)
+        return self.shared
 
     def contribute(
         self,
@@ -146,10 +169,10 @@ class MeanUpdate(ABC, Generic[O]):
         round: int,  # noqa: ARG002 - the same in every round
         stage: int,
     ) -> tuple[Statistics, SiteMemory]:
-        """The site's update; its memory stays as it is."""
-        _require_first(stage)
+        """The site's update of the shared tensors; its memory stays as it is."""
+        require_first(stage)
         require_layout(local.before, self.layout, "the adapter before training")
-        return site_update(local.before, local.after), memory
+        return taken(site_update(local.before, local.after), self.shared), memory
 
     def fold(self, state: ServerState, total: Statistics, weight: float, stage: int) -> ServerState:
         """Next state: x ← x + step(Σ w_i d_i / Σ w_i).
@@ -157,14 +180,19 @@ class MeanUpdate(ABC, Generic[O]):
         Raises:
             PeerError: As `mean_update` and `apply_step` say; the state is left as it was.
         """
-        _require_first(stage)
+        require_first(stage)
         with np.errstate(over="ignore"):  # named by require_finite
-            step, slots = self.step(mean_update(self.layout, total, weight), state.slots)
+            step, slots = self.step(mean_update(self.shared, total, weight), state.slots)
         for name, slot in slots.items():
             require_finite(slot, f"the server's slot {name!r}")
         return ServerState(state.round + 1, apply_step(state.adapter, step), slots)
 
 
-def _require_first(stage: Any) -> None:
+def require_first(stage: Any) -> None:
+    """Refuse a stage after the first.
+
+    Raises:
+        PeerError: It is one.
+    """
     if stage != 0:
         raise PeerError("the strategy has one stage", found=f"stage {stage}", expected="stage 0")

@@ -30,11 +30,13 @@ class ServerState:
         round: Rounds folded so far; 0 is the plan's initial state. It grows with the last stage of a round.
         adapter: Global adapter, float32.
         slots: What the algorithm keeps at the server, by name (moments, control variates).
+        figures: What the last fold says of itself, by name; told, and kept nowhere.
     """
 
     round: int
     adapter: Adapter
     slots: dict[str, Packed] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 Broadcast = Packed

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -20,13 +20,14 @@ from wardround.core.checked import parse_options
 from wardround.core.errors import ConfigError, PeerError
 from wardround.core.packed import Layout, Packed, TensorSpec, zeros
 from wardround.strategies import STRATEGIES
-from wardround.strategies.contract import LocalUpdate, ServerState, SiteMemory, SumStrategy
+from wardround.strategies.contract import LocalUpdate, ProductStrategy, ServerState, SiteMemory, SumStrategy
 
 NAMES = STRATEGIES.names()
 EVERY = pytest.mark.parametrize("name", NAMES)
 
 Tensors = dict[str, np.ndarray[Any, Any]]
 Moments = dict[str, Tensors]
+A, B, SCALING = "m.lora_A.weight", "m.lora_B.weight", 2.0
 Definition = Callable[[Any, Tensors, list[tuple[float, Tensors]], Moments], tuple[Tensors, Moments]]
 
 
@@ -78,11 +79,80 @@ def sign(value: float) -> int:
     return 1 if value > 0 else -1 if value < 0 else 0
 
 
+def exact_half(role: str) -> Callable[[str], bool]:
+    """Which tensors move: those of a role, and the dense ones."""
+    return lambda name: not name.startswith("m.") or name == role
+
+
+def moved_means(x: Tensors, sites: list[tuple[float, Tensors]], moves: Callable[[str], bool]) -> Tensors:
+    """The mean update added, where a tensor moves."""
+    d = pseudo_gradient(x, sites)
+    return {name: x[name] + d[name] if moves(name) else x[name] for name in x}
+
+
+def frozen_a(options: Any, x: Tensors, sites: list[tuple[float, Tensors]], moments: Moments) -> Any:
+    """Sun et al. 2024: B alone is averaged."""
+    return moved_means(x, sites, exact_half(B)), moments
+
+
+def in_turn(options: Any, x: Tensors, sites: list[tuple[float, Tensors]], moments: Moments) -> Any:
+    """Chen et al. 2025, Algorithm 1: B in odd rounds, A in even ones."""
+    count = moments.get("round", {"n": np.zeros(1)})["n"] + 1
+    moves = exact_half(B if count[0] % 2 else A)
+    return moved_means(x, sites, moves), {"round": {"n": count}}
+
+
+def span(columns: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The projector on what the columns span."""
+    u, values, _ = np.linalg.svd(columns, full_matrices=False)
+    kept = u[:, values > 1e-6 * max(values.max(initial=0.0), 1e-300)]
+    return np.asarray(kept @ kept.T)
+
+
+def of_products(approximate: Callable[[Any, Tensors, Any], Any]) -> Definition:
+    """T_r(G + what a method makes of the mean of the dense products), on d_out × d_in matrices."""
+
+    def definition(
+        options: Any, x: Tensors, sites: list[tuple[float, Tensors]], moments: Moments
+    ) -> tuple[Tensors, Moments]:
+        n = sum(w for w, _ in sites)
+        g = SCALING * x[B] @ x[A]
+        mean = sum(w / n * (SCALING * y[B] @ y[A] - g) for w, y in sites)
+        found = approximate(options, x, mean)
+        u, values, vt = np.linalg.svd(g + found, full_matrices=False)
+        r = x[A].shape[0]
+        if len(values) > r and values[r] > 1e-9 * values[0]:
+            assume(values[r - 1] - values[r] > 1e-3 * values[0])  # else T_r is not unique
+        new = moved_means(x, sites, lambda name: not name.startswith("m."))
+        new[B], new[A] = u[:, :r] * values[:r] / SCALING, vt[:r]
+        if len(values) < r:  # a thin module has fewer directions than the adapter
+            new[B], new[A] = np.zeros_like(x[B]), np.zeros_like(x[A])
+            new[B][:, : len(values)], new[A][: len(values)] = u * values / SCALING, vt
+        return new, moments
+
+    return definition
+
+
+def projected(options: Any, x: Tensors, mean: Any) -> Any:
+    """P_T(D) = D − (I − U Uᵀ) D (I − P Pᵀ)."""
+    u, p = span(x[B]), span(x[A].T)
+    return mean - (np.eye(len(u)) - u) @ mean @ (np.eye(len(p)) - p)
+
+
+def itself(options: Any, x: Tensors, mean: Any) -> Any:
+    """D: as these modules are no wider than the sketch, the two passes find all of it."""
+    return mean
+
+
 DEFINITIONS: dict[str, Definition] = {
     "fedavg": mean_of_models,
     "fedprox": mean_of_models,
     "group_median": mean_of_models,  # of one group; the vote: tests/unit/strategies
     "group_trimmed_mean": mean_of_models,
+    "ffa_lora": frozen_a,
+    "rolora": in_turn,
+    "tangent": of_products(projected),
+    "two_pass": of_products(itself),
     "fedavgm": server_momentum,
     "fedadagrad": adaptive(lambda v, d, o: v + d * d),
     "fedyogi": adaptive(lambda v, d, o: v - (1 - o.beta2) * d * d * sign(v - d * d)),
@@ -115,9 +185,11 @@ FLOATS = st.floats(-4.0, 4.0, width=32, allow_subnormal=False)
 
 @st.composite
 def cases(draw: st.DrawFn, rounds: int = 3, most_sites: int = 4) -> Case:
-    """Layouts of one to three tensors, scalars and empty dimensions included."""
+    """Layouts of one to three dense tensors, scalars and empty dimensions included, and two factors."""
     shapes = draw(st.lists(st.lists(st.integers(0, 3), max_size=2).map(tuple), min_size=1, max_size=3))
-    layout = Layout(tensors=tuple(TensorSpec(name=f"t{i}", shape=shape) for i, shape in enumerate(shapes)))
+    dense = (TensorSpec(name=f"t{i}", shape=shape) for i, shape in enumerate(shapes))
+    sizes = (draw(st.integers(1, most)) for most in (2, 3, 4))
+    layout = Layout(tensors=(*dense, *factors(*sizes)))
 
     def packed() -> Packed:
         values = draw(st.lists(FLOATS, min_size=layout.size, max_size=layout.size))
@@ -128,6 +200,14 @@ def cases(draw: st.DrawFn, rounds: int = 3, most_sites: int = 4) -> Case:
         return tuple((draw(st.integers(1, 500)), packed()) for _ in range(count))
 
     return Case(layout, packed(), tuple(sites() for _ in range(draw(st.integers(1, rounds)))))
+
+
+def factors(rank: int, d_out: int, d_in: int) -> tuple[TensorSpec, TensorSpec]:
+    """A and B of one module."""
+    return (
+        TensorSpec(name=A, shape=(rank, d_in), role="lora_a", module="m", scaling=SCALING),
+        TensorSpec(name=B, shape=(d_out, rank), role="lora_b", module="m", scaling=SCALING),
+    )
 
 
 def made(name: str, layout: Layout) -> SumStrategy:
@@ -156,15 +236,53 @@ def folded(strategy: SumStrategy, state: ServerState, sites: Any) -> ServerState
     return state
 
 
+def require_equal(strategy: SumStrategy, found: Packed, expected: Tensors) -> None:
+    """Tensor by tensor, and of a method over products the products."""
+    tensors = found.tensors()
+    if isinstance(strategy, ProductStrategy):
+        tensors, expected = products_of(wide(found)), products_of(expected)
+    for tensor, value in tensors.items():
+        # one rounding to float32; sums of another order; √ near 0 enlarges what is left of both
+        np.testing.assert_allclose(value, expected[tensor], rtol=2e-6, atol=1e-5 if tensor == "m" else 2e-6)
+
+
+def require_same(strategy: SumStrategy, one: Packed, two: Packed) -> None:
+    """Equal but for rounding."""
+    if isinstance(strategy, ProductStrategy):
+        np.testing.assert_allclose(strategy.difference(one, two), 0.0, atol=2e-6)
+    else:
+        np.testing.assert_allclose(one.vector, two.vector, rtol=1e-6, atol=1e-6)
+
+
+def products_of(tensors: Tensors) -> Tensors:
+    """The product in place of its factors."""
+    rest = {name: array for name, array in tensors.items() if name not in (A, B)}
+    return {**rest, "m": SCALING * tensors[B] @ tensors[A]}
+
+
 def wide(packed: Packed) -> Tensors:
     """Tensors by name, float64."""
     return {name: array.astype(np.float64) for name, array in packed.tensors().items()}
 
 
 def small() -> tuple[Layout, Packed]:
-    """A layout of two tensors and an adapter."""
-    layout = Layout(tensors=(TensorSpec(name="a", shape=(2, 3)), TensorSpec(name="b", shape=(2,))))
-    return layout, Packed(layout, np.linspace(-1, 1, 8, dtype=np.float32))
+    """A layout of two dense tensors and two factors, and an adapter."""
+    layout = Layout(
+        tensors=(
+            TensorSpec(name="a", shape=(2, 3)),
+            TensorSpec(name="b", shape=(2,)),
+            *factors(1, 2, 3),
+        )
+    )
+    return layout, Packed(layout, np.linspace(-1, 1, layout.size, dtype=np.float32))
+
+
+def at_the_last_stage(strategy: SumStrategy, adapter: Packed) -> tuple[ServerState, int]:
+    """The state before the last stage of round 1, where no site had moved before."""
+    state = strategy.begin(adapter)
+    for stage in range(strategy.stages - 1):
+        state = strategy.fold(state, zeros(strategy.statistics_layout(stage), np.float64), 1.0, stage)
+    return state, strategy.stages - 1
 
 
 @EVERY
@@ -185,9 +303,7 @@ def test_folding_sums_is_the_definition(name: str, case: Case) -> None:
     for sites in case.rounds:
         state = folded(strategy, state, sites)
         x, moments = DEFINITIONS[name](options, x, [(w, wide(y)) for w, y in sites], moments)
-        for tensor, value in state.adapter.tensors().items():
-            # one rounding to float32; sums of another order; √ near 0 enlarges what is left of both
-            np.testing.assert_allclose(value, x[tensor], rtol=2e-6, atol=2e-6)
+        require_equal(strategy, state.adapter, x)
         x = wide(state.adapter)  # rounding does not pile up in the comparison
     assert state.round == len(case.rounds)
     assert state.adapter.vector.dtype == np.float32
@@ -201,8 +317,8 @@ def test_order_of_sites_does_not_matter(name: str, case: Case, data: st.DataObje
     strategy = made(name, case.layout)
     state = strategy.begin(case.adapter)
     other = data.draw(st.permutations(case.rounds[0]))
-    one, two = (folded(strategy, state, sites).adapter.vector for sites in (case.rounds[0], other))
-    np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6)
+    one, two = (folded(strategy, state, sites).adapter for sites in (case.rounds[0], other))
+    require_same(strategy, one, two)
 
 
 @EVERY
@@ -214,8 +330,8 @@ def test_a_site_in_two_halves_is_the_site(name: str, case: Case) -> None:
     state = strategy.begin(case.adapter)
     (weight, after), *others = case.rounds[0]
     halves = [(weight / 2, after), *others, (weight / 2, after)]
-    one, two = (folded(strategy, state, sites).adapter.vector for sites in (case.rounds[0], halves))
-    np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6)
+    one, two = (folded(strategy, state, sites).adapter for sites in (case.rounds[0], halves))
+    require_same(strategy, one, two)
 
 
 @pytest.mark.parametrize("name", MEANS)
@@ -264,10 +380,13 @@ def test_what_is_not_finite_is_refused_by_name(name: str, value: float) -> None:
     strategy = made(name, layout)
     broken = adapter.vector.copy()
     broken[7] = value
+    state, stage = at_the_last_stage(strategy, adapter)
+    total = zeros(strategy.statistics_layout(stage), np.float64)
+    total["b"][1] = value
     with pytest.raises(PeerError, match="'b'"):
         strategy.contribute(adapter, LocalUpdate(adapter, adapter.with_vector(broken)), SiteMemory(), 1, 0)
     with pytest.raises(PeerError, match="'b'"):
-        strategy.fold(strategy.begin(adapter), adapter.with_vector(broken.astype(np.float64)), 1.0, 0)
+        strategy.fold(state, total, 1.0, stage)
 
 
 @EVERY
@@ -275,9 +394,10 @@ def test_foreign_layouts_and_shapes_are_refused(name: str) -> None:
     """Another name, another order and another length: each is refused."""
     layout, adapter = small()
     strategy = made(name, layout)
-    renamed = Layout(tensors=(TensorSpec(name="a", shape=(2, 3)), TensorSpec(name="c", shape=(2,))))
+    first, second, *rest = layout.tensors
+    renamed = Layout(tensors=(first, TensorSpec(name="c", shape=(2,)), *rest))
     swapped = Layout(tensors=layout.tensors[::-1])
-    transposed = Layout(tensors=(TensorSpec(name="a", shape=(3, 2)), TensorSpec(name="b", shape=(2,))))
+    transposed = Layout(tensors=(TensorSpec(name="a", shape=(3, 2)), second, *rest))
     longer = Layout(tensors=(*layout.tensors, TensorSpec(name="c")))
     for foreign in (renamed, swapped, transposed, longer):
         other = zeros(foreign, np.float32)
@@ -296,7 +416,7 @@ def test_a_weight_that_is_no_weight_is_refused(name: str, weight: float) -> None
     layout, adapter = small()
     strategy = made(name, layout)
     with pytest.raises(PeerError, match="weight"):
-        strategy.fold(strategy.begin(adapter), zeros(layout, np.float64), weight, 0)
+        strategy.fold(strategy.begin(adapter), zeros(strategy.statistics_layout(0), np.float64), weight, 0)
 
 
 @EVERY
@@ -304,10 +424,12 @@ def test_a_step_beyond_float32_is_refused(name: str) -> None:
     """A mean update that float32 or the moments cannot hold ends in an error, never in infinity."""
     layout, adapter = small()
     strategy = made(name, layout)
-    total = zeros(layout, np.float64)
-    total.vector[0] = 1e300
+    state, stage = at_the_last_stage(strategy, adapter)
+    total = zeros(strategy.statistics_layout(stage), np.float64)
+    for value in total.tensors().values():
+        value[...] = 1e300
     with pytest.raises(PeerError, match="not finite"):
-        strategy.fold(strategy.begin(adapter), total, 1.0, 0)
+        strategy.fold(state, total, 1.0, stage)
 
 
 @EVERY
