@@ -41,6 +41,7 @@ class Site:
         training_cells: How counts of the rows that it trains on leave; as they are in a simulation alone.
         validation_cells: The same of those that it held back.
         read: Digest of the rows as they were read; empty where nobody would go on from anything.
+        rank: At which it trains; None: the plan's.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Site:
     training_cells: Cells = EXACT
     validation_cells: Cells = EXACT
     read: str = ""
+    rank: int | None = None
 
     @property
     def rows(self) -> str:

@@ -21,6 +21,8 @@ from wardround.core.errors import TrainingError
 from wardround.core.messages import SPENT, Request
 from wardround.core.metrics import METRICS
 from wardround.core.packed import Adapter, Array, Counters, zeros
+from wardround.core.ranks import AtRank, at_rank, beside
+from wardround.core.seeds import Purpose, generator
 from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.sums.contract import TRAINING, Lanes
 from wardround.strategies.contract import Broadcast, LocalUpdate, PersonalStrategy, SiteMemory, adapter_at
@@ -115,9 +117,9 @@ def train(
         BudgetError: The site's ledger does not allow this round.
         ConfigError: A parameter trains that has no gradient of single examples; nothing is charged.
     """
-    adapter = adapter_at(site.strategy, broadcast, kept.memory)
+    start = at_sites_rank(adapter_at(site.strategy, broadcast, kept.memory), site, request.round)
     privacy, checkpoints = site.privacy, site.checkpoints
-    place = RoundPlace(request.round, broadcast.digest, site.rows, site.bench.layout)
+    place = RoundPlace(request.round, broadcast.digest, site.rows, start.trained.layout)
     resumed = None if checkpoints is None else checkpoints.load(place)
     rules = site.strategy.local_rules(broadcast, kept.memory, request.round)
     private: PrivateRound | None = None
@@ -137,7 +139,7 @@ def train(
     result = train_locally(
         site.bench,
         site.training,
-        adapter,
+        start.trained,
         site.plan.local,
         rules,
         round=request.round,
@@ -148,13 +150,22 @@ def train(
         private=private,
         resumed=resumed,
         checkpoints=None if checkpoints is None else checkpoints.of(place),
+        rest=start.rest,
     )
     if privacy is not None and privacy.simulation:
         local |= private_figures(result.private)
     return Trained(
-        broadcast.digest, adapter, result.adapter, figures_of(site, result), result.optimiser_state,
-        result.update, result.clip_norm,
+        broadcast.digest, beside(start.trained, start.rest), beside(result.adapter, start.rest),
+        figures_of(site, result), result.optimiser_state, result.update, result.clip_norm,
     )  # fmt: skip
+
+
+def at_sites_rank(adapter: Adapter, site: Site, round: int) -> AtRank:
+    """The adapter that a site loads, at the rank at which it trains."""
+    if site.rank is None:
+        return AtRank(adapter, None)
+    draw = generator(site.plan.seed, Purpose.DIRECTIONS, round=round, site=site.name)
+    return at_rank(adapter, site.rank, draw)
 
 
 def private_figures(steps: tuple[StepFigures, ...]) -> dict[str, float]:

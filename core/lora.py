@@ -171,27 +171,38 @@ def products(adapter: Adapter) -> Iterator[tuple[Pair, Factored]]:
 
 
 def difference(expected: Adapter, found: Adapter) -> float:
-    """‖found − expected‖ / ‖expected‖ over all products and dense tensors; ranks may differ.
+    """`distance` as a share of ‖expected‖; where that is zero, the distance itself.
 
-    Where the expected one is zero, the norm of the difference itself.
+    Raises:
+        PeerError: As `distance`.
+    """
+    size = math.sqrt(
+        sum(found.norm() ** 2 for _, found in products(expected))
+        + sum(
+            float(np.sum(expected[spec.name].astype(np.float64) ** 2))
+            for spec in dense_specs(expected.layout)
+        )
+    )
+    return distance(expected, found) / (size or 1.0)
+
+
+def distance(one: Adapter, other: Adapter) -> float:
+    """‖other − one‖ over all products s · B A and dense tensors; ranks and scalings may differ.
 
     Raises:
         PeerError: The two have other modules or dense tensors.
     """
-    ours, theirs = pairs(expected.layout), pairs(found.layout)
+    ours, theirs = pairs(one.layout), pairs(other.layout)
     if [pair.module for pair in ours] != [pair.module for pair in theirs] or [
-        spec.name for spec in dense_specs(expected.layout)
-    ] != [spec.name for spec in dense_specs(found.layout)]:
+        spec.name for spec in dense_specs(one.layout)
+    ] != [spec.name for spec in dense_specs(other.layout)]:
         raise PeerError("two adapters are of other modules", found=len(theirs), expected=len(ours))
-    apart = size = 0.0
-    for own, other in zip(ours, theirs, strict=True):
-        apart += (product(found, other) - product(expected, own)).norm() ** 2
-        size += product(expected, own).norm() ** 2
-    for spec in dense_specs(expected.layout):
-        before = expected[spec.name].astype(np.float64)
-        apart += float(np.sum((found[spec.name].astype(np.float64) - before) ** 2))
-        size += float(np.sum(before**2))
-    return math.sqrt(apart / size) if size else math.sqrt(apart)
+    apart = 0.0
+    for own, its in zip(ours, theirs, strict=True):
+        apart += (product(other, its) - product(one, own)).norm() ** 2
+    for spec in dense_specs(one.layout):
+        apart += float(np.sum((other[spec.name].astype(np.float64) - one[spec.name].astype(np.float64)) ** 2))
+    return math.sqrt(apart)
 
 
 def orthonormal(columns: Array) -> Array:

@@ -30,6 +30,8 @@ class Purpose(StrEnum):
     AGGREGATOR = "aggregator"
     NOISE = "noise"
     """Privacy noise, only in a simulation, which then says "not private": a seed's owner can subtract it."""
+    DIRECTIONS = "directions"
+    """Directions that a site of a larger rank than the plan's begins with."""
     BATCH = "batch"
     """Which units a private batch holds, only in a simulation, which then says "not private"."""
     SHARE = "share"

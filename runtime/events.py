@@ -164,7 +164,8 @@ class Evaluated:
 class RoundFolded:
     """A round counts: its sum is folded and journalled.
 
-    `rounding` is the most by which quantisation alone moved a coordinate of the mean.
+    `rounding` is the most by which quantisation alone moved a coordinate of the mean; `discarded_energy` the
+    share of the products' squared norm that a method over products cut off to keep the global rank.
     """
 
     arm: str
@@ -177,6 +178,7 @@ class RoundFolded:
     wall_s: float
     adapter_digest: str
     rounding: float = 0.0
+    discarded_energy: float | None = None
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ class TensorBoardSink:
                 figures = {
                     "train_loss": event.train_loss, "update_norm": event.update_norm,
                     "bytes_up": event.bytes_up, "seconds": event.wall_s, "survivors": len(event.survivors),
+                    "discarded_energy": event.discarded_energy,
                 }  # fmt: skip
                 self._scalars(event.arm, event.round, "round", figures)
                 self._writer(event.arm).flush()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from wardround.core import lora
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Adapter
 from wardround.core.plan import TrainingPlan
+from wardround.strategies.adaptive_norm import product_strategy
+from wardround.strategies.contract import SumStrategy
 
 
 def require_initial(plan: TrainingPlan, initial: Adapter) -> None:
@@ -24,6 +27,8 @@ def require_initial(plan: TrainingPlan, initial: Adapter) -> None:
         )
 
 
-def norm_of_change(before: Adapter, after: Adapter) -> float:
-    """‖after − before‖₂ in float64."""
+def norm_of_change(strategy: SumStrategy, before: Adapter, after: Adapter) -> float:
+    """‖after − before‖₂ in float64; under a method over products of the products in place of the factors."""
+    if product_strategy(strategy) is not None:
+        return lora.distance(before, after)
     return float(np.linalg.norm(after.vector.astype(np.float64) - before.vector.astype(np.float64)))

@@ -52,7 +52,7 @@ from wardround.server.stage import Channel, Stage
 from wardround.server.stage_sums import BurntError, added, least_of, sums_of
 from wardround.server.transport import Transport
 from wardround.strategies.adaptive_norm import clip_norm_of
-from wardround.strategies.contract import GroupStrategy, ServerState, SumStrategy, combined
+from wardround.strategies.contract import DISCARDED, GroupStrategy, ServerState, SumStrategy, combined
 
 
 @dataclass(frozen=True)
@@ -221,11 +221,12 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
                     tuple(folded.survivors),
                     tuple(sorted(set(cohort) - set(folded.survivors))),
                     train_loss(folded.counters),
-                    norm_of_change(before.adapter, at.state.adapter),
+                    norm_of_change(run.strategy, before.adapter, at.state.adapter),
                     folded.bytes_up,
                     time.perf_counter() - round_started,
                     at.state.adapter.digest,
                     folded.rounding,
+                    at.state.figures.get(DISCARDED),
                 )
             )
         keep(run, at)

@@ -106,7 +106,8 @@ def event_message(record: Mapping[str, Any]) -> Any:
             names = _names(record.get("cohort"))
         case "RoundFolded":
             names = _names(record.get("survivors"))
-            message.metrics.update(_figures({n: record.get(n) for n in ("train_loss", "update_norm")}))
+            shown = ("train_loss", "update_norm", "discarded_energy")
+            message.metrics.update(_figures({name: record.get(name) for name in shown}))
     message.sites.extend(names)
     return message
 

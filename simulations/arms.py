@@ -11,8 +11,9 @@ to a run is simulated by one that fails.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
@@ -22,7 +23,7 @@ from wardround.client.flower_app import client_app
 from wardround.client.fold_check import FoldCheck
 from wardround.client.memory import SiteStore
 from wardround.client.site import Site
-from wardround.core.errors import ConfigError
+from wardround.core.errors import ConfigError, unknown_name
 from wardround.core.packed import Adapter
 from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan, cohort_size
 from wardround.core.seeds import Purpose, generator
@@ -38,10 +39,10 @@ from wardround.simulations.config import BoundOptimiser
 from wardround.simulations.consortium import Consortium
 from wardround.simulations.flower_engine import simulate
 from wardround.simulations.privacy import simulated_privacy
-from wardround.strategies.contract import ServerState
+from wardround.strategies.contract import ServerState, SumStrategy
 from wardround.training.alone import rounds_alone, work_alone
 from wardround.training.batches import plan_batches
-from wardround.training.plan_strategy import bind_strategy
+from wardround.training.plan_strategy import bind_strategy, check_rank
 from wardround.training.planning import PrivateBounds, bounds_of
 from wardround.training.site_rows import SiteRows, bounded_site
 from wardround.training.tasks import TASKS
@@ -205,6 +206,26 @@ def _alone(plan: TrainingPlan) -> TrainingPlan:
     )
 
 
+def ranks_of(arm: Arm, ranks: Sequence[int] | Mapping[str, int], strategy: SumStrategy) -> dict[str, int]:
+    """Site → its own rank, of those sites that have one; a site alone trains at the plan's.
+
+    Raises:
+        ConfigError: A site that there is not, or as `check_rank`.
+    """
+    if len(arm.sites) == 1:
+        return {}
+    if isinstance(ranks, Mapping):
+        for name in ranks:
+            if name not in arm.sites:
+                raise unknown_name("site in simulation.ranks", name, arm.sites)
+        own = dict(ranks)
+    else:
+        own = dict(zip(sorted(arm.sites), cycle(ranks), strict=False))
+    for rank in sorted(set(own.values())):
+        check_rank(arm.plan, strategy, rank)
+    return own
+
+
 def run_arms(
     arms: Sequence[Arm],
     bench: Workbench,
@@ -217,6 +238,7 @@ def run_arms(
     policy: SecurePolicy,
     each: Callable[[Arm, Train], T],
     privacy_cap: float | None = None,
+    ranks: Sequence[int] | Mapping[str, int] = (),
 ) -> list[T]:
     """Run arms one after another on Flower's engine, in this process.
 
@@ -231,6 +253,7 @@ def run_arms(
         policy: What every site demands of secure aggregation.
         each: Called with an arm and the function that trains it; what it returns is collected.
         privacy_cap: ε that every site grants its patients; None: what the plan asks for.
+        ranks: Sites' own ranks, in turn or by name; none: the plan's.
 
     Raises:
         ConfigError: Two arms, or two sites of one, have the same name: they would share folder and run id.
@@ -242,6 +265,7 @@ def run_arms(
     consortia = {arm.name: Consortium.of(arm.sites, policy_of(arm, policy)) for arm in arms}
     strategies = {arm.name: bind_strategy(arm.plan, allow_dotted=True) for arm in arms}
     arms = [bounded(arm) for arm in arms]
+    own_ranks = {arm.name: ranks_of(arm, ranks, strategies[arm.name]) for arm in arms}
     sites = {
         (run_of(run_id, arm), name): Site(
             name,
@@ -257,6 +281,7 @@ def run_arms(
             consortia[arm.name].grouped(name, arm.plan, run_of(run_id, arm), strategies[arm.name]),
             simulated_privacy(arm.plan, name, rows.units, folder_of(arm.name) / "sites" / name, privacy_cap),
             figures=None,
+            rank=own_ranks[arm.name].get(name),
         )
         for arm in arms
         for name, rows in arm.sites.items()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError
 
 from wardround.core.checked import Frozen, invalid, known_keys
 from wardround.training.plan_config import PlanConfig
+
+Rank: TypeAlias = Annotated[int, Field(ge=1)]
 
 
 class PartitionConfig(Frozen):
@@ -47,10 +49,13 @@ class BoundsConfig(Frozen):
 
 
 class SimulationConfig(Frozen):
-    """How the simulation is executed; changes nothing of its result but where a budget runs dry."""
+    """How the simulation is executed, and what is special at its sites."""
 
     lanes: int = Field(default=8, gt=0)
-    """Flower nodes over which messages are delivered."""
+    """Flower nodes over which messages are delivered; changes nothing of the result."""
+    ranks: tuple[Rank, ...] | dict[str, Rank] = ()
+    """Sites' own LoRA ranks: one after another by name, again from the first, or by site; others have the
+    plan's."""
     privacy_cap: float | None = Field(default=None, gt=0)
     """ε that every simulated site grants its patients in its ledger; None: what the plan asks for."""
 

@@ -108,6 +108,7 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
         lanes=config.simulation.lanes,
         policy=config.secure.policy,
         privacy_cap=config.simulation.privacy_cap,
+        ranks=config.simulation.ranks,
         each=lambda arm, train: train_and_score(arm, train, scorer, config.evaluation.every),
     )
     results = {result.arm.name: result for result in ended}

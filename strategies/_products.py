@@ -19,12 +19,8 @@ from wardround.core.errors import ConfigError, PeerError
 from wardround.core.lora import Factored, Pair
 from wardround.core.packed import Adapter, Array, Layout, Packed, pack, require_finite
 from wardround.strategies._mean_update import AdapterBroadcast
-from wardround.strategies.contract import Broadcast
 
 O = TypeVar("O", bound=BaseModel)  # noqa: E741 - O for options, as T for type
-
-DISCARDED = "discarded_energy"
-"""Figure of a fold: share of the squared norm of all products that truncation to the global rank cut off."""
 
 
 def require_pairs(layout: Layout, strategy: str) -> tuple[Pair, ...]:
@@ -113,7 +109,7 @@ class ProductBroadcast(AdapterBroadcast[O], Generic[O]):
         self.pairs = require_pairs(layout, self.name)
         self.dense = lora.dense_specs(layout)
 
-    def difference(self, expected: Broadcast, found: Broadcast) -> float:
+    def difference(self, expected: Adapter, found: Adapter) -> float:
         """Of the products, the dense tensors, and of Bᵀ B and A Aᵀ, which say how B and A share a product."""
         apart = lora.difference(expected, found)
         for pair in self.pairs:

@@ -35,6 +35,7 @@ from wardround.strategies.contract import (
     Broadcast,
     LocalRules,
     LocalUpdate,
+    ProductStrategy,
     ServerState,
     SiteMemory,
     SumStrategy,
@@ -52,6 +53,12 @@ _SCALAR: Final = Layout(tensors=(TensorSpec(name=NORM),))
 def clip_norm_of(state: ServerState) -> float | None:
     """C of the round after this state; None where the server does not move it."""
     return float(state.slots[NORM].vector[0]) if NORM in state.slots else None
+
+
+def product_strategy(strategy: SumStrategy) -> ProductStrategy | None:
+    """The strategy over products that this one is, or is made around; None where there is none."""
+    own = strategy.inner if isinstance(strategy, AdaptiveNorm) else strategy
+    return own if isinstance(own, ProductStrategy) else None
 
 
 @final

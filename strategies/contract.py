@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -38,6 +38,9 @@ class ServerState:
     slots: dict[str, Packed] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict, compare=False)
 
+
+DISCARDED: Final = "discarded_energy"
+"""Figure of a fold: share of the squared norm of all products that truncation to the global rank cut off."""
 
 Broadcast = Packed
 """What the server sends to everybody; in stage 0 of most methods the adapter itself."""
@@ -183,8 +186,8 @@ class ProductStrategy(SumStrategy, Protocol):
     So its statistics are not linear in after − before, and two servers' factors of one state may differ.
     """
 
-    def difference(self, expected: Broadcast, found: Broadcast) -> float:
-        """How far a broadcast of stage 0 is from another, relatively.
+    def difference(self, expected: Adapter, found: Adapter) -> float:
+        """How far a global adapter is from another, relatively.
 
         Of the products, and of whatever else of the factors decides how a site trains from them.
         """

@@ -39,7 +39,6 @@ from wardround.core.lora import Factored, Pair
 from wardround.core.packed import Adapter, Array, Layout, Packed, Statistics, TensorSpec, pack, require_finite
 from wardround.strategies._mean_update import mean_update, require_first
 from wardround.strategies._products import (
-    DISCARDED,
     ProductBroadcast,
     dense_part,
     is_zero,
@@ -50,6 +49,7 @@ from wardround.strategies._products import (
 )
 from wardround.strategies._server_optimisers import M, Momentum, NoOptimiser, server_step
 from wardround.strategies.contract import (
+    DISCARDED,
     Broadcast,
     LocalRules,
     LocalUpdate,

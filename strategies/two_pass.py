@@ -30,7 +30,6 @@ from wardround.core.lora import Factored, Pair
 from wardround.core.packed import Array, Layout, Packed, Statistics, TensorSpec, pack
 from wardround.strategies._mean_update import mean_update, require_layout
 from wardround.strategies._products import (
-    DISCARDED,
     ProductBroadcast,
     dense_part,
     is_zero,
@@ -40,6 +39,7 @@ from wardround.strategies._products import (
     unit_of,
 )
 from wardround.strategies.contract import (
+    DISCARDED,
     Broadcast,
     LocalRules,
     LocalUpdate,

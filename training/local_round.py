@@ -82,6 +82,7 @@ def train_locally(
     private: PrivateRound | None = None,
     resumed: Checkpoint | None = None,
     checkpoints: Checkpoints | None = None,
+    rest: Adapter | None = None,
 ) -> LocalResult:
     """Train one local round from `before`; equal inputs give equal bits at equal thread counts on a CPU.
 
@@ -104,6 +105,7 @@ def train_locally(
         resumed: Where an earlier process left this very round; all else is as that one had it. What it gives
             then are the bits of the undisturbed round, of a private one those of fresh draws.
         checkpoints: Where to leave it, from time to time; None where nobody would go on.
+        rest: Directions that stand frozen beside the adapter, at a site of a smaller rank.
 
     Raises:
         TrainingError: `no_rows`, `nothing_trains`, or `non_finite_loss` before the step that it would spoil.
@@ -115,7 +117,7 @@ def train_locally(
             found=f"{len(encoded)} rows, none of them with a target",
             remedy="leave the site out, or look at what the column mapping and max_length leave of its rows",
         )  # fmt: skip
-    bench.load_adapter(before if resumed is None else resumed.adapter)
+    bench.load_adapter(before if resumed is None else resumed.adapter, rest)
     dropout_seed = seed_for(seed_root, Purpose.DROPOUT, round=round, site=site)
     losses = [] if resumed is None else resumed.losses.tolist()
     targets = 0 if resumed is None else resumed.targets

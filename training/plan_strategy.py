@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from wardround.core.errors import ConfigError
+from wardround.core.lora import pairs
 from wardround.core.packed import Layout
 from wardround.core.plan import StrategySpec, TrainingPlan
 from wardround.privacy.accounting.of_plan import joint_length
-from wardround.strategies.adaptive_norm import AdaptiveNorm
+from wardround.strategies.adaptive_norm import AdaptiveNorm, product_strategy
 from wardround.strategies.contract import GroupStrategy, SumStrategy
 from wardround.training.settings import choose_strategy
 
@@ -38,6 +39,31 @@ def check_noise_of_sums(strategy: SumStrategy) -> None:
             "the plan adds noise to one sum a round, and its strategy has several",
             found=f"strategy {type(strategy).__name__}", expected="one sum over all sites",
             remedy="set privacy.noise to local, or take a strategy such as fedavg",
+        )  # fmt: skip
+
+
+def check_rank(plan: TrainingPlan, strategy: SumStrategy, rank: int) -> None:
+    """Refuse a rank of a site's own that the plan's strategy, adapter or privacy cannot take.
+
+    Raises:
+        ConfigError: Larger than the plan's under a strategy that averages factors; an adapter without
+            factors; distributed noise, where what is clipped and sent is one gradient.
+    """
+    of_plan = max((pair.rank for pair in pairs(plan.adapter.layout)), default=0)
+    if rank == of_plan:
+        return
+    if not of_plan:
+        raise ConfigError("this site has a rank of its own, and the plan's adapter has none", found=rank)
+    if plan.privacy is not None and plan.privacy.noise == "distributed":
+        raise ConfigError(
+            "distributed noise protects one gradient of the plan's own rank", found=rank, expected=of_plan,
+            remedy="leave this site's rank out",
+        )  # fmt: skip
+    if rank > of_plan and product_strategy(strategy) is None:
+        raise ConfigError(
+            f"strategy {plan.strategy.name!r} averages factors, and can take no rank above the plan's",
+            found=f"rank {rank} of this site", expected=f"at most {of_plan}",
+            remedy="lower this site's rank, or take strategy=tangent, which adds products",
         )  # fmt: skip
 
 

@@ -48,6 +48,8 @@ class Workbench:
     machine: Machine
     device: torch.device
     fit: Fit = field(default_factory=Fit, compare=False, repr=False)
+    _loaded: list[Layout] = field(default_factory=list, compare=False, repr=False)
+    """Layout of the adapter that was loaded last, where it has another rank than `layout`."""
 
     @property
     def tokenizer(self) -> Any:
@@ -58,17 +60,18 @@ class Workbench:
         """The adapter as the seed tree made it, whatever has been loaded since."""
         return self.fresh
 
-    def load_adapter(self, adapter: Adapter) -> None:
-        """Copy an adapter into the model.
+    def load_adapter(self, adapter: Adapter, rest: Adapter | None = None) -> None:
+        """Copy an adapter into the model, which takes its rank, with frozen directions beside it or without.
 
         Raises:
-            PeerError: It has another layout.
+            PeerError: It is of other modules.
         """
-        self.method.write(self.model, adapter)
+        self.method.write(self.model, adapter, rest)
+        self._loaded[:] = [] if adapter.layout.digest == self.layout.digest else [adapter.layout]
 
     def read_adapter(self) -> Adapter:
-        """Copy the adapter out of the model, float32."""
-        return self.method.read(self.model, self.layout)
+        """Copy the adapter out of the model, at the rank at which it was loaded, float32."""
+        return self.method.read(self.model, self._loaded[0] if self._loaded else self.layout)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The adapter's tensors by their names in the layout, in the model's own order."""

@@ -26,10 +26,16 @@ from wardround.privacy.sums.opened import opened, statistics_of
 from wardround.strategies import STRATEGIES
 from wardround.strategies.contract import ServerState, SumStrategy
 
-LAYOUT = Layout(tensors=(TensorSpec(name="a", shape=(8,)),))
-INITIAL = Packed(LAYOUT, np.linspace(-1, 1, 8, dtype=np.float32))
+LAYOUT = Layout(
+    tensors=(
+        TensorSpec(name="a", shape=(8,)),
+        TensorSpec(name="m.lora_A", shape=(2, 5), role="lora_a", module="m"),
+        TensorSpec(name="m.lora_B", shape=(4, 2), role="lora_b", module="m"),
+    )
+)
+INITIAL = Packed(LAYOUT, np.linspace(-1, 1, LAYOUT.size, dtype=np.float32))
 SITES = ("a", "b", "c", "d", "e")
-EVERY = pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedavgm", "fedadam"])
+EVERY = pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedavgm", "fedadam", "rolora", "tangent"])
 
 
 @dataclass
@@ -60,16 +66,16 @@ class Server(Broadcasting):
 
     def total(self) -> Sum:
         """The sum of a round's contributions."""
-        scale = scale_of(self.plan.encoding, 5)
+        scale, size = scale_of(self.plan.encoding, 5), self.strategy.statistics_layout(0).size
         rngs = [np.random.default_rng([self.round, index]) for index in range(5)]
-        parts = [quantise(rng.uniform(-0.4, 0.4, 8), 3, scale, rng).integers for rng in rngs]
+        parts = [quantise(rng.uniform(-0.4, 0.4, size), 3, scale, rng).integers for rng in rngs]
         total: Any = sum(centred(part, 16) for part in parts)
         return Sum(total, np.array([15, 0, 0]), SITES, ())
 
     def fold(self) -> None:
         """One round."""
         total, round = self.total(), self.round
-        statistics, _ = statistics_of(total, LAYOUT, self.plan.encoding, cohort=5)
+        statistics, _ = statistics_of(total, self.strategy.statistics_layout(0), self.plan.encoding, cohort=5)
         self.state = self.strategy.fold(self.state, statistics, 15.0, 0)
         self.opened = (opened(total, round=round, stage=0, cohort=5, bits=16),)
 

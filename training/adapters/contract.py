@@ -46,8 +46,18 @@ class AdapterMethod(Protocol):
     def read(self, model: PeftModel, layout: Layout) -> Adapter:
         """Copy the adapter out, float32."""
 
-    def write(self, model: PeftModel, adapter: Adapter) -> None:
-        """Copy the adapter in."""
+    def write(self, model: PeftModel, adapter: Adapter, rest: Adapter | None = None) -> None:
+        """Copy the adapter in.
+
+        Args:
+            model: Takes the adapter's rank, where the method has ranks.
+            adapter: Of the model's modules.
+            rest: Directions of the same modules that stand frozen beside it; None: none do.
+
+        Raises:
+            PeerError: It does not fit the model.
+            ConfigError: The method has one rank, and another was asked for.
+        """
 
     def save(self, model: PeftModel, folder: Path, base_name: str, base: BaseModelSpec | None = None) -> None:
         """PEFT's own format: `adapter_model.safetensors` and `adapter_config.json`.

@@ -35,6 +35,7 @@ from wardround.training.adapters._normalised_head import (
     head_input,
     normalise_head,
 )
+from wardround.training.adapters._rank import is_rest, take_rank
 from wardround.training.adapters._remembered_features import remember_features
 from wardround.training.adapters._saved import base_note, require_base, saved_config, saved_tensors
 from wardround.training.adapters._targets import candidates, check_targets
@@ -185,7 +186,7 @@ class Lora:
         names = {
             id(tensor): name
             for name, tensor in sorted(saved.items(), key=lambda item: -len(item[0]))
-            if isinstance(tensor, nn.Parameter) and ".original_module." not in name
+            if isinstance(tensor, nn.Parameter) and not (".original_module." in name or is_rest(name))
         }
         trainable = [parameter for parameter in model.parameters() if id(parameter) in names]
         stray = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in names]
@@ -213,14 +214,16 @@ class Lora:
         tensors = {name: p.detach().cpu().numpy() for name, p in self.parameters(model).items()}
         return pack(layout, tensors, np.float32)
 
-    def write(self, model: PeftModel, adapter: Adapter) -> None:
-        """Copy the adapter in.
+    def write(self, model: PeftModel, adapter: Adapter, rest: Adapter | None = None) -> None:
+        """Copy the adapter in, and frozen directions beside it; the model's factors take the adapter's rank.
 
         Raises:
-            PeerError: Another layout than the model's, or not float32; nothing was changed.
+            PeerError: Other modules than the model's, or not float32; nothing was changed.
         """
         parameters = self.parameters(model)
         layout = self._layout(model, parameters)
+        if take_rank(model, ADAPTER_NAME, layout, adapter.layout, rest):
+            parameters, layout = self.parameters(model), self.layout(model)
         if adapter.layout.digest != layout.digest or adapter.vector.dtype != np.float32:
             raise PeerError(
                 "the adapter does not fit the model that it is loaded into",

@@ -1,0 +1,101 @@
+"""An adapter at another rank than the plan's: what a site of its own rank trains, and what of it counts.
+
+A site of a smaller rank trains the first directions of each module (after a fold over products those of the
+largest singular values) while the rest stands frozen beside them; one of a larger rank trains further
+directions that begin as LoRA does, with nothing in B. The scaling s stays the plan's, so that a learning rate
+means the same at every rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wardround.core.lora import pairs
+from wardround.core.packed import Adapter, Array, Layout, pack
+
+
+@dataclass(frozen=True)
+class AtRank:
+    """The global adapter as a site of its own rank loads it.
+
+    Attributes:
+        trained: What the site trains: its first directions, or all and further ones.
+        rest: The directions that stand frozen beside them, in layout of the same modules; None where none do.
+    """
+
+    trained: Adapter
+    rest: Adapter | None
+
+
+def layout_at(layout: Layout, rank: int, *, beyond: bool = True) -> Layout:
+    """The layout with every module at a rank; never above its own where nothing goes beyond.
+
+    Dense tensors stay as they are.
+    """
+    specs = []
+    for spec in layout.tensors:
+        if spec.role in ("lora_a", "lora_b"):
+            axis = 0 if spec.role == "lora_a" else 1
+            shape = list(spec.shape)
+            shape[axis] = rank if beyond else min(rank, shape[axis])
+            specs.append(spec.model_copy(update={"shape": tuple(shape)}))
+        else:
+            specs.append(spec)
+    return Layout(tensors=tuple(specs))
+
+
+def at_rank(adapter: Adapter, rank: int, draw: np.random.Generator) -> AtRank:
+    """The adapter for a site of a rank.
+
+    Args:
+        adapter: The global one.
+        rank: The site's, at least 1.
+        draw: For A of directions beyond the adapter's own: uniform within ±1/√d_in, as LoRA's usual start
+            (Hu et al. 2021; Kaiming's of a = √5 in PEFT).
+    """
+    trained: dict[str, Array] = {}
+    rest: dict[str, Array] = {}
+    for pair in pairs(adapter.layout):
+        a, b = adapter[pair.a.name], adapter[pair.b.name]
+        more = max(0, rank - pair.rank)
+        if more:
+            width = 1 / np.sqrt(pair.d_in)
+            fresh = draw.uniform(-width, width, (more, pair.d_in)).astype(a.dtype)
+            a, b = np.vstack([a, fresh]), np.hstack([b, np.zeros((pair.d_out, more), b.dtype)])
+        trained |= {pair.a.name: a[:rank], pair.b.name: b[:, :rank]}
+        rest |= {pair.a.name: a[rank:], pair.b.name: b[:, rank:]}
+    dense = {
+        spec.name: adapter[spec.name]
+        for spec in adapter.layout.tensors
+        if spec.role not in ("lora_a", "lora_b")
+    }
+    dtype = adapter.vector.dtype
+    own = pack(_of_shapes(adapter.layout, trained), trained | dense, dtype)
+    if not any(array.size for array in rest.values()):
+        return AtRank(own, None)
+    factors = Layout(tensors=tuple(spec for spec in adapter.layout.tensors if spec.name in rest))
+    return AtRank(own, pack(_of_shapes(factors, rest), rest, dtype))
+
+
+def beside(trained: Adapter, rest: Adapter | None) -> Adapter:
+    """The whole adapter again: the trained directions, and those that stood frozen beside them."""
+    if rest is None:
+        return trained
+    joined: dict[str, Array] = dict(trained.tensors())
+    for pair in pairs(rest.layout):
+        a, b = pair.a.name, pair.b.name
+        joined[a] = np.vstack([joined[a], rest[a]])
+        joined[b] = np.hstack([joined[b], rest[b]])
+    return pack(_of_shapes(trained.layout, joined), joined, trained.vector.dtype)
+
+
+def _of_shapes(layout: Layout, tensors: dict[str, Array]) -> Layout:
+    """The layout with the shapes that its tensors have."""
+    return Layout(
+        tensors=tuple(
+            spec.model_copy(update={"shape": tensors[spec.name].shape}) if spec.name in tensors else spec
+            for spec in layout.tensors
+        )
+    )

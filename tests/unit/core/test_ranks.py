@@ -1,0 +1,62 @@
+"""An adapter at a site's own rank, and whole again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wardround.core.lora import difference, pairs
+from wardround.core.packed import Layout, Packed, TensorSpec
+from wardround.core.ranks import at_rank, beside, layout_at
+
+LAYOUT = Layout(
+    tensors=(
+        TensorSpec(name="head", shape=(3,)),
+        TensorSpec(name="m.lora_A", shape=(4, 7), role="lora_a", module="m", scaling=2.0),
+        TensorSpec(name="m.lora_B", shape=(5, 4), role="lora_b", module="m", scaling=2.0),
+    )
+)
+ADAPTER = Packed(LAYOUT, np.random.default_rng(0).standard_normal(LAYOUT.size).astype(np.float32))
+
+
+@settings(deadline=None)
+@given(rank=st.integers(1, 9))
+def test_a_site_of_any_rank_begins_with_the_same_function(rank: int) -> None:
+    """Trained and frozen directions together are the global adapter's products; dense tensors ride along."""
+    found = at_rank(ADAPTER, rank, np.random.default_rng(1))
+    assert pairs(found.trained.layout)[0].rank == rank
+    assert (found.rest is None) == (rank >= 4)
+    whole = beside(found.trained, found.rest)
+    assert difference(ADAPTER, whole) < 1e-7
+    if rank <= 4:
+        assert whole.digest == ADAPTER.digest, "bit for bit, layout included"
+    assert found.trained.layout.digest == layout_at(LAYOUT, rank).digest
+    assert found.trained.vector.dtype == np.float32
+
+
+def test_further_directions_begin_as_lora_does_and_differ_between_sites() -> None:
+    """B is zero there, A uniform within 1/√d_in, from the site's own draw."""
+    one, two = (at_rank(ADAPTER, 30, np.random.default_rng(seed)).trained for seed in (1, 2))
+    assert not one["m.lora_B"][:, 4:].any()
+    fresh = one["m.lora_A"][4:]
+    assert 0.9 / np.sqrt(7) < np.abs(fresh).max() <= 1 / np.sqrt(7)
+    assert not np.allclose(fresh, two["m.lora_A"][4:])
+
+
+@pytest.mark.parametrize("rank", [1, 3, 4])
+def test_what_a_site_trained_is_put_back_in_its_place(rank: int) -> None:
+    """The first directions moved, the others did not."""
+    found = at_rank(ADAPTER, rank, np.random.default_rng(1))
+    after = beside(found.trained.with_vector(found.trained.vector + 1), found.rest)
+    np.testing.assert_array_equal(after["m.lora_A"][:rank], ADAPTER["m.lora_A"][:rank] + 1)
+    np.testing.assert_array_equal(after["m.lora_A"][rank:], ADAPTER["m.lora_A"][rank:])
+    np.testing.assert_array_equal(after["m.lora_B"][:, rank:], ADAPTER["m.lora_B"][:, rank:])
+    np.testing.assert_array_equal(after["head"], ADAPTER["head"] + 1)
+
+
+def test_a_layout_never_grows_where_it_may_not() -> None:
+    """`beyond=False` is the plan's rank at most."""
+    assert layout_at(LAYOUT, 9, beyond=False).digest == LAYOUT.digest
+    assert layout_at(LAYOUT, 2, beyond=False).digest == layout_at(LAYOUT, 2).digest
