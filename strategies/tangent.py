@@ -17,8 +17,8 @@ differs from the exact T_r(G + D) in third order of the updates where sites trai
 directions, in second order where they train more.
 
 Where B is zero there is no column space yet: A is frozen in such a round, all sites share it, and the message
-M₁ is exact. M₁ and M₂ are divided by s · max(‖A‖, ‖B‖) (spectral norms, which everybody knows): so their
-coordinates are about as large as an update's of B, which is what the plan's bound on coordinates is made for.
+M₁ is exact. M₁ and M₂ are divided by 2 s · max(‖A P‖₁, ‖Uᵀ B‖_∞) (largest sum of a column, and of a row, which
+everybody knows): where no coordinate of B or A moves by more than the plan's bound, hardly one of theirs does.
 
 Server momentum lives in the tangent space: m ← β m + X, the step is η m, and m is projected onto the next
 tangent space (vector transport by projection, Absil, Mahony and Sepulchre 2008, section 8.1.3). The adaptive
@@ -45,7 +45,6 @@ from wardround.strategies._products import (
     product_update,
     require_same_modules,
     stepped,
-    unit_of,
 )
 from wardround.strategies._server_optimisers import M, Momentum, NoOptimiser, server_step
 from wardround.strategies.contract import (
@@ -60,6 +59,8 @@ from wardround.strategies.contract import (
 
 COLUMNS: Final = ".tangent_columns"
 ROWS: Final = ".tangent_rows"
+HEADROOM: Final = 2.0
+"""M₁ has a part of either factor, B's as a rule the larger one; the ring's steps get coarser by as much."""
 
 
 class TangentOptions(Frozen):
@@ -99,7 +100,9 @@ class Basis:
 def basis_at(adapter: Adapter, pair: Pair) -> Basis:
     """The tangent space at an adapter's module."""
     b, a = adapter[pair.b.name].astype(np.float64), adapter[pair.a.name].astype(np.float64)
-    return Basis(lora.orthonormal(b), lora.orthonormal(a.T), unit_of(adapter, pair))
+    columns, rows = lora.orthonormal(b), lora.orthonormal(a.T)
+    reach = max(np.abs(a @ rows).sum(axis=0).max(), np.abs(columns.T @ b).sum(axis=1).max())
+    return Basis(columns, rows, HEADROOM * pair.scaling * float(reach or 1.0))
 
 
 @final

@@ -103,8 +103,9 @@ def in_turn(options: Any, x: Tensors, sites: list[tuple[float, Tensors]], moment
 
 
 def span(columns: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The projector on what the columns span."""
-    u, values, _ = np.linalg.svd(columns, full_matrices=False)
+    """The projector on what the columns span, however short one is."""
+    lengths = np.linalg.norm(columns, axis=0)
+    u, values, _ = np.linalg.svd(columns / np.where(lengths > 0, lengths, 1), full_matrices=False)
     kept = u[:, values > 1e-6 * max(values.max(initial=0.0), 1e-300)]
     return np.asarray(kept @ kept.T)
 

@@ -1,0 +1,158 @@
+"""Methods for LoRA's factors and products, through the real loop, the real handler and Flower's engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wardround.client import work as handler
+from wardround.core import lora
+from wardround.core.errors import ConfigError
+from wardround.core.packed import Adapter
+from wardround.runtime.event_log import read_events
+from wardround.runtime.events import Event, RoundFolded, SiteReplied
+from wardround.simulations.config import RunConfig
+from wardround.simulations.preparation import prepare
+from wardround.simulations.simulate import SimulationResult, run_simulation
+
+METHODS = ("tangent", "rolora", "ffa_lora", "two_pass")
+ROUNDS = 3
+
+
+@pytest.fixture
+def settings(notes: Callable[..., Any]) -> Callable[..., RunConfig]:
+    """Four wards, three rounds, sums under secure aggregation in 32-bit rings."""
+    make = notes(rows=48, wards=4, rounds=ROUNDS)
+
+    def by_strategy(
+        name: str, strategy: str, options: dict[str, Any] | None = None, **sections: Any
+    ) -> RunConfig:
+        given = {"secure": {"mode": "real", "policy": {"least_cohort": 4}}, "encoding": {"bits": 32}}
+        chosen = {"strategy": {"name": strategy, "options": options or {}}}
+        made: RunConfig = make(name, **(given | chosen | sections))
+        return made
+
+    return by_strategy
+
+
+class Stop:
+    """Ends the run once a round is folded, as a kill does."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, RoundFolded) and event.round > self.after:
+            raise KeyboardInterrupt
+
+    def close(self) -> None:
+        """Nothing to flush."""
+
+
+def factor(adapter: Adapter, role: str) -> np.ndarray[Any, Any]:
+    """All values of the tensors of a role."""
+    return np.concatenate([adapter[s.name].ravel() for s in adapter.layout.tensors if s.role == role])
+
+
+@pytest.mark.parametrize("strategy", METHODS)
+def test_a_run_trains_what_its_method_says(
+    settings: Callable[..., RunConfig], undisturbed: Callable[[RunConfig], SimulationResult], strategy: str
+) -> None:
+    """To the end, with every site in every sum; sites find no fault in the folds."""
+    result = undisturbed(settings(strategy, strategy))
+    events = read_events(result.folder / "metrics.jsonl")
+    assert all(event.status == "ok" for event in events if isinstance(event, SiteReplied))
+    folded = [event for event in events if isinstance(event, RoundFolded)]
+    assert [len(event.survivors) for event in folded] == [4] * ROUNDS
+    initial, last = prepare(settings("initial", strategy)).initial, result.federated.outcome.last.adapter
+    assert lora.distance(initial, last) > 0.01
+    assert (factor(last, "lora_b") != 0).mean() > 0.9
+    still = (factor(last, "lora_a") == factor(initial, "lora_a")).all()
+    assert still == (strategy == "ffa_lora")
+    over_products = strategy in ("tangent", "two_pass")
+    assert all((event.discarded_energy is not None) == over_products for event in folded)
+    if over_products:
+        assert all(
+            0 <= event.discarded_energy < 0.5 for event in folded if event.discarded_energy is not None
+        )
+        for pair, product in lora.products(last):
+            left, right = last[pair.b.name].T @ last[pair.b.name], last[pair.a.name] @ last[pair.a.name].T
+            np.testing.assert_allclose(left, right, atol=1e-5 * product.norm() + 1e-6)
+
+
+def test_the_methods_begin_as_they_should(
+    settings: Callable[..., RunConfig], undisturbed: Callable[[RunConfig], SimulationResult]
+) -> None:
+    """In round 1 tangent aggregation, RoLoRA and FFA-LoRA all train B alone, and so the same."""
+    one = {"rounds": {"rounds": 1}}
+    adapters = {
+        name: undisturbed(settings(f"one_{name}", name, **one)).federated.outcome.last.adapter
+        for name in ("tangent", "rolora", "ffa_lora")
+    }
+    np.testing.assert_array_equal(adapters["rolora"].vector, adapters["ffa_lora"].vector)
+    assert lora.difference(adapters["rolora"], adapters["tangent"]) < 1e-4
+
+
+@pytest.mark.parametrize("strategy", ["tangent", "rolora"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_adapter(
+    settings: Callable[..., RunConfig], undisturbed: Callable[[RunConfig], SimulationResult], strategy: str
+) -> None:
+    """Bit for bit, momentum included."""
+    options = {"server": {"optimiser": "momentum", "momentum": 0.5}}
+    whole = undisturbed(settings(f"whole_{strategy}", strategy, options)).federated.outcome.last.adapter
+    config = settings(f"cut_{strategy}", strategy, options)
+    with pytest.raises(KeyboardInterrupt):
+        run_simulation(config, sinks=(Stop(1),))
+    again = run_simulation(config.model_copy(update={"resume": config.output}))
+    assert again.federated.outcome.last.adapter.digest == whole.digest
+
+
+def test_sites_of_many_ranks_make_one_adapter(
+    settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each trains so many directions as it has; the adapter is of the plan's rank."""
+    sizes: dict[str, int] = {}
+    train = handler.train_locally
+
+    def recording(bench: Any, rows: Any, before: Adapter, *args: Any, **keywords: Any) -> Any:
+        sizes[keywords["site"]] = lora.pairs(before.layout)[0].rank
+        return train(bench, rows, before, *args, **keywords)
+
+    monkeypatch.setattr(handler, "train_locally", recording)
+    ranks = {"simulation": {"ranks": [1, 2, 5]}}
+    result = run_simulation(settings("mixed", "tangent", **ranks))
+    assert sizes == {"w0": 1, "w1": 2, "w2": 5, "w3": 1}
+    last = result.federated.outcome.last.adapter
+    assert last.layout.digest == result.plan.adapter.layout.digest
+    assert last.vector.any()
+    few = run_simulation(settings("few", "fedavg", simulation={"ranks": {"w1": 1}}))
+    assert sizes == {"w0": 2, "w1": 1, "w2": 2, "w3": 2}
+    assert few.federated.outcome.last.round == ROUNDS
+
+
+def test_a_rank_that_cannot_be_taken_is_refused_before_training(settings: Callable[..., RunConfig]) -> None:
+    """Above the plan's under a mean of factors, with what works; and of a site that there is not."""
+    with pytest.raises(ConfigError, match="averages factors") as refused:
+        run_simulation(settings("above", "fedavg", simulation={"ranks": [2, 4]}))
+    assert "strategy=tangent" in str(refused.value)
+    with pytest.raises(ConfigError, match="unknown site"):
+        run_simulation(settings("nobody", "tangent", simulation={"ranks": {"w9": 1}}))
+
+
+def test_methods_for_factors_refuse_an_adapter_without_any(settings: Callable[..., RunConfig]) -> None:
+    """A head alone has no B and A."""
+    head = {"adapter": {"options": {"targets": "none"}}}
+    for name in METHODS:
+        with pytest.raises(ConfigError, match="has none"):
+            run_simulation(settings(f"head_{name}", name, **head))
+
+
+def test_adaptive_server_optimisers_have_no_place_in_a_tangent_space(
+    settings: Callable[..., RunConfig],
+) -> None:
+    """They go by coordinates, which the factors do not have from round to round."""
+    with pytest.raises(ConfigError, match="server"):
+        run_simulation(settings("adam", "tangent", options={"server": {"optimiser": "adam"}}))
