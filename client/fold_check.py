@@ -5,8 +5,8 @@ So a site that took part in a round folds its opened sum itself, and refuses a n
 and whatever comes after it in that run. What stays open is a server that lies about the sum within the plan's
 bounds, or that leaves a site out for a round (docs/threat-model.md).
 
-A strategy that sees individuals has no sum that could be shown to sites: what is broadcast under it is taken as
-it comes, but for a replay, and for a round that is asked for again with another broadcast.
+A strategy that sees individuals has no sum that could be shown to sites: what is broadcast under it is taken
+as it comes, but for a replay, and for a round that is asked for again with another broadcast.
 """
 
 from __future__ import annotations
@@ -165,9 +165,7 @@ class FoldCheck:
             self.memory.save(Known(known, self.broken, groups))
         self.known, self.groups = known, groups
 
-    def _taken(
-        self, known: ServerState | None, round: int, adapter: Adapter, broadcast: Broadcast
-    ) -> bool:
+    def _taken(self, known: ServerState | None, round: int, adapter: Adapter, broadcast: Broadcast) -> bool:
         """Remember a broadcast that no site can check; whether it is that of the burnt round before."""
         again = False
         if known is not None and known.round == round - 1:

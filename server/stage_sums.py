@@ -27,6 +27,8 @@ from wardround.strategies.contract import (
     combined,
 )
 
+_REMEDY = "look at these sites' reasons; the run can be resumed from its last folded round"
+
 
 class BurntError(PeerError):
     """Sites may have helped to open a sum that did not come out: the round cannot be tried again."""
@@ -198,9 +200,10 @@ def _enough_alone(
     missing = ", ".join(sites[0] for name, sites in members.items() if name not in sums)
     raise QuorumError(
         f"round {round} of {channel.arm} did not reach its quorum",
-        found=f"{len(sums)} of {len(members)} sites contributed; not: {missing}", expected=f"at least {least}",
-        remedy="look at these sites' reasons; the run can be resumed from its last folded round",
-    )  # fmt: skip
+        found=f"{len(sums)} of {len(members)} sites contributed; not: {missing}",
+        expected=f"at least {least}",
+        remedy=_REMEDY,
+    )
 
 
 def noised(channel: Channel, total: Sum, noise: RingNoise | None, round: int) -> Sum:
@@ -247,5 +250,5 @@ def sum_of(
         if lost
         else f"{len(survivors)} of {len(before)} sites contributed; not: {missing}",
         expected=f"at least {least}",
-        remedy="look at these sites' reasons; the run can be resumed from its last folded round",
+        remedy=_REMEDY,
     )

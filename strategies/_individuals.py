@@ -56,7 +56,9 @@ class RobustMean(MeanUpdate[R]):
         """What takes the place of the mean, (d,), from n updates (d,) and weights (n,) > 0."""
 
     def combine_individuals(
-        self, state: ServerState, contributions: Sequence[tuple[Statistics, float]]  # noqa: ARG002 - the update alone counts
+        self,
+        state: ServerState,  # noqa: ARG002 - the update alone counts
+        contributions: Sequence[tuple[Statistics, float]],
     ) -> tuple[Statistics, float]:
         """The robust mean times the sum of all weights, which `fold` divides by again.
 
@@ -86,7 +88,9 @@ def require_enough(contributions: Sequence[Any], least: int) -> None:
     """
     if len(contributions) < least:
         raise PeerError(
-            "too few sites contributed for this strategy", found=len(contributions), expected=f"at least {least}"
+            "too few sites contributed for this strategy",
+            found=len(contributions),
+            expected=f"at least {least}",
         )
 
 
@@ -124,8 +128,9 @@ def square_distances(updates: Sequence[Array]) -> Array:
     for part in chunks(updates[0].size):
         rows = np.stack([update[part] for update in updates])
         for index in range(1, len(rows)):
-            apart = rows[:index] - rows[index]
-            made[index, :index] += np.einsum("ij,ij->i", apart, apart)
+            with np.errstate(over="ignore"):  # beyond float64 is far away
+                apart = rows[:index] - rows[index]
+                made[index, :index] += np.einsum("ij,ij->i", apart, apart)
     return made + made.T
 
 
@@ -135,5 +140,6 @@ def distances_from(centre: Array, updates: Sequence[Array]) -> Array:
     for part in chunks(centre.size):
         for index, update in enumerate(updates):
             apart = update[part] - centre[part]
-            made[index] += apart @ apart
+            with np.errstate(over="ignore"):  # beyond float64 is far away
+                made[index] += apart @ apart
     return np.sqrt(made)

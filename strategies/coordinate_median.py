@@ -5,9 +5,9 @@ Rates", ICML 2018, arXiv:1803.01498, definition 1:
 
     x_k ← x_k + med(d_1k, …, d_nk)        for each coordinate k of the adapter
 
-With fewer than half of the sites hostile, each coordinate of the step stays between the smallest and the largest
-of the honest ones. Weights do not count: whoever could claim a large one would have many votes. Over sums of
-groups it is `group_median.py`.
+With fewer than half of the sites hostile, each coordinate of the step stays between the smallest and the
+largest of the honest ones. Weights do not count: whoever could claim a large one would have many votes. Over
+sums of groups it is `group_median.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class CoordinateMedian(RobustMean[RobustOptions]):
     Options: ClassVar[type[BaseModel]] = RobustOptions
 
     def aggregate(self, updates: Sequence[Array], weights: Array) -> Array:  # noqa: ARG002 - one site, one vote
-        """n of (d,) → (d,)."""
+        """N of (d,) → (d,)."""
         return by_coordinate(updates, lambda rows: np.asarray(np.median(rows, axis=0)))
 
 

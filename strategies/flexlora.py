@@ -5,13 +5,13 @@ Client Resources", NeurIPS 2024, arXiv:2402.11505, section 3.2. With shares p_i 
 
     s · B A ← T_r( Σ p_i · s · B_i A_i ) = T_r( G + Σ p_i (s · B_i A_i − G) ),    G = s · B A
 
-T_r is the best approximation of rank r (an SVD), and its √σ goes to each factor. The mean of the products is
-exact, where the mean of factors is so to first order; what is lost is what rank r cannot hold. Heads, biases and
-magnitudes are averaged as updates. A site of a lower rank has zeros in its other columns of B: they add nothing.
+T_r is the best approximation of rank r (an SVD), and √σ goes to each factor. The mean of the products is
+exact, where the mean of factors is so to first order; what is lost is what rank r cannot hold. Heads, biases
+and magnitudes are averaged as updates. A site of a lower rank has zeros in its other columns of B.
 
 A site sends B_i − B and A_i − A, which the ring holds more finely than the factors; the server adds B and A.
-Whoever only has the sum of these cannot make the mean of products, so each has to be seen. For `fold` the result
-is an update again: the new factors less the old ones. A module that no site moved keeps its factors as they are.
+Whoever only has the sum of these cannot make the mean of products, so each has to be seen. For `fold` the
+result is an update again, the new factors less the old ones. A module that no site moved keeps its factors.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class FlexLoRA(MeanUpdate[FlexLoRAOptions]):
         shares = np.array([own / weight for _, own in contributions])
         made = Packed(self.layout, np.zeros(self.layout.size))
         for spec in dense_specs(self.layout):
-            made[spec.name][...] = sum(p * update[spec.name] for p, update in zip(shares, updates, strict=True))
+            made[spec.name][...] = sum(
+                p * update[spec.name] for p, update in zip(shares, updates, strict=True)
+            )
         for pair in pairs(self.layout):
             if any(update[pair.a.name].any() or update[pair.b.name].any() for update in updates):
                 b, a = balanced(

@@ -6,9 +6,9 @@ Descent", NeurIPS 2017, arXiv:1703.02757, sections 4 and 6. With n sites, f of t
     s_i = Σ ‖d_i − d_j‖² over the n − f − 2 sites j nearest to i
     x ← x + mean of the m updates of least s_i
 
-Distances are of the whole adapter's update in its own coordinates: LoRA's two factors count as they are, and so
-does a head beside them. Weights do not count. A site whose score is that of the last one chosen is chosen as
-well, so that no order of the sites decides.
+Distances are of the whole adapter's update in its own coordinates: LoRA's two factors count as they are, and
+so does a head beside them. Weights do not count. A site whose score is that of the last one chosen is chosen
+as well, so that no order of the sites decides.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class MultiKrum(RobustMean[MultiKrumOptions]):
         self.least_sites = max(2 * options.attackers + 3, (options.selected or 1) + options.attackers + 2)
 
     def aggregate(self, updates: Sequence[Array], weights: Array) -> Array:  # noqa: ARG002 - one site, one vote
-        """n of (d,) → (d,)."""
+        """N of (d,) → (d,)."""
         chosen = [update for update, taken in zip(updates, self.chosen(updates), strict=True) if taken]
         return weighted(chosen, np.ones(len(chosen)))
 

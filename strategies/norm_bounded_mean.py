@@ -7,9 +7,9 @@ section 4.1 (norm thresholding), with the bound that the sites' own norms give:
     x ← x + Σ w_i d_i min(1, M/‖d_i‖) / Σ w_i
 
 So no site moves the mean by more than its share of the weight times M, whatever it sends, and with less than
-half of them hostile M is no longer than the longest honest update. It bounds what a hostile site does; it does not
-outvote it. Norms are L2, of the whole adapter's update in its own coordinates. A bound that is known before
-needs no individuals: `encoding.norm` shortens each contribution at its site.
+half of them hostile M is no longer than the longest honest update. It bounds what a hostile site does; it
+does not outvote it. Norms are L2, of the whole adapter's update in its own coordinates. Among
+honest sites a bound that is known before needs no individuals: `encoding.norm` shortens at the site.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class NormBoundedMean(RobustMean[NormBoundedOptions]):
     over_sums = "strategy=fedavg with encoding.norm as the bound"
 
     def aggregate(self, updates: Sequence[Array], weights: Array) -> Array:
-        """n of (d,), (n,) → (d,)."""
+        """N of (d,), (n,) → (d,)."""
         norms = distances_from(np.zeros(updates[0].size), updates)
         bound = self.options.bound or float(np.median(norms))
         factors = np.ones(len(updates))

@@ -29,7 +29,7 @@ class TrimmedMeanOptions(ComposedOptions):
     """Options of the trimmed mean: a number, or a share."""
 
     trim: int | None = Field(default=1, ge=0)
-    """t: so many of a coordinate's largest values, and of its smallest, do not count. It takes 2t + 1 sites."""
+    """t: so many of a coordinate's largest values, and of its smallest, do not count; takes 2t + 1 sites."""
     share: float | None = Field(default=None, gt=0, lt=0.5)
     """β: in place of t, a share of the sites that contribute, rounded up; one site is always left."""
 
@@ -52,14 +52,14 @@ class TrimmedMean(RobustMean[TrimmedMeanOptions]):
         self.least_sites = 3 if options.trim is None else 2 * options.trim + 1
 
     def aggregate(self, updates: Sequence[Array], weights: Array) -> Array:  # noqa: ARG002 - one site, one vote
-        """n of (d,) → (d,)."""
+        """N of (d,) → (d,)."""
         trim, last = self.trimmed(len(updates)), len(updates)
         return by_coordinate(
             updates, lambda rows: np.asarray(np.sort(rows, axis=0)[trim : last - trim].mean(axis=0))
         )
 
     def trimmed(self, sites: int) -> int:
-        """t of so many sites."""
+        """How many are trimmed at each end, of so many sites."""
         if self.options.trim is not None:
             return self.options.trim
         share = self.options.share or 0.0

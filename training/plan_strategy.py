@@ -51,14 +51,15 @@ def check_seen(
     """Refuse a strategy that sees individuals where a plan hides them.
 
     Raises:
-        ConfigError: The aggregation hides single contributions, the noise is in their sum, or a threshold is set.
+        ConfigError: The aggregation hides single contributions, the noise is in their sum, or a threshold is
+            set.
     """
     if secure.mode not in ("off", "trusted"):
         raise ConfigError(
             f"the strategy {name!r} has to see each site's contribution, and the plan hides it in a sum",
             found=f"secure.mode={secure.mode}", expected="trusted, or off",
-            remedy=f"set {strategy.over_sums}, which works on sums, or secure.mode=trusted with an aggregator "
-            "that the sites trust",
+            remedy=f"set {strategy.over_sums}, which works on sums, or secure.mode=trusted, with an "
+            "aggregator that the sites trust",
         )  # fmt: skip
     if privacy is not None and privacy.noise != "local":
         raise ConfigError(

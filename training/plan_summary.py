@@ -13,8 +13,8 @@ from wardround.privacy.packing import packed_size
 from wardround.privacy.secagg.policy import default_threshold
 from wardround.privacy.sums.noise import epsilon_of_sums
 from wardround.runtime.sizes import size_text
-from wardround.training.plan_check import site_advice
 from wardround.strategies.contract import IndividualStrategy
+from wardround.training.plan_check import site_advice
 from wardround.training.plan_strategy import bind_strategy, group_rules
 
 FLOAT_BYTES = 4
