@@ -65,7 +65,7 @@ class GeometricMedian(RobustMean[GeometricMedianOptions]):
 
 
 def weighted_median(rows: Array, shares: Array) -> Array:
-    """Where half of the weight is on either side, (n, c) → (c,); the mean of the two where two border on it."""
+    """Where half of the weight is on either side, (n, c) → (c,); between two, their mean."""
     order = np.argsort(rows, axis=0)
     ordered, below = np.take_along_axis(rows, order, axis=0), np.cumsum(shares[order], axis=0)
     sides = [np.argmax(below >= half, axis=0) for half in (0.5 - EVEN, 0.5 + EVEN)]
