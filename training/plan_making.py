@@ -149,15 +149,15 @@ def plan_of(
     Raises:
         WardroundError: What is wrong with settings or model, in this order.
     """
-    encoding = encoding_of(config, expected)
-    groups = group_rules(config.strategy, allow_dotted=allow_dotted)
-    if groups is not None:
-        check_groups(config, groups, expected.sites)
     cohort = cohort_size(config.rounds, expected.sites)
     individuals = individual_rules(config.strategy, allow_dotted=allow_dotted)
     if individuals is not None:
         check_seen(config.strategy.name, individuals, config.secure.rules, config.privacy)
         require_individuals(individuals, cohort)
+    encoding = encoding_of(config, expected)
+    groups = group_rules(config.strategy, allow_dotted=allow_dotted)
+    if groups is not None:
+        check_groups(config, groups, expected.sites)
     check_sites(
         config.secure.rules,
         encoding,

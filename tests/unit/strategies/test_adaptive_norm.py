@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from individual_definitions import INDIVIDUALS
 from site_plans import site_plan
 
 from wardround.core.counting import training_counters
@@ -27,7 +28,7 @@ from wardround.training.plan_strategy import bind_strategy
 
 LAYOUT = Layout(tensors=(TensorSpec(name="a", shape=(2, 3)), TensorSpec(name="b", shape=(14,))))
 START = Packed(LAYOUT, np.linspace(-1, 1, 20, dtype=np.float32))
-PLAIN = [name for name in STRATEGIES.names() if not name.startswith("group")]
+PLAIN = [name for name in STRATEGIES.names() if not name.startswith("group") and name not in INDIVIDUALS]
 
 
 def bound(plan: TrainingPlan) -> AdaptiveNorm:
