@@ -41,7 +41,7 @@ R = TypeVar("R", bound=ComposedOptions)
 class RobustMean(MeanUpdate[R]):
     """A strategy of one stage that steps along a robust mean of the sites' updates.
 
-    A file of its own says `aggregate`, and in its constructor `least_sites` where its options do not.
+    A file of its own says `needed` and `aggregate`.
     """
 
     least_sites: int
@@ -49,7 +49,11 @@ class RobustMean(MeanUpdate[R]):
 
     def __init__(self, options: R, layout: Layout) -> None:
         super().__init__(options, layout)
-        self.least_sites = getattr(self.options, "least_sites", 1)
+        self.least_sites = self.needed()
+
+    @abstractmethod
+    def needed(self) -> int:
+        """Contributions that a round needs, by the options."""
 
     @abstractmethod
     def aggregate(self, updates: Sequence[Array], weights: Array) -> Array:

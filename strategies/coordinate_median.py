@@ -29,6 +29,10 @@ class CoordinateMedian(RobustMean[RobustOptions]):
 
     Options: ClassVar[type[BaseModel]] = RobustOptions
 
+    def needed(self) -> int:
+        """As the options say."""
+        return self.options.least_sites
+
     def aggregate(self, updates: Sequence[Array], weights: Array) -> Array:  # noqa: ARG002 - one site, one vote
         """N of (d,) → (d,)."""
         return by_coordinate(updates, lambda rows: np.asarray(np.median(rows, axis=0)))

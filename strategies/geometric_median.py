@@ -52,6 +52,10 @@ class GeometricMedian(RobustMean[GeometricMedianOptions]):
 
     Options: ClassVar[type[BaseModel]] = GeometricMedianOptions
 
+    def needed(self) -> int:
+        """As the options say."""
+        return self.options.least_sites
+
     def aggregate(self, updates: Sequence[Array], weights: Array) -> Array:
         """N of (d,), (n,) → (d,)."""
         shares = weights / weights.sum()

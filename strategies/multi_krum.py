@@ -19,7 +19,7 @@ from typing import ClassVar, Final, final
 import numpy as np
 from pydantic import BaseModel, Field
 
-from wardround.core.packed import Array, Layout
+from wardround.core.packed import Array
 from wardround.strategies._individuals import RobustMean, square_distances, weighted
 from wardround.strategies._server_optimisers import ComposedOptions
 from wardround.strategies.contract import SumStrategy
@@ -43,9 +43,10 @@ class MultiKrum(RobustMean[MultiKrumOptions]):
 
     Options: ClassVar[type[BaseModel]] = MultiKrumOptions
 
-    def __init__(self, options: MultiKrumOptions, layout: Layout) -> None:
-        super().__init__(options, layout)
-        self.least_sites = max(2 * options.attackers + 3, (options.selected or 1) + options.attackers + 2)
+    def needed(self) -> int:
+        """Both 2f + 3 and m + f + 2."""
+        attackers = self.options.attackers
+        return max(2 * attackers + 3, (self.options.selected or 1) + attackers + 2)
 
     def aggregate(self, updates: Sequence[Array], weights: Array) -> Array:  # noqa: ARG002 - one site, one vote
         """N of (d,) → (d,)."""

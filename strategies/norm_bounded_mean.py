@@ -39,6 +39,10 @@ class NormBoundedMean(RobustMean[NormBoundedOptions]):
     Options: ClassVar[type[BaseModel]] = NormBoundedOptions
     over_sums = "strategy=fedavg with encoding.norm as the bound"
 
+    def needed(self) -> int:
+        """As the options say."""
+        return self.options.least_sites
+
     def aggregate(self, updates: Sequence[Array], weights: Array) -> Array:
         """N of (d,), (n,) → (d,)."""
         norms = distances_from(np.zeros(updates[0].size), updates)

@@ -19,7 +19,7 @@ from typing import ClassVar, Self, final
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
-from wardround.core.packed import Array, Layout
+from wardround.core.packed import Array
 from wardround.strategies._individuals import RobustMean, by_coordinate
 from wardround.strategies._server_optimisers import ComposedOptions
 from wardround.strategies.contract import SumStrategy
@@ -47,9 +47,9 @@ class TrimmedMean(RobustMean[TrimmedMeanOptions]):
     Options: ClassVar[type[BaseModel]] = TrimmedMeanOptions
     over_sums = "strategy=group_trimmed_mean"
 
-    def __init__(self, options: TrimmedMeanOptions, layout: Layout) -> None:
-        super().__init__(options, layout)
-        self.least_sites = 3 if options.trim is None else 2 * options.trim + 1
+    def needed(self) -> int:
+        """So many that one is left: 2t + 1; of a share three, of which one can be trimmed at each end."""
+        return 3 if self.options.trim is None else 2 * self.options.trim + 1
 
     def aggregate(self, updates: Sequence[Array], weights: Array) -> Array:  # noqa: ARG002 - one site, one vote
         """N of (d,) → (d,)."""

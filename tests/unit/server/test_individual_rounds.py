@@ -12,7 +12,7 @@ import pytest
 
 from wardround.core.errors import QuorumError
 from wardround.core.messages import reply_to
-from wardround.core.plan import RoundRules, SecureRules, StrategySpec
+from wardround.core.plan import RoundRules, StrategySpec
 from wardround.privacy.sums.contract import EVALUATION, TRAINING
 from wardround.runtime.events import Notice, RoundBurnt, RoundFolded, SiteReplied, SumOpened
 from wardround.server.attempts import Attempts
@@ -244,12 +244,3 @@ def test_the_others_are_waited_for_once_enough_have_answered(bench: Any, mode: s
     medians.run(medians.transport(fault=fault), clock=lambda: float(next(time)), grace_s=20.0)
     assert next(time) < 600
     assert [e.missing for e in bench.recorder.of(RoundFolded)] == [("s06",)]
-
-
-def test_a_threshold_of_the_plan_is_none_of_one_site(bench: Any) -> None:
-    """The offer would contradict itself: `plan_strategy.check_seen` refuses the plan before."""
-    medians = Medians(bench, "off")
-    secure = SecureRules(mode="off", threshold=4)
-    medians.plan = medians.plan.model_copy(update={"secure": secure})
-    with pytest.raises(QuorumError):
-        medians.run(medians.transport())
