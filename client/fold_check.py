@@ -4,6 +4,9 @@ A broadcast that everybody agrees on can still be crafted: trap weights read sin
 So a site that took part in a round folds its opened sum itself, and refuses a next broadcast that is another,
 and whatever comes after it in that run. What stays open is a server that lies about the sum within the plan's
 bounds, or that leaves a site out for a round (docs/threat-model.md).
+
+A strategy that sees individuals has no sum that could be shown to sites: what is broadcast under it is taken
+as it comes, but for a replay, and for a round that is asked for again with another broadcast.
 """
 
 from __future__ import annotations
@@ -24,7 +27,14 @@ from wardround.privacy.secagg.total import Sum
 from wardround.privacy.sums.noise import ring_noise
 from wardround.privacy.sums.opened import OpenedSum, read_opened, statistics_of
 from wardround.strategies.adaptive_norm import product_strategy
-from wardround.strategies.contract import Broadcast, GroupStrategy, ServerState, SumStrategy, combined
+from wardround.strategies.contract import (
+    Broadcast,
+    GroupStrategy,
+    IndividualStrategy,
+    ServerState,
+    SumStrategy,
+    combined,
+)
 
 TOLERANCE = 1e-6
 """Largest difference of a coordinate, as a share of the largest one: another machine may round otherwise. A
@@ -85,11 +95,13 @@ class FoldCheck:
         Args:
             round: The round that the broadcast begins.
             broadcast: Of stage 0.
-            opened: The sums of the round before, one a stage or group; none where that round was burnt.
+            opened: The sums of the round before, one a stage or group; none where that round was burnt, or
+                where the strategy sees individuals.
             confirmed: Stage → the survivors that this site confirmed in the round before, where it did.
 
         Returns:
-            Whether the site knew enough to check.
+            Whether the site knew enough to check; never of a strategy that sees individuals, unless the round
+            before was burnt, since then the broadcast is the same again.
 
         Raises:
             PeerError: The broadcast is another, of an earlier round, or a sum is malformed, beyond the plan's
@@ -108,6 +120,8 @@ class FoldCheck:
                 raise PeerError("the broadcast of round 1 is not what the plan begins with")
             self._keep(begun, self.groups)
             return True
+        if isinstance(self.strategy, IndividualStrategy):
+            return self._taken(known, round, adapter, broadcast)
         if known is None or known.round < round - 2:
             self._keep(self._adopted(round - 1, adapter, broadcast), self.groups)
             return False
@@ -134,6 +148,8 @@ class FoldCheck:
         than this site can know. Nothing is remembered by this; `check` judges what comes of it.
         """
         known = self.known
+        if isinstance(self.strategy, IndividualStrategy):
+            return None
         if self.broken or known is None or known.round not in (round - 2, round - 1):
             return None
         if known.round == round - 2:
@@ -149,6 +165,16 @@ class FoldCheck:
         if self.memory is not None:
             self.memory.save(Known(known, self.broken, groups))
         self.known, self.groups = known, groups
+
+    def _taken(self, known: ServerState | None, round: int, adapter: Adapter, broadcast: Broadcast) -> bool:
+        """Remember a broadcast that no site can check; whether it is that of the burnt round before."""
+        again = False
+        if known is not None and known.round == round - 1:
+            self._require_same(known, round, broadcast)
+        elif known is not None and known.round == round - 2:
+            again = self.strategy.broadcast(known, round, 0).digest == broadcast.digest
+        self._keep(ServerState(round - 1, adapter), self.groups)
+        return again
 
     def _require_same(self, known: ServerState, round: int, found: Broadcast) -> None:
         if self.strategy.broadcast(known, round, 0).digest != found.digest:

@@ -42,6 +42,8 @@ def collect(channel: Channel, stage: Stage) -> Collected:
         _finish(channel, stage, first - 1, asked, collected)
     for number in range(channel.plan.secure.attempts):
         pending = {name for name in asked if name not in collected.sums and name not in collected.burnt}
+        if stage.alone and _alone(collected) >= stage.alone:
+            pending = {name for name in pending if plain_name(name) != TRAINING}
         if not pending:
             break
         attempt = first + number
@@ -50,6 +52,13 @@ def collect(channel: Channel, stage: Stage) -> Collected:
         sums = {name: asked[name] for name in pending}
         _Attempt(channel, stage, attempt, sums, collected, broadcasts=number == 0).run()
     return collected
+
+
+def _alone(collected: Collected) -> int:
+    """Contributions that were opened, where each is a sum."""
+    return sum(
+        bool(total.survivors) for name, total in collected.sums.items() if plain_name(name) == TRAINING
+    )
 
 
 def _finish(
@@ -230,7 +239,8 @@ class _Attempt:
         if wrong:
             self._tell(request, status="quarantined", code="malformed_reply", reason=wrong, bytes_up=size)
             return
-        if request.exchange == 0 and self.stage.stage == 0 and reply.status == "ok":
+        checks = self.stage.stage == 0 and not self.stage.alone
+        if request.exchange == 0 and checks and reply.status == "ok":
             self.channel.following.add(reply.site)
         if SPENT in reply.local:
             self.collected.epsilon[reply.site] = reply.local[SPENT]
@@ -246,11 +256,13 @@ class _Attempt:
 
     def _enough(self, messages: Mapping[str, Mapping[str, bytes]]) -> bool:
         """Whether every sum of this exchange can go on with what has come."""
-        return all(
-            self.taken[name] >= self._least(name)
-            for name, of_sum in messages.items()
-            if of_sum and name in self.collectors
-        )
+        waited = [name for name, of_sum in messages.items() if of_sum and name in self.collectors]
+        if self.stage.alone:
+            alone = [name for name in waited if plain_name(name) == TRAINING]
+            if _alone(self.collected) + sum(self.taken[name] for name in alone) < self.stage.alone:
+                return False
+            waited = [name for name in waited if name not in alone]
+        return all(self.taken[name] >= self._least(name) for name in waited)
 
     def _least(self, name: str) -> int:
         hides = self.channel.plan.secure.mode in ("real", "accounted")

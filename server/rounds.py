@@ -6,7 +6,8 @@ The way of one round:
     → judge the state that was broadcast → journal
 
 A strategy that votes over groups has one sum a group instead of one over the whole cohort; who stands in
-which of them is drawn before the first round (`grouping.py`).
+which of them is drawn before the first round (`grouping.py`). One that sees individuals has a sum of each
+site.
 
 The evaluation of the adapter after round r rides in the requests of round r + 1, so that its score is in the
 journal's line of round r + 1; after the last fold one exchange only evaluates, so that the last adapter is
@@ -27,10 +28,9 @@ from wardround.core.selection import Selection
 from wardround.privacy.noise.source import RandomSource, SystemSource
 from wardround.privacy.secagg.draw import Groups
 from wardround.privacy.sums.aggregation import Aggregation
-from wardround.privacy.sums.contract import EVALUATION, TRAINING, name_of
+from wardround.privacy.sums.contract import EVALUATION
 from wardround.privacy.sums.noise import epsilon_of_sums
 from wardround.privacy.sums.offers import scale_of
-from wardround.privacy.sums.opened import opened
 from wardround.runtime.events import (
     EventStream,
     PrivacySpent,
@@ -49,10 +49,19 @@ from wardround.server.relay_journals import RelayJournals
 from wardround.server.round_control import RoundControl, Unasked, stopped
 from wardround.server.scoring import Scored, evaluators_of, judge, scored_of
 from wardround.server.stage import Channel, Stage
-from wardround.server.stage_sums import BurntError, added, least_of, sums_of
+from wardround.server.stage_sums import (
+    BurntError,
+    added,
+    folded_from,
+    for_the_sites,
+    least_alone,
+    least_of,
+    members_of,
+    sums_of,
+)
 from wardround.server.transport import Transport
 from wardround.strategies.adaptive_norm import clip_norm_of
-from wardround.strategies.contract import DISCARDED, GroupStrategy, ServerState, SumStrategy, combined
+from wardround.strategies.contract import DISCARDED, GroupStrategy, ServerState, SumStrategy
 
 
 @dataclass(frozen=True)
@@ -147,7 +156,8 @@ class Folded:
         survivors: Sites whose contributions are in it, sorted.
         scored: Of the state that was broadcast.
         bytes_up: Bytes of all replies.
-        opened: The sums, one a stage (or group), as they go to the sites with the next broadcast.
+        opened: The sums, one a stage (or group), as they go to the sites with the next broadcast; none of
+            single sites.
         liars: Sites that were caught: they are not asked again.
         rounding: The most by which quantisation moved a coordinate of the mean.
         epsilon: Site → what it says to have spent, where it trains privately.
@@ -304,8 +314,7 @@ def train_round(run: Run, at: Position, cohort: Sequence[str], groups: Groups = 
         return burnt(run, before, Scored(None, ()), "the server ended while sites helped to open its sum")
     evaluators = evaluators_of(run.plan, asked_of(run, at), cohort, before.round)
     survivors, folded = tuple(cohort), Folded(state, None, [], Scored(None, ()), 0)
-    members = {name_of(TRAINING, index): group for index, group in enumerate(groups)}
-    members = members or {TRAINING: tuple(cohort)}
+    members = members_of(run.strategy, cohort, groups)
     for stage in range(run.strategy.stages):
         collected = collect(
             run.channel,
@@ -320,6 +329,7 @@ def train_round(run: Run, at: Position, cohort: Sequence[str], groups: Groups = 
                 # Cohort and threshold are a round's; who was lost in an earlier stage counts as dropped out.
                 (frozenset(cohort) - set(survivors)) | (at.left_out & frozenset(cohort)),
                 () if stage else at.opened,
+                least_alone(run.plan, run.strategy, len(cohort)),
             ),
         )
         folded = replace(
@@ -338,22 +348,15 @@ def train_round(run: Run, at: Position, cohort: Sequence[str], groups: Groups = 
                 burnt(run, before, folded.scored, error.what),
                 bytes_up=folded.bytes_up, liars=folded.liars, epsilon=folded.epsilon,
             )  # fmt: skip
-        statistics, weight = combined(run.strategy, [(s.statistics, s.weight) for s in sums.values()])
-        state = run.strategy.fold(state, statistics, weight, stage)
+        state = folded_from(run.strategy, state, sums, stage)
         survivors = tuple(sorted(site for s in sums.values() for site in s.total.survivors))
-        again = (
-            opened(
-                sums[name].total, round=round, stage=stage, cohort=sums[name].cohort,
-                bits=run.plan.encoding.bits, group=group,
-            )
-            for group, name in enumerate(members) if name in sums
-        )  # fmt: skip
+        told = for_the_sites(run.plan, run.strategy, members, sums, round, stage)
         folded = replace(
             folded,
             state=state,
             counters=folded.counters or added([s.counters for s in sums.values()]),
             survivors=list(survivors),
-            opened=(*folded.opened, *again),
+            opened=(*folded.opened, *told),
             rounding=max(
                 scale_of(run.plan.encoding, s.cohort).error_of_mean(s.weight) for s in sums.values()
             ),

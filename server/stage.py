@@ -71,6 +71,9 @@ class Stage:
         quorum: Name of a sum → contributions that it needs at least.
         absent: Sites that are not asked although they are in the cohort.
         opened: The sums of the round before, for the sites to check.
+        alone: Of a strategy that sees individuals, where each of its sums is one site's: so many of them are
+            enough, and no site can make the broadcast that follows. 0: sums of several sites, each of which
+            is needed.
     """
 
     round: int
@@ -81,6 +84,7 @@ class Stage:
     quorum: Mapping[str, int]
     absent: frozenset[str] = frozenset()
     opened: tuple[bytes, ...] = ()
+    alone: int = 0
 
 
 @dataclass

@@ -103,6 +103,7 @@ class ProductBroadcast(AdapterBroadcast[O], Generic[O]):
     """A method over products that broadcasts the global adapter."""
 
     name: ClassVar[str]
+    any_rank: bool = True
 
     def __init__(self, options: O, layout: Layout) -> None:
         super().__init__(options, layout)

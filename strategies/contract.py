@@ -1,6 +1,7 @@
 """What an aggregation algorithm is: four pure functions over sums.
 
-A strategy never sees an individual contribution: `fold` gets the weighted sum over the survivors.
+A strategy never sees an individual contribution: `fold` gets the weighted sum over the survivors. Who has to
+see them is of another type (`IndividualStrategy`), and is refused where contributions are hidden.
 
 Law (tests/contract): with d_i = contribute(broadcast, local_i) and weights w_i,
 fold(state, Σ w_i d_i, Σ w_i) equals the method's definition on the individuals.
@@ -168,6 +169,33 @@ class GroupStrategy(SumStrategy, Protocol):
 
 
 @runtime_checkable
+class IndividualStrategy(SumStrategy, Protocol):
+    """An algorithm of one stage that has to see each site's contribution by itself.
+
+    So somebody sees them all: a trusted aggregator, or whoever runs the server. No site is told another's
+    contribution, and none can hold a broadcast against it.
+
+    Attributes:
+        least_sites: So many contributions are enough for a round, beside the plan's quorum.
+        over_sums: What to set in a plan to have the nearest that works on sums: `strategy=group_median`.
+    """
+
+    least_sites: int
+    over_sums: str
+
+    def combine_individuals(
+        self, state: ServerState, contributions: Sequence[tuple[Statistics, float]]
+    ) -> tuple[Statistics, float]:
+        """What `fold` gets, from (w_i · statistics_i, w_i) of each site: a sum of one.
+
+        `state` is the one from which the sites trained.
+
+        Raises:
+            PeerError: There are fewer than `least_sites`.
+        """
+
+
+@runtime_checkable
 class PersonalStrategy(SumStrategy, Protocol):
     """An algorithm by which a part of the adapter stays at each site, in its memory.
 
@@ -184,7 +212,12 @@ class ProductStrategy(SumStrategy, Protocol):
     """An algorithm over products s · B A: the factors of its adapter stand for their product alone.
 
     So its statistics are not linear in after − before, and two servers' factors of one state may differ.
+
+    Attributes:
+        any_rank: Whether a site may train more directions than the plan's adapter has.
     """
+
+    any_rank: bool
 
     def difference(self, expected: Adapter, found: Adapter) -> float:
         """How far a global adapter is from another, relatively.

@@ -17,8 +17,8 @@ differs from the exact T_r(G + D) in third order of the updates where sites trai
 directions, in second order where they train more.
 
 Where B is zero there is no column space yet: A is frozen in such a round, all sites share it, and the message
-M₁ is exact. M₁ and M₂ are divided by 2 s · max(‖A P‖₁, ‖Uᵀ B‖_∞) (largest sum of a column, and of a row, which
-everybody knows): where no coordinate of B or A moves by more than the plan's bound, hardly one of theirs does.
+M₁ is exact. M₁ and M₂ are divided by 2 s · max(‖A P‖₁, ‖Uᵀ B‖_∞), the largest sum of a column and of a row,
+which everybody knows: where no coordinate of B or A moves beyond the plan's bound, hardly one of these does.
 
 Server momentum lives in the tangent space: m ← β m + X, the step is η m, and m is projected onto the next
 tangent space (vector transport by projection, Absil, Mahony and Sepulchre 2008, section 8.1.3). The adaptive

@@ -25,7 +25,12 @@ from wardround.training.adapters import ADAPTERS
 from wardround.training.column_mapping import LABEL
 from wardround.training.examples import label_indices
 from wardround.training.plan_making import require_groups
-from wardround.training.plan_strategy import bind_strategy, group_rules
+from wardround.training.plan_strategy import (
+    bind_strategy,
+    group_rules,
+    individual_rules,
+    require_individuals,
+)
 from wardround.training.planning import check_choices
 from wardround.training.tasks import TASKS
 from wardround.training.template import check_template, columns_of
@@ -180,10 +185,13 @@ def _check_count(plan: TrainingPlan, sites: int) -> None:
     groups = group_rules(plan.strategy)
     if groups is not None:
         require_groups(groups, plan.rounds.participation, sites)
-    cohort = cohort_size(plan.rounds, sites)
+    cohort, individuals = cohort_size(plan.rounds, sites), individual_rules(plan.strategy)
+    if individuals is not None:
+        require_individuals(individuals, cohort)
     try:
         check_sites(
-            plan.secure, plan.encoding, loosest_policy(plan), sites=sites, cohort=cohort,
+            plan.secure, plan.encoding, loosest_policy(plan), sites=sites,
+            cohort=1 if individuals else cohort,
             group_size=groups.group_size if groups else 0,
         )  # fmt: skip
     except PolicyError as error:

@@ -26,7 +26,13 @@ from wardround.runtime.locations import locate
 from wardround.strategies.contract import GroupStrategy
 from wardround.training.adapters import ADAPTERS
 from wardround.training.plan_config import DataConfig, PlanConfig
-from wardround.training.plan_strategy import bind_strategy, group_rules
+from wardround.training.plan_strategy import (
+    bind_strategy,
+    check_seen,
+    group_rules,
+    individual_rules,
+    require_individuals,
+)
 from wardround.training.planning import PrivateBounds, bounds_of, check_choices, make_plan
 from wardround.training.tasks import TASKS
 from wardround.training.tasks.contract import Task
@@ -143,17 +149,21 @@ def plan_of(
     Raises:
         WardroundError: What is wrong with settings or model, in this order.
     """
+    cohort = cohort_size(config.rounds, expected.sites)
+    individuals = individual_rules(config.strategy, allow_dotted=allow_dotted)
+    if individuals is not None:
+        check_seen(config.strategy.name, individuals, config.secure.rules, config.privacy)
+        require_individuals(individuals, cohort)
     encoding = encoding_of(config, expected)
     groups = group_rules(config.strategy, allow_dotted=allow_dotted)
     if groups is not None:
         check_groups(config, groups, expected.sites)
-    cohort = cohort_size(config.rounds, expected.sites)
     check_sites(
         config.secure.rules,
         encoding,
         config.secure.policy,
         sites=expected.sites,
-        cohort=cohort,
+        cohort=1 if individuals else cohort,
         group_size=groups.group_size if groups else 0,
     )
     # Only now, since torch comes with it.

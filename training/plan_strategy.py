@@ -5,10 +5,11 @@ from __future__ import annotations
 from wardround.core.errors import ConfigError
 from wardround.core.lora import pairs
 from wardround.core.packed import Layout
-from wardround.core.plan import StrategySpec, TrainingPlan
+from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan
+from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.accounting.of_plan import joint_length
 from wardround.strategies.adaptive_norm import AdaptiveNorm, product_strategy
-from wardround.strategies.contract import GroupStrategy, SumStrategy
+from wardround.strategies.contract import GroupStrategy, IndividualStrategy, SumStrategy
 from wardround.training.settings import choose_strategy
 
 
@@ -16,10 +17,13 @@ def bind_strategy(plan: TrainingPlan, *, allow_dotted: bool = False) -> SumStrat
     """The plan's strategy, its options checked, bound to the adapter's layout, with what the plan clips.
 
     Raises:
-        ConfigError: Unknown strategy or option, or as `check_noise_of_sums` where noise is added to sums.
+        ConfigError: Unknown strategy or option, as `check_noise_of_sums` where noise is added to sums, or as
+            `check_seen` where the strategy sees individuals.
     """
     strategy, options = choose_strategy(plan.strategy, allow_dotted=allow_dotted)
     bound, rules = strategy(options, plan.adapter.layout), plan.privacy
+    if isinstance(bound, IndividualStrategy):
+        check_seen(plan.strategy.name, bound, plan.secure, rules)
     if rules is not None and rules.noise != "local":
         check_noise_of_sums(bound)
     if rules is None or not rules.adapts_to_sites:
@@ -59,11 +63,67 @@ def check_rank(plan: TrainingPlan, strategy: SumStrategy, rank: int) -> None:
             "distributed noise protects one gradient of the plan's own rank", found=rank, expected=of_plan,
             remedy="leave this site's rank out",
         )  # fmt: skip
-    if rank > of_plan and product_strategy(strategy) is None:
+    over_products = product_strategy(strategy)
+    if rank > of_plan and not (over_products is not None and over_products.any_rank):
         raise ConfigError(
-            f"strategy {plan.strategy.name!r} averages factors, and can take no rank above the plan's",
+            f"strategy {plan.strategy.name!r} is sent factors, and can take no rank above the plan's",
             found=f"rank {rank} of this site", expected=f"at most {of_plan}",
             remedy="lower this site's rank, or take strategy=tangent, which adds products",
+        )  # fmt: skip
+
+
+def check_seen(
+    name: str, strategy: IndividualStrategy, secure: SecureRules, privacy: PrivacyRules | None
+) -> None:
+    """Refuse a strategy that sees individuals where a plan hides them.
+
+    Raises:
+        ConfigError: The aggregation hides single contributions, the noise is in their sum, or a threshold is
+            set.
+    """
+    if secure.mode not in ("off", "trusted"):
+        raise ConfigError(
+            f"the strategy {name!r} has to see each site's contribution, and the plan hides it in a sum",
+            found=f"secure.mode={secure.mode}", expected="trusted, or off",
+            remedy=f"set {strategy.over_sums}, which works on sums, or secure.mode=trusted, with an "
+            "aggregator that the sites trust",
+        )  # fmt: skip
+    if privacy is not None and privacy.noise != "local":
+        raise ConfigError(
+            f"the plan adds its noise to a sum, and the strategy {name!r} has none",
+            found=f"privacy.noise={privacy.noise}", expected="local",
+            remedy=f"set privacy.noise to local, or {strategy.over_sums}",
+        )  # fmt: skip
+    if secure.threshold is not None:
+        raise ConfigError(
+            f"a threshold is of sums over several sites, and the strategy {name!r} has none",
+            found=f"secure.threshold={secure.threshold}", expected="null", remedy="leave it out",
+        )  # fmt: skip
+
+
+def individual_rules(spec: StrategySpec, *, allow_dotted: bool = False) -> IndividualStrategy | None:
+    """The strategy, before there is an adapter, if it sees individuals; None where it works on sums.
+
+    Raises:
+        ConfigError: Unknown strategy or option.
+    """
+    strategy, options = choose_strategy(spec, allow_dotted=allow_dotted)
+    bound = strategy(options, Layout(tensors=()))
+    return bound if isinstance(bound, IndividualStrategy) else None
+
+
+def require_individuals(strategy: IndividualStrategy, cohort: int) -> None:
+    """Refuse a strategy that needs more contributions than a round can have.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if cohort < strategy.least_sites:
+        raise ConfigError(
+            "too few sites train in a round for this strategy", found=f"{cohort} sites",
+            expected=f"at least {strategy.least_sites}",
+            remedy="fewer attackers or a smaller least_sites in strategy.options, a larger "
+            "rounds.participation, or more sites",
         )  # fmt: skip
 
 

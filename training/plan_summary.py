@@ -13,6 +13,7 @@ from wardround.privacy.packing import packed_size
 from wardround.privacy.secagg.policy import default_threshold
 from wardround.privacy.sums.noise import epsilon_of_sums
 from wardround.runtime.sizes import size_text
+from wardround.strategies.contract import IndividualStrategy
 from wardround.training.plan_check import site_advice
 from wardround.training.plan_strategy import bind_strategy, group_rules
 
@@ -35,7 +36,8 @@ def summary_of(document: SignedPlan, sites: int, units: Iterable[int] = ()) -> d
     plan = document.plan
     strategy, groups = bind_strategy(plan), group_rules(plan.strategy)
     cohort = cohort_size(plan.rounds, sites)
-    summed = groups.group_size if groups else cohort
+    alone = isinstance(strategy, IndividualStrategy)
+    summed = groups.group_size if groups else 1 if alone else cohort
     stages = range(strategy.stages)
     up = sum(packed_size(strategy.statistics_layout(stage).size, plan.encoding.bits) for stage in stages)
     counters = TRAINING_LAYOUT.size * strategy.stages + metric_layout(plan).size

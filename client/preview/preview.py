@@ -28,7 +28,7 @@ from wardround.privacy.sums.contract import EVALUATION, GROUPS, TRAINING
 from wardround.privacy.sums.offers import NOTHING, offer_of
 from wardround.runtime.flower_codec import encode_reply
 from wardround.runtime.offer_codec import OFFER_TYPE, encode_answer
-from wardround.strategies.contract import GroupStrategy, SumStrategy
+from wardround.strategies.contract import GroupStrategy, IndividualStrategy, SumStrategy
 from wardround.training.plan_strategy import bind_strategy
 
 RUN: Final = "20260101-120000-0a1b2c3d"
@@ -180,7 +180,7 @@ class _Making:
         everybody = release.evaluators == "all" or isinstance(self.strategy, GroupStrategy)
         sites = len(self.members)
         cohort = sites if isinstance(self.strategy, GroupStrategy) else cohort_size(rules, sites)
-        trained = cohort
+        trained = 1 if isinstance(self.strategy, IndividualStrategy) else cohort
         if isinstance(self.strategy, GroupStrategy):
             trained = -(-sites // (sites // self.strategy.group_size or 1))
         for evaluates, count in sorted(kinds.items(), reverse=True):
@@ -196,11 +196,16 @@ class _Making:
         return found
 
     def down(self) -> int:
-        """Broadcasts and opened sums, as arrays are; after round 1 a site makes the first stage's itself."""
+        """Broadcasts and opened sums, as arrays are; after round 1 a site makes the first stage's itself.
+
+        Where single contributions are seen no site is shown a sum, and each broadcast is sent.
+        """
         stages = range(self.strategy.stages)
         rounds = self.plan.rounds.rounds
         last = 1 if self.plan.data.validation_fraction > 0 else 0
         first, *later = (FLOAT_BYTES * self.strategy.broadcast_layout(stage).size for stage in stages)
+        if isinstance(self.strategy, IndividualStrategy):
+            return (rounds + last) * first
         bits = self.plan.encoding.bits
         opened = sum(packed_size(self.strategy.statistics_layout(stage).size, bits) for stage in stages)
         if isinstance(self.strategy, GroupStrategy):

@@ -311,6 +311,21 @@ def test_the_sites_own_policy_comes_first(tmp_path: Path, tiny_bert: Path, simul
     assert refusal(loose, plan.model_copy(update={"secure": SecureRules(mode="off")})).code == "rows"
 
 
+def test_a_plan_that_hides_what_its_strategy_has_to_see_is_refused(
+    tmp_path: Path, tiny_bert: Path, simulated: Preparation
+) -> None:
+    """Somebody signed it by hand; where the site lets itself be seen, its rows come next."""
+    settings = settings_for(str(tmp_path / "none.jsonl"), tiny_bert)
+    median = simulated.plan.model_copy(update={"strategy": StrategySpec(name="coordinate_median")})
+    assert median.secure.mode == "real"
+    error = refusal(settings, median)
+    assert error.code == "method"
+    assert "has to see each site's contribution" in str(error)
+    loose = settings.model_copy(update={"policy": SecurePolicy(modes=("real", "off"))})
+    assert refusal(loose, median).code == "method"
+    assert refusal(loose, median.model_copy(update={"secure": SecureRules(mode="off")})).code == "rows"
+
+
 def test_the_policy_counts_the_rows_before_a_model_is_opened(
     tmp_path: Path, tiny_bert: Path, simulated: Preparation
 ) -> None:

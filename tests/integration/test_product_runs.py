@@ -135,7 +135,7 @@ def test_sites_of_many_ranks_make_one_adapter(
 
 def test_a_rank_that_cannot_be_taken_is_refused_before_training(settings: Callable[..., RunConfig]) -> None:
     """Above the plan's under a mean of factors, with what works; and of a site that there is not."""
-    with pytest.raises(ConfigError, match="averages factors") as refused:
+    with pytest.raises(ConfigError, match="is sent factors") as refused:
         run_simulation(settings("above", "fedavg", simulation={"ranks": [2, 4]}))
     assert "strategy=tangent" in str(refused.value)
     with pytest.raises(ConfigError, match="unknown site"):

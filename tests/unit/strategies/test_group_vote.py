@@ -99,7 +99,7 @@ def test_only_these_have_groups() -> None:
     """Every other strategy gets one sum, and refuses more."""
     for name in STRATEGIES.names():
         strategy = STRATEGIES.get(name)
-        bound = strategy(strategy.Options(), LAYOUT)
+        bound = strategy(strategy.Options(), Layout(tensors=()))
         assert isinstance(bound, GroupStrategy) == name.startswith("group_")
     fedavg = STRATEGIES.get("fedavg")
     bound = fedavg(fedavg.Options(), LAYOUT)
