@@ -26,7 +26,7 @@ from wardround.runtime.locations import locate
 from wardround.strategies.contract import GroupStrategy
 from wardround.training.adapters import ADAPTERS
 from wardround.training.plan_config import DataConfig, PlanConfig
-from wardround.training.plan_strategy import bind_strategy, group_rules
+from wardround.training.plan_strategy import bind_strategy, check_strategy, group_rules
 from wardround.training.planning import PrivateBounds, bounds_of, check_choices, make_plan
 from wardround.training.tasks import TASKS
 from wardround.training.tasks.contract import Task
@@ -143,6 +143,7 @@ def plan_of(
     Raises:
         WardroundError: What is wrong with settings or model, in this order.
     """
+    check_strategy(config.strategy, config.release, config.privacy, allow_dotted=allow_dotted)
     encoding = encoding_of(config, expected)
     groups = group_rules(config.strategy, allow_dotted=allow_dotted)
     if groups is not None:
