@@ -53,7 +53,7 @@ class ScaffoldOptions(ComposedOptions):
     """Options of SCAFFOLD; what is null follows from the plan."""
 
     largest_change: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """C: c_i changes by no more in a round and coordinate. Null: an eighth of `local.max_grad_norm` (or of 1)."""
+    """C: of a coordinate of c_i, in a round. Null: an eighth of `local.max_grad_norm` (of 1 without one)."""
     participation: float | None = Field(default=None, gt=0, le=1)
     """p. Null: the plan's `rounds.participation`."""
     largest_update: float | None = Field(default=None, gt=0, allow_inf_nan=False)
