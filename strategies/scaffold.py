@@ -14,13 +14,15 @@ y_i = x − η Σ (g − c_i + c), so that c_i⁺ is the paper's option II, c_i 
 gradients themselves it means the same under any optimiser, schedule and clipping. The paper weighs all sites
 alike; here w_i are FedAvg's, and c is the weighted mean of the c_i while everybody is asked.
 
-A gradient is not of an update's size, and one ring carries both: a site sends κ (c_i⁺ − c_i), κ = L/C, with L
-the plan's bound of a coordinate (`encoding.largest`) and C that of a change of c_i (`largest_change`). What
-is beyond C is cut, of c_i⁺ itself: so c and c_i stay in step, and the rest follows in the next rounds. The
-sum's rounding has no bias, and adds up in c, to about √(rounds · sites) C / 2^bits a coordinate.
+While every round asks everybody (p = 1), c is the mean of the c_i, and a site sends c_i⁺ − c in place of
+c_i⁺ − c_i: the same mean, but nothing that went wrong in an earlier round stays in c. For p < 1 it does. A
+site whose contribution is in no sum goes on from the c_i before it, if it is asked in the next round; where
+it is not, or where fewer answer than were asked, c is off by that much from there on.
 
-A site whose contribution is in no sum goes on from the c_i before it, if it is asked in the next round. Where
-it is not, or where fewer sites answer than were asked, c is off by that much from there on.
+A gradient is not of an update's size, and one ring carries both. A site sends κ times its change, κ = L/C,
+with L the plan's bound of a coordinate (`encoding.largest`) and C that of the change (`largest_change`). What
+is beyond C is cut, and of c_i⁺ as well, so that c and c_i stay in step. The sum's rounding has no bias: about
+√sites · C / 2^bits a coordinate, and for p < 1 that of all rounds together, √rounds times as much.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class ScaffoldOptions(ComposedOptions):
     """Options of SCAFFOLD; what is null follows from the plan."""
 
     largest_change: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """C: of a coordinate of c_i, in a round. Null: an eighth of `local.max_grad_norm` (of 1 without one)."""
+    """C: of a coordinate, from c (p = 1) or from c_i. Null: a quarter of `local.max_grad_norm`, or of 1."""
     participation: float | None = Field(default=None, gt=0, le=1)
     """p. Null: the plan's `rounds.participation`."""
     largest_update: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -74,7 +76,7 @@ class ScaffoldOptions(ComposedOptions):
             )  # fmt: skip
         return self.model_copy(
             update={
-                "largest_change": self.largest_change or (plan.local.max_grad_norm or 1.0) / 8,
+                "largest_change": self.largest_change or (plan.local.max_grad_norm or 1.0) / 4,
                 "participation": self.participation or plan.rounds.participation,
                 "largest_update": self.largest_update or plan.encoding.largest,
             }
@@ -147,13 +149,13 @@ class Scaffold:
 
     def contribute(
         self,
-        broadcast: Broadcast,  # noqa: ARG002 - `before` is the adapter of it here
+        broadcast: Broadcast,
         local: LocalUpdate,
         memory: SiteMemory,
         round: int,  # noqa: ARG002 - the same in every round
         stage: int,
     ) -> tuple[Statistics, SiteMemory]:
-        """The site's update and κ (c_i⁺ − c_i), float64; it keeps c_i⁺, float32.
+        """The site's update and κ times the change to c_i⁺, float64; it keeps c_i⁺, float32.
 
         Raises:
             PeerError: Another layout, no mean gradient, or something is not finite.
@@ -165,11 +167,12 @@ class Scaffold:
             raise PeerError("the local round gave no mean gradient")
         require_layout(local.gradient, self.layout, "the mean gradient")
         require_finite(local.gradient, "the mean gradient")
-        kept = self._kept(memory).astype(np.float64)
-        most = self.largest_change
-        change = np.clip(local.gradient.vector - kept, -most, most)
-        after = (kept + change).astype(np.float32)
-        sent = np.clip(after - kept, -most, most) * self.unit
+        require_layout(broadcast, self._both, "the broadcast")
+        before = broadcast.vector[self.layout.size :] if self.participation == 1 else self._kept(memory)
+        most, before = self.largest_change, before.astype(np.float64)
+        change = np.clip(local.gradient.vector - before, -most, most)
+        after = (before + change).astype(np.float32)
+        sent = np.clip(after - before, -most, most) * self.unit
         return (
             Packed(self._both, np.concatenate([update.vector, sent])),
             SiteMemory({CONTROL: Packed(self._control, after)}),

@@ -81,6 +81,9 @@ def sign(value: float) -> int:
 DEFINITIONS: dict[str, Definition] = {
     "fedavg": mean_of_models,
     "fedprox": mean_of_models,
+    "scaffold": mean_of_models,  # of the adapter; the control variates: tests/unit/strategies
+    "fedsa": mean_of_models,  # of dense tensors; the factors: tests/unit/strategies
+    "dual_adapter": mean_of_models,
     "group_median": mean_of_models,  # of one group; the vote: tests/unit/strategies
     "group_trimmed_mean": mean_of_models,
     "fedavgm": server_momentum,
@@ -97,7 +100,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedadam": {"beta1": 0.8, "beta2": 0.7, "server_learning_rate": 0.3, "tau": 0.01},
 }
 """Not the defaults, so that every option is seen to act; a new strategy starts from its defaults."""
-MEANS = [name for name in NAMES if name in {"fedavg", "fedprox", "group_median", "group_trimmed_mean"}]
+MEANS = [name for name in NAMES if DEFINITIONS.get(name) is mean_of_models]
 """Methods whose step is the mean update itself."""
 
 
@@ -146,9 +149,8 @@ def folded(strategy: SumStrategy, state: ServerState, sites: Any) -> ServerState
         total = zeros(strategy.statistics_layout(stage), np.float64)
         weight = 0.0
         for w, after in sites:
-            statistics, _ = strategy.contribute(
-                broadcast, LocalUpdate(before, after), SiteMemory(), round, stage
-            )
+            local = LocalUpdate(before, after, before.with_vector(before.vector - after.vector))
+            statistics, _ = strategy.contribute(broadcast, local, SiteMemory(), round, stage)
             assert statistics.layout.digest == strategy.statistics_layout(stage).digest
             total = total.with_vector(total.vector + w * statistics.vector.astype(np.float64))
             weight += w
@@ -264,10 +266,15 @@ def test_what_is_not_finite_is_refused_by_name(name: str, value: float) -> None:
     strategy = made(name, layout)
     broken = adapter.vector.copy()
     broken[7] = value
+    state, total = strategy.begin(adapter), zeros(strategy.statistics_layout(0), np.float64)
     with pytest.raises(PeerError, match="'b'"):
-        strategy.contribute(adapter, LocalUpdate(adapter, adapter.with_vector(broken)), SiteMemory(), 1, 0)
+        strategy.contribute(
+            strategy.broadcast(state, 1, 0), LocalUpdate(adapter, adapter.with_vector(broken), adapter),
+            SiteMemory(), 1, 0,
+        )  # fmt: skip
+    total["b"][1] = value
     with pytest.raises(PeerError, match="'b'"):
-        strategy.fold(strategy.begin(adapter), adapter.with_vector(broken.astype(np.float64)), 1.0, 0)
+        strategy.fold(state, total, 1.0, 0)
 
 
 @EVERY
@@ -281,8 +288,9 @@ def test_foreign_layouts_and_shapes_are_refused(name: str) -> None:
     longer = Layout(tensors=(*layout.tensors, TensorSpec(name="c")))
     for foreign in (renamed, swapped, transposed, longer):
         other = zeros(foreign, np.float32)
+        broadcast = strategy.broadcast(strategy.begin(adapter), 1, 0)
         with pytest.raises(PeerError, match="layout"):
-            strategy.contribute(adapter, LocalUpdate(adapter, other), SiteMemory(), 1, 0)
+            strategy.contribute(broadcast, LocalUpdate(adapter, other, adapter), SiteMemory(), 1, 0)
         with pytest.raises(PeerError, match="layout"):
             strategy.fold(strategy.begin(adapter), zeros(foreign, np.float64), 1.0, 0)
         with pytest.raises(PeerError, match="layout"):
@@ -296,7 +304,7 @@ def test_a_weight_that_is_no_weight_is_refused(name: str, weight: float) -> None
     layout, adapter = small()
     strategy = made(name, layout)
     with pytest.raises(PeerError, match="weight"):
-        strategy.fold(strategy.begin(adapter), zeros(layout, np.float64), weight, 0)
+        strategy.fold(strategy.begin(adapter), zeros(strategy.statistics_layout(0), np.float64), weight, 0)
 
 
 @EVERY
@@ -304,7 +312,7 @@ def test_a_step_beyond_float32_is_refused(name: str) -> None:
     """A mean update that float32 or the moments cannot hold ends in an error, never in infinity."""
     layout, adapter = small()
     strategy = made(name, layout)
-    total = zeros(layout, np.float64)
+    total = zeros(strategy.statistics_layout(0), np.float64)
     total.vector[0] = 1e300
     with pytest.raises(PeerError, match="not finite"):
         strategy.fold(strategy.begin(adapter), total, 1.0, 0)
@@ -316,7 +324,9 @@ def test_a_stage_that_is_not_there_is_refused(name: str) -> None:
     layout, adapter = small()
     strategy = made(name, layout)
     with pytest.raises(PeerError, match="stage"):
-        strategy.fold(strategy.begin(adapter), zeros(layout, np.float64), 1.0, strategy.stages)
+        strategy.fold(
+            strategy.begin(adapter), zeros(strategy.statistics_layout(0), np.float64), 1.0, strategy.stages
+        )
     with pytest.raises(PeerError, match="stage"):
         strategy.broadcast(strategy.begin(adapter), 1, strategy.stages)
     with pytest.raises(PeerError, match="stage"):
@@ -339,6 +349,10 @@ def test_options_are_frozen_and_know_their_keys(name: str) -> None:
 def test_only_fedprox_asks_for_a_proximal_term() -> None:
     """μ reaches local training, and only from FedProx."""
     layout, adapter = small()
-    rules = {name: made(name, layout).local_rules(adapter, SiteMemory(), 1) for name in DEFINITIONS}
+    rules = {}
+    for name in DEFINITIONS:
+        strategy = made(name, layout)
+        broadcast = strategy.broadcast(strategy.begin(adapter), 1, 0)
+        rules[name] = strategy.local_rules(broadcast, SiteMemory(), 1)
     assert rules["fedprox"].proximal == 0.3
     assert all(rule.proximal == 0 for name, rule in rules.items() if name != "fedprox")

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from wardround.client.memory import SiteStore
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Packed
 from wardround.runtime.event_log import read_events
 from wardround.runtime.events import Evaluated, Event, SiteReplied
-from wardround.runtime.files import load_tensors
 from wardround.simulations.after_run import merge_run
 from wardround.simulations.config import RunConfig
 from wardround.simulations.finished_run import finished_run
@@ -79,7 +79,7 @@ def stored(result: SimulationResult, site: str, round: int) -> SiteStore:
 
 def saved(folder: Path) -> dict[str, Any]:
     """Tensors of a PEFT folder, as plain PEFT reads them."""
-    return load_tensors(folder / "adapter_model.safetensors")[0]
+    return safetensors.numpy.load_file(folder / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
@@ -150,7 +150,7 @@ def test_scores_are_of_the_sites_own_adapters(settings: Callable[..., RunConfig]
     assert test["own"].values["loss"] == pytest.approx(mean, rel=1e-6)
     events = read_events(result.folder / "metrics.jsonl")
     rounds = [e.round for e in events if isinstance(e, Evaluated) and (e.arm, e.part) == ("federated", "own")]
-    assert rounds == [2, ROUNDS]
+    assert rounds == [0, 2, ROUNDS]
     # Another site's adapter on these rows, or what federates alone, scores otherwise.
     assert len({round(scores.values["loss"], 9) for scores in own}) == len(SITES)
 
@@ -193,7 +193,7 @@ def test_scaffold_keeps_the_servers_variate_the_mean_of_the_sites(
     assert {e.status for e in replies} == {"ok"}
     control, mean = controls(result)
     assert np.linalg.norm(mean) > 1e-2
-    rounding = np.sqrt(ROUNDS * len(SITES)) * 0.125 / 2**16
+    rounding = np.sqrt(len(SITES)) * 0.25 / 2**16
     apart = control - mean
     assert np.sqrt(np.mean(apart**2)) < 1.5 * rounding
     assert np.linalg.norm(apart) < 0.05 * np.linalg.norm(mean)
@@ -205,7 +205,7 @@ def test_scaffold_keeps_the_servers_variate_the_mean_of_the_sites(
 def test_under_secure_sums_scaffold_folds_the_same(
     notes: Callable[..., Any], undisturbed: Callable[[RunConfig], SimulationResult]
 ) -> None:
-    """Masked or not, the ring carries update and control variate to the same bits; a lost share of sites too."""
+    """Masked or not, the ring carries update and control variate to the same bits."""
     make = notes(rows=60, wards=5, rounds=2)
     found = {
         mode: undisturbed(make(mode, strategy={"name": "scaffold"}, secure={"mode": mode}))
@@ -225,10 +225,11 @@ def test_who_takes_part_in_some_rounds_only_can_check_them(settings: Callable[..
     assert result.federated.outcome.last.round == 4
 
 
+@pytest.mark.parametrize("name", ["fedsa", "scaffold"])
 def test_a_site_that_is_not_in_the_sum_goes_on_from_what_it_knew_before(
-    settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+    settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Its contribution of round 2 is lost after it was kept: c and the mean of c_i do not part."""
+    """Its contribution of round 2 is lost after it was kept: round 3 begins for it with that of round 1."""
     from wardround.client import round as handler
     from wardround.core.errors import TrainingError
 
@@ -241,9 +242,14 @@ def test_a_site_that_is_not_in_the_sum_goes_on_from_what_it_knew_before(
         return lanes
 
     monkeypatch.setattr(handler, "contribute", losing)
-    result = run_simulation(settings("lost", {"name": "scaffold"}))
-    control, mean = controls(result)
-    assert np.linalg.norm(control - mean) < 0.1 * np.linalg.norm(mean)
+    result = run_simulation(settings("lost", {"name": name}))
+    stores = {site: stored(result, site, ROUNDS).folder for site in SITES}
+    rounds = {site: sorted(path.stem for path in folder.iterdir()) for site, folder in stores.items()}
+    assert rounds["w0"] == rounds["w2"] == ["round-00002", "round-00003"]
+    assert rounds["w1"] == ["round-00001", "round-00003"]
+    if name == "scaffold":
+        control, mean = controls(result)  # everybody answered in the last round: nothing of the loss is left
+        assert np.linalg.norm(control - mean) < 0.05 * np.linalg.norm(mean)
 
 
 @pytest.mark.parametrize("name", ["fedsa", "dual_adapter", "scaffold"])

@@ -27,7 +27,11 @@ from wardround.training.plan_strategy import bind_strategy
 
 LAYOUT = Layout(tensors=(TensorSpec(name="a", shape=(2, 3)), TensorSpec(name="b", shape=(14,))))
 START = Packed(LAYOUT, np.linspace(-1, 1, 20, dtype=np.float32))
-PLAIN = [name for name in STRATEGIES.names() if not name.startswith("group")]
+PLAIN = [
+    name for name in STRATEGIES.names()
+    if not name.startswith("group") and not hasattr(STRATEGIES.get(name), "private_alternative")
+]  # fmt: skip
+"""Not those that are refused under privacy."""
 
 
 def bound(plan: TrainingPlan) -> AdaptiveNorm:
