@@ -67,7 +67,7 @@ def test_every_personal_strategy_is_held_here() -> None:
 
 
 @PERSONAL
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 4), rounds=st.integers(1, 3), data=st.data())
 def test_rounds_are_the_papers_on_the_individuals(
     name: str, seed: int, count: int, rounds: int, data: st.DataObject

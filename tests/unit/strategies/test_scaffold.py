@@ -104,7 +104,7 @@ def error(state: ServerState, sites: list[Quadratic]) -> float:
 
 def scaffold(**options: float) -> Scaffold:
     """Bound to the layout of this file."""
-    return Scaffold(ScaffoldOptions(**{**WIDE, **options}), LAYOUT)  # type: ignore[arg-type]  # numbers
+    return Scaffold(ScaffoldOptions(**{**WIDE, **options}), LAYOUT)  # type: ignore[arg-type]  # all of them numbers
 
 
 def test_it_reaches_the_optimum_where_fedavg_stays_away() -> None:
