@@ -35,6 +35,7 @@ LOSSES: Final = "losses"
 NOTES: Final = "notes"
 OPTIMISER: Final = "optimiser/"
 GENERATOR: Final = "generator/"
+GRADIENT: Final = "gradient"
 _REMEDY: Final = "nothing has to be done: the round begins anew"
 
 
@@ -179,6 +180,8 @@ def _content(checkpoint: Checkpoint, rows: str) -> bytes:
     }
     arrays |= {OPTIMISER + name: array for name, array in checkpoint.optimiser_state.items()}
     arrays |= {GENERATOR + name: array for name, array in checkpoint.generators.items()}
+    if checkpoint.gradient is not None:
+        arrays[GRADIENT] = checkpoint.gradient.vector
     return safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in arrays.items()})
 
 
@@ -202,6 +205,7 @@ def _checkpoint(content: bytes, layout: Layout) -> tuple[Checkpoint, str]:
             targets=int(notes["targets"]),
             generators=_under(GENERATOR, arrays),
             clip_norm=notes["clip_norm"],
+            gradient=Packed(layout, arrays[GRADIENT]) if GRADIENT in arrays else None,
         )
     except (SafetensorError, KeyError, ValueError, TypeError, PeerError) as error:
         raise StorageError(

@@ -22,6 +22,7 @@ from wardround.strategies.contract import SiteMemory
 KEPT_FILES = 2
 LAYOUT, MEMORY, OPTIMISER, ADAPTER = "layout/", "memory/", "optimiser/", "adapter"
 CLIP_NORM = "privacy/clip_norm"
+GRADIENT = f"{ADAPTER}/gradient"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Trained:
         update: Instead of `after`, where noise is added to the contribution itself (`LocalResult`). It never
             lies on disk.
         clip_norm: To keep for the next round, where it adapts.
+        gradient: As of `LocalUpdate`.
     """
 
     broadcast: str
@@ -75,6 +77,7 @@ class Trained:
     optimiser_state: dict[str, Array] | None = None
     update: Packed | None = None
     clip_norm: float | None = None
+    gradient: Packed | None = None
 
     def kept(self, memory: SiteMemory) -> Kept:
         """What the site keeps of it after the stage that left this memory."""
@@ -143,9 +146,11 @@ class SiteStore:
         except (KeyError, ValueError, TypeError) as error:
             raise StorageError(f"{path} holds no trained stage", found=type(error).__name__) from error
         kept = _kept(tensors, notes)
+        gradient = Packed(layout, tensors[GRADIENT]) if GRADIENT in tensors else None
         return Trained(
-            broadcast, before, after, figures, kept.optimiser_state, clip_norm=kept.clip_norm
-        ), kept
+            broadcast, before, after, figures, kept.optimiser_state, clip_norm=kept.clip_norm,
+            gradient=gradient,
+        ), kept  # fmt: skip
 
     def save_stage(self, trained: Trained, memory: SiteMemory, *, round: int, stage: int) -> None:
         """Keep what a stage leaves to the next one; what other rounds left goes.
@@ -155,6 +160,8 @@ class SiteStore:
         """
         tensors, notes = _as_tensors(trained.kept(memory))
         tensors |= {f"{ADAPTER}/before": trained.before.vector, f"{ADAPTER}/after": trained.after.vector}
+        if trained.gradient is not None:
+            tensors[GRADIENT] = trained.gradient.vector
         notes |= {
             ADAPTER: trained.before.layout.model_dump_json(),
             "figures": json.dumps(asdict(trained.figures)),

@@ -33,7 +33,8 @@ from wardround.core.errors import (
 from wardround.core.messages import BEHIND, SECONDS, Reply, Request, reply_to
 from wardround.core.packed import require_finite
 from wardround.privacy.sums.contract import EVALUATION, GROUPS, SUMS, TRAINING, Lanes
-from wardround.strategies.contract import Broadcast
+from wardround.privacy.sums.opened import sites_in
+from wardround.strategies.contract import Broadcast, RememberingStrategy
 
 LOG = logging.getLogger(__name__)
 
@@ -119,10 +120,26 @@ def check_request(request: Request, site: Site) -> None:
             if request.stage == 0:
                 confirmed = site.parties.parties[TRAINING].confirmed(request.round - 1)
                 checked = site.folds.check(request.round, request.broadcast, request.opened, dict(confirmed))
-                if checked and request.round > 1 and not request.opened:  # the round before was burnt
+                if checked and request.round > 1 and not went_in(request, site):
                     site.store.forget(round=request.round - 1)
     except PeerError as error:
         raise RequestError(error.what, found=error.found, expected=error.expected) from error
+
+
+def went_in(request: Request, site: Site) -> bool:
+    """Whether the state that is broadcast has what this site made of the round before.
+
+    Not if that round was burnt. Where a strategy remembers what it has sent, neither if this site is not in
+    its sum.
+
+    Raises:
+        PeerError: The sum is malformed.
+    """
+    strategy = site.strategy
+    if not request.opened or not isinstance(strategy, RememberingStrategy):
+        return bool(request.opened)
+    layout = strategy.statistics_layout(strategy.stages - 1)
+    return site.name in sites_in(request.opened[-1], layout, site.plan.encoding.bits)
 
 
 def drawn(request: Request, site: Site) -> bytes:

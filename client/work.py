@@ -156,7 +156,7 @@ def train(
         local |= private_figures(result.private)
     return Trained(
         broadcast.digest, beside(start.trained, start.rest), beside(result.adapter, start.rest),
-        figures_of(site, result), result.optimiser_state, result.update, result.clip_norm,
+        figures_of(site, result), result.optimiser_state, result.update, result.clip_norm, result.gradient,
     )  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def contribute(
     if trained.update is not None:  # a linear strategy sends it as it is, without float32's rounding
         before, after = zeros(trained.update.layout, np.float64), trained.update
     statistics, left = site.strategy.contribute(
-        broadcast, LocalUpdate(before, after), memory, request.round, request.stage
+        broadcast, LocalUpdate(before, after, trained.gradient), memory, request.round, request.stage
     )
     counters = counted(trained.figures, request.stage, private=site.plan.privacy is not None)
     lanes, quantised = contribution(

@@ -147,7 +147,8 @@ class RoundBurnt:
 class Evaluated:
     """The global adapter after `round` folds was scored on one part.
 
-    `part` is `validation`, `test` or `test/SITE`; `values`, `support` and `by_class` are a `Scores`.
+    `part` is `validation`, `test`, `test/SITE` or, where sites have adapters of their own, `own`: each on its
+    own test rows; `values`, `support` and `by_class` are a `Scores`.
     `missing` are the sites that were asked and whose rows are not in it.
     """
 

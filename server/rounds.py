@@ -61,7 +61,7 @@ from wardround.server.stage_sums import (
 )
 from wardround.server.transport import Transport
 from wardround.strategies.adaptive_norm import clip_norm_of
-from wardround.strategies.contract import DISCARDED, GroupStrategy, ServerState, SumStrategy
+from wardround.strategies.contract import DISCARDED, GroupStrategy, PersonalStrategy, ServerState, SumStrategy
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,9 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
     at = replace(at, selection=judge_last(run, leaving_out(run, at)), wall_s=time.perf_counter() - started)
     keep(run, at)
     last = at.state
-    released_round, released = run.journal.released(last, at.selection)
+    released_round, released = last.round, last.adapter
+    if not isinstance(run.strategy, PersonalStrategy):  # of earlier rounds sites keep no part of their own
+        released_round, released = run.journal.released(last, at.selection)
     reason = "completed" if last.round >= run.plan.rounds.rounds else "early_stop"
     run.events.emit(RunFinished(run.arm, reason, last.round, released_round, released.digest, at.wall_s))
     return Outcome(last, at.selection, released_round, released, reason, at.wall_s)

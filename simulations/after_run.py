@@ -18,7 +18,7 @@ from wardround.core.errors import ConfigError, DataError, ModelError
 from wardround.core.metrics.contract import Scores
 from wardround.runtime.files import write_atomic
 from wardround.runtime.locations import locate
-from wardround.simulations.finished_run import FinishedRun, finished_run
+from wardround.simulations.finished_run import SITES, FinishedRun, adapter_in, finished_run, run_of
 from wardround.training.commands import read_processor
 from wardround.training.examples import Example
 from wardround.training.merge_places import check_places
@@ -41,23 +41,26 @@ def merge_run(
     """`wardround merge`: write the merged model and print how well it kept the adapter.
 
     Args:
-        run: Folder of a finished run.
-        output: Folder to make; `merged` in the run's own without it.
+        run: Folder of a finished run, or `sites/NAME` of one whose sites have their own adapters.
+        output: Folder to make; `merged` in that folder without it.
         model: The base model, where it lies elsewhere now.
         tolerance: On the relative difference of logits; by the base's dtype without it.
         rows: What both models are asked, where the run's own rows lie elsewhere now.
 
     Raises:
-        ConfigError: The tolerance is none, the run is not there, or the folder to make is taken.
+        ConfigError: The tolerance is none, the run is not there, it has no adapter for everybody, or the
+            folder to make is taken.
         DataError: There is no row to ask.
         ModelError: The logits differ by more than the tolerance, or merging changed nothing, or the base is
             not the one that the adapter was trained on; nothing is left.
     """
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
         raise ConfigError(f"--tolerance is {tolerance}", expected="a number, at least 0")
-    finished = FinishedRun.open(run)
+    of_site = run.resolve().parent.name == SITES and not (run / "plan.json").exists()
+    finished = FinishedRun.open(run_of(run) if of_site else run)
+    adapter = adapter_in(run)
     base, out = finished.model_config(model), output or run / "merged"
-    check_places(run / "adapter", out)
+    check_places(adapter, out)
     resolve(base)
     asked = _rows_to_ask(finished, rows)
     from wardround.training.merge import merge_adapter
@@ -67,7 +70,7 @@ def merge_run(
     alone = finished.plan.data.model_copy(update={"packing": False})
     samples = finished.task.encode(asked[:MERGE_SAMPLES], processor, alone, finished.plan.task)
     report = merge_adapter(
-        run / "adapter",
+        adapter,
         base,
         finished.adapter_method,
         finished.task,

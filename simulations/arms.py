@@ -275,7 +275,7 @@ def run_arms(
             bench,
             rows.training,
             rows.validation,
-            SiteStore(folder_of(arm.name) / "sites" / name),
+            site_store(folder_of(arm.name), name),
             consortia[arm.name].parties(name, arm.plan, run_of(run_id, arm)),
             FoldCheck(arm.plan, strategies[arm.name]),
             consortia[arm.name].grouped(name, arm.plan, run_of(run_id, arm), strategies[arm.name]),
@@ -321,6 +321,11 @@ def run_arms(
 
     simulate(server, client_app(sites), lanes=min(lanes, max(len(arm.sites) for arm in arms)))
     return collected
+
+
+def site_store(folder: Path, site: str) -> SiteStore:
+    """What a site of an arm keeps, in the arm's folder."""
+    return SiteStore(folder / "sites" / site)
 
 
 def bounded(arm: Arm) -> Arm:

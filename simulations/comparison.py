@@ -14,6 +14,8 @@ BEFORE = "before training"
 """The initial adapter on the base model: what every arm begins with."""
 EVERYBODY = "test"
 """The part of the test rows that scores every arm."""
+OWN_ROWS = "own"
+"""Every site's own adapter on that site's own test rows, summed: of a run that leaves each one of its own."""
 
 SUPPORT_UNITS = {
     ("classification", None): "rows",

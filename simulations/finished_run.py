@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from wardround.core.errors import ConfigError, ModelError
 from wardround.core.plan import TrainingPlan
@@ -14,6 +15,14 @@ from wardround.training.examples import Example, ExampleSet, read_examples
 from wardround.training.settings import BaseModelConfig
 from wardround.training.source_spec import SourceSpec
 from wardround.training.tasks import TASKS, Task
+
+SITES: Final = "sites"
+"""Folder of a run whose strategy leaves each site an adapter of its own, in `sites/NAME/adapter`."""
+
+
+def own_folder(site: str) -> str:
+    """Where a site's own adapter lies in the folder of its run."""
+    return f"{SITES}/{site}/adapter"
 
 
 @dataclass(frozen=True)
@@ -99,11 +108,29 @@ def finished_run(folder: Path, run: Path | None) -> FinishedRun:
 
 
 def run_of(folder: Path) -> Path:
-    """The run that a folder is, or lies in."""
-    for candidate in (folder, folder.parent):
+    """The run that a folder is, or lies in; what is a site's own lies under `sites/NAME`."""
+    of_site = [place.parent for place in folder.resolve().parents[:2] if place.name == SITES]
+    for candidate in (folder, folder.parent, *of_site):
         if (candidate / "plan.json").exists():
             return candidate
     raise ConfigError(
         f"the run that {folder} belongs to is not beside it",
         remedy="name it: --run RUN (its plan maps the rows and its configuration names the base model)",
     )
+
+
+def adapter_in(folder: Path) -> Path:
+    """The adapter's folder of a run, or of a site of one; any other folder is what it is.
+
+    Raises:
+        ConfigError: The run has no adapter for everybody: each site has its own.
+    """
+    inside, sites = folder / "adapter", folder / SITES
+    names = sorted(place.name for place in sites.iterdir()) if sites.is_dir() else []
+    if (folder / "plan.json").exists() and not inside.exists() and names:
+        raise ConfigError(
+            f"{folder} has no adapter for everybody: its strategy leaves each site one of its own",
+            found=f"sites {', '.join(names[:5])}", expected=f"the folder of one, such as {sites / names[0]}",
+        )  # fmt: skip
+    own = (inside / "adapter_config.json").exists()
+    return inside if own or (folder / "plan.json").exists() else folder

@@ -15,7 +15,8 @@ import yaml
 from wardround.core.plan import BaseModelSpec, Schedule, TrainingPlan
 from wardround.simulations.arms import CENTRALISED, FEDERATED
 from wardround.simulations.comparison import BEFORE, EVERYBODY, local_site, site_of, support_unit
-from wardround.simulations.markdown import markdown_table, one_line
+from wardround.simulations.finished_run import own_folder
+from wardround.simulations.markdown import markdown_table, one_line, options_text
 from wardround.simulations.secure_costs import privacy_section
 
 LONGEST_ANSWER = 600
@@ -47,7 +48,8 @@ class CardFacts:
         last_round: Rounds that were folded.
         reason: `completed` or `early_stop`.
         validation: Round → validation score in the metric that chose the released round.
-        adapter_digest: SHA-256 of the released adapter.
+        adapter_digest: SHA-256 of the released adapter; empty where each site has its own.
+        own: Site → SHA-256 of its own adapter, in that case.
         test: Arm → scores on everybody's test rows.
         site_tests: Arm (`before training` as well) → site → scores on that site's own test rows.
         comparison: How it was trained → metrics on everybody's test rows, in the order to show.
@@ -68,6 +70,7 @@ class CardFacts:
     reason: str = "completed"
     validation: Mapping[int, float] = field(default_factory=dict)
     adapter_digest: str = ""
+    own: Mapping[str, str] = field(default_factory=dict)
     test: Mapping[str, Test] = field(default_factory=dict)
     site_tests: Mapping[str, Mapping[str, Test]] = field(default_factory=dict)
     comparison: Mapping[str, Figures] = field(default_factory=dict)
@@ -103,7 +106,8 @@ def card_of(plan: TrainingPlan, summary: Mapping[str, Any], samples: Sequence[Ma
             last_round=federated["last_round"],
             reason=federated["reason"],
             validation={int(round): value for round, value in federated["validation"]},
-            adapter_digest=federated["released_adapter"],
+            adapter_digest=federated.get("released_adapter", ""),
+            own=federated.get("site_adapters", {}),
             test=test,
             site_tests=site_tests,
             comparison=summary["comparison"],
@@ -144,9 +148,12 @@ def _front_matter(facts: CardFacts) -> str:
 def _opening(facts: CardFacts) -> str:
     plan = facts.plan
     rows = sum(facts.site_rows.values())
+    what = f"A {plan.adapter.method} adapter"
+    if facts.own:
+        what = f"**One {plan.adapter.method} adapter a site, and none for everybody,**"
     return (
         f"# {one_line(plan.name)}\n\n"
-        f"A {plan.adapter.method} adapter for `{plan.base.name}`, fine-tuned with Wardround in a **simulated "
+        f"{what} for `{plan.base.name}`, fine-tuned with Wardround in a **simulated "
         f"federation** of {_count(len(facts.site_rows), 'site')} ({_count(rows, 'row')}). "
         f"Research only: **not a medical device**."
     )
@@ -189,12 +196,12 @@ def _training(facts: CardFacts) -> str:
         "template": " / ".join(data.template.segments) if data.template else "",
         "longest text": f"{data.max_length} tokens",
         "base model": _weights(plan.base),
-        "adapter": f"{plan.adapter.method}, {_options(plan.adapter.options)}",
+        "adapter": f"{plan.adapter.method}, {options_text(plan.adapter.options)}",
         "trained parameters": f"{plan.adapter.layout.size:,}",
         "local work a round": f"{amount}, batches of {local.batch_size}",
         "local optimiser": f"{local.optimiser}, rate {local.learning_rate:g}",
         "learning rate": _schedule(local.schedule),
-        "strategy": f"{plan.strategy.name}, {_options(plan.strategy.options)}",
+        "strategy": f"{plan.strategy.name}, {options_text(plan.strategy.options)}",
         "weight of a site": plan.strategy.weighting,
         "rounds": f"{facts.last_round} of {plan.rounds.rounds}",
         "sites in a round": f"{plan.rounds.participation:.0%}",
@@ -259,9 +266,12 @@ def _results(facts: CardFacts) -> str:
     if federated is None:
         return "## Results\n\nNo test rows were given: nothing here says how good the model is."
     names, family = list(federated.values), facts.plan.task.metrics
+    which = "the sites' own adapters" if facts.own else "this adapter"
     shown = {
         BEFORE: "before training (initial adapter)",
-        FEDERATED: "federated (this adapter)",
+        FEDERATED: "federated (the sites' own adapters, together)"
+        if facts.own
+        else "federated (this adapter)",
         CENTRALISED: "centralised, as many steps",
     }
     rows = [
@@ -277,7 +287,7 @@ def _results(facts: CardFacts) -> str:
             (label, *(_number(values.get(name), whole=name == "support") for name in figures))
             for label, values in federated.by_class.items()
         ]
-        text += "\n\nBy class, this adapter:\n\n" + markdown_table(("class", *figures), lines)
+        text += f"\n\nBy class, {which}:\n\n" + markdown_table(("class", *figures), lines)
     return text
 
 
@@ -285,7 +295,12 @@ def _released(facts: CardFacts) -> str:
     rule = facts.plan.release
     ended = "It stopped early" if facts.reason == "early_stop" else "The run went to its end"
     best = facts.validation.get(facts.released_round)
-    if best is None:
+    if facts.own:
+        why = (
+            "It is the last one: each site keeps its own part of the adapter, and of no earlier round. In "
+            f"`{own_folder('NAME')}/` is a site's whole adapter; what the sites share is no model by itself."
+        )
+    elif best is None:
         why = "It is the last one: nothing was scored on validation rows."
     else:
         better = "highest" if rule.direction == "max" else "lowest"
@@ -326,6 +341,7 @@ def _limits(facts: CardFacts) -> str:
 def _loading(facts: CardFacts) -> str:
     plan, labels = facts.plan, facts.plan.data.labels
     kind = facts.task["auto_class"]
+    place = own_folder("NAME") if facts.own else "adapter"
     extra = f", num_labels={len(labels)}" if labels else ""
     order = f"\nlabels = {list(labels)!r}  # in the order of the logits" if labels else ""
     base = f"{plan.base.name!r}  # or the folder where your copy lies"
@@ -346,7 +362,7 @@ from transformers import {names}
 
 base = {base}
 {tokenizer}model = {kind}.from_pretrained(base{revision}{extra})
-model = PeftModel.from_pretrained(model, "adapter").eval(){order}
+model = PeftModel.from_pretrained(model, "{place}").eval(){order}
 ```
 
 `wardround merge` writes one model without an adapter and proves that it answers alike."""
@@ -358,6 +374,7 @@ def _provenance(facts: CardFacts) -> str:
         "plan": plan.digest, "base model": plan.base.digest, "initial adapter": plan.adapter.initial_digest,
         "released adapter": facts.adapter_digest, "tokenizer": plan.data.tokenizer_digest,
     }  # fmt: skip
+    entries |= {f"adapter of {site}": digest for site, digest in facts.own.items()}
     digests = markdown_table(
         ("SHA-256 of", ""), [(key, f"`{text}`") for key, text in entries.items() if text]
     )
@@ -365,21 +382,6 @@ def _provenance(facts: CardFacts) -> str:
     return (
         f"## Provenance\n\nSeed {plan.seed}; configuration: `config.yaml`; plan: `plan.json`.\n\n{digests}"
         + (f"\n\n{versions}." if versions else "")
-    )
-
-
-MOST_LISTED = 8
-"""Of an option's values, such as the names of target modules."""
-
-
-def _options(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_short(value)}" for key, value in options.items()) or "no options"
-
-
-def _short(value: Any) -> Any:
-    """A list of many as their number; the plan beside the card has them all."""
-    return (
-        f"({len(value)} of them)" if isinstance(value, list | tuple) and len(value) > MOST_LISTED else value
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from wardround.core.counting import scores
 from wardround.core.errors import ConfigError, ModelError
 from wardround.core.metrics.contract import Scores
-from wardround.simulations.finished_run import FinishedRun, finished_run
+from wardround.simulations.finished_run import FinishedRun, adapter_in, finished_run
 from wardround.training.base_model import load_base
 from wardround.training.evaluation import evaluate
 from wardround.training.examples import Example
@@ -40,13 +40,14 @@ def open_model(folder: Path, run: Path | None = None, base: str | None = None) -
         base: The base model of an adapter, where it lies elsewhere now; other weights are refused.
 
     Raises:
-        ConfigError: The folder is none of these, or the run that it belongs to cannot be found.
+        ConfigError: The folder is none of these, or the run that it belongs to cannot be found, or each of
+            its sites has an adapter of its own.
         ModelError: The weights cannot be loaded, are not finite, or the base is not the plan's.
     """
     finished = finished_run(folder, run)
     task, data = finished.task, finished.plan.data
     device = pick_device(finished.config.machine.device)
-    adapter = folder / "adapter" if (folder / "plan.json").exists() else folder
+    adapter = adapter_in(folder)
     if (adapter / "adapter_config.json").exists():
         finished.adapter_method.changed_weights(adapter)  # whole and finite, before the base is loaded
         place = finished.model_config(base)

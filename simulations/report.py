@@ -16,6 +16,7 @@ from wardround.runtime.results import write_site_table
 from wardround.simulations.arms import FEDERATED
 from wardround.simulations.comparison import EVERYBODY, local_site, part_of, support_unit
 from wardround.simulations.config import RunConfig
+from wardround.simulations.finished_run import own_folder
 from wardround.simulations.privacy_record import TUNING
 from wardround.simulations.rows import Rows
 from wardround.simulations.secure_costs import secure_text
@@ -68,7 +69,13 @@ def print_result(result: SimulationResult, console: Console) -> None:
             highlight=False,
         )
     console.print(secure_text(result.summary["secure"]), highlight=False)
-    outcome = result.federated.outcome
+    outcome, own = result.federated.outcome, result.federated.own
+    if own:
+        console.print(
+            f"each of {len(own)} sites has its own adapter, of round {outcome.last.round}, in "
+            f"[bold]{result.folder}[/bold]: {own_folder('NAME')}"
+        )
+        return
     console.print(
         f"released: round {outcome.released_round} of {outcome.last.round}, "
         f"adapter {outcome.released.digest[:12]}, in [bold]{result.folder}[/bold]"
@@ -122,8 +129,8 @@ def write_report(
 def _answers_to(
     asked: Sequence[Example], plan: TrainingPlan, bench: Workbench, result: ArmResult
 ) -> list[dict[str, Any]]:
-    """Answers of the released adapter, in order."""
-    if not asked:
+    """Answers of the released adapter, in order; none where each site has its own."""
+    if not asked or result.own:  # of no site in particular
         return []
     bench.load_adapter(result.outcome.released)
     return bench.task.predict(

@@ -27,6 +27,7 @@ from wardround.runtime.sinks import JsonlSink, TensorBoardSink
 from wardround.simulations.arms import FEDERATED
 from wardround.simulations.comparison import compare
 from wardround.simulations.config import RunConfig
+from wardround.simulations.finished_run import own_folder
 from wardround.simulations.new_folder import is_temporary, never_began, require_new
 from wardround.simulations.privacy_record import privacy_record
 from wardround.simulations.rows import Rows
@@ -102,11 +103,16 @@ class ResultFolder:
         return [JsonlSink(self.path / "metrics.jsonl"), TensorBoardSink(self.path / "tensorboard")]
 
     def save_adapters(self, bench: Workbench, result: ArmResult) -> None:
-        """The released adapter in `adapter/`, the last one in `adapter_last/`, in PEFT's own format."""
-        for name, adapter in (
-            ("adapter", result.outcome.released),
-            ("adapter_last", result.outcome.last.adapter),
-        ):
+        """The released adapter in `adapter/`, the last one in `adapter_last/`, in PEFT's own format.
+
+        Where each site has its own, these in `sites/NAME/adapter` and nothing else.
+        """
+        adapters = {own_folder(site): adapter for site, adapter in result.own.items()}
+        if not adapters:
+            last = result.outcome.last.adapter
+            adapters = {"adapter": result.outcome.released, "adapter_last": last}
+        for name, adapter in adapters.items():
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             with atomic_folder(self.path / name, replace=True) as folder:
                 bench.load_adapter(adapter)
                 bench.method.save(bench.model, folder, bench.base.name, result.arm.plan.base)
@@ -267,14 +273,18 @@ def scores_record(scores: Scores) -> dict[str, Any]:
 
 
 def arm_record(result: ArmResult) -> dict[str, Any]:
-    """One arm in the summary."""
+    """One arm in the summary; of the sites' own adapters each, where there is no other."""
     outcome = result.outcome
+    adapters: dict[str, Any] = {
+        "released_adapter": outcome.released.digest, "last_adapter": outcome.last.adapter.digest,
+    }  # fmt: skip
+    if result.own:
+        adapters = {"site_adapters": {site: adapter.digest for site, adapter in result.own.items()}}
     return {
         "reason": outcome.reason,
         "last_round": outcome.last.round,
         "released_round": outcome.released_round,
-        "released_adapter": outcome.released.digest,
-        "last_adapter": outcome.last.adapter.digest,
+        **adapters,
         "validation": [list(score) for score in outcome.selection.scores],
         "test": {part: scores_record(scores) for part, scores in result.test.items()},
         "wall_s": round(result.wall_s, 3),

@@ -6,11 +6,13 @@ prepare (rows, base model, plan) → encode → score the initial adapter → ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wardround.core.metrics.contract import Scores
+from wardround.core.packed import Adapter
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.events import EventSink, EventStream, Notice
 from wardround.server.rounds import Outcome
@@ -26,6 +28,7 @@ from wardround.simulations.arms import (
 from wardround.simulations.comparison import local_site
 from wardround.simulations.config import RunConfig
 from wardround.simulations.first_checks import check_first
+from wardround.simulations.personal import OwnAdapters
 from wardround.simulations.preparation import Preparation, encode_all, prepare
 from wardround.simulations.privacy import drowned, uncounted
 from wardround.simulations.privacy_report import privacy_report
@@ -36,12 +39,22 @@ from wardround.strategies.contract import ServerState
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What one arm ended with: its outcome, and the released adapter's scores by part."""
+    """What one arm ended with.
+
+    Attributes:
+        arm: Which.
+        outcome: Of its rounds.
+        test: The released adapter's scores by part, or those of the sites' own adapters.
+        wall_s: Seconds of the whole arm.
+        own: Site → its own adapter after the last round, where the strategy leaves each one of its own: what
+            federates is no adapter for anybody then.
+    """
 
     arm: Arm
     outcome: Outcome
     test: dict[str, Scores]
     wall_s: float
+    own: Mapping[str, Adapter] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,9 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
         policy=config.secure.policy,
         privacy_cap=config.simulation.privacy_cap,
         ranks=config.simulation.ranks,
-        each=lambda arm, train: train_and_score(arm, train, scorer, config.evaluation.every),
+        each=lambda arm, train: train_and_score(
+            arm, train, scorer, config.evaluation.every, OwnAdapters.of(arm, folder.arm(arm.name))
+        ),
     )
     results = {result.arm.name: result for result in ended}
     report = privacy_report(federated, results[FEDERATED].outcome, folder.run_id, folder.arm(FEDERATED))
@@ -120,15 +135,28 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
     return SimulationResult(folder.path, plan, results[FEDERATED], bounds, before, summary)
 
 
-def train_and_score(arm: Arm, train: Train, scorer: Scorer, every: int | None) -> ArmResult:
-    """Train one arm and score its released adapter; the federation also every so many rounds."""
+def train_and_score(
+    arm: Arm, train: Train, scorer: Scorer, every: int | None, personal: OwnAdapters | None = None
+) -> ArmResult:
+    """Train one arm and score its released adapter; the federation also every so many rounds.
+
+    Where `personal` makes the sites' own adapters, these are scored, and kept.
+    """
 
     def on_state(state: ServerState) -> None:
         due = every is not None and state.round % every == 0 and state.round < arm.plan.rounds.rounds
-        if due and arm.name == FEDERATED:
+        if not due or arm.name != FEDERATED:
+            return
+        if personal is None:
             scorer.score(state.adapter, arm=arm.name, round=state.round)
+        else:
+            scorer.score_own(personal.at(state), arm=arm.name, round=state.round)
 
     outcome = train(on_state)
+    if personal is not None:
+        adapters = personal.at(outcome.last)
+        test = scorer.score_own(adapters, arm=arm.name, round=outcome.last.round)
+        return ArmResult(arm, outcome, test, outcome.wall_s, adapters)
     alone = local_site(arm.name)
     own = None if alone is None else [alone]
     test = scorer.score(outcome.released, arm=arm.name, round=outcome.released_round, sites=own)

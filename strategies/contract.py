@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from wardround.core.errors import PeerError
 from wardround.core.packed import Adapter, Layout, Packed, Statistics
+from wardround.core.plan import TrainingPlan
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,21 @@ class LocalUpdate:
     before: Adapter
     after: Adapter
     gradient: Packed | None = None
+
+
+@runtime_checkable
+class OptionsOfPlan(Protocol):
+    """Options that the plan completes: what a person leaves null there follows from the rest of it.
+
+    The plan itself, and so its digest, keeps what the person wrote.
+    """
+
+    def of_plan(self, plan: TrainingPlan) -> BaseModel:
+        """The same options without a null.
+
+        Raises:
+            ConfigError: The rest of the plan does not go with the strategy.
+        """
 
 
 @dataclass(frozen=True)
@@ -196,11 +212,25 @@ class IndividualStrategy(SumStrategy, Protocol):
 
 
 @runtime_checkable
+class RememberingStrategy(SumStrategy, Protocol):
+    """An algorithm whose memory at a site follows from the site's rows exactly, and steers what it sends.
+
+    Under differential privacy no such memory may be: the plan is refused. A contribution that is in no sum
+    leaves no memory either, where the site learns of it before it trains again.
+
+    Class attributes:
+        private_alternative: What to take instead, for people.
+    """
+
+    private_alternative: ClassVar[str]
+
+
+@runtime_checkable
 class PersonalStrategy(SumStrategy, Protocol):
     """An algorithm by which a part of the adapter stays at each site, in its memory.
 
     What a site trains, scores and ends with is its own whole adapter; what federates is no usable one and is
-    never released as such.
+    never released as such. The last round is released: of earlier ones nobody keeps the sites' own parts.
     """
 
     def own_adapter(self, broadcast: Broadcast, memory: SiteMemory) -> Adapter:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wardround.core.packed import Adapter
+from wardround.core.packed import Adapter, Packed
 from wardround.training.optimisers import OptimiserState
 
 Generators = Mapping[str, NDArray[np.uint8]]
@@ -30,6 +30,7 @@ class Checkpoint:
         targets: Loss terms processed.
         generators: What dropout draws from next; empty in a private round, which draws a fresh seed a step.
         clip_norm: Of the next private step, where it adapts.
+        gradient: Sum of the steps' own gradients, float32, where the strategy wants their mean.
     """
 
     done: int
@@ -40,6 +41,7 @@ class Checkpoint:
     targets: int
     generators: Generators
     clip_norm: float | None = None
+    gradient: Packed | None = None
 
 
 class Checkpoints(Protocol):

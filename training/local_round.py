@@ -9,15 +9,15 @@ clipped and noised sum over units (`gradients.py`, `private/`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from wardround.core.errors import TrainingError
-from wardround.core.packed import Adapter, Packed, zeros
+from wardround.core.errors import InternalError, TrainingError
+from wardround.core.packed import Adapter, Layout, Packed, zeros
 from wardround.core.plan import LocalWork
 from wardround.core.schedules import rate, single_rate
 from wardround.core.seeds import Purpose, generator, seed_for
@@ -54,6 +54,8 @@ class LocalResult:
             `adapter` then is where training started. None otherwise.
         private: Figures of a private round's steps, exact, for the site's own eyes; empty otherwise.
         clip_norm: What adaptive clipping leaves to the next round.
+        gradient: Mean over the steps of the loss's own gradient, float32, where the strategy asked for it;
+            zero of a frozen tensor.
     """
 
     adapter: Adapter
@@ -65,6 +67,7 @@ class LocalResult:
     update: Packed | None = None
     private: tuple[StepFigures, ...] = ()
     clip_norm: float | None = None
+    gradient: Packed | None = None
 
 
 def train_locally(
@@ -109,7 +112,10 @@ def train_locally(
 
     Raises:
         TrainingError: `no_rows`, `nothing_trains`, or `non_finite_loss` before the step that it would spoil.
+        InternalError: A mean gradient of a private round, which would be exact.
     """
+    if private is not None and rules.mean_gradient:
+        raise InternalError("a private round has no mean gradient that may be used")
     usable = [row for row in encoded if bench.task.targets(row) > 0]
     if not usable and private is None:
         raise TrainingError(
@@ -133,6 +139,7 @@ def train_locally(
             gradients = opened.enter_context(noised_gradients(bench, parameters, encoded, private))
         optimiser = build_optimiser(work, parameters)
         strategy_terms = pulls(rules, before, parameters, bench.device)
+        mean = MeanOfSteps.begin(parameters, resumed) if rules.mean_gradient else None
         if optimiser_state is not None and work.optimiser_state == "keep":
             import_state(optimiser, parameters, optimiser_state)
         if resumed is not None:
@@ -148,6 +155,8 @@ def train_locally(
             )
             optimiser.zero_grad(set_to_none=True)
             loss, count = gradients.write(step)
+            if mean is not None:
+                mean.add(parameters)
             for name, pull in strategy_terms.items():
                 pull.add_to(parameters[name])
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), work.max_grad_norm or math.inf)
@@ -168,6 +177,7 @@ def train_locally(
                         targets=targets,
                         generators=generators(bench.device) if private is None else {},
                         clip_norm=gradients.clip_norm,
+                        gradient=None if mean is None else mean.total(bench.layout),
                     )
                 )
         kept = export_state(optimiser, parameters) if work.optimiser_state == "keep" else None
@@ -181,6 +191,7 @@ def train_locally(
         loss_sum=sum(losses),
         private=tuple(gradients.figures),
         clip_norm=gradients.clip_norm,
+        gradient=None if mean is None else mean.over(gradients.steps, bench.layout),
     )
 
 
@@ -216,6 +227,50 @@ def _one_sum(
 def rows_in(encoded: Encoded) -> int:
     """Rows of the source in one encoded example: more than one where rows were packed."""
     return encoded.rows
+
+
+@dataclass(frozen=True)
+class MeanOfSteps:
+    """The loss's own gradient, summed over the steps of a round: before offset, proximal term and clipping.
+
+    Attributes:
+        sums: Name → sum, float32, on the device; of the tensors that move.
+    """
+
+    sums: dict[str, torch.Tensor]
+
+    @staticmethod
+    def begin(parameters: Mapping[str, torch.nn.Parameter], resumed: Checkpoint | None) -> MeanOfSteps:
+        """Zero, or what an earlier process had summed."""
+        sums = {
+            name: torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
+            for name, parameter in parameters.items()
+        }
+        if resumed is not None:
+            if resumed.gradient is None:
+                raise InternalError("the checkpoint has no sum of the gradients that the strategy wants")
+            for name, summed in sums.items():
+                summed.copy_(torch.from_numpy(np.array(resumed.gradient[name])))
+        return MeanOfSteps(sums)
+
+    def add(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        """Add what lies in `.grad`."""
+        for name, summed in self.sums.items():
+            gradient = parameters[name].grad
+            if gradient is not None:
+                summed.add_(gradient)
+
+    def total(self, layout: Layout) -> Packed:
+        """The sum so far; zero of a tensor that does not move."""
+        packed = zeros(layout)
+        for name, summed in self.sums.items():
+            packed[name][...] = summed.cpu().numpy()
+        return packed
+
+    def over(self, steps: int, layout: Layout) -> Packed:
+        """The mean over so many steps."""
+        total = self.total(layout)
+        return total.with_vector(total.vector / np.float32(max(1, steps)))
 
 
 @dataclass(frozen=True)

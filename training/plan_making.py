@@ -29,6 +29,7 @@ from wardround.training.plan_config import DataConfig, PlanConfig
 from wardround.training.plan_strategy import (
     bind_strategy,
     check_seen,
+    check_strategy,
     group_rules,
     individual_rules,
     require_individuals,
@@ -149,6 +150,7 @@ def plan_of(
     Raises:
         WardroundError: What is wrong with settings or model, in this order.
     """
+    check_strategy(config.strategy, config.release, config.privacy, allow_dotted=allow_dotted)
     cohort = cohort_size(config.rounds, expected.sites)
     individuals = individual_rules(config.strategy, allow_dotted=allow_dotted)
     if individuals is not None:

@@ -5,11 +5,18 @@ from __future__ import annotations
 from wardround.core.errors import ConfigError
 from wardround.core.lora import pairs
 from wardround.core.packed import Layout
-from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan
+from wardround.core.plan import ReleaseRule, SecureRules, StrategySpec, TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.accounting.of_plan import joint_length
 from wardround.strategies.adaptive_norm import AdaptiveNorm, product_strategy
-from wardround.strategies.contract import GroupStrategy, IndividualStrategy, SumStrategy
+from wardround.strategies.contract import (
+    GroupStrategy,
+    IndividualStrategy,
+    OptionsOfPlan,
+    PersonalStrategy,
+    RememberingStrategy,
+    SumStrategy,
+)
 from wardround.training.settings import choose_strategy
 
 
@@ -17,11 +24,16 @@ def bind_strategy(plan: TrainingPlan, *, allow_dotted: bool = False) -> SumStrat
     """The plan's strategy, its options checked, bound to the adapter's layout, with what the plan clips.
 
     Raises:
-        ConfigError: Unknown strategy or option, as `check_noise_of_sums` where noise is added to sums, or as
-            `check_seen` where the strategy sees individuals.
+        ConfigError: Unknown strategy or option, or one that does not go with the rest of the plan, or as
+            `check_memory`, `check_release`, `check_seen` where the strategy sees individuals, and
+            `check_noise_of_sums` where noise is added to sums.
     """
     strategy, options = choose_strategy(plan.strategy, allow_dotted=allow_dotted)
+    if isinstance(options, OptionsOfPlan):
+        options = options.of_plan(plan)
     bound, rules = strategy(options, plan.adapter.layout), plan.privacy
+    check_memory(bound, plan.strategy, rules)
+    check_release(bound, plan.strategy, plan.release)
     if isinstance(bound, IndividualStrategy):
         check_seen(plan.strategy.name, bound, plan.secure, rules)
     if rules is not None and rules.noise != "local":
@@ -51,7 +63,8 @@ def check_rank(plan: TrainingPlan, strategy: SumStrategy, rank: int) -> None:
 
     Raises:
         ConfigError: Larger than the plan's under a strategy that averages factors; an adapter without
-            factors; distributed noise, where what is clipped and sent is one gradient.
+            factors; a strategy with a memory at sites; distributed noise, where what is clipped and sent is
+            one gradient.
     """
     of_plan = max((pair.rank for pair in pairs(plan.adapter.layout)), default=0)
     if rank == of_plan:
@@ -62,6 +75,11 @@ def check_rank(plan: TrainingPlan, strategy: SumStrategy, rank: int) -> None:
         raise ConfigError(
             "distributed noise protects one gradient of the plan's own rank", found=rank, expected=of_plan,
             remedy="leave this site's rank out",
+        )  # fmt: skip
+    if isinstance(strategy, RememberingStrategy):
+        raise ConfigError(
+            f"strategy {plan.strategy.name!r} keeps directions of the plan's rank at each site",
+            found=f"rank {rank} of this site", expected=f"{of_plan}", remedy="leave this site's rank out",
         )  # fmt: skip
     over_products = product_strategy(strategy)
     if rank > of_plan and not (over_products is not None and over_products.any_rank):
@@ -107,9 +125,55 @@ def individual_rules(spec: StrategySpec, *, allow_dotted: bool = False) -> Indiv
     Raises:
         ConfigError: Unknown strategy or option.
     """
-    strategy, options = choose_strategy(spec, allow_dotted=allow_dotted)
-    bound = strategy(options, Layout(tensors=()))
+    bound = _without_layout(spec, allow_dotted=allow_dotted)
     return bound if isinstance(bound, IndividualStrategy) else None
+
+
+def check_memory(strategy: SumStrategy, spec: StrategySpec, privacy: PrivacyRules | None) -> None:
+    """Refuse a strategy with an exact memory at the sites where there is differential privacy.
+
+    Raises:
+        ConfigError: What a site keeps of its rows would steer what it sends, beside all noise.
+    """
+    if privacy is not None and isinstance(strategy, RememberingStrategy):
+        raise ConfigError(
+            f"strategy {spec.name} keeps at a site what follows exactly from its rows, and lets that steer "
+            "what it sends: no noise covers it",
+            found=f"strategy.name={spec.name} with privacy", expected="a strategy without such a memory",
+            remedy=f"set strategy.name to {strategy.private_alternative}, or privacy to null",
+        )  # fmt: skip
+
+
+def check_release(strategy: SumStrategy, spec: StrategySpec, release: ReleaseRule) -> None:
+    """Refuse to go back to an earlier round where nobody keeps the sites' own parts of it.
+
+    Raises:
+        ConfigError: The plan stops early, and the strategy releases the last round.
+    """
+    if isinstance(strategy, PersonalStrategy) and release.patience is not None:
+        raise ConfigError(
+            f"strategy {spec.name} releases the last round: of an earlier one no site keeps its own part",
+            found=f"release.patience={release.patience}", expected="null",
+            remedy="set release.patience to null, and rounds.rounds to as many as it should train",
+        )  # fmt: skip
+
+
+def check_strategy(
+    spec: StrategySpec, release: ReleaseRule, privacy: PrivacyRules | None, *, allow_dotted: bool = False
+) -> None:
+    """What can be refused of a strategy before there is a model: as `check_memory` and `check_release`."""
+    bound = _without_layout(spec, allow_dotted=allow_dotted)
+    check_memory(bound, spec, privacy)
+    check_release(bound, spec, release)
+
+
+def is_personal(spec: StrategySpec, *, allow_dotted: bool = False) -> bool:
+    """Whether each site ends with an adapter of its own.
+
+    Raises:
+        ConfigError: Unknown strategy or option.
+    """
+    return isinstance(_without_layout(spec, allow_dotted=allow_dotted), PersonalStrategy)
 
 
 def require_individuals(strategy: IndividualStrategy, cohort: int) -> None:
@@ -133,6 +197,10 @@ def group_rules(spec: StrategySpec, *, allow_dotted: bool = False) -> GroupStrat
     Raises:
         ConfigError: Unknown strategy or option.
     """
-    strategy, options = choose_strategy(spec, allow_dotted=allow_dotted)
-    bound = strategy(options, Layout(tensors=()))
+    bound = _without_layout(spec, allow_dotted=allow_dotted)
     return bound if isinstance(bound, GroupStrategy) else None
+
+
+def _without_layout(spec: StrategySpec, *, allow_dotted: bool) -> SumStrategy:
+    strategy, options = choose_strategy(spec, allow_dotted=allow_dotted)
+    return strategy(options, Layout(tensors=()))

@@ -67,6 +67,16 @@ def read_opened(data: bytes, statistics: Layout, bits: Bits) -> tuple[OpenedSum,
     )
 
 
+def sites_in(data: bytes, statistics: Layout, bits: Bits) -> tuple[str, ...]:
+    """The sites whose contributions are in a sum, without reading the rest of it.
+
+    Raises:
+        PeerError: Another layout, kind or length.
+    """
+    lanes = (packed_size(statistics.size, bits), packed_size(TRAINING_LAYOUT.size, 64))
+    return decode(data, OpenedSum, lanes=lanes).survivors
+
+
 def statistics_of(
     total: Sum, layout: Layout, encoding: Encoding, *, cohort: int, noise: RingNoise | None = None
 ) -> tuple[Statistics, Counters]:

@@ -170,6 +170,8 @@ def test_the_demos_settings_give_the_demos_plan(overrides: tuple[str, ...]) -> N
         ({"task": {"name": "own:TASK"}}, {}, "path to code"),
         ({"adapter": {"method": "own:METHOD"}}, {}, "path to code"),
         ({"strategy": {"name": "fedavgg"}}, {}, "did you mean 'fedavg"),
+        ({"strategy": {"name": "fedsa"}}, {}, r"(?s)an adapter of its own.*wardround simulate"),
+        ({**SITE, "strategy": {"name": "scaffold", "weighting": "uniform"}}, {}, "fedprox"),
         ({"secure": {"mode": "trusted"}}, {}, r"needs the public key of a real aggregator"),
         ({"secure": {"mode": "trusted", "aggregator": EVERYBODYS}}, {}, "make its key"),
         ({"strategy": {"name": "group_median", "options": {}}}, {}, "too few sites for the groups"),

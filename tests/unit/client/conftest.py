@@ -148,6 +148,7 @@ def server_of(
     mode: Any = "off",
     least_cohort: int = 5,
     encoding: Encoding | None = None,
+    strategy: str = "fedavg",
     **work: Any,
 ) -> Server:
     """A site with a few rows, and the server's side of it."""
@@ -156,20 +157,21 @@ def server_of(
     local = LocalWork(**({"steps": 3, "batch_size": 2, "learning_rate": 1e-2} | work))
     plan, initial = make_plan(
         bench, name="p", seed=5, task=spec, data=bench.data, adapter_options={}, start_from=None, local=local,
-        strategy=StrategySpec(), encoding=encoding or Encoding(bits=32, largest=0.05, most_weight=10),
+        strategy=StrategySpec(name=strategy),
+        encoding=encoding or Encoding(bits=32, largest=0.05, most_weight=10),
         secure=SecureRules(mode=mode), rounds=RoundRules(rounds=3),
         release=ReleaseRule(metric="accuracy", direction="max"),
     )  # fmt: skip
     examples = [Example(i, {"text": text}, label=i % 2) for i, text in enumerate(TEXTS)]
     encoded = task.encode(examples, bench.tokenizer, plan.data, spec)
     policy = EVERY_MODE.model_copy(update={"least_cohort": least_cohort})
-    consortium, strategy = Consortium.of(WARDS, policy), bind_strategy(plan)
+    consortium, bound = Consortium.of(WARDS, policy), bind_strategy(plan)
     site = Site(
-        "ward", "run", plan, strategy, bench, encoded[:rows], encoded[:3], SiteStore(folder),
-        consortium.parties("ward", plan, "run"), FoldCheck(plan, strategy),
+        "ward", "run", plan, bound, bench, encoded[:rows], encoded[:3], SiteStore(folder),
+        consortium.parties("ward", plan, "run"), FoldCheck(plan, bound),
         figures=None,
     )  # fmt: skip
-    return Server(site, consortium, initial)
+    return Server(site, consortium, bound.broadcast(bound.begin(initial), 1, 0))
 
 
 @pytest.fixture

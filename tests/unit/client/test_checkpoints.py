@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,18 +81,21 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return taken
 
 
-@pytest.mark.parametrize("state", ["reset", "keep"])
+@pytest.mark.parametrize(
+    ("state", "strategy"), [("reset", "fedavg"), ("keep", "fedavg"), ("reset", "scaffold")]
+)
 def test_a_killed_site_goes_on_and_contributes_what_it_would_have(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int], state: str
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int], state: str, strategy: str
 ) -> None:
     """The same request in a new process: two of three steps are not taken again, and no bit differs."""
-    plain = make(optimiser_state=state, steps=3)
+    make = partial(make, optimiser_state=state, steps=3, strategy=strategy)
+    plain = make()
     request = plain.request(sums=(TRAINING,))
     expected = plain.read(request, answer(request, plain.site), TRAINING)[0]
-    server = keeping(make(optimiser_state=state, steps=3), tmp_path)
+    server = keeping(make(), tmp_path)
     killed_after(monkeypatch, 2, server, server.request(sums=(TRAINING,)))
     steps.clear()
-    again = keeping(make(optimiser_state=state, steps=3), tmp_path)
+    again = keeping(make(), tmp_path)
     request = again.request(sums=(TRAINING,))
     reply = answer(request, again.site)
     assert reply.status == "ok", reply.reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,7 @@ def test_a_stage_leaves_its_training_to_the_next_one(tmp_path: Path) -> None:
     layout = Layout(tensors=(TensorSpec(name="a", shape=(2,)),))
     before, after = (Packed(layout, np.array([x, x / 3], dtype=np.float32)) for x in (1.0, 2.0))
     trained = Trained("digest", before, after, Figures(3, 4, 5, 6, 1 / 3), {"m": np.ones(2, np.float32)})
+    trained = replace(trained, gradient=after.with_vector(after.vector * 7))
     memory = SiteMemory({"slot": after})
     store = SiteStore(tmp_path)
     assert store.load_stage(round=2, stage=0) is None
@@ -67,6 +69,8 @@ def test_a_stage_leaves_its_training_to_the_next_one(tmp_path: Path) -> None:
     assert found is not None
     assert (found[0].broadcast, found[0].figures) == ("digest", trained.figures)
     assert (found[0].before.digest, found[0].after.digest) == (before.digest, after.digest)
+    assert found[0].gradient is not None
+    np.testing.assert_array_equal(found[0].gradient.vector, after.vector * 7)
     assert found[1].memory.slots["slot"].digest == after.digest
     for state in (found[0].optimiser_state, found[1].optimiser_state):
         assert state is not None

@@ -36,7 +36,12 @@ LAYOUT = Layout(
 START = Packed(LAYOUT, np.linspace(-1, 1, 20, dtype=np.float32))
 SEVERAL = {"two_pass", "flexlora", *INDIVIDUALS}
 """Of more sums than one a round, as the strategies over groups."""
-PLAIN = [name for name in STRATEGIES.names() if not name.startswith("group") and name not in SEVERAL]
+PLAIN = [
+    name for name in STRATEGIES.names()
+    if not name.startswith("group") and name not in SEVERAL
+    and not hasattr(STRATEGIES.get(name), "private_alternative")
+]  # fmt: skip
+"""Not those that are refused under privacy."""
 
 
 def bound(plan: TrainingPlan) -> AdaptiveNorm:

@@ -48,7 +48,11 @@ def train(bench: Workbench, rows: Sequence[Any], work: LocalWork, **options: Any
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("rules", [LocalRules(), LocalRules(proximal=0.5)], ids=["plain", "proximal"])
+@pytest.mark.parametrize(
+    "rules",
+    [LocalRules(), LocalRules(proximal=0.5), LocalRules(mean_gradient=True)],
+    ids=["plain", "proximal", "mean gradient"],
+)
 @pytest.mark.parametrize(
     "work",
     [
@@ -73,6 +77,9 @@ def test_a_round_that_is_cut_after_any_step_ends_with_the_same_bits(
         train(bench, rows, work.model_copy(update={"learning_rate": 0.3}))  # what another process left
         rest = train(bench, rows, work, rules=rules, optimiser_state=before, resumed=kept)
         np.testing.assert_array_equal(rest.adapter.vector, whole.adapter.vector)
+        if whole.gradient is not None:
+            assert rest.gradient is not None
+            np.testing.assert_array_equal(rest.gradient.vector, whole.gradient.vector)
         assert (rest.steps, rest.targets, rest.loss_sum) == (whole.steps, whole.targets, whole.loss_sum)
         assert (rest.optimiser_state or {}).keys() == (whole.optimiser_state or {}).keys()
         for name, array in (whole.optimiser_state or {}).items():

@@ -65,6 +65,19 @@ def test_a_sound_plan_has_no_fault() -> None:
     assert option_faults(sound()) == ()
 
 
+@pytest.mark.parametrize("name", ["fedsa", "dual_adapter"])
+def test_a_plan_with_an_adapter_for_each_site_is_for_simulations_alone(name: str) -> None:
+    """Server and sites hand out one adapter: with the reason, and where such a method works."""
+    found = messages(sound(strategy=StrategySpec(name=name)))
+    assert "gives every site an adapter of its own" in found
+    assert "wardround simulate" in found
+
+
+def test_scaffold_is_a_plan_like_others() -> None:
+    """Everybody ends with one adapter."""
+    assert messages(sound(strategy=StrategySpec(name="scaffold"))) == ""
+
+
 def adapter(**changed: Any) -> AdapterSpec:
     """An adapter's part of a plan."""
     plain: dict[str, Any] = {"layout": LAYOUT, "initial_digest": "1" * 64}
