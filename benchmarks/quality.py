@@ -112,6 +112,7 @@ class Bench:
                 [arm], self.prepared.bench, self.prepared.initial, lambda name: Path(folder) / name,
                 events, run_id="quality", lanes=8, policy=self.prepared.config.secure.policy,
                 each=lambda _, train: train(lambda _: None),
+                ranks=self.prepared.config.simulation.ranks,
             )[0]  # fmt: skip
         return outcome.released_round, outcome.released
 

@@ -1,0 +1,342 @@
+"""Every aggregation method on real rows: quality at equal rounds and equal bytes, and the server's cost.
+
+    python benchmarks/aggregation.py screen [--cases NAME ...] [--methods NAME ...] [--minutes 60] [--part 0/2]
+    python benchmarks/aggregation.py full [--cases NAME ...] [--methods NAME ...] [--seeds 0 1 2] [--minutes 600]
+    python benchmarks/aggregation.py table
+    python benchmarks/aggregation.py server
+
+`screen` trains each method with each rate of a small grid on nine tenths of a subset's units, and scores the
+last tenth: no test row is used. `full` trains each method at the best rate of its screen on all rows of the
+subset, and scores the test rows, seed by seed. Both skip what stands in benchmarks/results/aggregation.jsonl,
+so that they can be stopped anywhere and started again; `--part 1/2` takes every second run, for two processes
+beside each other.
+
+The figures are the loss on the scored rows (nats a row, or bits a byte of a causal LM), macro-F1 where there
+are labels, and the bytes of all replies. `server` folds on the layout of a 7 B model, for N contributions that
+are summed and then folded: only the sum is kept, so that neither time nor memory may grow with N.
+
+Results stand in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import quality
+from quality import Bench, compact, parsed, read, without_a_tenth
+
+from wardround.core.checked import parse_options
+from wardround.core.errors import PeerError, QuorumError, TrainingError
+from wardround.core.packed import Layout, Packed, TensorSpec, zeros
+from wardround.runtime.events import EventStream, RoundFolded
+from wardround.runtime.sinks import RecorderSink
+from wardround.simulations.rows import gather
+from wardround.strategies import STRATEGIES
+from wardround.strategies.contract import LocalUpdate, SiteMemory
+from wardround.training.plan_making import task_of
+
+FILE = "aggregation"
+COMMON = [
+    "machine.threads=1", "machine.microbatch_size=16", "model.dtype=bfloat16", "model.attention=eager",
+    "model.dropout='off'", "secure.mode='off'", "adapter.options.alpha=32",
+    "adapter.options.targets=[query,value]", "local.epochs=null", "++local.steps=10", "local.batch_size=8",
+    "local.optimiser=adamw", "local.schedule={shape: cosine, floor: 0.1, warmup: 0.05}",
+    "data.validation_fraction=0.02", "strategy.weighting=uniform",
+]  # fmt: skip
+SECTIONS = [
+    *COMMON,
+    "model=minilm",
+    "data=pqa_sections",
+    "data.limit=3000",
+    "rounds.rounds=16",
+    "release.every=16",
+]
+ANSWERS = [
+    *COMMON, "model=med_llama", "data=medquad_qa", "adapter.options.targets=[q_proj,v_proj]",
+    "data.max_length=96", "data.limit=2000", "rounds.rounds=12", "release.every=12",
+    "release.metric=bits_per_byte", "release.direction=min",
+]  # fmt: skip
+SKEW = ["partition.kind=dirichlet"]
+CASES: dict[str, list[str]] = {
+    "sections, 10 sites, 0.1": [*SECTIONS, *SKEW, "~partition.options", "+partition.options={sites: 10, alpha: 0.1, by: unit}"],
+    "sections, 10 sites, 0.5": [*SECTIONS, *SKEW, "~partition.options", "+partition.options={sites: 10, alpha: 0.5, by: unit}"],
+    "sections, 10 sites, 0.1, mixed ranks": [
+        *SECTIONS, *SKEW, "~partition.options", "+partition.options={sites: 10, alpha: 0.1, by: unit}",
+        "adapter.options.r=32", "simulation.ranks=[4,8,16,32]",
+    ],
+    "sections, 50 sites, 0.1, 0.3 take part": [
+        *SECTIONS, *SKEW, "~partition.options", "+partition.options={sites: 50, alpha: 0.1, by: unit}", "rounds.participation=0.3",
+    ],
+    "answers, natural": ANSWERS,
+}  # fmt: skip
+"""Rows, split and local work; 160 and 120 local steps a site."""
+METHODS: dict[str, list[str]] = {
+    "FedIT": ["strategy=fedavg"],
+    "FedProx 0.1": ["strategy=fedavg", "strategy.options.proximal=0.1"],
+    "FedIT, momentum 0.5": [
+        "strategy=fedavg", "strategy.options.server={optimiser: momentum, momentum: 0.5}",
+    ],
+    "tangent": ["strategy=tangent"],
+    "tangent, momentum 0.5": [
+        "strategy=tangent", "strategy.options.server={optimiser: momentum, momentum: 0.5}",
+    ],
+    "FFA": ["strategy=ffa_lora"],
+    "RoLoRA": ["strategy=rolora"],
+    "RoLoRA, twice the rounds": ["strategy=rolora", "rounds.rounds={twice}", "release.every={twice}"],
+    "two passes": ["strategy=two_pass"],
+    "FlexLoRA (sees individuals)": ["strategy=flexlora"],
+    "SCAFFOLD": ["strategy=scaffold"],
+}  # fmt: skip
+BOUNDS = ("centralised", "local")
+RATES = (1e-3, 2e-3, 4e-3)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: a case, a method, a rate, a seed."""
+
+    case: str
+    method: str
+    rate: float
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, str, float, int]:
+        """By which it is known."""
+        return self.case, self.method, self.rate, self.seed
+
+    def overrides(self) -> list[str]:
+        """Of Hydra."""
+        base = [*CASES[self.case], f"seed={self.seed}", f"local.learning_rate={self.rate}"]
+        rounds = next(int(text.split("=")[1]) for text in base if text.startswith("rounds.rounds="))
+        chosen = [text.replace("{twice}", str(2 * rounds)) for text in METHODS.get(self.method, [])]
+        groups = [text for text in chosen if text.startswith("strategy=")]
+        later = [text for text in chosen if text not in groups]
+        weighting = [
+            text for text in base if not text.startswith(tuple(t.split("=")[0] + "=" for t in later))
+        ]
+        return [*groups, *weighting, *later]
+
+
+def trials(
+    cases: Sequence[str], methods: Sequence[str], rates: Sequence[float], seed: int
+) -> Iterator[Trial]:
+    """Rate by rate inside a method: what is stopped has whole comparisons of the first cases."""
+    for case, method, rate in itertools.product(cases, methods, rates):
+        yield Trial(case, method, rate, seed)
+
+
+def train(trial: Trial, *, held_out: bool) -> dict[str, Any]:
+    """One run, and what it is worth."""
+    config = parsed(trial.overrides())
+    task, spec = task_of(config)
+    rows = gather(config, task, spec)
+    rows = without_a_tenth(rows) if held_out else rows
+    bench = Bench.open(config, rows, EventStream())
+    word = trial.method if trial.method in BOUNDS else "federated"
+    started, folded, values = time.monotonic(), [], []
+    for arm in bench.arms(word):
+        recorder = RecorderSink()
+        _, adapter = bench.train(arm, EventStream((recorder,)))
+        folded += [event for event in recorder.events if isinstance(event, RoundFolded)]
+        record = bench.answers(adapter)
+        values.append(record["values"])
+    averaged = {name: statistics.fmean(value[name] for value in values) for name in values[0]}
+    discarded = [event.discarded_energy for event in folded if event.discarded_energy is not None]
+    return {
+        "values": averaged,
+        "bytes_up": sum(event.bytes_up for event in folded) if word == "federated" else 0,
+        "sites": len(bench.federated.sites),
+        "discarded": max(discarded, default=None),
+        "wall_s": round(time.monotonic() - started),
+        **(
+            {}
+            if held_out or len(values) > 1
+            else {name: record[name] for name in ("guesses", "nats", "bytes") if name in record}
+        ),
+    }
+
+
+def run(kind: str, wanted: Iterator[Trial], minutes: float, part: str) -> None:
+    """Whatever is missing, until the time is up."""
+    until, (own, parts) = time.monotonic() + 60 * minutes, map(int, part.split("/"))
+    for number, trial in enumerate(wanted):
+        known = {
+            (line["set"], line["arm"], line["rate"], line["seed"])
+            for line in read(FILE)
+            if line["kind"] == kind
+        }
+        if number % parts != own or trial.key in known:
+            continue
+        if time.monotonic() > until:
+            return
+        try:
+            record = train(trial, held_out=kind == "screen")
+        except (PeerError, QuorumError, TrainingError) as error:  # that a method cannot go on is a result
+            record = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+        line = {"kind": kind, "rate": trial.rate, **record}
+        quality.append(FILE, trial.case, trial.seed, trial.method, line)
+        print(
+            compact(
+                {
+                    "set": trial.case,
+                    "arm": trial.method,
+                    **{k: line[k] for k in line if k not in ("guesses", "nats", "bytes")},
+                }
+            ),
+            flush=True,
+        )
+
+
+def best_rates(kind: str = "screen") -> dict[tuple[str, str], tuple[float, float]]:
+    """Case and method → the best rate of its screen, and the loss there."""
+    best: dict[tuple[str, str], tuple[float, float]] = {}
+    for line in read(FILE):
+        if line["kind"] == kind and "values" in line:
+            found = loss_of(line), line["rate"]
+            key = line["set"], line["arm"]
+            if key not in best or found < (best[key][1], best[key][0]):
+                best[key] = (found[1], found[0])
+    return best
+
+
+def loss_of(line: dict[str, Any]) -> float:
+    """Bits a byte of a causal LM, nats a row of a classifier."""
+    values = line["values"]
+    return float(values.get("bits_per_byte", values["loss"]))
+
+
+def table() -> None:
+    """The screen, case by case: each method at the best of its rates; then the full runs."""
+    best, lines = best_rates(), read(FILE)
+    for case in CASES:
+        known = [method for method in (*METHODS, *BOUNDS) if (case, method) in best]
+        if not known:
+            continue
+        exact = best.get((case, "FedIT"), (0.0, 0.0))
+        fedit = next(
+            (line for line in lines if (line["set"], line["arm"], line["rate"]) == (case, "FedIT", exact[0])),
+            None,
+        )
+        print(f"\n| {case} | rate | loss | macro-F1 | bytes up, of FedIT's |\n|---|---|---|---|---|")
+        for method in sorted(known, key=lambda name: best[case, name][1]):
+            rate, loss = best[case, method]
+            line = next(
+                l
+                for l in lines
+                if (l["kind"], l["set"], l["arm"], l["rate"]) == ("screen", case, method, rate)
+            )
+            share = line["bytes_up"] / fedit["bytes_up"] if fedit and line["bytes_up"] else None
+            f1 = line["values"].get("macro_f1")
+            print(
+                f"| {method} | {rate:g} | {loss:.4f} | {'' if f1 is None else f'{f1:.3f}'} | {'' if share is None else f'{share:.2f}'} |"
+            )
+    for case in CASES:
+        full = [line for line in lines if line["kind"] == "full" and line["set"] == case and "values" in line]
+        if not full:
+            continue
+        print(f"\n| {case}, test rows | loss: mean (seeds) | macro-F1: mean (seeds) |\n|---|---|---|")
+        for method in dict.fromkeys(line["arm"] for line in full):
+            own = sorted((line for line in full if line["arm"] == method), key=lambda line: line["seed"])
+            losses, f1 = (
+                [loss_of(line) for line in own],
+                [line["values"].get("macro_f1", 0.0) for line in own],
+            )
+            print(f"| {method} | {shown(losses, 4)} | {shown(f1, 3)} |")
+
+
+def shown(values: list[float], digits: int) -> str:
+    """Mean and each."""
+    return f"{statistics.fmean(values):.{digits}f} ({', '.join(f'{v:.{digits}f}' for v in values)})"
+
+
+def layout_7b(rank: int) -> Layout:
+    """Query, key, value and output of 32 layers of 4,096: a 7 B Llama's attention."""
+    specs = []
+    for layer, name in itertools.product(range(32), ("q_proj", "k_proj", "v_proj", "o_proj")):
+        module = f"model.layers.{layer}.self_attn.{name}"
+        specs += [
+            TensorSpec(
+                name=f"{module}.lora_A.weight", shape=(rank, 4096), role="lora_a", module=module, scaling=2.0
+            ),
+            TensorSpec(
+                name=f"{module}.lora_B.weight", shape=(4096, rank), role="lora_b", module=module, scaling=2.0
+            ),
+        ]
+    return Layout(tensors=tuple(specs))
+
+
+def server(ranks: Sequence[int], sites: Sequence[int]) -> None:
+    """Seconds and MiB of one round's folds, as the number of sites and the rank grow."""
+    print(
+        "| rank | sites | coordinates | adding up, s a site | fold, s | a site's contribution, s | peak, MiB |\n|---|---|---|---|---|---|---|"
+    )
+    for rank in ranks:
+        layout, rng = layout_7b(rank), np.random.default_rng(0)
+        tangent = STRATEGIES.get("tangent")
+        strategy = tangent(parse_options(tangent.Options, {}, "tangent"), layout)
+        start = Packed(layout, (0.02 * rng.standard_normal(layout.size, dtype=np.float32)))
+        state = strategy.begin(start)
+        after = start.with_vector(start.vector + 1e-3 * rng.standard_normal(layout.size, dtype=np.float32))
+        began = time.perf_counter()
+        sent, _ = strategy.contribute(start, LocalUpdate(start, after), SiteMemory(), 1, 0)
+        site_s = time.perf_counter() - began
+        for count in sites:
+            total, began = zeros(sent.layout, np.float64), time.perf_counter()
+            for _ in range(count):
+                total.vector[...] += sent.vector
+            adding, began = (time.perf_counter() - began) / count, time.perf_counter()
+            strategy.fold(state, total, float(count), 0)
+            fold_s, peak = (
+                time.perf_counter() - began,
+                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            )
+            print(
+                f"| {rank} | {count} | {layout.size:,} | {adding:.3f} | {fold_s:.2f} | {site_s:.2f} | {peak:.0f} |",
+                flush=True,
+            )
+
+
+def main() -> None:
+    """The command line of the module's docstring."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("screen", "full", "table", "server"))
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--methods", nargs="*", default=[*METHODS, *BOUNDS], choices=[*METHODS, *BOUNDS])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--rates", nargs="*", type=float, default=list(RATES))
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--part", default="0/1")
+    parser.add_argument("--ranks", nargs="*", type=int, default=[4, 16, 64])
+    parser.add_argument("--sites", nargs="*", type=int, default=[2, 50, 1000])
+    args = parser.parse_args()
+    match args.command:
+        case "screen":
+            run("screen", trials(args.cases, args.methods, args.rates, 0), args.minutes, args.part)
+        case "full":
+            best = best_rates()
+            wanted = (
+                Trial(case, method, best[case, method][0], seed)
+                for case in args.cases for seed in args.seeds for method in args.methods if (case, method) in best
+            )  # fmt: skip
+            run("full", wanted, args.minutes, args.part)
+        case "table":
+            table()
+        case "server":
+            server(args.ranks, args.sites)
+
+
+if __name__ == "__main__":
+    main()
