@@ -1,4 +1,4 @@
-"""Options that every method on factors of matrices shares: where it sits, how it is scaled, what rides along."""
+"""Options that methods on factors of matrices share: where they sit, how they scale, what rides along."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Lora:
         finish(model, base, options, data)
         return model
 
-    def plan_options(self, model: PeftModel) -> Mapping[str, Any]:
+    def plan_options(self, model: PeftModel) -> Mapping[str, Any]:  # noqa: ARG002 - the contract has it
         """Nothing: what is frozen is the base, which the plan names by its digest."""
         return {}
 
