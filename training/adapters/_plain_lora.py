@@ -49,6 +49,8 @@ def save_plain(
     config.inference_mode = True
     normalised = head_input(model)
     plain = dict(tensors) if normalised is None else normalised.plain(tensors)
+    # safetensors writes an array's memory, whatever the order of its axes.
+    plain = {name: np.ascontiguousarray(tensor) for name, tensor in plain.items()}
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     # What holds more than an adapter is not ours to replace.
     with atomic_folder(folder, replace=there <= {CONFIG_FILE, WEIGHTS_FILE}) as staged:

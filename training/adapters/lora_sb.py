@@ -1,7 +1,8 @@
 """A trained core between frozen factors: W x + s · B R A x; only R (r, r) trains and federates.
 
 LoRA-XS: Bałazy et al. 2024, arXiv:2405.17604, § 3. LoRA-SB: Singhal et al. 2024, arXiv:2411.19557, § 3.
-Federated, it is Fed-SB: Singhal et al. 2025, arXiv:2502.15436, § 4: B and A are the same at every site, so that
+Federated it is Fed-SB: Singhal et al. 2025, arXiv:2502.15436, § 4. B and A are the same at every site, so
+that
 
     Σ w_i B R_i A = B (Σ w_i R_i) A,
 
@@ -63,8 +64,10 @@ from wardround.training.tasks.contract import Task
 
 _LINEAR: Final = frozenset({"Linear", "Linear8bitLt", "Linear4bit"})
 """PEFT's layers on matrices, GPT-2's Conv1D among them."""
-_HELD, CORE = ".lora_B.core.", ".lora_R."
-"""In a parameter's name: where PEFT sees the core, and what the layout calls it."""
+CORE: Final = ".lora_R."
+"""In a core's name in the layout."""
+_HELD: Final = f".lora_B.{ADAPTER_NAME}.core."
+"""In its name as PEFT sees it."""
 _NEAR: Final = 1e-5
 """A saved product so near to a core's, relatively, is one: B R is rounded to float32 once."""
 
