@@ -101,6 +101,7 @@ def require_fingerprint(found: tuple[float, ...], expected: tuple[float, ...]) -
             found=f"fingerprints {apart:.2g} apart", expected=f"at most {TOLERANCE:g}",
             remedy="install the versions of Wardround and NumPy that made the plan; where singular values "
             "of the base's weights are equal, make the plan with adapter.options.start=random",
+            code="adapter",
         )  # fmt: skip
 
 

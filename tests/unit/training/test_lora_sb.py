@@ -280,6 +280,7 @@ def test_a_plan_has_the_fingerprint_and_a_site_with_other_factors_is_refused(
         with pytest.raises(ModelError, match="not the plan's") as caught:
             core_bench(tiny_llama, toys, **known | other)
         assert "start=random" in str(caught.value.remedy)
+        assert caught.value.code == "adapter"
     assert ADAPTERS.get("lora").plan_options(core_bench(tiny_llama, toys).model) == {}
 
 
