@@ -19,6 +19,7 @@ SB: dict[str, Any] = {
     "method": "lora_sb",
     "options": {"r": 2, "alpha": 4, "start": "random", "targets": ["query"]},
 }
+PATIENT: dict[str, Any] = {"unit": "patient", "sigma": 2.0, "delta": 1e-2, "epsilon": None}
 ONE_STEP = {"steps": 1, "batch_size": 8, "optimiser": "sgd", "learning_rate": 0.5}
 
 
@@ -70,11 +71,11 @@ def test_a_run_goes_on_from_what_another_saved(notes: Callable[..., Callable[...
 @pytest.mark.parametrize(
     ("privacy", "local"),
     [
-        ({"unit": "patient", "sigma": 2.0, "delta": 1e-2, "epsilon": None}, {}),
-        ({"unit": "patient", "sigma": 2.0, "delta": 1e-2, "epsilon": None, "noise": "distributed", "sample_rate": 0.5}, ONE_STEP),
+        (PATIENT, {}),
+        (PATIENT | {"noise": "distributed", "sample_rate": 0.5}, ONE_STEP),
     ],
     ids=["local noise", "distributed noise"],
-)  # fmt: skip
+)
 def test_patients_are_protected_with_cores(
     privacy: dict[str, Any], local: dict[str, Any], notes: Callable[..., Callable[..., RunConfig]]
 ) -> None:
@@ -89,7 +90,7 @@ def test_patients_are_protected_with_cores(
             strategy={"weighting": "uniform"},
             local={"max_grad_norm": None, **local},
             secure=secure,
-        )  # fmt: skip
+        )
     )
     last = result.federated.outcome.last.adapter
     cores = [t for name, t in last.tensors().items() if ".lora_R." in name]

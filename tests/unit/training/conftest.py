@@ -119,7 +119,7 @@ def ragged_rows(n: int, *, seed: int = 0, longest: int = 40, classes: int = 3) -
 def make_bench(
     folder: Path, task: Any, *, seed: int = 7, machine: Machine | None = None, **options: Any
 ) -> Workbench:
-    """A bench over a model folder; `options`: `method`, what it takes, and the base's: dtype, attention, …."""
+    """A bench over a model folder; `options`: `method`, what it takes, and the base's, such as dtype."""
     method = ADAPTERS.get(options.pop("method", "lora"))
     kept = ("dtype", "attention", "quantisation", "base_dropout")
     base = {key.removeprefix("base_"): options.pop(key) for key in kept if key in options}
