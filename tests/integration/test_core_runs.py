@@ -11,9 +11,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from wardround.core.errors import ConfigError, ModelError
+from wardround.core.plan import TrainingPlan
 from wardround.runtime.sinks import RecorderSink
 from wardround.simulations.config import RunConfig
 from wardround.simulations.simulate import SimulationResult, run_simulation
+from wardround.training.plan_check import option_faults
 
 SB: dict[str, Any] = {
     "method": "lora_sb",
@@ -40,6 +42,7 @@ def test_a_run_of_cores_moves_them_and_saves_plain_lora(
         spec.name.rpartition(".lora_")[2] for spec in plan.adapter.layout.tensors if ".lora_" in spec.name
     } == {"R.weight"}
     assert len(plan.adapter.options["fingerprint"]) == 8
+    assert option_faults(TrainingPlan.parse(plan.canonical())) == ()
     last = result.federated.outcome.last.adapter
     cores = {name: t for name, t in last.tensors().items() if ".lora_R." in name}
     assert cores

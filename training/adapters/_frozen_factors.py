@@ -33,6 +33,8 @@ Factors = tuple[Array, Array]
 PROBES: Final = 8
 TOLERANCE: Final = 1e-6
 """Between two fingerprints. A reversed sign of one column in 200 modules moves each probe by about 1e-2."""
+DIGITS: Final = 7
+"""Of a probe, after the point: a bit here and there leaves a plan its digest."""
 _SPARE: Final = 16
 """Columns beyond r in the subspace iteration."""
 _PASSES: Final = 4
@@ -85,7 +87,7 @@ def fingerprint_of(factors: Mapping[str, Factors], seed: int) -> tuple[float, ..
         for probe in range(PROBES):
             total[probe] += np.sum(np.where((bits >> probe) & 1, flat, -flat))
     length = math.sqrt(squares) or 1.0
-    return tuple(round(float(value) / length, 9) + 0.0 for value in total)
+    return tuple(round(float(value) / length, DIGITS) + 0.0 for value in total)
 
 
 def require_fingerprint(found: tuple[float, ...], expected: tuple[float, ...]) -> None:
