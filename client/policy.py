@@ -29,6 +29,8 @@ BOUNDED_EPSILON: Final = 10.0
 """Of a whole run: up to here privacy says more of what is learnt by heart than a learning rate does."""
 EMBEDDING: Final = ".lora_embedding_"
 """In PEFT's names of factors on an embedding."""
+CORE: Final = ".lora_R."
+"""In the name of a core (r, r) between frozen factors."""
 
 
 class PlanPolicy(Frozen):
@@ -288,8 +290,12 @@ def _fault(policy: PlanPolicy, spec: TensorSpec) -> str | None:
 
 
 def largest_rank(layout: Layout) -> int:
-    """Of all factors; 0 without any."""
-    factors = [spec for spec in layout.tensors if spec.role in ("lora_a", "lora_b") and spec.shape]
+    """Of all factors and cores; 0 without any."""
+    factors = [
+        spec
+        for spec in layout.tensors
+        if spec.shape and (spec.role in ("lora_a", "lora_b") or CORE in spec.name)
+    ]
     return max((spec.shape[0 if spec.role == "lora_a" else -1] for spec in factors), default=0)
 
 

@@ -89,7 +89,7 @@ plans:
   base_models: null        # [digest, …]; null: any that lies under models
   tasks: null              # [sequence_classification, causal_lm]
   strategies: null         # [fedavg, fedprox]
-  adapters: [lora]
+  adapters: [lora]         # [lora, lora_sb]
   most_rank: 64            # of the adapter
   most_coordinates: 100000000   # that are trained and sent
   modules: null            # patterns of modules that may have an adapter: ["*.q_proj", "*.query"]

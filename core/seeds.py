@@ -18,6 +18,8 @@ class Purpose(StrEnum):
     """What a seed is for; two purposes never share a stream."""
 
     INITIALISATION = "initialisation"
+    FACTORS = "factors"
+    """What of an adapter is drawn once and never trained; a module's name stands in place of a site's."""
     PARTITION = "partition"
     VALIDATION = "validation"
     COHORT = "cohort"

@@ -96,7 +96,10 @@ def make_plan(
             task=task,
             data=with_tokenizer(data, bench.base, bench.task),
             adapter=AdapterSpec(
-                method=adapter_method, options=adapter_options, layout=layout, initial_digest=initial.digest
+                method=adapter_method,
+                options={**adapter_options, **bench.method.plan_options(bench.model)},
+                layout=layout,
+                initial_digest=initial.digest,
             ),
             local=local,
             strategy=strategy,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from pydantic import BaseModel
 
@@ -34,7 +35,15 @@ class AdapterMethod(Protocol):
         """Put a fresh adapter on the base, whose lacking heads federate as well.
 
         Raises:
-            ModelError: Targets match nothing, or the rank is not positive.
+            ModelError: Targets match nothing, the rank is not positive, or what the method freezes on this
+                machine is not what the options say of it.
+        """
+
+    def plan_options(self, model: PeftModel) -> Mapping[str, Any]:
+        """Options that a plan has to say of the adapter as it was attached, beside those that were chosen.
+
+        What a method freezes without federating it has to be the same at every site: its fingerprint stands
+        here, and `attach` holds the site's own against it. Empty for a method that freezes nothing.
         """
 
     def layout(self, model: PeftModel) -> Layout:

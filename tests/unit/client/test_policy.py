@@ -207,6 +207,16 @@ def test_layers_of_the_vocabulary_are_known_by_their_names(name: str) -> None:
         assert "vocabulary" not in names(plan_refusals(PlanPolicy(vocabulary=True), sound(**extra)))
 
 
+def test_a_core_between_frozen_factors_is_judged_by_its_rank_and_its_module() -> None:
+    """It is a dense tensor, and no head."""
+    allowed = PlanPolicy(most_rank=16)
+    for size, refused in ((16, []), (17, ["most_rank"])):
+        core = one(f"{MODULE}2.lora_R.weight", (size, size), module=f"{MODULE}2")
+        assert names(plan_refusals(allowed, sound(**core))) == refused
+        narrow = PlanPolicy(most_rank=32, modules=("*.query",))
+        assert names(plan_refusals(narrow, sound(**core))) == ["modules"]
+
+
 def test_so_many_runs_in_thirty_days() -> None:
     """The thirty-first is refused; what lies further back does not count."""
     day, policy = 86_400.0, PlanPolicy(runs_a_month=3)

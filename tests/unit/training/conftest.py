@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from wardround.core.plan import DataContract
-from wardround.training.adapters.lora import ADAPTER, LoraOptions
+from wardround.training.adapters import ADAPTERS
 from wardround.training.base_model import BaseModelConfig
 from wardround.training.encoded_text import EncodedText
 from wardround.training.processors import TOKENIZER
@@ -119,13 +119,14 @@ def ragged_rows(n: int, *, seed: int = 0, longest: int = 40, classes: int = 3) -
 def make_bench(
     folder: Path, task: Any, *, seed: int = 7, machine: Machine | None = None, **options: Any
 ) -> Workbench:
-    """A bench over a model folder; `options` are LoRA's, and the base's: dtype, base_dropout, attention."""
+    """A bench over a model folder; `options`: `method`, what it takes, and the base's, such as dtype."""
+    method = ADAPTERS.get(options.pop("method", "lora"))
     kept = ("dtype", "attention", "quantisation", "base_dropout")
     base = {key.removeprefix("base_"): options.pop(key) for key in kept if key in options}
     labels = ("a", "b", "c") if task is CLASSIFIER else ()
     return open_workbench(
         BaseModelConfig(path=str(folder), **base), task, DataContract(columns={}, labels=labels),
-        ADAPTER, LoraOptions(**options), machine or Machine(device="cpu"), seed=seed,
+        method, method.Options(**options), machine or Machine(device="cpu"), seed=seed,
     )  # fmt: skip
 
 

@@ -260,7 +260,7 @@ def test_a_full_disk_leaves_the_old_adapter_untouched(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("wardround.training.adapters.lora.save_file", full)
+    monkeypatch.setattr("wardround.training.adapters._plain_lora.save_file", full)
     with pytest.raises(StorageError, match="No space left"):
         ADAPTER.save(bench.model, tmp_path / "adapter", "base")
     assert {p.name: p.read_bytes() for p in (tmp_path / "adapter").iterdir()} == before

@@ -33,6 +33,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert-bf16": ("tiny_bert", "classifier", {"dtype": "bfloat16"}),
     "bert-bias-rslora": ("tiny_bert", "classifier", {"bias": "all", "rslora": True, "targets": ("query",)}),
     "bert-embeddings": ("tiny_bert", "classifier", {"targets": ("word_embeddings", "key")}),
+    "gpt2 cores": ("tiny_gpt2", "causal", {"method": "lora_sb"}),
 }
 
 
@@ -40,7 +41,7 @@ def saved(bench: Workbench, folder: Path, *, std: float = 0.3) -> Path:
     """An adapter of random numbers on disk."""
     vector = np.random.default_rng(3).normal(0, std, bench.layout.size).astype(np.float32)
     bench.load_adapter(bench.initial_adapter().with_vector(vector))
-    ADAPTER.save(bench.model, folder, bench.base.name)
+    bench.method.save(bench.model, folder, bench.base.name)
     return folder
 
 

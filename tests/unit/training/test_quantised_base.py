@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from wardround.core.errors import ModelError
 from wardround.core.plan import LocalWork
 from wardround.strategies.contract import LocalRules
 from wardround.training.evaluation import evaluating
@@ -102,3 +103,27 @@ def test_the_merge_goes_into_the_unquantised_base_and_tells_both_differences(
     assert report.passed, report.reason
     assert report.against_quantised is not None
     assert report.parity.relative < 1e-4 < report.against_quantised.relative < 1.0
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_cores_train_between_factors_from_the_seed_on_a_quantised_base(
+    bits: str, tiny_llama: Path, toys: Any, tmp_path: Path
+) -> None:
+    """Codes have no singular vectors; noise needs none. What is saved is read back."""
+    options = {"method": "lora_sb", "quantisation": bits, "r": 4}
+    with pytest.raises(ModelError, match="start=random"):
+        toys.bench(tiny_llama, toys.causal, start="svd", **options)
+    bench = toys.bench(tiny_llama, toys.causal, start="random", **options)
+    rows, before = toys.rows(6), frozen_bytes(bench.model)
+    fresh = mean_loss(bench, rows)
+    work = LocalWork(steps=12, batch_size=6, learning_rate=5e-2)
+    result = train_locally(
+        bench, rows, bench.initial_adapter(), work, LocalRules(),
+        round=1, rounds=1, seed_root=0, site="alpha",
+    )  # fmt: skip
+    bench.load_adapter(result.adapter)
+    assert mean_loss(bench, rows) < fresh
+    assert frozen_bytes(bench.model) == before
+    bench.method.save(bench.model, tmp_path / "adapter", "base")
+    again = bench.method.read_saved(tmp_path / "adapter", bench.model)
+    assert np.allclose(again.vector, result.adapter.vector, atol=1e-6)

@@ -24,6 +24,7 @@ LLAMA: dict[str, dict[str, Any]] = {
     "head in full": {"targets": ("q_proj",), "modules_to_save": ("lm_head",)},
     "embeddings in full": {"targets": ("q_proj",), "modules_to_save": ("embed_tokens",)},
     "layer in full": {"targets": ("q_proj",), "modules_to_save": ("mlp",)},
+    "cores": {"method": "lora_sb", "r": 4, "start": "svd"},
 }
 BERT: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -33,6 +34,7 @@ BERT: dict[str, dict[str, Any]] = {
     "embeddings": {"targets": ("word_embeddings", "token_type_embeddings", "query")},
     "positions": {"targets": ("position_embeddings", "query")},
     "embeddings in full": {"targets": ("query",), "modules_to_save": ("embeddings",)},
+    "cores and biases": {"method": "lora_sb", "r": 4, "bias": "all", "start": "random"},
 }
 GPT2: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -40,6 +42,7 @@ GPT2: dict[str, dict[str, Any]] = {
     "embeddings": {"targets": ("wpe", "c_attn")},
     "embeddings in full": {"targets": ("c_attn",), "modules_to_save": ("wpe",)},
     "conv1d in full": {"targets": ("c_attn",), "modules_to_save": ("c_fc", "ln_f")},
+    "cores": {"method": "lora_sb", "r": 4, "start": "random"},
 }
 CASES = [
     *(("llama", name, options) for name, options in LLAMA.items()),
