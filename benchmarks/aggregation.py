@@ -52,28 +52,30 @@ COMMON = [
     "data.validation_fraction=0.02", "strategy.weighting=uniform",
 ]  # fmt: skip
 SECTIONS = [
-    *COMMON,
-    "model=minilm",
-    "data=pqa_sections",
-    "data.limit=3000",
-    "rounds.rounds=16",
-    "release.every=16",
-]
+    *COMMON, "model=minilm", "data=pqa_sections", "data.limit=3000", "rounds.rounds=16", "release.every=16",
+]  # fmt: skip
 ANSWERS = [
     *COMMON, "model=med_llama", "data=medquad_qa", "adapter.options.targets=[q_proj,v_proj]",
     "data.max_length=96", "data.limit=2000", "rounds.rounds=12", "release.every=12",
     "release.metric=bits_per_byte", "release.direction=min",
 ]  # fmt: skip
-SKEW = ["partition.kind=dirichlet"]
+
+
+def skewed(sites: int, alpha: float) -> list[str]:
+    """Overrides for a Dirichlet split by unit."""
+    options = f"+partition.options={{sites: {sites}, alpha: {alpha}, by: unit}}"
+    return ["partition.kind=dirichlet", "~partition.options", options]
+
+
 CASES: dict[str, list[str]] = {
-    "sections, 10 sites, 0.1": [*SECTIONS, *SKEW, "~partition.options", "+partition.options={sites: 10, alpha: 0.1, by: unit}"],
-    "sections, 10 sites, 0.5": [*SECTIONS, *SKEW, "~partition.options", "+partition.options={sites: 10, alpha: 0.5, by: unit}"],
+    "sections, 10 sites, 0.1": [*SECTIONS, *skewed(10, 0.1)],
+    "sections, 10 sites, 0.5": [*SECTIONS, *skewed(10, 0.5)],
     "sections, 10 sites, 0.1, mixed ranks": [
-        *SECTIONS, *SKEW, "~partition.options", "+partition.options={sites: 10, alpha: 0.1, by: unit}",
-        "adapter.options.r=32", "simulation.ranks=[4,8,16,32]",
+        *SECTIONS, *skewed(10, 0.1), "adapter.options.r=32", "adapter.options.alpha=128",
+        "simulation.ranks=[4,8,16,32]",
     ],
     "sections, 50 sites, 0.1, 0.3 take part": [
-        *SECTIONS, *SKEW, "~partition.options", "+partition.options={sites: 50, alpha: 0.1, by: unit}", "rounds.participation=0.3",
+        *SECTIONS, *skewed(50, 0.1), "rounds.participation=0.3",
     ],
     "answers, natural": ANSWERS,
 }  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel
 
+from wardround.client.own_rank import own_rank
 from wardround.client.policy import (
     LocalCounts,
     RefusedPlanError,
@@ -71,12 +72,14 @@ class LocalData:
         rows: Encoded rows, for training and held back.
         estimate: As of the rows.
         notices: As of the rows, and what was cut.
+        rank: At which the site trains; None: the plan's.
     """
 
     bench: Workbench = field(repr=False)
     rows: SiteRows = field(repr=False)
     estimate: Estimate
     notices: tuple[str, ...] = field(default=(), repr=False)
+    rank: int | None = None
 
 
 def ready(settings: SiteSettings, plan: TrainingPlan, site: str) -> LocalData:
@@ -92,6 +95,8 @@ def ready(settings: SiteSettings, plan: TrainingPlan, site: str) -> LocalData:
         UnreadyError: What else stands in the way, with its code.
     """
     check_policy(settings, plan)
+    with _unready("machine"):
+        rank = own_rank(settings, plan)
     rows = read_rows(settings, plan, site)
     bench = open_bench(settings, plan)
     with _unready("policy"):
@@ -100,7 +105,7 @@ def ready(settings: SiteSettings, plan: TrainingPlan, site: str) -> LocalData:
     with _unready("rows"):
         encoded = bounded_site(plan, site, encode_site(plan, bench, site, rows.examples, notices.append))
     check_weight(plan, bench, encoded)
-    return LocalData(bench, encoded, rows.estimate, tuple(notices))
+    return LocalData(bench, encoded, rows.estimate, tuple(notices), rank)
 
 
 def check_weight(plan: TrainingPlan, bench: Workbench, rows: SiteRows) -> None:

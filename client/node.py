@@ -303,6 +303,7 @@ class Node:
             self.settings().plans.figures,
             *self._cells(local),
             local.rows.digest,
+            local.rank,
         )
 
     def _cells(self, local: LocalData) -> tuple[Cells, Cells]:

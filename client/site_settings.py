@@ -71,6 +71,11 @@ checkpoint_s: 60
 niceness: 10
 memory_gib: null
 
+# Of the adapter: train at a rank of this site's own (null: the plan's), and in so many MiB for its weights,
+# gradients and moments at most, at a smaller rank if need be (null: whatever it takes).
+rank: null
+adapter_mib: null
+
 # Seconds without a message after which the worker lets the base model go until the next one. null: never.
 idle_release_s: 600
 
@@ -161,6 +166,8 @@ class SiteSettings(Frozen):
     """How far the worker stands back for other processes of the machine."""
     memory_gib: float | None = Field(default=None, gt=0)
     """2³⁰ bytes that the worker may take; None: as much as there is."""
+    rank: int | None = Field(default=None, ge=1)
+    adapter_mib: float | None = Field(default=None, gt=0)
     idle_release_s: float | None = Field(default=600.0, gt=0)
     """Seconds without a message after which the worker lets the base model go; None: it keeps it."""
     hours: tuple[WindowText, ...] = ()

@@ -1,0 +1,57 @@
+"""The rank at which this site trains, where its people or its memory ask for another than the plan's."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from wardround.client.site_settings import SiteSettings
+from wardround.core.errors import ConfigError
+from wardround.core.lora import pairs
+from wardround.core.packed import Layout
+from wardround.core.plan import TrainingPlan
+from wardround.core.ranks import layout_at
+from wardround.training.plan_strategy import bind_strategy, check_rank
+
+MIB: Final = 2**20
+FLOAT: Final = 4
+"""Bytes of a trained number, of its gradient, and of each moment that an optimiser keeps of it."""
+MOMENTS: Final = {"adamw": 2, "adam": 2, "dp_adam": 2, "sgd": 1}
+
+
+def own_rank(settings: SiteSettings, plan: TrainingPlan) -> int | None:
+    """The site's rank under a plan; None where it is the plan's.
+
+    Raises:
+        ConfigError: The plan cannot take it, or not even rank 1 fits into the site's memory for adapters.
+    """
+    of_plan = max((pair.rank for pair in pairs(plan.adapter.layout)), default=0)
+    wanted = settings.rank or of_plan
+    if settings.adapter_mib is not None and of_plan:
+        wanted = min(wanted, _fitting(plan, wanted, settings.adapter_mib))
+    if wanted == of_plan:
+        return None
+    check_rank(plan, bind_strategy(plan), wanted)
+    return wanted
+
+
+def training_bytes(layout: Layout, optimiser: str) -> int:
+    """Of weights, gradients and moments of everything that trains."""
+    return FLOAT * (2 + MOMENTS[optimiser]) * layout.size
+
+
+def _fitting(plan: TrainingPlan, most: int, mib: float) -> int:
+    """The largest rank up to `most` whose training fits.
+
+    Raises:
+        ConfigError: None does.
+    """
+    layout, optimiser = plan.adapter.layout, plan.local.optimiser
+    for rank in range(most, 0, -1):
+        if training_bytes(layout_at(layout, rank), optimiser) <= mib * MIB:
+            return rank
+    least = training_bytes(layout_at(layout, 1), optimiser) / MIB
+    raise ConfigError(
+        "not even an adapter of rank 1 fits into this site's memory for adapters",
+        found=f"adapter_mib: {mib:g} in site.yaml", expected=f"at least {least:.1f}",
+        remedy="raise adapter_mib, or leave it out",
+    )  # fmt: skip
