@@ -1,9 +1,10 @@
 """The two-pass range finder: the mean product near its best rank-k approximation, from two sums.
 
 Halko, Martinsson and Tropp, "Finding Structure with Randomness", SIAM Review 53(2), 2011, arXiv:0909.4061,
-Algorithm 4.1 and section 5, with the two passes over sites; on LoRA that is FedASK: Wen, Zhu, Xu, Zhou and Han,
-"Differentially Private Federated Low Rank Adaptation Beyond Fixed-Matrix", 2025, arXiv:2507.09990. With ΔW_i
-what site i has learnt of a module, at any rank, D = Σ w_i ΔW_i / Σ w_i, and Ω (d_in × k) Gaussian, k = r + p:
+Algorithm 4.1 and section 5, with the two passes over sites; on LoRA that is FedASK: Wen, Zhu, Xu, Zhou and
+Han, "Differentially Private Federated Low Rank Adaptation Beyond Fixed-Matrix", 2025, arXiv:2507.09990. With
+ΔW_i what site i has learnt of a module, at any rank, D = Σ w_i ΔW_i / Σ w_i, and Ω (d_in × k) Gaussian,
+k = r + p:
 
     stage 0: sites send Y_i = ΔW_i Ω / u        the server: Q = orth(Σ w_i Y_i), and broadcasts Q/u
     stage 1: sites send Z_i = (Q/u)ᵀ ΔW_i       the server: X = u Q Σ w_i Z_i / Σ w_i
