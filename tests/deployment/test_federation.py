@@ -18,6 +18,7 @@ from wardround.core.errors import ConfigError
 from wardround.runtime.event_log import read_events
 from wardround.runtime.events import PlanAnswered, RoundFolded
 from wardround.server.run_states import RunStatus
+from wardround.simulations.config import SimulationConfig
 from wardround.simulations.simulate import run_simulation
 
 COUNTS = {"aachen": 24, "basel": 17, "cork": 30}
@@ -75,6 +76,39 @@ def test_the_networked_run_ends_with_the_simulations_adapter(
     ).record
     assert record.last == simulated.federated.outcome.last.adapter.digest
     assert record.released == simulated.federated.outcome.released.digest
+
+
+def test_sites_of_other_ranks_make_the_simulations_adapter(
+    federation: Federation, deployed: Deployed, finished: str, tmp_path: Path
+) -> None:
+    """Tangent aggregation under secure aggregation: one site trains fewer directions, another one more."""
+    assert finished, "one run after the other"
+    ranks = {"aachen": 1, "cork": 3}
+    before = {site: (federation.practice.sites[site].path / FILE).read_text() for site in ranks}
+    try:
+        for site, rank in ranks.items():
+            path = federation.practice.sites[site].path / FILE
+            path.write_text(before[site] + f"\nrank: {rank}\n")
+        run = deployed.submit(federation.plan("tangent", strategy={"name": "tangent"}), "two")
+        record = deployed.ended(run)
+    finally:
+        for site, text in before.items():
+            (federation.practice.sites[site].path / FILE).write_text(text)
+    assert record.status is RunStatus.FINISHED, record.reason
+    config = config_of(
+        federation.base, federation.rows, output=str(tmp_path / "simulated"),
+        strategy={"name": "tangent"}, simulation={"ranks": ranks},
+    )  # fmt: skip
+    last = run_simulation(config).federated.outcome.last.adapter
+    folded = [
+        e for e in read_events(deployed.server.desk.run(run).folder.events) if isinstance(e, RoundFolded)
+    ]
+    assert [len(event.survivors) for event in folded] == [3, 3]
+    assert folded[-1].adapter_digest == last.digest
+    plain = run_simulation(
+        config.model_copy(update={"output": str(tmp_path / "plain"), "simulation": SimulationConfig()})
+    )
+    assert plain.federated.outcome.last.adapter.digest != last.digest, "ranks change what is trained"
 
 
 def test_a_site_fetches_the_result_and_merges_it(
