@@ -11,7 +11,7 @@ as it comes, but for a replay, and for a round that is asked for again with anot
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -53,6 +53,8 @@ class FoldCheck:
         broken: Whether a broadcast was refused.
         groups: Over which the run sums, once they are drawn; none: over the whole cohort.
         memory: Keeps all that for a site that is restarted, where there is one.
+        fold: The strategy's, or what stands in for it where many sites of a process fold the same; None: the
+            strategy's.
     """
 
     plan: TrainingPlan
@@ -61,6 +63,9 @@ class FoldCheck:
     broken: bool = False
     groups: Groups = ()
     memory: FoldMemory | None = None
+    fold: Callable[[ServerState, Statistics, float, int], ServerState] | None = field(
+        default=None, repr=False
+    )
     _kept: dict[str, Packed] | None = field(default=None, repr=False)
     _made: tuple[int, tuple[bytes, ...], ServerState] | None = field(default=None, repr=False)
     """Round, opened sums and the state that this site has made of them: `check` folds them no second time."""
@@ -231,7 +236,7 @@ class FoldCheck:
         stages = [opened] if of_groups else [(data,) for data in opened]
         for stage, parts in enumerate(stages):
             sums = self._sums(round, stage, parts, confirmed.get(stage))
-            state = self.strategy.fold(state, *combined(self.strategy, sums), stage)
+            state = (self.fold or self.strategy.fold)(state, *combined(self.strategy, sums), stage)
         if state.round != round:
             raise PeerError("the sums do not make a round", found=state.round, expected=round)
         return state

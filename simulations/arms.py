@@ -38,6 +38,7 @@ from wardround.server.rounds import Outcome, Run, run_rounds
 from wardround.simulations.config import BoundOptimiser
 from wardround.simulations.consortium import Consortium
 from wardround.simulations.flower_engine import simulate
+from wardround.simulations.last_fold import LastFold
 from wardround.simulations.privacy import simulated_privacy
 from wardround.strategies.contract import ServerState, SumStrategy
 from wardround.training.alone import rounds_alone, work_alone
@@ -264,6 +265,7 @@ def run_arms(
         require_distinct(f"sites of {arm.name}", arm.sites)
     consortia = {arm.name: Consortium.of(arm.sites, policy_of(arm, policy)) for arm in arms}
     strategies = {arm.name: bind_strategy(arm.plan, allow_dotted=True) for arm in arms}
+    folds = {name: LastFold(strategy) for name, strategy in strategies.items()}
     arms = [bounded(arm) for arm in arms]
     own_ranks = {arm.name: ranks_of(arm, ranks, strategies[arm.name]) for arm in arms}
     sites = {
@@ -277,7 +279,7 @@ def run_arms(
             rows.validation,
             site_store(folder_of(arm.name), name),
             consortia[arm.name].parties(name, arm.plan, run_of(run_id, arm)),
-            FoldCheck(arm.plan, strategies[arm.name]),
+            FoldCheck(arm.plan, strategies[arm.name], fold=folds[arm.name]),
             consortia[arm.name].grouped(name, arm.plan, run_of(run_id, arm), strategies[arm.name]),
             simulated_privacy(arm.plan, name, rows.units, folder_of(arm.name) / "sites" / name, privacy_cap),
             figures=None,
