@@ -182,7 +182,7 @@ def plan_of(rank: int | None = SITE, **sections: Any) -> Any:
 
 def test_plans_that_do_not_go_with_it_are_refused() -> None:
     """A norm would cut A; moments of old directions say nothing of new ones; a head alone has no factors."""
-    with pytest.raises(ConfigError, match="encoding.norm=1"):
+    with pytest.raises(ConfigError, match=r"encoding\.norm=1"):
         bind_strategy(plan_of(encoding=Encoding(largest=0.5, most_weight=1, norm=1.0)))
     with pytest.raises(ConfigError, match="optimiser_state=keep"):
         bind_strategy(plan_of(local=LocalWork(steps=1, optimiser_state="keep")))
