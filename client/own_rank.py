@@ -6,11 +6,10 @@ from typing import Final
 
 from wardround.client.site_settings import SiteSettings
 from wardround.core.errors import ConfigError
-from wardround.core.lora import pairs
 from wardround.core.packed import Layout
 from wardround.core.plan import TrainingPlan
 from wardround.core.ranks import layout_at
-from wardround.training.plan_strategy import bind_strategy, check_rank
+from wardround.training.plan_strategy import bind_strategy, check_rank, usual_rank
 
 MIB: Final = 2**20
 FLOAT: Final = 4
@@ -19,18 +18,21 @@ MOMENTS: Final = {"adamw": 2, "adam": 2, "dp_adam": 2, "sgd": 1}
 
 
 def own_rank(settings: SiteSettings, plan: TrainingPlan) -> int | None:
-    """The site's rank under a plan; None where it is the plan's.
+    """The site's rank under a plan; None where it is the one that the plan has for everybody.
 
     Raises:
         ConfigError: The plan cannot take it, or not even rank 1 fits into the site's memory for adapters.
     """
-    of_plan = max((pair.rank for pair in pairs(plan.adapter.layout)), default=0)
-    wanted = settings.rank or of_plan
-    if settings.adapter_mib is not None and of_plan:
-        wanted = min(wanted, _fitting(plan, wanted, settings.adapter_mib))
-    if wanted == of_plan:
+    if settings.rank is None and settings.adapter_mib is None:
         return None
-    check_rank(plan, bind_strategy(plan), wanted)
+    strategy = bind_strategy(plan)
+    usual = usual_rank(plan, strategy)
+    wanted = settings.rank or usual
+    if settings.adapter_mib is not None and usual:
+        wanted = min(wanted, _fitting(plan, wanted, settings.adapter_mib))
+    if wanted == usual:
+        return None
+    check_rank(plan, strategy, wanted)
     return wanted
 
 

@@ -25,7 +25,14 @@ from wardround.core.ranks import AtRank, at_rank, beside
 from wardround.core.seeds import Purpose, generator
 from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.sums.contract import TRAINING, Lanes
-from wardround.strategies.contract import Broadcast, LocalUpdate, PersonalStrategy, SiteMemory, adapter_at
+from wardround.strategies.contract import (
+    Broadcast,
+    LocalUpdate,
+    PersonalStrategy,
+    SiteMemory,
+    StartingStrategy,
+    adapter_at,
+)
 from wardround.training.evaluation import evaluate
 from wardround.training.local_round import LocalResult, train_locally
 from wardround.training.private.gradient import StepFigures
@@ -161,10 +168,12 @@ def train(
 
 
 def at_sites_rank(adapter: Adapter, site: Site, round: int) -> AtRank:
-    """The adapter that a site loads, at the rank at which it trains."""
+    """The adapter that a site loads, at the rank at which it trains, or as its strategy begins a round."""
+    draw = generator(site.plan.seed, Purpose.DIRECTIONS, round=round, site=site.name)
+    if isinstance(site.strategy, StartingStrategy):
+        return site.strategy.start(adapter, site.rank, draw)
     if site.rank is None:
         return AtRank(adapter, None)
-    draw = generator(site.plan.seed, Purpose.DIRECTIONS, round=round, site=site.name)
     return at_rank(adapter, site.rank, draw)
 
 

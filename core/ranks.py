@@ -2,8 +2,9 @@
 
 A site of a smaller rank trains the first directions of each module (after a fold over products those of the
 largest singular values) while the rest stands frozen beside them; one of a larger rank trains further
-directions that begin as LoRA does, with nothing in B. The scaling s stays the plan's, so that a learning rate
-means the same at every rank.
+directions that begin as LoRA does, with nothing in B. Some methods train new directions alone, with the whole
+adapter frozen beside them. The scaling s stays the plan's, so that a learning rate means the same at every
+rank.
 """
 
 from __future__ import annotations
@@ -52,31 +53,60 @@ def at_rank(adapter: Adapter, rank: int, draw: np.random.Generator) -> AtRank:
     Args:
         adapter: The global one.
         rank: The site's, at least 1.
-        draw: For A of directions beyond the adapter's own: uniform within ±1/√d_in, as LoRA's usual start
-            (Hu et al. 2021; Kaiming's of a = √5 in PEFT).
+        draw: For A of directions beyond the adapter's own, as `fresh_rows`.
+    """
+    factors: dict[str, Array] = {}
+    for pair in pairs(adapter.layout):
+        a, b = adapter[pair.a.name], adapter[pair.b.name]
+        more = max(0, rank - pair.rank)
+        if more:
+            fresh = fresh_rows(more, pair.d_in, draw).astype(a.dtype)
+            a, b = np.vstack([a, fresh]), np.hstack([b, np.zeros((pair.d_out, more), b.dtype)])
+        factors |= {pair.a.name: a, pair.b.name: b}
+    return first_directions(_with_factors(adapter, factors), rank)
+
+
+def first_directions(adapter: Adapter, rank: int) -> AtRank:
+    """The first directions of each module train; the others, where there are any, stand frozen."""
+    trained: dict[str, Array] = {}
+    rest: dict[str, Array] = {}
+    for pair in pairs(adapter.layout):
+        a, b = adapter[pair.a.name], adapter[pair.b.name]
+        trained |= {pair.a.name: a[:rank], pair.b.name: b[:, :rank]}
+        rest |= {pair.a.name: a[rank:], pair.b.name: b[:, rank:]}
+    own = _with_factors(adapter, trained)
+    if not any(array.size for array in rest.values()):
+        return AtRank(own, None)
+    return AtRank(own, _factors_alone(adapter, rest))
+
+
+def fresh_beside(adapter: Adapter, rank: int, draw: np.random.Generator) -> AtRank:
+    """New directions of a rank train, with nothing in B; the whole adapter stands frozen beside them.
+
+    Dense tensors train from where they are.
+
+    Args:
+        adapter: The global one.
+        rank: The site's, at least 1.
+        draw: For A, as `fresh_rows`.
     """
     trained: dict[str, Array] = {}
     rest: dict[str, Array] = {}
     for pair in pairs(adapter.layout):
         a, b = adapter[pair.a.name], adapter[pair.b.name]
-        more = max(0, rank - pair.rank)
-        if more:
-            width = 1 / np.sqrt(pair.d_in)
-            fresh = draw.uniform(-width, width, (more, pair.d_in)).astype(a.dtype)
-            a, b = np.vstack([a, fresh]), np.hstack([b, np.zeros((pair.d_out, more), b.dtype)])
-        trained |= {pair.a.name: a[:rank], pair.b.name: b[:, :rank]}
-        rest |= {pair.a.name: a[rank:], pair.b.name: b[:, rank:]}
-    dense = {
-        spec.name: adapter[spec.name]
-        for spec in adapter.layout.tensors
-        if spec.role not in ("lora_a", "lora_b")
-    }
-    dtype = adapter.vector.dtype
-    own = pack(_of_shapes(adapter.layout, trained), trained | dense, dtype)
-    if not any(array.size for array in rest.values()):
-        return AtRank(own, None)
-    factors = Layout(tensors=tuple(spec for spec in adapter.layout.tensors if spec.name in rest))
-    return AtRank(own, pack(_of_shapes(factors, rest), rest, dtype))
+        trained[pair.a.name] = fresh_rows(rank, pair.d_in, draw).astype(a.dtype)
+        trained[pair.b.name] = np.zeros((pair.d_out, rank), b.dtype)
+        rest |= {pair.a.name: a, pair.b.name: b}
+    return AtRank(_with_factors(adapter, trained), _factors_alone(adapter, rest))
+
+
+def fresh_rows(rows: int, d_in: int, draw: np.random.Generator) -> Array:
+    """A of new directions, (rows, d_in), float64: uniform within ±1/√d_in, as LoRA's usual start.
+
+    Hu et al. 2021; Kaiming's of a = √5 in PEFT.
+    """
+    width = 1 / np.sqrt(d_in)
+    return draw.uniform(-width, width, (rows, d_in))
 
 
 def beside(trained: Adapter, rest: Adapter | None) -> Adapter:
@@ -89,6 +119,18 @@ def beside(trained: Adapter, rest: Adapter | None) -> Adapter:
         joined[a] = np.vstack([joined[a], rest[a]])
         joined[b] = np.hstack([joined[b], rest[b]])
     return pack(_of_shapes(trained.layout, joined), joined, trained.vector.dtype)
+
+
+def _with_factors(adapter: Adapter, factors: dict[str, Array]) -> Adapter:
+    """The adapter with other factors, of any rank; its dense tensors stay."""
+    tensors = {spec.name: factors.get(spec.name, adapter[spec.name]) for spec in adapter.layout.tensors}
+    return pack(_of_shapes(adapter.layout, tensors), tensors, adapter.vector.dtype)
+
+
+def _factors_alone(adapter: Adapter, factors: dict[str, Array]) -> Adapter:
+    """Factors of an adapter's modules, without its dense tensors."""
+    layout = Layout(tensors=tuple(spec for spec in adapter.layout.tensors if spec.name in factors))
+    return pack(_of_shapes(layout, factors), factors, adapter.vector.dtype)
 
 
 def _of_shapes(layout: Layout, tensors: dict[str, Array]) -> Layout:

@@ -33,7 +33,7 @@ class Purpose(StrEnum):
     NOISE = "noise"
     """Privacy noise, only in a simulation, which then says "not private": a seed's owner can subtract it."""
     DIRECTIONS = "directions"
-    """Directions that a site of a larger rank than the plan's begins with."""
+    """Directions that a site begins with anew: of a larger rank than the plan's, or in every round."""
     BATCH = "batch"
     """Which units a private batch holds, only in a simulation, which then says "not private"."""
     SHARE = "share"

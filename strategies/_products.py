@@ -68,6 +68,14 @@ def product_update(before: Adapter, after: Adapter, module: Pair) -> Factored:
 def stepped(
     adapter: Adapter, steps: Mapping[str, Factored | None], dense: Mapping[str, Array]
 ) -> tuple[Adapter, float]:
+    """As `truncated_step`, with the share of energy that truncation discarded."""
+    moved, lost, whole = truncated_step(adapter, steps, dense)
+    return moved, lost / whole if whole else 0.0
+
+
+def truncated_step(
+    adapter: Adapter, steps: Mapping[str, Factored | None], dense: Mapping[str, Array]
+) -> tuple[Adapter, float, float]:
     """The global adapter after a step: each module's T_r(G + X), dense tensors plus their step.
 
     Args:
@@ -76,7 +84,7 @@ def stepped(
         dense: Name → step of a dense tensor, float64.
 
     Returns:
-        The next adapter, float32, and the share of energy that truncation discarded.
+        The next adapter, float32; the squared norm of what truncation cut off, and that of all G + X before.
 
     Raises:
         PeerError: It is not finite in float32.
@@ -96,7 +104,7 @@ def stepped(
             tensors[spec.name] = adapter[spec.name].astype(np.float64) + dense[spec.name]
         moved = pack(adapter.layout, tensors, np.float32)
     require_finite(moved, "the folded adapter")
-    return moved, lost / whole if whole else 0.0
+    return moved, lost, whole
 
 
 class ProductBroadcast(AdapterBroadcast[O], Generic[O]):

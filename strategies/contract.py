@@ -17,11 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
+import numpy as np
 from pydantic import BaseModel
 
 from wardround.core.errors import PeerError
 from wardround.core.packed import Adapter, Layout, Packed, Statistics
 from wardround.core.plan import TrainingPlan
+from wardround.core.ranks import AtRank
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,28 @@ class ProductStrategy(SumStrategy, Protocol):
         """How far a global adapter is from another, relatively.
 
         Of the products, and of whatever else of the factors decides how a site trains from them.
+        """
+
+
+@runtime_checkable
+class StartingStrategy(SumStrategy, Protocol):
+    """An algorithm that says itself which directions a site trains, and which stand frozen beside them.
+
+    `LocalUpdate` then has both: the trained directions first, and the frozen ones after them.
+
+    Attributes:
+        most_rank: So many directions train at a site that has no rank of its own, and at no site more.
+    """
+
+    most_rank: int
+
+    def start(self, adapter: Adapter, rank: int | None, draw: np.random.Generator) -> AtRank:
+        """What a site trains in a round, and what stands frozen.
+
+        Args:
+            adapter: The global one, as the site got it.
+            rank: The site's own, from 1 to `most_rank`; None: it has none.
+            draw: Of this round and site, for directions that begin anew.
         """
 
 

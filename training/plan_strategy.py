@@ -15,6 +15,7 @@ from wardround.strategies.contract import (
     OptionsOfPlan,
     PersonalStrategy,
     RememberingStrategy,
+    StartingStrategy,
     SumStrategy,
 )
 from wardround.training.settings import choose_strategy
@@ -58,34 +59,47 @@ def check_noise_of_sums(strategy: SumStrategy) -> None:
         )  # fmt: skip
 
 
+def usual_rank(plan: TrainingPlan, strategy: SumStrategy) -> int:
+    """Directions of a module that train at a site without a rank of its own; 0 of an adapter without any."""
+    if isinstance(strategy, StartingStrategy):
+        return strategy.most_rank
+    return max((pair.rank for pair in pairs(plan.adapter.layout)), default=0)
+
+
 def check_rank(plan: TrainingPlan, strategy: SumStrategy, rank: int) -> None:
     """Refuse a rank of a site's own that the plan's strategy, adapter or privacy cannot take.
 
     Raises:
-        ConfigError: Larger than the plan's under a strategy that averages factors; an adapter without
-            factors; a strategy with a memory at sites; distributed noise, where what is clipped and sent is
-            one gradient.
+        ConfigError: Larger than the plan's under a strategy that averages factors, or than the strategy lets
+            train; an adapter without factors; a strategy with a memory at sites; distributed noise, where
+            what is clipped and sent is one gradient.
     """
-    of_plan = max((pair.rank for pair in pairs(plan.adapter.layout)), default=0)
-    if rank == of_plan:
+    usual = usual_rank(plan, strategy)
+    if rank == usual:
         return
-    if not of_plan:
+    if not usual:
         raise ConfigError("this site has a rank of its own, and the plan's adapter has none", found=rank)
     if plan.privacy is not None and plan.privacy.noise == "distributed":
         raise ConfigError(
-            "distributed noise protects one gradient of the plan's own rank", found=rank, expected=of_plan,
+            "distributed noise protects one gradient of the plan's own rank", found=rank, expected=usual,
             remedy="leave this site's rank out",
         )  # fmt: skip
     if isinstance(strategy, RememberingStrategy):
         raise ConfigError(
             f"strategy {plan.strategy.name!r} keeps directions of the plan's rank at each site",
-            found=f"rank {rank} of this site", expected=f"{of_plan}", remedy="leave this site's rank out",
+            found=f"rank {rank} of this site", expected=f"{usual}", remedy="leave this site's rank out",
+        )  # fmt: skip
+    if rank > usual and isinstance(strategy, StartingStrategy):
+        raise ConfigError(
+            f"under the plan's options of strategy {plan.strategy.name!r} a site trains fewer directions",
+            found=f"rank {rank} of this site", expected=f"at most {usual}",
+            remedy="lower this site's rank, or leave it out",
         )  # fmt: skip
     over_products = product_strategy(strategy)
-    if rank > of_plan and not (over_products is not None and over_products.any_rank):
+    if rank > usual and not (over_products is not None and over_products.any_rank):
         raise ConfigError(
             f"strategy {plan.strategy.name!r} is sent factors, and can take no rank above the plan's",
-            found=f"rank {rank} of this site", expected=f"at most {of_plan}",
+            found=f"rank {rank} of this site", expected=f"at most {usual}",
             remedy="lower this site's rank, or take strategy=tangent, which adds products",
         )  # fmt: skip
 

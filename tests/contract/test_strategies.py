@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from wardround.core.checked import parse_options
 from wardround.core.errors import ConfigError, PeerError
 from wardround.core.packed import Layout, Packed, TensorSpec, zeros
+from wardround.core.ranks import beside
 from wardround.strategies import STRATEGIES
 from wardround.strategies.contract import (
     IndividualStrategy,
@@ -27,6 +28,7 @@ from wardround.strategies.contract import (
     ProductStrategy,
     ServerState,
     SiteMemory,
+    StartingStrategy,
     SumStrategy,
 )
 
@@ -142,19 +144,50 @@ def of_products(approximate: Callable[[Any, Tensors, Any], Any]) -> Definition:
         n = sum(w for w, _ in sites)
         g = SCALING * x[B] @ x[A]
         mean = sum(w / n * (SCALING * y[B] @ y[A] - g) for w, y in sites)
-        found = approximate(options, x, mean)
-        u, values, vt = np.linalg.svd(g + found, full_matrices=False)
-        r = x[A].shape[0]
-        if len(values) > r and values[r] > 1e-9 * values[0]:
-            assume(values[r - 1] - values[r] > 1e-3 * values[0])  # else T_r is not unique
         new = moved_means(x, sites, lambda name: not name.startswith("m."))
-        new[B], new[A] = u[:, :r] * values[:r] / SCALING, vt[:r]
-        if len(values) < r:  # a thin module has fewer directions than the adapter
-            new[B], new[A] = np.zeros_like(x[B]), np.zeros_like(x[A])
-            new[B][:, : len(values)], new[A][: len(values)] = u * values / SCALING, vt
+        new[B], new[A] = best_of_rank(g + approximate(options, x, mean), x[A].shape[0])
         return new, moments
 
     return definition
+
+
+def best_of_rank(matrix: np.ndarray[Any, Any], r: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """T_r as B (d_out, r) and A (r, d_in), σ in B, the scaling taken out."""
+    u, values, vt = np.linalg.svd(matrix, full_matrices=False)
+    if len(values) > r and values[r] > 1e-9 * values[0]:
+        assume(values[r - 1] - values[r] > 1e-3 * values[0])  # else T_r is not unique
+    b, a = np.zeros((len(u), r)), np.zeros((r, vt.shape[1]))
+    kept = min(r, len(values))  # a thin module has fewer directions than the adapter
+    b[:, :kept], a[:kept] = u[:, :kept] * values[:kept] / SCALING, vt[:kept]
+    return b, a
+
+
+def stacked(options: Any, x: Tensors, sites: list[tuple[float, Tensors]], moments: Moments) -> Any:
+    """Wang et al. 2024: the shares and the sites' new factors beside each other, added; a base of rank R."""
+    n = sum(w for w, _ in sites)
+    dense = {name: tensor for name, tensor in x.items() if not name.startswith("m.")}
+    new = moved_means(dense, sites, lambda name: True)
+    left, right = [], []
+    for w, y in sites:
+        k = y[A].shape[0] - x[A].shape[0]  # what stands frozen comes after them
+        left.append(w / n * y[B][:, :k])
+        right.append(y[A][:k])
+    total = SCALING * (x[B] @ x[A] + np.hstack(left) @ np.vstack(right))
+    new[B], new[A] = best_of_rank(total, x[A].shape[0])
+    return new, moments
+
+
+def with_residual(options: Any, x: Tensors, sites: list[tuple[float, Tensors]], moments: Moments) -> Any:
+    """Singhal et al. 2024: B, A averaged; mean(B_i A_i) − mean(B_i) mean(A_i) into the other directions."""
+    n, t = sum(w for w, _ in sites), options.trained_rank
+    new = moved_means(x, sites, lambda name: not name.startswith("m."))
+    b = sum(w / n * y[B][:, :t] for w, y in sites)
+    a = sum(w / n * y[A][:t] for w, y in sites)
+    residual = sum(w / n * y[B][:, :t] @ y[A][:t] for w, y in sites) - b @ a
+    rest = x[B][:, t:] @ x[A][t:] + residual
+    other_b, other_a = best_of_rank(SCALING * rest, x[A].shape[0] - t)
+    new[B], new[A] = np.hstack([b, other_b]), np.vstack([a, other_a])
+    return new, moments
 
 
 def projected(options: Any, x: Tensors, mean: Any) -> Any:
@@ -181,6 +214,8 @@ DEFINITIONS: dict[str, Definition] = {
     "tangent": of_products(projected),
     "two_pass": of_products(itself),
     "flexlora": of_products(itself),
+    "flora": stacked,
+    "fedex": with_residual,
     "fedavgm": server_momentum,
     "fedadagrad": adaptive(lambda v, d, o: v + d * d),
     "fedyogi": adaptive(lambda v, d, o: v - (1 - o.beta2) * d * d * sign(v - d * d)),
@@ -195,6 +230,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedyogi": {"beta1": 0.8, "beta2": 0.7, "server_learning_rate": 0.3, "tau": 0.01},
     "fedadam": {"beta1": 0.8, "beta2": 0.7, "server_learning_rate": 0.3, "tau": 0.01},
     "dual_adapter": {"global_rank": 1},
+    "flora": {"site_rank": 2, "largest_update": 0.1},
+    "fedex": {"trained_rank": 1},
     "coordinate_median": {"least_sites": 1},
     "trimmed_mean": {"trim": None, "share": 0.3},
     "multi_krum": {"attackers": 0, "selected": 1},
@@ -261,7 +298,8 @@ def folded(strategy: SumStrategy, state: ServerState, sites: Any) -> ServerState
     if isinstance(strategy, IndividualStrategy):
         alone = []
         for w, after in enough(strategy, sites):
-            update, _ = strategy.contribute(state.adapter, LocalUpdate(before, after), SiteMemory(), round, 0)
+            local = trained(strategy, before, after)
+            update, _ = strategy.contribute(state.adapter, local, SiteMemory(), round, 0)
             alone.append((update.with_vector(w * update.vector.astype(np.float64)), float(w)))
         return strategy.fold(state, *strategy.combine_individuals(state, alone), 0)
     for stage in range(strategy.stages):
@@ -278,6 +316,18 @@ def folded(strategy: SumStrategy, state: ServerState, sites: Any) -> ServerState
             weight += w
         state = strategy.fold(state, total, weight, stage)
     return state
+
+
+def trained(strategy: SumStrategy, before: Packed, after: Packed) -> LocalUpdate:
+    """A site's training; where the strategy says what trains, that moves as far as its tensors went here."""
+    if not isinstance(strategy, StartingStrategy):
+        return LocalUpdate(before, after)
+    start = strategy.start(before, None, np.random.default_rng(int(after.digest[:8], 16)))
+    moved = start.trained.with_vector(start.trained.vector.copy())
+    for name, tensor in moved.tensors().items():
+        block = tuple(slice(size) for size in tensor.shape)
+        tensor[...] += (after[name] - before[name])[block]
+    return LocalUpdate(beside(start.trained, start.rest), beside(moved, start.rest))
 
 
 def require_equal(strategy: SumStrategy, found: Packed, expected: Tensors) -> None:
@@ -351,8 +401,10 @@ def test_folding_sums_is_the_definition(name: str, case: Case) -> None:
     options = parse_options(strategy.Options, OPTIONS.get(name, {}), name)
     x, moments = wide(case.adapter), Moments()
     for sites in case.rounds:
+        individuals = [
+            (w, wide(trained(strategy, state.adapter, y).after)) for w, y in enough(strategy, sites)
+        ]
         state = folded(strategy, state, sites)
-        individuals = [(w, wide(y)) for w, y in enough(strategy, sites)]
         x, moments = DEFINITIONS[name](options, x, individuals, moments)
         require_equal(strategy, state.adapter, x)
         x = wide(state.adapter)  # rounding does not pile up in the comparison

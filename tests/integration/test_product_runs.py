@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from wardround.client import work as handler
 from wardround.core import lora
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Adapter
+from wardround.core.ranks import beside
 from wardround.runtime.event_log import read_events
 from wardround.runtime.events import Event, RoundFolded, SiteReplied
 from wardround.simulations.config import RunConfig
@@ -131,6 +133,112 @@ def test_sites_of_many_ranks_make_one_adapter(
     few = run_simulation(settings("few", "fedavg", simulation={"ranks": {"w1": 1}}))
     assert sizes == {"w0": 2, "w1": 1, "w2": 2, "w3": 2}
     assert few.federated.outcome.last.round == ROUNDS
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One site's local round: what it trained, before and after, and what stood frozen beside it."""
+
+    site: str
+    round: int
+    before: Adapter
+    after: Adapter
+    rest: Adapter | None
+    weight: int
+
+
+@pytest.fixture
+def locally(monkeypatch: pytest.MonkeyPatch) -> list[Trained]:
+    """Every local round, as it happens."""
+    seen, train = list[Trained](), handler.train_locally
+
+    def recording(bench: Any, rows: Any, before: Adapter, *args: Any, **keywords: Any) -> Any:
+        found = train(bench, rows, before, *args, **keywords)
+        site, round, rest = keywords["site"], keywords["round"], keywords["rest"]
+        seen.append(Trained(site, round, before, found.adapter, rest, found.examples))
+        return found
+
+    monkeypatch.setattr(handler, "train_locally", recording)
+    return seen
+
+
+def mean_of_products(trained: list[Trained], *, whole: bool) -> dict[str, Any]:
+    """Module → mean of the sites' s · B A of one round; the whole adapter's, or what trained alone."""
+    total = sum(one.weight for one in trained)
+    found: dict[str, Any] = {}
+    for one in trained:
+        for pair, product in lora.products(beside(one.after, one.rest) if whole else one.after):
+            found[pair.module] = found.get(pair.module, 0) + one.weight / total * product.dense()
+    return found
+
+
+def require_whole(result: SimulationResult) -> None:
+    """Every site in every round, nothing clipped on its way, nothing cut off."""
+    events = read_events(result.folder / "metrics.jsonl")
+    replies = [event for event in events if isinstance(event, SiteReplied)]
+    assert all(event.status == "ok" for event in replies)
+    assert {event.local["clipped"] for event in replies if "clipped" in event.local} == {0.0}
+    folded = [event for event in events if isinstance(event, RoundFolded)]
+    assert [len(event.survivors) for event in folded] == [4, 4]
+    assert all(event.discarded_energy is not None and event.discarded_energy < 1e-9 for event in folded)
+
+
+@pytest.mark.parametrize("ranks", [(), (1, 2, 3)], ids=["one rank", "mixed ranks"])
+def test_stacked_directions_add_up_over_the_rounds(
+    settings: Callable[..., RunConfig], locally: list[Trained], ranks: tuple[int, ...]
+) -> None:
+    """FLoRA through a trusted aggregator: the global adapter is the sum of all that was ever learnt."""
+    result = run_simulation(
+        settings(
+            "flora", "flora", {"site_rank": 3}, secure={"mode": "trusted"}, rounds={"rounds": 2},
+            adapter={"options": {"r": 24, "alpha": 48}}, simulation={"ranks": ranks},
+        )
+    )  # fmt: skip
+    require_whole(result)
+    sizes = {one.site: lora.pairs(one.before.layout)[0].rank for one in locally}
+    assert sizes == {"w0": 1, "w1": 2, "w2": 3, "w3": 1} if ranks else set(sizes.values()) == {3}
+    assert not any(factor(one.before, "lora_b").any() for one in locally), "what trains is new"
+    starts = {factor(one.before, "lora_a").tobytes() for one in locally}
+    assert len(starts) == len(locally) == 8, "drawn for each site and round"
+    last, learnt = result.federated.outcome.last.adapter, [
+        mean_of_products([one for one in locally if one.round == round], whole=False) for round in (1, 2)
+    ]  # fmt: skip
+    for pair, product in lora.products(last):
+        expected = learnt[0][pair.module] + learnt[1][pair.module]
+        assert np.linalg.norm(learnt[1][pair.module]) > 1e-4
+        np.testing.assert_allclose(product.dense(), expected, atol=1e-6)
+
+
+def test_what_a_mean_of_factors_misses_stands_frozen_beside_it(
+    settings: Callable[..., RunConfig], locally: list[Trained]
+) -> None:
+    """FedEx-LoRA: the global adapter is the exact mean of the sites' products."""
+    result = run_simulation(
+        settings(
+            "fedex", "fedex", {"trained_rank": 2}, secure={"mode": "off"}, rounds={"rounds": 2},
+            adapter={"options": {"r": 14, "alpha": 28}}, simulation={"ranks": {"w1": 1}},
+        )
+    )  # fmt: skip
+    require_whole(result)
+    sizes = {one.site: lora.pairs(one.before.layout)[0].rank for one in locally}
+    assert sizes == {"w0": 2, "w1": 1, "w2": 2, "w3": 2}
+    mean = mean_of_products([one for one in locally if one.round == 2], whole=True)
+    last = result.federated.outcome.last.adapter
+    for pair, product in lora.products(last):
+        np.testing.assert_allclose(product.dense(), mean[pair.module], atol=1e-6)
+        missed = last[pair.b.name][:, 2:] @ last[pair.a.name][2:]
+        assert np.linalg.norm(missed) > 1e-6
+
+
+def test_methods_that_say_what_trains_refuse_other_ranks(settings: Callable[..., RunConfig]) -> None:
+    """Above what their options let train, be it the plan's own; and where contributions are hidden."""
+    for name, options in (("flora", {"site_rank": 1}), ("fedex", {"trained_rank": 1})):
+        with pytest.raises(ConfigError, match="fewer directions"):
+            run_simulation(
+                settings(f"rank_{name}", name, options, secure={"mode": "off"}, simulation={"ranks": [2]})
+            )
+        with pytest.raises(ConfigError, match="has to see each"):
+            run_simulation(settings(f"hidden_{name}", name, options))
 
 
 def test_a_rank_that_cannot_be_taken_is_refused_before_training(settings: Callable[..., RunConfig]) -> None:

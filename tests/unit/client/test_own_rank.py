@@ -11,7 +11,7 @@ from wardround.client.own_rank import own_rank, training_bytes
 from wardround.client.site_settings import SiteSettings
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Layout, TensorSpec
-from wardround.core.plan import LocalWork, StrategySpec, TrainingPlan
+from wardround.core.plan import LocalWork, SecureRules, StrategySpec, TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.core.ranks import layout_at
 
@@ -74,6 +74,22 @@ def test_what_cannot_be_is_refused_with_what_to_do() -> None:
     assert own_rank(settings_of(adapter_mib=1), plan_of("fedavg", head)) is None
     with pytest.raises(ConfigError, match="adapter has none"):
         own_rank(settings_of(rank=4), plan_of("fedavg", head))
+
+
+def test_a_strategy_may_say_how_much_trains() -> None:
+    """A site without a rank trains that; memory and people may ask for less, nobody for more."""
+    plan = toy_plan(
+        layout=LAYOUT, secure=SecureRules(mode="off"),
+        strategy=StrategySpec(name="flora", options={"site_rank": 3}),
+    )  # fmt: skip
+    assert own_rank(settings_of(), plan) is None
+    assert own_rank(settings_of(rank=3), plan) is None
+    assert own_rank(settings_of(adapter_mib=1000), plan) is None
+    assert own_rank(settings_of(rank=2), plan) == 2
+    assert own_rank(settings_of(adapter_mib=0.2), plan) == 1
+    for rank in (4, 8):
+        with pytest.raises(ConfigError, match=r"(?s)fewer directions.*at most 3"):
+            own_rank(settings_of(rank=rank), plan)
 
 
 def test_noise_by_shares_keeps_one_rank() -> None:

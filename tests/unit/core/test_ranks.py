@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from wardround.core.lora import difference, pairs
 from wardround.core.packed import Layout, Packed, TensorSpec
-from wardround.core.ranks import at_rank, beside, layout_at
+from wardround.core.ranks import at_rank, beside, first_directions, fresh_beside, layout_at
 
 LAYOUT = Layout(
     tensors=(
@@ -54,6 +54,29 @@ def test_what_a_site_trained_is_put_back_in_its_place(rank: int) -> None:
     np.testing.assert_array_equal(after["m.lora_A"][rank:], ADAPTER["m.lora_A"][rank:])
     np.testing.assert_array_equal(after["m.lora_B"][:, rank:], ADAPTER["m.lora_B"][:, rank:])
     np.testing.assert_array_equal(after["head"], ADAPTER["head"] + 1)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 9])
+def test_new_directions_change_nothing_at_first(rank: int) -> None:
+    """B is zero, A drawn as for further directions; all of the adapter stands frozen after them."""
+    found = fresh_beside(ADAPTER, rank, np.random.default_rng(1))
+    assert found.rest is not None
+    assert pairs(found.trained.layout)[0].rank == rank
+    assert not found.trained["m.lora_B"].any()
+    further = at_rank(ADAPTER, 4 + rank, np.random.default_rng(1)).trained["m.lora_A"][4:]
+    np.testing.assert_array_equal(found.trained["m.lora_A"], further)
+    whole = beside(found.trained, found.rest)
+    np.testing.assert_array_equal(whole["m.lora_A"][rank:], ADAPTER["m.lora_A"])
+    np.testing.assert_array_equal(whole["m.lora_B"][:, rank:], ADAPTER["m.lora_B"])
+    np.testing.assert_array_equal(whole["head"], ADAPTER["head"])
+    assert difference(ADAPTER, whole) < 1e-7
+
+
+def test_first_directions_and_the_others_are_the_adapter() -> None:
+    """Bit for bit; nothing stands frozen where all train."""
+    found = first_directions(ADAPTER, 3)
+    assert beside(found.trained, found.rest).digest == ADAPTER.digest
+    assert first_directions(ADAPTER, 4).rest is None
 
 
 def test_a_layout_never_grows_where_it_may_not() -> None:

@@ -34,7 +34,7 @@ LAYOUT = Layout(
     )
 )
 START = Packed(LAYOUT, np.linspace(-1, 1, 20, dtype=np.float32))
-SEVERAL = {"two_pass", "flexlora", *INDIVIDUALS}
+SEVERAL = {"two_pass", "flexlora", "flora", "fedex", *INDIVIDUALS}
 """Of more sums than one a round, as the strategies over groups."""
 PLAIN = [
     name for name in STRATEGIES.names()

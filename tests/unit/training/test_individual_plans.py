@@ -19,6 +19,12 @@ from wardround.training.plan_strategy import bind_strategy, individual_rules
 from wardround.training.plan_summary import summary_of, summary_text
 
 LAYOUT = Layout(tensors=(TensorSpec(name="a", shape=(300, 100)),))
+FACTORS = Layout(
+    tensors=(
+        TensorSpec(name="m.a", shape=(8, 100), role="lora_a", module="m"),
+        TensorSpec(name="m.b", shape=(100, 8), role="lora_b", module="m"),
+    )
+)
 NEAREST = {
     "coordinate_median": "strategy=group_median",
     "trimmed_mean": "strategy=group_trimmed_mean",
@@ -26,6 +32,8 @@ NEAREST = {
     "geometric_median": "strategy=group_median",
     "norm_bounded_mean": "strategy=fedavg with encoding.norm",
     "flexlora": "strategy=tangent",
+    "flora": "strategy=tangent",
+    "fedex": "strategy=tangent",
 }
 EVERY = pytest.mark.parametrize("name", sorted(NEAREST))
 TRUSTED = SecureRules(mode="trusted", aggregator="0f" * 32)
@@ -34,7 +42,8 @@ TRUSTED = SecureRules(mode="trusted", aggregator="0f" * 32)
 def plan_of(name: str, secure: SecureRules, **sections: Any) -> TrainingPlan:
     """A plan."""
     data = DataContract(columns={"text": "t", "label": "l"}, labels=("x", "y"), tokenizer_digest="2" * 64)
-    plain: dict[str, Any] = {"layout": LAYOUT, "data": data, "strategy": StrategySpec(name=name)}
+    layout = FACTORS if name in ("flora", "fedex") else LAYOUT
+    plain: dict[str, Any] = {"layout": layout, "data": data, "strategy": StrategySpec(name=name)}
     return toy_plan(secure=secure, **(plain | sections))
 
 
