@@ -7,6 +7,7 @@ may differ where their products do not: `difference` compares what a training fr
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import ClassVar, Generic, TypeVar
@@ -129,6 +130,12 @@ def unit_of(adapter: Adapter, pair: Pair) -> float:
     grams = (_gram(adapter, pair.a.name, transposed=False), _gram(adapter, pair.b.name, transposed=True))
     largest = max(float(np.linalg.eigvalsh(gram)[-1]) for gram in grams)
     return pair.scaling * (math.sqrt(largest) if largest > 0 else 1.0)
+
+
+def public_draw(layout: Layout, pair: Pair, round: int) -> np.random.Generator:
+    """Of the random test matrices of a module and round: everybody's are the same, and they hide nothing."""
+    seed = hashlib.sha256(f"{layout.digest}/{pair.module}/{round}".encode()).digest()
+    return np.random.default_rng(np.frombuffer(seed, dtype=np.uint32))
 
 
 def is_zero(*arrays: Array) -> bool:

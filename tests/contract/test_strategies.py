@@ -179,6 +179,7 @@ DEFINITIONS: dict[str, Definition] = {
     "ffa_lora": frozen_a,
     "rolora": in_turn,
     "tangent": of_products(projected),
+    "one_pass": of_products(itself),
     "two_pass": of_products(itself),
     "flexlora": of_products(itself),
     "fedavgm": server_momentum,
