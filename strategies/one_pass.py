@@ -1,27 +1,30 @@
 """The anchored one-pass sketch: tangent aggregation, and a sketch of what lies outside the tangent space.
 
-Ours, of known parts (docs/algorithms.md). Tangent aggregation (`tangent.py`) has P_T(D) of the mean update D and
-leaves R = (I − U Uᵀ) D (I − P Pᵀ), which is of second order in the updates, or of first order where a site trains
-more directions than the adapter has. R is small, so that a few columns may do. Beside M₁ and M₂ a site sends
+Ours, of known parts (docs/algorithms.md). Tangent aggregation (`tangent.py`) has P_T(D) of the mean update
+D and leaves R = (I − U Uᵀ) D (I − P Pᵀ), which is of second order in the updates, or of first order where a
+site trains more directions than the adapter has. R is small, so that a few columns may do. Beside M₁ and M₂
+a site sends
 
     Y_i = R_i Ω        (d_out × p)
     Z_i = Ψ R_i        (p × d_in)
-    C_i = Φ R_i Ξᵀ     (s × s, s = 4 p + 1)        R_i = (I − U Uᵀ) ΔW_i (I − P Pᵀ)
+    C_i = Φ R_i Ξᵀ     (s × s, s = 8 p + 1)        R_i = (I − U Uᵀ) ΔW_i (I − P Pᵀ)
 
-all linear in ΔW_i, with Gaussian Ω, Ψ, Φ, Ξ that everybody draws from the layout's digest and the round. From
-their means Y, Z, C the server has
+all linear in ΔW_i, with Gaussian Ω, Ψ, Φ, Ξ that everybody draws from the layout's digest and the round.
+From their means Y, Z, C the server has
 
     Q = orth(Y),  V = orth(Zᵀ),  K = (Φ Q)⁺ C ((Ξ V)⁺)ᵀ,  R̂ = Q K Vᵀ
 
-and the next adapter T_r(G + P_T(D) + R̂), √σ on each side. The sketch is that of Tropp, Yurtsever, Udell and
-Cevher, "Streaming Low-Rank Matrix Approximation with an Application to Scientific Simulation", SIAM J. Sci.
-Comput. 41(4), 2019, arXiv:1902.08651, section 2 (their "Practical Sketching Algorithms for Low-Rank Matrix
-Approximation", SIAM J. Matrix Anal. Appl. 38(4), 2017, arXiv:1609.00048, has no core). R̂ = R where R has rank p
-or less; else the error is that of the best rank below p, times a factor. s is wider than their 2 p + 1: the core
-costs next to nothing here, and a wider one brings less of the rest of R into K.
+and the next adapter T_r(G + P_T(D) + R̂), √σ on each side. The sketch is that of Tropp, Yurtsever, Udell
+and Cevher, "Streaming Low-Rank Matrix Approximation with an Application to Scientific Simulation", SIAM J.
+Sci. Comput. 41(4), 2019, arXiv:1902.08651, section 2 (their "Practical Sketching Algorithms for Low-Rank
+Matrix Approximation", SIAM J. Matrix Anal. Appl. 38(4), 2017, arXiv:1609.00048, has no core). R̂ = R where
+R has rank p or less; else what Q and V miss of R comes into K as well. s is therefore wider than their 2 p
++ 1, with which a sketch of a flat R was worse than none: the core costs little beside Y and Z (no wider
+than the module is needed).
 
-Y, Z and C are divided by a public factor as M₁ and M₂ are (`_tangent_space.py`), four times as large: a Gaussian
-column gathers a whole row of R. No server momentum: a step along R leaves the tangent space in which it lives.
+Y, Z and C are divided by a public factor as M₁ and M₂ are (`_tangent_space.py`), four times as large: a
+Gaussian column gathers a whole row of R. No server momentum: a step along R leaves the tangent space in
+which it lives.
 """
 
 from __future__ import annotations
@@ -118,8 +121,7 @@ class OnePass(TangentBroadcast[OnePassOptions]):
         sketch = self._gaussians(pair, round).sketch(basis.outside(change))
         unit = HEADROOM * basis.unit
         return {
-            pair.module + name: part / unit
-            for name, part in zip((RANGE, CORANGE, CORE), sketch, strict=True)
+            pair.module + name: part / unit for name, part in zip((RANGE, CORANGE, CORE), sketch, strict=True)
         }
 
     def fold(self, state: ServerState, total: Statistics, weight: float, stage: int) -> ServerState:
@@ -144,16 +146,16 @@ class OnePass(TangentBroadcast[OnePassOptions]):
 
     def _outside(self, step: Statistics, pair: Pair, basis: Basis, round: int) -> Factored | None:
         """R̂ of a module; None where nothing was found."""
-        sketch = [step[pair.module + name] for name in (RANGE, CORANGE, CORE)]
-        if is_zero(*sketch):
+        y, z, core = (step[pair.module + name] for name in (RANGE, CORANGE, CORE))
+        if is_zero(y, z, core):
             return None
-        found = self._gaussians(pair, round).found(*sketch, basis)
+        found = self._gaussians(pair, round).found(y, z, core, basis)
         return found.scaled(HEADROOM * basis.unit)
 
     def _widths(self, pair: Pair) -> tuple[int, int]:
         """p, no wider than the module, and s."""
         width = min(self.options.columns, pair.d_out, pair.d_in)
-        return width, 4 * width + 1
+        return width, min(8 * width + 1, max(2 * width + 1, min(pair.d_out, pair.d_in)))
 
     def _gaussians(self, pair: Pair, round: int) -> Gaussians:
         draw, (width, core) = public_draw(self.layout, pair, round), self._widths(pair)
