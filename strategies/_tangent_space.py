@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import ClassVar, Final, Generic, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -83,16 +83,19 @@ def off_columns(matrix: Array, basis: Array) -> Array:
     return np.asarray(matrix - basis @ (basis.T @ matrix))
 
 
-def basis_at(adapter: Adapter, pair: Pair) -> Basis:
-    """The tangent space at an adapter's module."""
+def basis_at(adapter: Adapter, pair: Pair, least: float = 0.0) -> Basis:
+    """The tangent space at an adapter's module; its factors reach as far as `least`, at least."""
     b, a = adapter[pair.b.name].astype(np.float64), adapter[pair.a.name].astype(np.float64)
     columns, rows = lora.orthonormal(b), lora.orthonormal(a.T)
     reach = max(np.abs(a @ rows).sum(axis=0).max(), np.abs(columns.T @ b).sum(axis=1).max())
-    return Basis(columns, rows, HEADROOM * pair.scaling * float(reach or 1.0))
+    return Basis(columns, rows, HEADROOM * pair.scaling * float(max(reach, least) or 1.0))
 
 
 class TangentBroadcast(ProductBroadcast[O], Generic[O]):
     """Sites send M₁ and M₂ of each module, what a file adds of its own, and the dense tensors' updates."""
+
+    least_reach: ClassVar[float] = 0.0
+    """As if the broadcast's factors reached so far: for what trains beside them."""
 
     def __init__(self, options: O, layout: Layout) -> None:
         super().__init__(options, layout)
@@ -106,6 +109,10 @@ class TangentBroadcast(ProductBroadcast[O], Generic[O]):
             )
         )
         self._statistics = Layout(tensors=(*factors, *self.dense))
+
+    def basis(self, adapter: Adapter, pair: Pair) -> Basis:
+        """The tangent space at an adapter's module, with this method's units."""
+        return basis_at(adapter, pair, self.least_reach)
 
     @abstractmethod
     def further(self, pair: Pair) -> tuple[TensorSpec, ...]:
@@ -138,7 +145,7 @@ class TangentBroadcast(ProductBroadcast[O], Generic[O]):
         require_same_modules(local.after, local.before.layout, "the trained adapter")
         tensors: dict[str, Array] = {}
         for pair in self.pairs:
-            basis = basis_at(broadcast, pair)
+            basis = self.basis(broadcast, pair)
             change = product_update(local.before, local.after, pair)
             first, second = basis.message(change)
             tensors[pair.module + COLUMNS], tensors[pair.module + ROWS] = (

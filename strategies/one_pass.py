@@ -23,8 +23,9 @@ R has rank p or less; else what Q and V miss of R comes into K as well. s is the
 than the module is needed).
 
 Y, Z and C are divided by a public factor as M₁ and M₂ are (`_tangent_space.py`), four times as large: a
-Gaussian column gathers a whole row of R. No server momentum: a step along R leaves the tangent space in
-which it lives.
+Gaussian column gathers a whole row of R. A further direction begins with a row of A of length 1/√3
+(`core/ranks.py`), however small the factors of the broadcast are: no factor is taken as less than that. No
+server momentum: a step along R leaves the tangent space in which it lives.
 """
 
 from __future__ import annotations
@@ -46,7 +47,6 @@ from wardround.strategies._tangent_space import (
     Basis,
     ProximalOptions,
     TangentBroadcast,
-    basis_at,
     off_columns,
 )
 from wardround.strategies.contract import DISCARDED, ServerState, SumStrategy
@@ -109,6 +109,7 @@ class OnePass(TangentBroadcast[OnePassOptions]):
 
     Options: ClassVar[type[BaseModel]] = OnePassOptions
     name: ClassVar[str] = "one_pass"
+    least_reach: ClassVar[float] = 1 / math.sqrt(3)
 
     def further(self, pair: Pair) -> tuple[TensorSpec, ...]:
         """Y, Z and C."""
@@ -131,7 +132,7 @@ class OnePass(TangentBroadcast[OnePassOptions]):
             PeerError: As `mean_update`, or the result is not finite; the state is left as it was.
         """
         require_first(stage)
-        bases = {pair.module: basis_at(state.adapter, pair) for pair in self.pairs}
+        bases = {pair.module: self.basis(state.adapter, pair) for pair in self.pairs}
         with np.errstate(over="ignore", invalid="ignore"):  # named by require_finite
             step = self.in_units(mean_update(self._statistics, total, weight), bases)
             require_finite(step, "the step")

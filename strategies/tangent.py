@@ -43,7 +43,6 @@ from wardround.strategies._tangent_space import (
     Basis,
     ProximalOptions,
     TangentBroadcast,
-    basis_at,
 )
 from wardround.strategies.contract import DISCARDED, ServerState, SumStrategy
 
@@ -77,7 +76,7 @@ class Tangent(TangentBroadcast[TangentOptions]):
             PeerError: As `mean_update`, or the result is not finite; the state is left as it was.
         """
         require_first(stage)
-        bases = {pair.module: basis_at(state.adapter, pair) for pair in self.pairs}
+        bases = {pair.module: self.basis(state.adapter, pair) for pair in self.pairs}
         with np.errstate(over="ignore", invalid="ignore"):  # named by require_finite
             mean = self.in_units(mean_update(self._statistics, total, weight), bases)
             step, slots = server_step(mean, state.slots, self.options.server)
@@ -97,7 +96,7 @@ class Tangent(TangentBroadcast[TangentOptions]):
         for pair in self.pairs:
             vector = self.tangent_vector(momentum, pair.module, bases[pair.module])
             if vector is not None:
-                first, second = basis_at(adapter, pair).message(vector)
+                first, second = self.basis(adapter, pair).message(vector)
                 moved[pair.module + COLUMNS][...], moved[pair.module + ROWS][...] = first, second
         return moved
 
