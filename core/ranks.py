@@ -53,14 +53,16 @@ def at_rank(adapter: Adapter, rank: int, draw: np.random.Generator) -> AtRank:
     Args:
         adapter: The global one.
         rank: The site's, at least 1.
-        draw: For A of directions beyond the adapter's own, as `fresh_rows`.
+        draw: For A of directions beyond the adapter's own: as `fresh_rows`, and in the mean as long as the
+            rows that are there, so that they train as fast and what is sent of them is as large.
     """
     factors: dict[str, Array] = {}
     for pair in pairs(adapter.layout):
         a, b = adapter[pair.a.name], adapter[pair.b.name]
         more = max(0, rank - pair.rank)
         if more:
-            fresh = fresh_rows(more, pair.d_in, draw).astype(a.dtype)
+            length = float(np.sqrt(3 * np.mean(np.sum(a.astype(np.float64) ** 2, axis=1)))) or 1.0
+            fresh = (length * fresh_rows(more, pair.d_in, draw)).astype(a.dtype)
             a, b = np.vstack([a, fresh]), np.hstack([b, np.zeros((pair.d_out, more), b.dtype)])
         factors |= {pair.a.name: a, pair.b.name: b}
     return first_directions(_with_factors(adapter, factors), rank)
@@ -103,7 +105,7 @@ def fresh_beside(adapter: Adapter, rank: int, draw: np.random.Generator) -> AtRa
 def fresh_rows(rows: int, d_in: int, draw: np.random.Generator) -> Array:
     """A of new directions, (rows, d_in), float64: uniform within ±1/√d_in, as LoRA's usual start.
 
-    Hu et al. 2021; Kaiming's of a = √5 in PEFT.
+    Hu et al. 2021; Kaiming's of a = √5 in PEFT. A row is about 1/√3 long.
     """
     width = 1 / np.sqrt(d_in)
     return draw.uniform(-width, width, (rows, d_in))

@@ -7,6 +7,7 @@ may differ where their products do not: `difference` compares what a training fr
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import ClassVar, Generic, TypeVar
@@ -66,15 +67,23 @@ def product_update(before: Adapter, after: Adapter, module: Pair) -> Factored:
 
 
 def stepped(
-    adapter: Adapter, steps: Mapping[str, Factored | None], dense: Mapping[str, Array]
+    adapter: Adapter,
+    steps: Mapping[str, Factored | None],
+    dense: Mapping[str, Array],
+    *,
+    with_adapter: bool = False,
 ) -> tuple[Adapter, float]:
     """As `truncated_step`, with the share of energy that truncation discarded."""
-    moved, lost, whole = truncated_step(adapter, steps, dense)
+    moved, lost, whole = truncated_step(adapter, steps, dense, with_adapter=with_adapter)
     return moved, lost / whole if whole else 0.0
 
 
 def truncated_step(
-    adapter: Adapter, steps: Mapping[str, Factored | None], dense: Mapping[str, Array]
+    adapter: Adapter,
+    steps: Mapping[str, Factored | None],
+    dense: Mapping[str, Array],
+    *,
+    with_adapter: bool = False,
 ) -> tuple[Adapter, float, float]:
     """The global adapter after a step: each module's T_r(G + X), dense tensors plus their step.
 
@@ -82,6 +91,7 @@ def truncated_step(
         adapter: G and the dense tensors.
         steps: Module → X; None leaves its factors as they are, bit for bit.
         dense: Name → step of a dense tensor, float64.
+        with_adapter: Whether the steps are G + X already.
 
     Returns:
         The next adapter, float32; the squared norm of what truncation cut off, and that of all G + X before.
@@ -97,7 +107,8 @@ def truncated_step(
             if step is None:
                 tensors |= {spec.name: adapter[spec.name] for spec in (pair.a, pair.b)}
                 continue
-            found = (lora.product(adapter, pair) + step).truncated(pair.rank)
+            moved_to = step if with_adapter else lora.product(adapter, pair) + step
+            found = moved_to.truncated(pair.rank)
             lost, whole = lost + found.cut, whole + found.cut + found.energy
             tensors[pair.b.name], tensors[pair.a.name] = lora.balanced(found, adapter, pair)
         for spec in lora.dense_specs(adapter.layout):
@@ -112,6 +123,7 @@ class ProductBroadcast(AdapterBroadcast[O], Generic[O]):
 
     name: ClassVar[str]
     any_rank: bool = True
+    linear: bool = False
 
     def __init__(self, options: O, layout: Layout) -> None:
         super().__init__(options, layout)
@@ -137,6 +149,12 @@ def unit_of(adapter: Adapter, pair: Pair) -> float:
     grams = (_gram(adapter, pair.a.name, transposed=False), _gram(adapter, pair.b.name, transposed=True))
     largest = max(float(np.linalg.eigvalsh(gram)[-1]) for gram in grams)
     return pair.scaling * (math.sqrt(largest) if largest > 0 else 1.0)
+
+
+def public_draw(layout: Layout, pair: Pair, round: int) -> np.random.Generator:
+    """Of the random test matrices of a module and round: everybody's are the same, and they hide nothing."""
+    seed = hashlib.sha256(f"{layout.digest}/{pair.module}/{round}".encode()).digest()
+    return np.random.default_rng(np.frombuffer(seed, dtype=np.uint32))
 
 
 def is_zero(*arrays: Array) -> bool:

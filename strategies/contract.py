@@ -243,13 +243,16 @@ class PersonalStrategy(SumStrategy, Protocol):
 class ProductStrategy(SumStrategy, Protocol):
     """An algorithm over products s · B A: the factors of its adapter stand for their product alone.
 
-    So its statistics are not linear in after − before, and two servers' factors of one state may differ.
+    So its statistics are hardly ever linear in after − before, and two servers' factors of one state may
+    differ.
 
     Attributes:
         any_rank: Whether a site may train more directions than the plan's adapter has.
+        linear: Whether its statistics are linear in after − before all the same.
     """
 
     any_rank: bool
+    linear: bool
 
     def difference(self, expected: Adapter, found: Adapter) -> float:
         """How far a global adapter is from another, relatively.

@@ -81,6 +81,7 @@ class FedEx(AdapterBroadcast[FedExOptions]):
     least_sites = 1
     over_sums = "strategy=tangent"
     any_rank: bool = False
+    linear: bool = False
 
     def __init__(self, options: FedExOptions, layout: Layout) -> None:
         super().__init__(options, layout)

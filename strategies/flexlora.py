@@ -45,6 +45,7 @@ class FlexLoRA(MeanUpdate[FlexLoRAOptions]):
     least_sites = 1
     over_sums = "strategy=tangent"
     any_rank: bool = False
+    linear: bool = False
 
     def combine_individuals(
         self, state: ServerState, contributions: Sequence[tuple[Statistics, float]]

@@ -96,6 +96,7 @@ class FLoRA(AdapterBroadcast[FLoRAOptions]):
     least_sites = 1
     over_sums = "strategy=tangent"
     any_rank: bool = False
+    linear: bool = False
 
     def __init__(self, options: FLoRAOptions, layout: Layout) -> None:
         super().__init__(options, layout)

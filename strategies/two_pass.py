@@ -16,7 +16,6 @@ broadcast (spectral norms) brings what is sent to about the size of an update of
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import replace
 from typing import ClassVar, Final, final
@@ -35,6 +34,7 @@ from wardround.strategies._products import (
     dense_part,
     is_zero,
     product_update,
+    public_draw,
     require_same_modules,
     stepped,
     unit_of,
@@ -166,8 +166,7 @@ class TwoPass(ProductBroadcast[TwoPassOptions]):
 
     def _test_matrix(self, pair: Pair, round: int) -> Array:
         """Ω (d_in, k) of a module and round, its columns about of length one."""
-        seed = hashlib.sha256(f"{self.layout.digest}/{pair.module}/{round}".encode()).digest()
-        draw = np.random.default_rng(np.frombuffer(seed, dtype=np.uint32))
+        draw = public_draw(self.layout, pair, round)
         return draw.standard_normal((pair.d_in, self._width(pair))) / math.sqrt(pair.d_in)
 
 

@@ -39,6 +39,8 @@ def bind_strategy(plan: TrainingPlan, *, allow_dotted: bool = False) -> SumStrat
         check_seen(plan.strategy.name, bound, plan.secure, rules)
     if rules is not None and rules.noise != "local":
         check_noise_of_sums(bound)
+    if rules is not None and rules.noise == "distributed":
+        check_one_gradient(bound, plan.strategy)
     if rules is None or not rules.adapts_to_sites:
         return bound
     return AdaptiveNorm(bound, rules, joint_length(rules, plan.rounds.rounds))
@@ -64,6 +66,25 @@ def usual_rank(plan: TrainingPlan, strategy: SumStrategy) -> int:
     if isinstance(strategy, StartingStrategy):
         return strategy.most_rank
     return max((pair.rank for pair in pairs(plan.adapter.layout)), default=0)
+
+
+def check_one_gradient(strategy: SumStrategy, spec: StrategySpec) -> None:
+    """Refuse shares of noise where what a site sends is not linear in its step.
+
+    There a site sends one clipped sum of gradients and steps nowhere: of a product of factors that sum is the
+    derivative, and the product of two steps is something else.
+
+    Raises:
+        ConfigError: A strategy over products.
+    """
+    products = product_strategy(strategy)
+    if products is not None and not products.linear:
+        raise ConfigError(
+            f"strategy {spec.name!r} sends products of what a site trained, and distributed noise protects "
+            "the sum of clipped gradients alone",
+            found=f"strategy.name={spec.name} with privacy.noise=distributed", expected="a linear strategy",
+            remedy="set strategy.name to ffa_lora or fedavg, or privacy.noise to local",
+        )  # fmt: skip
 
 
 def check_rank(plan: TrainingPlan, strategy: SumStrategy, rank: int) -> None:

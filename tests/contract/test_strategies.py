@@ -120,6 +120,41 @@ def first_directions(
     return new, moments
 
 
+def by_norm(
+    options: Any, x: Tensors, sites: list[tuple[float, Tensors]], moments: Moments
+) -> tuple[Tensors, Moments]:
+    """Cho et al. 2024: weights of the factors are norms of the products that sites trained, up to a bound."""
+    rank, d_in = x[A].shape
+    rows = np.linalg.svd(x[A], compute_uv=False)[0] + np.sqrt(d_in)
+    most = SCALING * rows * (np.linalg.norm(x[B]) + np.sqrt(x[B].size))
+    weighted = []
+    for w, y in sites:
+        product = np.zeros((x[B].shape[0], d_in))
+        for k in range(rank):
+            if (y[B][:, k] != x[B][:, k]).any() or (y[A][k] != x[A][k]).any():
+                product += SCALING * np.outer(y[B][:, k], y[A][k])
+        weighted.append((w * min(most, np.linalg.norm(product)), y))
+    new = moved_means(x, sites, lambda name: not name.startswith("m."))
+    if sum(weight for weight, _ in weighted) > 0:
+        factors_of = {name: x[name] for name in (A, B)}
+        new |= moved_means(factors_of, weighted, lambda name: True)
+    return new, moments
+
+
+def factored_anew(
+    options: Any, x: Tensors, sites: list[tuple[float, Tensors]], moments: Moments
+) -> tuple[Tensors, Moments]:
+    """Lee et al. 2025: B is averaged; then B A = U Σ Vᵀ, A is Vᵀ and B is U Σ, here c to 1/c."""
+    new = moved_means(x, sites, exact_half(B))
+    if np.array_equal(new[B], x[B]):
+        return new, moments
+    u, values, vt = np.linalg.svd(new[B] @ x[A], full_matrices=False)
+    new[B], new[A] = np.zeros_like(x[B]), np.zeros_like(x[A])
+    kept = min(len(values), len(x[A]))
+    new[B][:, :kept], new[A][:kept] = u[:, :kept] * values[:kept], vt[:kept]
+    return new, moments
+
+
 def in_turn(options: Any, x: Tensors, sites: list[tuple[float, Tensors]], moments: Moments) -> Any:
     """Chen et al. 2025, Algorithm 1: B in odd rounds, A in even ones."""
     count = moments.get("round", {"n": np.zeros(1)})["n"] + 1
@@ -210,8 +245,11 @@ DEFINITIONS: dict[str, Definition] = {
     "group_median": mean_of_models,  # of one group; the vote: tests/unit/strategies
     "group_trimmed_mean": mean_of_models,
     "ffa_lora": frozen_a,
+    "fedsvd": factored_anew,
+    "hetlora": by_norm,
     "rolora": in_turn,
     "tangent": of_products(projected),
+    "one_pass": of_products(itself),
     "two_pass": of_products(itself),
     "flexlora": of_products(itself),
     "flora": stacked,

@@ -20,7 +20,7 @@ from wardround.simulations.config import RunConfig
 from wardround.simulations.preparation import prepare
 from wardround.simulations.simulate import SimulationResult, run_simulation
 
-METHODS = ("tangent", "rolora", "ffa_lora", "two_pass")
+METHODS = ("tangent", "rolora", "ffa_lora", "two_pass", "one_pass", "fedsvd", "hetlora")
 ROUNDS = 3
 
 
@@ -74,8 +74,13 @@ def test_a_run_trains_what_its_method_says(
     assert (factor(last, "lora_b") != 0).mean() > 0.9
     still = (factor(last, "lora_a") == factor(initial, "lora_a")).all()
     assert still == (strategy == "ffa_lora")
-    over_products = strategy in ("tangent", "two_pass")
+    over_products = strategy in ("tangent", "two_pass", "one_pass")
     assert all((event.discarded_energy is not None) == over_products for event in folded)
+    if strategy == "fedsvd":
+        for pair, _ in lora.products(last):
+            drawn, now = (adapter[pair.a.name].astype(np.float64) for adapter in (initial, last))
+            length = np.sum(drawn**2) / pair.rank
+            np.testing.assert_allclose(now @ now.T, length * np.eye(pair.rank), atol=1e-5 * length)
     if over_products:
         assert all(
             0 <= event.discarded_energy < 0.5 for event in folded if event.discarded_energy is not None
@@ -88,14 +93,15 @@ def test_a_run_trains_what_its_method_says(
 def test_the_methods_begin_as_they_should(
     settings: Callable[..., RunConfig], undisturbed: Callable[[RunConfig], SimulationResult]
 ) -> None:
-    """In round 1 tangent aggregation, RoLoRA and FFA-LoRA all train B alone, and so the same."""
+    """In round 1 all but FedIT and its kin train B alone, and so the same."""
     one = {"rounds": {"rounds": 1}}
     adapters = {
         name: undisturbed(settings(f"one_{name}", name, **one)).federated.outcome.last.adapter
-        for name in ("tangent", "rolora", "ffa_lora")
+        for name in ("tangent", "rolora", "ffa_lora", "one_pass", "fedsvd")
     }
     np.testing.assert_array_equal(adapters["rolora"].vector, adapters["ffa_lora"].vector)
-    assert lora.difference(adapters["rolora"], adapters["tangent"]) < 1e-4
+    for name in ("tangent", "one_pass", "fedsvd"):
+        assert lora.difference(adapters["rolora"], adapters[name]) < 1e-4
 
 
 @pytest.mark.parametrize("strategy", ["tangent", "rolora"])
@@ -130,6 +136,12 @@ def test_sites_of_many_ranks_make_one_adapter(
     last = result.federated.outcome.last.adapter
     assert last.layout.digest == result.plan.adapter.layout.digest
     assert last.vector.any()
+    sketched = run_simulation(settings("sketched", "one_pass", **ranks)).federated.outcome.last.adapter
+    assert sketched.layout.digest == last.layout.digest
+    assert 1e-3 < lora.difference(last, sketched) < 1, "what lies outside the tangent space is taken in"
+    weighted = run_simulation(settings("weighted", "hetlora", simulation={"ranks": [1, 2]}))
+    assert sizes == {"w0": 1, "w1": 2, "w2": 1, "w3": 2}
+    assert weighted.federated.outcome.last.round == ROUNDS
     few = run_simulation(settings("few", "fedavg", simulation={"ranks": {"w1": 1}}))
     assert sizes == {"w0": 2, "w1": 1, "w2": 2, "w3": 2}
     assert few.federated.outcome.last.round == ROUNDS
@@ -246,6 +258,8 @@ def test_a_rank_that_cannot_be_taken_is_refused_before_training(settings: Callab
     with pytest.raises(ConfigError, match="is sent factors") as refused:
         run_simulation(settings("above", "fedavg", simulation={"ranks": [2, 4]}))
     assert "strategy=tangent" in str(refused.value)
+    with pytest.raises(ConfigError, match="is sent factors"):
+        run_simulation(settings("above_fedsvd", "fedsvd", simulation={"ranks": [2, 4]}))
     with pytest.raises(ConfigError, match="unknown site"):
         run_simulation(settings("nobody", "tangent", simulation={"ranks": {"w9": 1}}))
 

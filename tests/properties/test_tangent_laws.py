@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from wardround.core import lora
 from wardround.core.checked import parse_options
 from wardround.core.packed import Layout, Packed, TensorSpec, pack, zeros
+from wardround.strategies._tangent_space import basis_at
 from wardround.strategies.contract import LocalUpdate, ServerState, SiteMemory
-from wardround.strategies.tangent import Tangent, basis_at
+from wardround.strategies.tangent import Tangent
 
 R, D_OUT, D_IN, SCALING = 4, 24, 30, 2.0
 A, B = "m.lora_A.weight", "m.lora_B.weight"

@@ -35,7 +35,10 @@ LAYOUT = Layout(
 )
 INITIAL = Packed(LAYOUT, np.linspace(-1, 1, LAYOUT.size, dtype=np.float32))
 SITES = ("a", "b", "c", "d", "e")
-EVERY = pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedavgm", "fedadam", "rolora", "tangent"])
+EVERY = pytest.mark.parametrize(
+    "name",
+    ["fedavg", "fedprox", "fedavgm", "fedadam", "rolora", "tangent", "one_pass", "fedsvd", "hetlora"],
+)
 
 
 @dataclass

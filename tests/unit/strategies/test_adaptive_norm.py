@@ -38,7 +38,7 @@ SEVERAL = {"two_pass", "flexlora", "flora", "fedex", *INDIVIDUALS}
 """Of more sums than one a round, as the strategies over groups."""
 PLAIN = [
     name for name in STRATEGIES.names()
-    if not name.startswith("group") and name not in SEVERAL
+    if not name.startswith("group") and name not in {*SEVERAL, "hetlora"}
     and not hasattr(STRATEGIES.get(name), "private_alternative")
 ]  # fmt: skip
 """Not those that are refused under privacy."""

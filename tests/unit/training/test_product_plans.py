@@ -1,0 +1,44 @@
+"""What a plan may not ask of strategies over products, and what it may."""
+
+from __future__ import annotations
+
+import pytest
+from toy_plans import toy_plan
+
+from wardround.core.errors import ConfigError
+from wardround.core.packed import Layout, TensorSpec
+from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan
+from wardround.core.privacy_rules import PrivacyRules
+from wardround.training.plan_strategy import bind_strategy
+
+LAYOUT = Layout(
+    tensors=(
+        TensorSpec(name="m.lora_A", shape=(4, 6), role="lora_a", module="m"),
+        TensorSpec(name="m.lora_B", shape=(5, 4), role="lora_b", module="m"),
+    )
+)
+LOCAL = PrivacyRules(unit="example", noise="local", sigma=1.0, delta=1e-5)
+SHARES = LOCAL.model_copy(update={"noise": "distributed"})
+"""As the rules of a plan with shares of noise: all that is asked of them here is where the noise is."""
+
+
+def plan_of(name: str, privacy: PrivacyRules) -> TrainingPlan:
+    """A plan of rank 4 with privacy."""
+    plan = toy_plan(
+        layout=LAYOUT, strategy=StrategySpec(name=name, weighting="uniform"), secure=SecureRules(mode="off")
+    )
+    return plan.model_copy(update={"privacy": privacy})
+
+
+@pytest.mark.parametrize("name", ["tangent", "one_pass"])
+def test_distributed_noise_is_refused_over_products(name: str) -> None:
+    """A site sends one clipped sum of gradients there; the product of two steps is not what it noised."""
+    with pytest.raises(ConfigError, match=r"(?s)distributed noise protects.*ffa_lora or fedavg"):
+        bind_strategy(plan_of(name, SHARES))
+    assert bind_strategy(plan_of(name, LOCAL)), "a site's own noise goes with it"
+
+
+@pytest.mark.parametrize("name", ["fedavg", "ffa_lora", "rolora", "fedsvd"])
+def test_linear_strategies_take_distributed_noise(name: str) -> None:
+    """What they send is the step, or a part of it."""
+    assert bind_strategy(plan_of(name, SHARES))
