@@ -23,7 +23,7 @@ R has rank p or less; else what Q and V miss of R comes into K as well. s is the
 than the module is needed).
 
 Y, Z and C are divided by a public factor as M₁ and M₂ are (`_tangent_space.py`), twice as large: a Gaussian
-column gathers a whole row of R. No server momentum: a step along R leaves the tangent space that it lives in.
+column gathers a whole row of R. No server momentum, which lives in a tangent space: a step along R leaves it.
 """
 
 from __future__ import annotations
