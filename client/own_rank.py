@@ -6,9 +6,11 @@ from typing import Final
 
 from wardround.client.site_settings import SiteSettings
 from wardround.core.errors import ConfigError
-from wardround.core.packed import Layout
+from wardround.core.packed import Adapter, Layout
 from wardround.core.plan import TrainingPlan
-from wardround.core.ranks import layout_at
+from wardround.core.ranks import AtRank, at_rank, layout_at
+from wardround.core.seeds import Purpose, generator
+from wardround.strategies.contract import StartingStrategy, SumStrategy
 from wardround.training.plan_strategy import bind_strategy, check_rank, usual_rank
 
 MIB: Final = 2**20
@@ -34,6 +36,25 @@ def own_rank(settings: SiteSettings, plan: TrainingPlan) -> int | None:
         return None
     check_rank(plan, strategy, wanted)
     return wanted
+
+
+def start_of(
+    strategy: SumStrategy, adapter: Adapter, rank: int | None, plan: TrainingPlan, site: str, round: int
+) -> AtRank:
+    """What a site trains in a round, and what stands frozen beside it.
+
+    Args:
+        strategy: The plan's.
+        adapter: The adapter that the broadcast gives.
+        rank: The site's own; None: the one that the plan has for everybody.
+        plan: Whose seed tree new directions are drawn from.
+        site: Its name.
+        round: Counts from 1.
+    """
+    draw = generator(plan.seed, Purpose.DIRECTIONS, round=round, site=site)
+    if isinstance(strategy, StartingStrategy):
+        return strategy.start(adapter, rank, draw)
+    return AtRank(adapter, None) if rank is None else at_rank(adapter, rank, draw)
 
 
 def training_bytes(layout: Layout, optimiser: str) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 
 from wardround.client.checkpoints import RoundPlace
 from wardround.client.memory import Figures, Kept, Trained
+from wardround.client.own_rank import start_of
 from wardround.client.parties import contribution
 from wardround.client.site import Site
 from wardround.core.counting import train_loss, training_counters
@@ -21,8 +22,7 @@ from wardround.core.errors import TrainingError
 from wardround.core.messages import SPENT, Request
 from wardround.core.metrics import METRICS
 from wardround.core.packed import Adapter, Array, Counters, zeros
-from wardround.core.ranks import AtRank, at_rank, beside
-from wardround.core.seeds import Purpose, generator
+from wardround.core.ranks import beside
 from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.sums.contract import TRAINING, Lanes
 from wardround.strategies.contract import (
@@ -30,7 +30,6 @@ from wardround.strategies.contract import (
     LocalUpdate,
     PersonalStrategy,
     SiteMemory,
-    StartingStrategy,
     adapter_at,
 )
 from wardround.training.evaluation import evaluate
@@ -124,7 +123,8 @@ def train(
         BudgetError: The site's ledger does not allow this round.
         ConfigError: A parameter trains that has no gradient of single examples; nothing is charged.
     """
-    start = at_sites_rank(adapter_at(site.strategy, broadcast, kept.memory), site, request.round)
+    whole = adapter_at(site.strategy, broadcast, kept.memory)
+    start = start_of(site.strategy, whole, site.rank, site.plan, site.name, request.round)
     privacy, checkpoints = site.privacy, site.checkpoints
     place = RoundPlace(request.round, broadcast.digest, site.rows, start.trained.layout)
     resumed = None if checkpoints is None else checkpoints.load(place)
@@ -165,16 +165,6 @@ def train(
         broadcast.digest, beside(start.trained, start.rest), beside(result.adapter, start.rest),
         figures_of(site, result), result.optimiser_state, result.update, result.clip_norm, result.gradient,
     )  # fmt: skip
-
-
-def at_sites_rank(adapter: Adapter, site: Site, round: int) -> AtRank:
-    """The adapter that a site loads, at the rank at which it trains, or as its strategy begins a round."""
-    draw = generator(site.plan.seed, Purpose.DIRECTIONS, round=round, site=site.name)
-    if isinstance(site.strategy, StartingStrategy):
-        return site.strategy.start(adapter, site.rank, draw)
-    if site.rank is None:
-        return AtRank(adapter, None)
-    return at_rank(adapter, site.rank, draw)
 
 
 def private_figures(steps: tuple[StepFigures, ...]) -> dict[str, float]:

@@ -21,6 +21,7 @@ import torch
 from wardround.client.doctor.judge_plan import LESS, FoundModel, Measured, Tried
 from wardround.client.doctor.longest_rows import longest_rows
 from wardround.client.local_data import open_bench
+from wardround.client.own_rank import own_rank, start_of
 from wardround.client.site_settings import ModelPlace, SiteSettings
 from wardround.core.checked import Frozen
 from wardround.core.enrolment import SignedPlan
@@ -31,6 +32,7 @@ from wardround.privacy.noise.source import SystemSource
 from wardround.strategies.contract import LocalRules
 from wardround.training.device_memory import out_of_memory
 from wardround.training.local_round import train_locally
+from wardround.training.plan_strategy import bind_strategy
 from wardround.training.private.local import PrivateRound
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
@@ -72,7 +74,8 @@ def try_out(dry: Dry, tell: Callable[[Tried], None]) -> Tried:
         return tried
     try:
         rows, made_up = longest_rows(plan, bench, dry.settings, dry.site)
-        step = measure_step(plan, bench, rows, dry.site, made_up=made_up)
+        rank = own_rank(dry.settings, plan)
+        step = measure_step(plan, bench, rows, dry.site, rank, made_up=made_up)
         tried = tried.model_copy(update={"step": step})
     except WardroundError as error:
         tried = tried.model_copy(
@@ -111,14 +114,14 @@ def _look(dry: Dry, place: ModelPlace) -> tuple[FoundModel, Workbench | None]:
 
 
 def measure_step(
-    plan: TrainingPlan, bench: Workbench, rows: list[Encoded], site: str, *, made_up: bool
+    plan: TrainingPlan, bench: Workbench, rows: list[Encoded], site: str, rank: int | None, *, made_up: bool
 ) -> Measured:
     """One step of the local round over all these rows, after one over a single row to warm up."""
-    _step(plan, bench, rows[:1], site)
+    _step(plan, bench, rows[:1], site, rank)
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.device)
     started = time.perf_counter()
-    _step(plan, bench, rows, site)
+    _step(plan, bench, rows, site, rank)
     seconds = time.perf_counter() - started  # the step's loss was read: the device has finished
     on_cuda = bench.device.type == "cuda"
     return Measured(
@@ -129,14 +132,15 @@ def measure_step(
     )  # fmt: skip
 
 
-def _step(plan: TrainingPlan, bench: Workbench, rows: list[Encoded], site: str) -> None:
+def _step(plan: TrainingPlan, bench: Workbench, rows: list[Encoded], site: str, rank: int | None) -> None:
     """One step of one local round, by the very loop that trains; the adapter is as it was afterwards."""
     work = plan.local.model_copy(update={"epochs": None, "steps": 1, "batch_size": len(rows)})
     before = bench.initial_adapter()
+    start = start_of(bind_strategy(plan), before, rank, plan, site, round=1)
     try:
         train_locally(
-            bench, rows, before, work, LocalRules(), round=1, rounds=1, seed_root=plan.seed, site=site,
-            private=_private(plan, len(rows)),
+            bench, rows, start.trained, work, LocalRules(), round=1, rounds=1, seed_root=plan.seed, site=site,
+            private=_private(plan, len(rows)), rest=start.rest,
         )  # fmt: skip
     finally:
         bench.load_adapter(before)

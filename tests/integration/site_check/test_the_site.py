@@ -15,13 +15,14 @@ from checked_site import WITHOUT_PLAN, World, failing, looked, settle
 from federation import LABELS
 from safetensors.numpy import load_file, save_file
 
-from wardround.client.doctor import command, dry_process
+from wardround.client.doctor import command, dry_process, dry_step
 from wardround.client.doctor.command import check_site
 from wardround.client.doctor.dry_step import Dry, try_out
 from wardround.client.doctor.judge_plan import Tried
 from wardround.client.history.history import FOLDER
 from wardround.client.ledger.commands import create_ledger
 from wardround.client.membership.site_folder import SiteFolder
+from wardround.core.lora import pairs
 from wardround.runtime.plan_folder import SIGNED, read_plan
 
 
@@ -220,3 +221,27 @@ def test_a_run_that_was_offered_is_looked_at_by_its_name(world: World, site: Sit
     assert not [secret for secret in ("case 1", "aachen1", "aachen.jsonl") if secret in str(found)]
     assert "signed by the consortium" in found["plan"].found
     assert found["estimate"].status == "passes"
+
+
+@pytest.mark.usefixtures("here")
+def test_the_dry_step_is_of_the_sites_own_rank(
+    world: World, site: SiteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured is what will be trained; a rank that the plan cannot take is told with its remedy."""
+    ranks: list[int] = []
+    train = dry_step.train_locally
+
+    def recording(bench: Any, rows: Any, before: Any, *args: Any, **keywords: Any) -> Any:
+        ranks.append(pairs(before.layout)[0].rank)
+        return train(bench, rows, before, *args, **keywords)
+
+    monkeypatch.setattr(dry_step, "train_locally", recording)
+    assert looked(site, world.plan)["dry step"].status == "passes"
+    settle(site, rank=1)
+    assert looked(site, world.plan)["dry step"].status == "passes"
+    assert ranks == [2, 2, 1, 1]
+    settle(site, rank=3)
+    found = looked(site, world.plan)["dry step"]
+    assert found.status == "fails"
+    assert "is sent factors" in found.found
+    assert "lower this site's rank" in found.remedy

@@ -60,7 +60,7 @@ def test_what_a_site_trained_is_put_back_in_its_place(rank: int) -> None:
 
 @pytest.mark.parametrize("rank", [1, 4, 9])
 def test_new_directions_change_nothing_at_first(rank: int) -> None:
-    """B is zero, A drawn as for further directions, but for their length; all of the adapter stands frozen after them."""
+    """B is zero, A drawn as for further directions, but for their length; the adapter stands frozen."""
     found = fresh_beside(ADAPTER, rank, np.random.default_rng(1))
     assert found.rest is not None
     assert pairs(found.trained.layout)[0].rank == rank
