@@ -5,7 +5,7 @@ from __future__ import annotations
 from wardround.core.errors import ConfigError
 from wardround.core.lora import pairs
 from wardround.core.packed import Layout
-from wardround.core.plan import ReleaseRule, SecureRules, StrategySpec, TrainingPlan
+from wardround.core.plan import LocalWork, ReleaseRule, SecureRules, StrategySpec, TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.accounting.of_plan import joint_length
 from wardround.strategies.adaptive_norm import AdaptiveNorm, product_strategy
@@ -26,8 +26,8 @@ def bind_strategy(plan: TrainingPlan, *, allow_dotted: bool = False) -> SumStrat
 
     Raises:
         ConfigError: Unknown strategy or option, or one that does not go with the rest of the plan, or as
-            `check_memory`, `check_release`, `check_seen` where the strategy sees individuals, and
-            `check_noise_of_sums` where noise is added to sums.
+            `check_memory`, `check_release`, `check_moments`, `check_seen` where the strategy sees
+            individuals, and `check_noise_of_sums` and `check_one_gradient` where noise is added to sums.
     """
     strategy, options = choose_strategy(plan.strategy, allow_dotted=allow_dotted)
     if isinstance(options, OptionsOfPlan):
@@ -37,6 +37,7 @@ def bind_strategy(plan: TrainingPlan, *, allow_dotted: bool = False) -> SumStrat
     check_release(bound, plan.strategy, plan.release)
     if isinstance(bound, IndividualStrategy):
         check_seen(plan.strategy.name, bound, plan.secure, rules)
+    check_moments(bound, plan.strategy, plan.local)
     if rules is not None and rules.noise != "local":
         check_noise_of_sums(bound)
     if rules is not None and rules.noise == "distributed":
@@ -66,6 +67,21 @@ def usual_rank(plan: TrainingPlan, strategy: SumStrategy) -> int:
     if isinstance(strategy, StartingStrategy):
         return strategy.most_rank
     return max((pair.rank for pair in pairs(plan.adapter.layout)), default=0)
+
+
+def check_moments(strategy: SumStrategy, spec: StrategySpec, local: LocalWork) -> None:
+    """Refuse to keep an optimiser's moments where the factors that they are of turn in every fold.
+
+    Raises:
+        ConfigError: A strategy over products.
+    """
+    if local.optimiser_state == "keep" and product_strategy(strategy) is not None:
+        raise ConfigError(
+            f"strategy {spec.name!r} turns the factors in every round, and moments that are kept would be of "
+            "other directions",
+            found="local.optimiser_state=keep", expected="reset",
+            remedy="set local.optimiser_state to reset, or strategy.name to fedavg",
+        )  # fmt: skip
 
 
 def check_one_gradient(strategy: SumStrategy, spec: StrategySpec) -> None:

@@ -7,7 +7,7 @@ from toy_plans import toy_plan
 
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Layout, TensorSpec
-from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan
+from wardround.core.plan import LocalWork, SecureRules, StrategySpec, TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.training.plan_strategy import bind_strategy
 
@@ -36,6 +36,15 @@ def test_distributed_noise_is_refused_over_products(name: str) -> None:
     with pytest.raises(ConfigError, match=r"(?s)distributed noise protects.*ffa_lora or fedavg"):
         bind_strategy(plan_of(name, SHARES))
     assert bind_strategy(plan_of(name, LOCAL)), "a site's own noise goes with it"
+
+
+@pytest.mark.parametrize("name", ["tangent", "one_pass", "two_pass", "fedsvd"])
+def test_moments_of_factors_that_turn_are_not_kept(name: str) -> None:
+    """Under other strategies they are."""
+    kept = {"local": LocalWork(steps=1, optimiser_state="keep"), "layout": LAYOUT}
+    with pytest.raises(ConfigError, match=r"(?s)turns the factors.*optimiser_state=keep"):
+        bind_strategy(toy_plan(strategy=StrategySpec(name=name), **kept))
+    assert bind_strategy(toy_plan(strategy=StrategySpec(name="rolora"), **kept))
 
 
 @pytest.mark.parametrize("name", ["fedavg", "ffa_lora", "rolora", "fedsvd"])
