@@ -39,6 +39,9 @@ def secure_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any]
         "seconds_a_site": round(sum(event.site_s for event in sums) / places, 6),
         "seconds_server": round(sum(event.server_s for event in sums) / rounds, 6),
         "rounding": max((event.rounding for event in folded), default=0.0),
+        "discarded_energy": max(
+            (event.discarded_energy for event in folded if event.discarded_energy is not None), default=None
+        ),
         "clipped": int(sum(figures.get("clipped", 0) for figures in replies)),
         "shortened": sum(figures.get("shortened_by", 1.0) < 1.0 for figures in replies),
     }
@@ -90,6 +93,11 @@ def secure_text(record: Mapping[str, Any]) -> str:
     ):
         if record[key]:
             text += f"; {record[key]:,} {what}"
+    if record.get("discarded_energy") is not None:  # older runs do not say
+        text += (
+            f". Truncation to the adapter's rank cut off at most {record['discarded_energy']:.2%} of the "
+            "products' energy in a round"
+        )
     if record["aggregator"]:
         text += f". Sealed to a simulated aggregator, whose key has the SHA-256 {record['aggregator']}…"
     return text + "."

@@ -61,7 +61,7 @@ def test_the_record_counts_what_the_federations_events_say() -> None:
         "later_attempts": 1, "burnt_rounds": 1,
         "bytes_up_a_site": round(2200 / 16), "bytes_down_a_site": round(1100 / 16),
         "seconds_a_site": pytest.approx(2.2 / 16), "seconds_server": pytest.approx(0.09 / 2),
-        "rounding": 0.002, "clipped": 7, "shortened": 1,
+        "rounding": 0.002, "discarded_energy": None, "clipped": 7, "shortened": 1,
     }  # fmt: skip
 
 
@@ -91,6 +91,18 @@ def test_a_trusted_aggregator_is_named_by_the_digest_of_its_key() -> None:
     assert said in privacy_section(NONE, record)
     for mode in MODES.keys() - {"trusted"}:
         assert "Sealed" not in secure_text(secure_record(plan_of(mode), EVENTS))
+
+
+def test_what_truncation_cut_off_is_told_where_something_was_truncated() -> None:
+    """The most of any round; under other strategies it is not spoken of."""
+    folded = [
+        RoundFolded("federated", round, ("a",), (), 0.5, 0.1, 9, 1.0, "d", 0.0, share)
+        for round, share in ((1, 0.0123), (2, 0.004))
+    ]
+    record = secure_record(plan_of(), [*EVENTS, *folded])
+    assert record["discarded_energy"] == 0.0123
+    assert "cut off at most 1.23% of the products' energy in a round." in secure_text(record)
+    assert "energy" not in secure_text(secure_record(plan_of(), EVENTS))
 
 
 def test_what_happened_is_told_with_its_number() -> None:
