@@ -37,7 +37,7 @@ from quality import Bench, compact, parsed, read, without_a_tenth
 from wardround.core.checked import parse_options
 from wardround.core.errors import PeerError, QuorumError, TrainingError
 from wardround.core.packed import Layout, Packed, TensorSpec, zeros
-from wardround.runtime.events import EventStream, RoundFolded
+from wardround.runtime.events import EventStream, RoundFolded, SiteReplied
 from wardround.runtime.sinks import RecorderSink
 from wardround.simulations.rows import gather
 from wardround.strategies import STRATEGIES
@@ -148,11 +148,14 @@ def train(trial: Trial, *, held_out: bool) -> dict[str, Any]:
     rows = without_a_tenth(rows) if held_out else rows
     bench = Bench.open(config, rows, EventStream())
     word = trial.method if trial.method in BOUNDS else "federated"
-    started, folded, values = time.monotonic(), [], []
+    started, folded, clipped, values = time.monotonic(), [], [], []
     for arm in bench.arms(word):
         recorder = RecorderSink()
         _, adapter = bench.train(arm, EventStream((recorder,)))
         folded += [event for event in recorder.events if isinstance(event, RoundFolded)]
+        clipped += [
+            e.local["clipped"] for e in recorder.events if isinstance(e, SiteReplied) and "clipped" in e.local
+        ]
         record = bench.answers(adapter)
         values.append(record["values"])
     averaged = {name: statistics.fmean(value[name] for value in values) for name in values[0]}
@@ -162,6 +165,7 @@ def train(trial: Trial, *, held_out: bool) -> dict[str, Any]:
         "bytes_up": sum(event.bytes_up for event in folded) if word == "federated" else 0,
         "sites": len(bench.federated.sites),
         "discarded": max(discarded, default=None),
+        "clipped": statistics.fmean(clipped) / bench.prepared.plan.adapter.layout.size if clipped else 0.0,
         "wall_s": round(time.monotonic() - started),
     }
     if not held_out and len(values) == 1:
