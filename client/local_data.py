@@ -79,7 +79,7 @@ class LocalData:
     rows: SiteRows = field(repr=False)
     estimate: Estimate
     notices: tuple[str, ...] = field(default=(), repr=False)
-    rank: int | None = None
+    rank: int | None = field(default=None, repr=False)
 
 
 def ready(settings: SiteSettings, plan: TrainingPlan, site: str) -> LocalData:

@@ -110,7 +110,8 @@ def test_a_saved_adapter_is_gone_on_from_in_the_coordinates_that_federate(
     before = bench.read_adapter()
     ADAPTER.save(bench.model, tmp_path / "adapter", "the-base")
     again = ADAPTER.read_saved(tmp_path / "adapter", bench.model)
-    assert np.allclose(again.vector, before.vector, rtol=1e-5, atol=1e-5)
+    # b − W μ / s and back: float32 loses |μ|/s times its last bits, on one processor more than on another.
+    assert np.allclose(again.vector, before.vector, rtol=1e-5, atol=5e-5)
 
     other = head_bench(tiny_bert, toys, public_texts=TEXTS[:8])
     other.load_adapter(ADAPTER.read_saved(tmp_path / "adapter", other.model))

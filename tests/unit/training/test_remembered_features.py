@@ -72,7 +72,8 @@ def test_a_row_is_computed_once_and_alone(
     with torch.no_grad():
         whole = bench.model(**batch).logits
         half = bench.model(**{name: tensor[3:] for name, tensor in batch.items()}).logits
-    assert torch.equal(whole[3:], half)
+    # The same features; a processor may round the head's product of six rows otherwise than that of three.
+    assert torch.allclose(whole[3:], half, rtol=0, atol=1e-6)
     assert len(passes) == len(known.kept) == 6
     assert all(len(row["input_ids"]) == 1 and row["attention_mask"].all() for row in passes)
     bench.load_adapter(bench.fresh.with_vector(bench.fresh.vector + 1))
