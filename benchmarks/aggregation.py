@@ -6,10 +6,10 @@
     python benchmarks/aggregation.py server
 
 `screen` trains each method with each rate of a small grid on nine tenths of a subset's units, and scores the
-last tenth: no test row is used. `full` trains each method at the best rate of its screen on all rows of the
-subset, and scores the test rows, seed by seed. Both skip what stands in benchmarks/results/aggregation.jsonl,
-so that they can be stopped anywhere and started again; `--part 1/2` takes every second run, for two processes
-beside each other.
+last tenth: no test row is used. `full` trains each method at the best rate of its screen, or at `--rates`, on
+all rows of the subset, and scores the test rows, seed by seed. Both skip what stands in
+benchmarks/results/aggregation.jsonl, so that they can be stopped anywhere and started again; `--part 1/2`
+takes every second run, for two processes beside each other.
 
 The figures are the loss on the scored rows (nats a row, or bits a byte of a causal LM), macro-F1 where there
 are labels, and the bytes of all replies. `server` folds on the layout of a 7 B model, for N contributions
@@ -92,6 +92,7 @@ METHODS: dict[str, list[str]] = {
         "strategy=fedavg", "strategy.options.server={optimiser: momentum, momentum: 0.5}",
     ],
     "tangent": ["strategy=tangent"],
+    "tangent, rows": ["strategy=tangent", "strategy.options.split=rows"],
     "tangent, momentum 0.5": [
         "strategy=tangent", "strategy.options.server={optimiser: momentum, momentum: 0.5}",
     ],
@@ -237,11 +238,14 @@ def table() -> None:
         ]
         if not full:
             continue
-        print(f"\n| {case}, test rows | loss: mean (seeds) | macro-F1: mean (seeds) |\n|---|---|---|")
-        for method in dict.fromkeys(line["arm"] for line in full):
-            own = sorted((line for line in full if line["arm"] == method), key=lambda line: line["seed"])
+        print(
+            f"\n| {case}, test rows | rate | loss: mean (seeds) | macro-F1: mean (seeds) |\n|---|---|---|---|"
+        )
+        for method, rate in sorted({(line["arm"], line["rate"]) for line in full}):
+            own = [line for line in full if (line["arm"], line["rate"]) == (method, rate)]
+            own.sort(key=lambda line: line["seed"])
             f1 = [line["values"].get("macro_f1", math.nan) for line in own]
-            print(f"| {method} | {shown([*map(loss_of, own)], 4)} | {shown(f1, 3)} |")
+            print(f"| {method} | {rate:g} | {shown([*map(loss_of, own)], 4)} | {shown(f1, 3)} |")
 
 
 def f1_of(line: dict[str, Any]) -> str:
@@ -308,7 +312,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--methods", nargs="*", default=[*METHODS, *BOUNDS], choices=[*METHODS, *BOUNDS])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--rates", nargs="*", type=float, default=list(RATES))
+    parser.add_argument("--rates", nargs="*", type=float, default=[])
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--part", default="0/1")
     parser.add_argument("--ranks", nargs="*", type=int, default=[4, 16, 64])
@@ -316,13 +320,14 @@ def main() -> None:
     args = parser.parse_args()
     match args.command:
         case "screen":
-            run("screen", trials(args.cases, args.methods, args.rates, 0), args.minutes, args.part)
+            rates = args.rates or RATES
+            run("screen", trials(args.cases, args.methods, rates, 0), args.minutes, args.part)
         case "full":
             best = best_rates()
             wanted = (
-                Trial(case, method, best[case, method][0], seed)
+                Trial(case, method, rate, seed)
                 for case, seed, method in itertools.product(args.cases, args.seeds, args.methods)
-                if (case, method) in best
+                for rate in args.rates or [rate for rate, _ in [best.get((case, method), (None, 0))] if rate]
             )
             run("full", wanted, args.minutes, args.part)
         case "table":

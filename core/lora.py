@@ -228,8 +228,12 @@ def orthonormal(columns: Array) -> Array:
     return basis
 
 
-def balanced(found: Truncated, before: Adapter, pair: Pair) -> tuple[Array, Array]:
+def balanced(
+    found: Truncated, before: Adapter, pair: Pair, row_length: float | None = None
+) -> tuple[Array, Array]:
     """Factors (B, A) of a truncated product: √σ to each side, s taken out, columns by falling σ.
+
+    With a `row_length` every row of A has that length, and B has the rest.
 
     A direction with nothing in it keeps LoRA's usual start: nothing in B, and in A a direction of the adapter
     before, of its mean length, so that it still trains.
@@ -237,12 +241,13 @@ def balanced(found: Truncated, before: Adapter, pair: Pair) -> tuple[Array, Arra
     rank = pair.rank
     b, a = np.zeros((pair.d_out, rank)), np.zeros((rank, pair.d_in))
     used = int(np.sum(found.values > DEPENDENT * found.values[0])) if found.values.size else 0
-    roots = np.sqrt(found.values[:used] / pair.scaling)
-    b[:, :used] = found.u[:, :used] * roots
-    a[:used] = (found.v[:, :used] * roots).T
+    own = found.values[:used] / pair.scaling
+    rows = np.sqrt(own) if row_length is None else np.full(used, row_length)
+    b[:, :used] = found.u[:, :used] * (own / rows)
+    a[:used] = (found.v[:, :used] * rows).T
     if used < rank:
         old = before[pair.a.name].astype(np.float64)
-        length = float(np.linalg.norm(old)) / math.sqrt(rank)
+        length = row_length or float(np.linalg.norm(old)) / math.sqrt(rank)
         free = orthonormal(np.hstack([found.v[:, :used], old.T]))[:, used:]
         free = free[:, np.any(free != 0, axis=0)][:, : rank - used]
         a[used : used + free.shape[1]] = length * free.T

@@ -72,9 +72,12 @@ def stepped(
     dense: Mapping[str, Array],
     *,
     with_adapter: bool = False,
+    row_length: float | None = None,
 ) -> tuple[Adapter, float]:
     """As `truncated_step`, with the share of energy that truncation discarded."""
-    moved, lost, whole = truncated_step(adapter, steps, dense, with_adapter=with_adapter)
+    moved, lost, whole = truncated_step(
+        adapter, steps, dense, with_adapter=with_adapter, row_length=row_length
+    )
     return moved, lost / whole if whole else 0.0
 
 
@@ -84,6 +87,7 @@ def truncated_step(
     dense: Mapping[str, Array],
     *,
     with_adapter: bool = False,
+    row_length: float | None = None,
 ) -> tuple[Adapter, float, float]:
     """The global adapter after a step: each module's T_r(G + X), dense tensors plus their step.
 
@@ -92,6 +96,7 @@ def truncated_step(
         steps: Module → X; None leaves its factors as they are, bit for bit.
         dense: Name → step of a dense tensor, float64.
         with_adapter: Whether the steps are G + X already.
+        row_length: As of `lora.balanced`.
 
     Returns:
         The next adapter, float32; the squared norm of what truncation cut off, and that of all G + X before.
@@ -110,7 +115,7 @@ def truncated_step(
             moved_to = step if with_adapter else lora.product(adapter, pair) + step
             found = moved_to.truncated(pair.rank)
             lost, whole = lost + found.cut, whole + found.cut + found.energy
-            tensors[pair.b.name], tensors[pair.a.name] = lora.balanced(found, adapter, pair)
+            tensors[pair.b.name], tensors[pair.a.name] = lora.balanced(found, adapter, pair, row_length)
         for spec in lora.dense_specs(adapter.layout):
             tensors[spec.name] = adapter[spec.name].astype(np.float64) + dense[spec.name]
         moved = pack(adapter.layout, tensors, np.float32)

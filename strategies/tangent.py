@@ -7,9 +7,9 @@ Ours (docs/algorithms.md). With G = s · B A the broadcast adapter of a module, 
     M₂ = Uᵀ ΔW_i (I − P Pᵀ)   (r × d_in)
 
 and the server makes X = (Σ w_i M₁ Pᵀ + U Σ w_i M₂) / Σ w_i = P_T(D) of the mean update D, and the next
-adapter T_r(G + X), by QR and an SVD of size 2r, with √σ on each side. T is the tangent space at G of the
-manifold of rank-r matrices, T_r truncation (Vandereycken 2013, "Low-rank matrix completion by Riemannian
-optimization", SIAM J. Optim. 23(2): the projection, and truncation as its retraction).
+adapter T_r(G + X), by QR and an SVD of size 2r, with √σ on each side, or as `split` says. T is the tangent
+space at G of the manifold of rank-r matrices, T_r truncation (Vandereycken 2013, "Low-rank matrix completion
+by Riemannian optimization", SIAM J. Optim. 23(2): the projection, and truncation as its retraction).
 
 Properties (tests/properties/test_tangent_laws.py): linear in ΔW_i and so fit for sums; invariant under
 B → B R, A → R⁻¹ A; isometric up to one public factor a module; exact where one factor trains; the result
@@ -27,7 +27,8 @@ server optimisers work coordinate by coordinate, and coordinates of factors mean
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, final
+import math
+from typing import Annotated, ClassVar, Final, Literal, final
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -48,12 +49,17 @@ from wardround.strategies._tangent_space import (
 )
 from wardround.strategies.contract import DISCARDED, ServerState, SumStrategy
 
+ROW_LENGTH: Final = 1 / math.sqrt(3)
+"""Of a row of A as LoRA draws it: uniform within ±1/√d_in."""
+
 
 class TangentOptions(ProximalOptions):
     """What goes with tangent aggregation."""
 
     server: Annotated[NoOptimiser | Momentum, Field(discriminator="optimiser")] = NoOptimiser()
     """How the server steps along the mean update: none or momentum."""
+    split: Literal["even", "rows"] = "even"
+    """How the next factors share a product: √σ each, or rows of A of LoRA's usual length and B the rest."""
 
 
 @final
@@ -86,7 +92,10 @@ class Tangent(TangentBroadcast[TangentOptions]):
         wholes = {
             pair.module: self._moved_to(state.adapter, pair, step, bases[pair.module]) for pair in self.pairs
         }
-        adapter, discarded = stepped(state.adapter, wholes, dense_part(step, self.layout), with_adapter=True)
+        adapter, discarded = stepped(
+            state.adapter, wholes, dense_part(step, self.layout), with_adapter=True,
+            row_length=ROW_LENGTH if self.options.split == "rows" else None,
+        )  # fmt: skip
         if M in slots:
             slots = {**slots, M: self._transported(slots[M], bases, adapter)}
         return ServerState(state.round + 1, adapter, slots, {DISCARDED: discarded})

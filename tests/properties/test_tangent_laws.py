@@ -196,6 +196,28 @@ def test_the_factors_are_balanced_after_a_fold() -> None:
     assert (np.diff(np.diag(left)) <= 1e-6).all()
 
 
+def test_rows_of_a_keep_their_usual_length_where_the_split_says_so() -> None:
+    """The same product; A's rows as LoRA draws them, those of directions with nothing in them included."""
+    start, draw = global_adapter(7, np.float32), np.random.default_rng(8)
+    after = start.with_vector(
+        start.vector + np.float32(0.1) * draw.standard_normal(start.vector.size, np.float32)
+    )
+    even, rows = (
+        strategy.fold(strategy.begin(start), sent(start, after), 1.0, 0).adapter
+        for strategy in (made(), made(split="rows"))
+    )
+    assert lora.difference(even, rows) < 1e-6
+    np.testing.assert_allclose(np.linalg.norm(rows[A], axis=1), 1 / np.sqrt(3), rtol=1e-5)
+    np.testing.assert_allclose(rows[A] @ rows[A].T, np.eye(R) / 3, atol=1e-6)
+    assert made().difference(even, rows) > 0.1, "a site tells them apart"
+    fresh = adapter_of(np.zeros((D_OUT, R)), start_rows(R), dtype=np.float32)
+    moved = fresh.with_vector(fresh.vector.copy())
+    moved[B][:, :2] = draw.standard_normal((D_OUT, 2))
+    strategy = made(split="rows")
+    adapter = strategy.fold(strategy.begin(fresh), sent(fresh, moved), 1.0, 0).adapter
+    np.testing.assert_allclose(np.linalg.norm(adapter[A], axis=1), 1 / np.sqrt(3), rtol=1e-5)
+
+
 def test_momentum_moves_with_the_tangent_space() -> None:
     """After a step along X the momentum is X projected onto the new tangent space; β and the rate act."""
     strategy = made(server={"optimiser": "momentum", "momentum": 0.5, "server_learning_rate": 2.0})
