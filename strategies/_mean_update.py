@@ -139,7 +139,47 @@ class AdapterBroadcast(ABC, Generic[O]):
         return broadcast
 
 
-class MeanUpdate(AdapterBroadcast[O]):
+class FromUpdate(AdapterBroadcast[O]):
+    """Sites send what follows from their update, and remember nothing. A file of its own says what.
+
+    Args:
+        options: Checked options of the file.
+        layout: The adapter's layout.
+        statistics: Of what sites send.
+    """
+
+    def __init__(self, options: O, layout: Layout, statistics: Layout) -> None:
+        super().__init__(options, layout)
+        self.statistics = statistics
+
+    @abstractmethod
+    def sent(self, update: Statistics, local: LocalUpdate, round: int) -> Statistics:
+        """What a site sends of its update (the adapter's layout, float64, finite)."""
+
+    def statistics_layout(self, stage: int) -> Layout:
+        """Of what sites send."""
+        require_first(stage)
+        return self.statistics
+
+    def contribute(
+        self,
+        broadcast: Broadcast,  # noqa: ARG002 - `before` is the broadcast here
+        local: LocalUpdate,
+        memory: SiteMemory,
+        round: int,
+        stage: int,
+    ) -> tuple[Statistics, SiteMemory]:
+        """What follows from the site's update; its memory stays as it is.
+
+        Raises:
+            PeerError: Another layout, or not finite.
+        """
+        require_first(stage)
+        require_layout(local.before, self.layout, "the adapter before training")
+        return self.sent(site_update(local.before, local.after), local, round), memory
+
+
+class MeanUpdate(FromUpdate[O]):
     """Sites send their update, or a part of its tensors. A file of its own says `local_rules` and `step`.
 
     Args:
@@ -149,30 +189,15 @@ class MeanUpdate(AdapterBroadcast[O]):
     """
 
     def __init__(self, options: O, layout: Layout, shared: Layout | None = None) -> None:
-        super().__init__(options, layout)
-        self.shared = layout if shared is None else shared
+        super().__init__(options, layout, layout if shared is None else shared)
 
     @abstractmethod
     def step(self, mean: Statistics, slots: Mapping[str, Packed]) -> tuple[Packed, dict[str, Packed]]:
         """The server's step along the mean update, float64, and what the server keeps for the next one."""
 
-    def statistics_layout(self, stage: int) -> Layout:
-        """The shared tensors."""
-        require_first(stage)
-        return self.shared
-
-    def contribute(
-        self,
-        broadcast: Broadcast,  # noqa: ARG002 - `before` is the broadcast here
-        local: LocalUpdate,
-        memory: SiteMemory,
-        round: int,  # noqa: ARG002 - the same in every round
-        stage: int,
-    ) -> tuple[Statistics, SiteMemory]:
-        """The site's update of the shared tensors; its memory stays as it is."""
-        require_first(stage)
-        require_layout(local.before, self.layout, "the adapter before training")
-        return taken(site_update(local.before, local.after), self.shared), memory
+    def sent(self, update: Statistics, local: LocalUpdate, round: int) -> Statistics:  # noqa: ARG002 - the same in every round
+        """The shared tensors of it."""
+        return taken(update, self.statistics)
 
     def fold(self, state: ServerState, total: Statistics, weight: float, stage: int) -> ServerState:
         """Next state: x ← x + step(Σ w_i d_i / Σ w_i).
@@ -182,7 +207,7 @@ class MeanUpdate(AdapterBroadcast[O]):
         """
         require_first(stage)
         with np.errstate(over="ignore"):  # named by require_finite
-            step, slots = self.step(mean_update(self.shared, total, weight), state.slots)
+            step, slots = self.step(mean_update(self.statistics, total, weight), state.slots)
         for name, slot in slots.items():
             require_finite(slot, f"the server's slot {name!r}")
         return ServerState(state.round + 1, apply_step(state.adapter, step), slots)

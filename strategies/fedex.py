@@ -33,12 +33,10 @@ from wardround.core.packed import Adapter, Array, Layout, Packed, Statistics, Te
 from wardround.core.ranks import AtRank, at_rank, beside, first_directions, layout_at
 from wardround.strategies._individuals import require_enough
 from wardround.strategies._mean_update import (
-    AdapterBroadcast,
+    FromUpdate,
     apply_step,
     mean_update,
     require_first,
-    require_layout,
-    site_update,
     taken,
 )
 from wardround.strategies._products import is_zero, require_pairs, truncated_step
@@ -66,7 +64,7 @@ class FedExOptions(Frozen):
 
 
 @final
-class FedEx(AdapterBroadcast[FedExOptions]):
+class FedEx(FromUpdate[FedExOptions]):
     """FedIT on the first directions, its residual in the others.
 
     Args:
@@ -84,8 +82,9 @@ class FedEx(AdapterBroadcast[FedExOptions]):
     linear: bool = False
 
     def __init__(self, options: FedExOptions, layout: Layout) -> None:
-        super().__init__(options, layout)
+        super().__init__(options, layout, layout)
         self.most_rank = options.trained_rank
+        self.statistics = layout_at(layout, self.most_rank)
         self.pairs = require_pairs(layout, "fedex")
         for pair in self.pairs:
             if pair.rank <= self.most_rank:
@@ -95,7 +94,6 @@ class FedEx(AdapterBroadcast[FedExOptions]):
                     expected=f"less than the adapter's rank, {pair.rank}",
                     remedy="a larger adapter.options.r, such as four times the trained rank",
                 )  # fmt: skip
-        self._statistics = layout_at(layout, self.most_rank)
 
     def start(self, adapter: Adapter, rank: int | None, draw: np.random.Generator) -> AtRank:
         """The first directions; the others stand frozen. Nothing is drawn."""
@@ -105,24 +103,9 @@ class FedEx(AdapterBroadcast[FedExOptions]):
         """The proximal weight, 0 unless one was chosen."""
         return LocalRules(proximal=self.options.proximal)
 
-    def statistics_layout(self, stage: int) -> Layout:
-        """The adapter's at the trained rank."""
-        require_first(stage)
-        return self._statistics
-
-    def contribute(
-        self,
-        broadcast: Broadcast,  # noqa: ARG002 - `before` is the broadcast here
-        local: LocalUpdate,
-        memory: SiteMemory,
-        round: int,  # noqa: ARG002 - the same in every round
-        stage: int,
-    ) -> tuple[Statistics, SiteMemory]:
-        """The update of the trained directions and of the dense tensors."""
-        require_first(stage)
-        require_layout(local.before, self.layout, "the adapter before training")
-        update = site_update(local.before, local.after)
-        return first_directions(update, self.most_rank).trained, memory
+    def sent(self, update: Statistics, local: LocalUpdate, round: int) -> Statistics:  # noqa: ARG002 - the same in every round
+        """Of the trained directions and of the dense tensors."""
+        return first_directions(update, self.most_rank).trained
 
     def combine_individuals(
         self,
@@ -135,11 +118,11 @@ class FedEx(AdapterBroadcast[FedExOptions]):
             PeerError: There is none, or as `mean_update`.
         """
         require_enough(contributions, self.least_sites)
-        sites = [mean_update(self._statistics, total, weight) for total, weight in contributions]
+        sites = [mean_update(self.statistics, total, weight) for total, weight in contributions]
         weight = float(sum(weight for _, weight in contributions))
         shares = [own / weight for _, own in contributions]
         vector = np.sum([share * site.vector for share, site in zip(shares, sites, strict=True)], axis=0)
-        mean = Packed(self._statistics, vector)
+        mean = Packed(self.statistics, vector)
         made: dict[str, Array] = dict(mean.tensors())
         for pair in self.pairs:
             b, a = mean[pair.b.name], mean[pair.a.name]
@@ -158,13 +141,13 @@ class FedEx(AdapterBroadcast[FedExOptions]):
         """
         require_first(stage)
         of_one = sum((pair.d_out + pair.d_in) * self.most_rank for pair in self.pairs)
-        sites = max(0, total.layout.size - self._statistics.size) // max(1, of_one)
+        sites = max(0, total.layout.size - self.statistics.size) // max(1, of_one)
         with np.errstate(over="ignore", invalid="ignore"):  # named by what is not finite
             found = mean_update(self._with_residual(sites), total, weight)
             before = first_directions(state.adapter, self.most_rank)
             if before.rest is None:
                 raise InternalError("an adapter without frozen directions was bound")
-            trained = apply_step(before.trained, taken(found, self._statistics))
+            trained = apply_step(before.trained, taken(found, self.statistics))
             steps = {pair.module: _residual(found, pair) if sites else None for pair in self.pairs}
             rest, cut, _ = truncated_step(before.rest, steps, {})
             whole = sum(
@@ -195,7 +178,7 @@ class FedEx(AdapterBroadcast[FedExOptions]):
                 TensorSpec(name=pair.module + ROWS, shape=(inner, pair.d_in)),
             )
         )
-        return Layout(tensors=(*self._statistics.tensors, *(specs if sites else ())))
+        return Layout(tensors=(*self.statistics.tensors, *(specs if sites else ())))
 
 
 def _residual(found: Packed, pair: Pair) -> Factored | None:

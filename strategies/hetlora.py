@@ -36,12 +36,10 @@ from wardround.core.lora import Factored, Pair
 from wardround.core.packed import Adapter, Array, Layout, Statistics, TensorSpec, pack, require_finite
 from wardround.core.plan import TrainingPlan
 from wardround.strategies._mean_update import (
-    AdapterBroadcast,
+    FromUpdate,
     apply_step,
     mean_update,
     require_first,
-    require_layout,
-    site_update,
 )
 from wardround.strategies._products import require_pairs
 from wardround.strategies._server_optimisers import ComposedOptions, server_step
@@ -81,7 +79,7 @@ class HetLoRAOptions(ComposedOptions):
 
 
 @final
-class HetLoRA(AdapterBroadcast[HetLoRAOptions]):
+class HetLoRA(FromUpdate[HetLoRAOptions]):
     """The server divides one sum by the other, module by module.
 
     Args:
@@ -92,37 +90,17 @@ class HetLoRA(AdapterBroadcast[HetLoRAOptions]):
     Options: ClassVar[type[BaseModel]] = HetLoRAOptions
 
     def __init__(self, options: HetLoRAOptions, layout: Layout) -> None:
-        super().__init__(options, layout)
         self.pairs = require_pairs(layout, "hetlora")
-        self.largest = options.largest_update or 1.0
         shares = (TensorSpec(name=pair.module + SHARE) for pair in self.pairs)
-        self._statistics = Layout(tensors=(*layout.tensors, *shares))
+        super().__init__(options, layout, Layout(tensors=(*layout.tensors, *shares)))
+        self.largest = options.largest_update or 1.0
 
     def local_rules(self, broadcast: Broadcast, memory: SiteMemory, round: int) -> LocalRules:  # noqa: ARG002 - the same for all
         """The proximal weight, 0 unless one was chosen."""
         return LocalRules(proximal=self.options.proximal)
 
-    def statistics_layout(self, stage: int) -> Layout:
-        """The adapter's, and a share of each module."""
-        require_first(stage)
-        return self._statistics
-
-    def contribute(
-        self,
-        broadcast: Broadcast,  # noqa: ARG002 - `before` is the broadcast here
-        local: LocalUpdate,
-        memory: SiteMemory,
-        round: int,  # noqa: ARG002 - the same in every round
-        stage: int,
-    ) -> tuple[Statistics, SiteMemory]:
-        """ρ_i d_i and L ρ_i of each module, and the dense tensors' updates.
-
-        Raises:
-            PeerError: Another layout, or not finite.
-        """
-        require_first(stage)
-        require_layout(local.before, self.layout, "the adapter before training")
-        update = site_update(local.before, local.after)
+    def sent(self, update: Statistics, local: LocalUpdate, round: int) -> Statistics:  # noqa: ARG002 - the same in every round
+        """ρ_i d_i and L ρ_i of each module, and the dense tensors' updates."""
         tensors: dict[str, Array] = dict(update.tensors())
         for pair in self.pairs:
             trained = np.any(update[pair.b.name] != 0, axis=0) | np.any(update[pair.a.name] != 0, axis=1)
@@ -134,7 +112,7 @@ class HetLoRA(AdapterBroadcast[HetLoRAOptions]):
             for spec in (pair.a, pair.b):
                 tensors[spec.name] = share * update[spec.name]
             tensors[pair.module + SHARE] = np.array(share * self.largest)
-        return pack(self._statistics, tensors, np.float64), memory
+        return pack(self.statistics, tensors, np.float64)
 
     def fold(self, state: ServerState, total: Statistics, weight: float, stage: int) -> ServerState:
         """Next state: the step along Σ w_i ρ_i d_i / Σ w_i ρ_i; none in a module where nobody has a weight.
@@ -143,7 +121,7 @@ class HetLoRA(AdapterBroadcast[HetLoRAOptions]):
             PeerError: As `mean_update` and `apply_step` say; the state is left as it was.
         """
         require_first(stage)
-        mean = mean_update(self._statistics, total, weight)
+        mean = mean_update(self.statistics, total, weight)
         tensors: dict[str, Array] = {spec.name: mean[spec.name] for spec in self.layout.tensors}
         with np.errstate(over="ignore", invalid="ignore"):  # named by require_finite
             for pair in self.pairs:

@@ -22,12 +22,10 @@ from pydantic import BaseModel
 from wardround.core import lora
 from wardround.core.packed import Layout, Packed, Statistics, TensorSpec, require_finite
 from wardround.strategies._mean_update import (
-    AdapterBroadcast,
+    FromUpdate,
     apply_step,
     mean_update,
     require_first,
-    require_layout,
-    site_update,
     taken,
 )
 from wardround.strategies._products import require_pairs
@@ -48,13 +46,12 @@ _TURNS: Final = ("lora_a", "lora_b")
 
 
 @final
-class RoLoRA(AdapterBroadcast[ComposedOptions]):
+class RoLoRA(FromUpdate[ComposedOptions]):
     """The mean update of the round's factor is its step; a server optimiser keeps its slots for each half."""
 
     Options: ClassVar[type[BaseModel]] = ComposedOptions
 
     def __init__(self, options: ComposedOptions, layout: Layout) -> None:
-        super().__init__(options, layout)
         require_pairs(layout, "rolora")
         self._halves = {
             role: Layout(tensors=tuple(spec for spec in layout.tensors if spec.role == role))
@@ -62,7 +59,8 @@ class RoLoRA(AdapterBroadcast[ComposedOptions]):
         }
         longest = max(half.size for half in self._halves.values())
         self._dense = Layout(tensors=lora.dense_specs(layout))
-        self._statistics = Layout(tensors=(TensorSpec(name=HALF, shape=(longest,)), *self._dense.tensors))
+        half = TensorSpec(name=HALF, shape=(longest,))
+        super().__init__(options, layout, Layout(tensors=(half, *self._dense.tensors)))
 
     def local_rules(self, broadcast: Broadcast, memory: SiteMemory, round: int) -> LocalRules:  # noqa: ARG002 - the same for all
         """The factor whose turn it is not does not train."""
@@ -71,28 +69,13 @@ class RoLoRA(AdapterBroadcast[ComposedOptions]):
             proximal=self.options.proximal, frozen=frozenset(spec.name for spec in other.tensors)
         )
 
-    def statistics_layout(self, stage: int) -> Layout:
-        """The half, and the dense tensors."""
-        require_first(stage)
-        return self._statistics
-
-    def contribute(
-        self,
-        broadcast: Broadcast,  # noqa: ARG002 - `before` is the broadcast here
-        local: LocalUpdate,
-        memory: SiteMemory,
-        round: int,
-        stage: int,
-    ) -> tuple[Statistics, SiteMemory]:
-        """The update of the round's factor, and of the dense tensors."""
-        require_first(stage)
-        require_layout(local.before, self.layout, "the adapter before training")
-        update = site_update(local.before, local.after)
-        sent = Packed(self._statistics, np.zeros(self._statistics.size))
+    def sent(self, update: Statistics, local: LocalUpdate, round: int) -> Statistics:  # noqa: ARG002 - of the update alone
+        """Of the round's factor, and of the dense tensors."""
+        sent = Packed(self.statistics, np.zeros(self.statistics.size))
         half = taken(update, self._halves[_TURNS[round % 2]]).vector
         sent[HALF][: half.size] = half
         sent.vector[sent[HALF].size :] = taken(update, self._dense).vector
-        return sent, memory
+        return sent
 
     def fold(self, state: ServerState, total: Statistics, weight: float, stage: int) -> ServerState:
         """Next state: the round's factor and the dense tensors have moved.
@@ -105,7 +88,7 @@ class RoLoRA(AdapterBroadcast[ComposedOptions]):
         half, adapter = self._halves[role], state.adapter
         slots: dict[str, Packed] = {}
         with np.errstate(over="ignore"):  # named by require_finite
-            mean = mean_update(self._statistics, total, weight)
+            mean = mean_update(self.statistics, total, weight)
             for part, vector in (
                 (half, mean[HALF][: half.size]),
                 (self._dense, mean.vector[mean[HALF].size :]),
