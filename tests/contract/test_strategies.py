@@ -325,6 +325,8 @@ def test_foreign_layouts_and_shapes_are_refused(name: str) -> None:
         with pytest.raises(PeerError, match="layout"):
             strategy.contribute(broadcast, LocalUpdate(adapter, other, adapter), SiteMemory(), 1, 0)
         with pytest.raises(PeerError, match="layout"):
+            strategy.contribute(broadcast, LocalUpdate(other, other, other), SiteMemory(), 1, 0)
+        with pytest.raises(PeerError, match="layout"):
             strategy.fold(strategy.begin(adapter), zeros(foreign, np.float64), 1.0, 0)
         with pytest.raises(PeerError, match="layout"):
             strategy.begin(other)
