@@ -7,9 +7,10 @@ Where too few answered, another attempt sums what the sites have kept, as long a
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from wardround.core.errors import PeerError, QuorumError
@@ -23,6 +24,9 @@ from wardround.server.round_control import stopped
 from wardround.server.stage import Channel, Collected, Stage
 
 POLL_S = 0.2
+LATE_S = 5.0
+"""So long a further attempt waits for sites that let a deadline pass, once everybody else has answered."""
+
 LATER = 8
 """Number of the first exchange by which a restarted server goes on; no attempt has so many before."""
 
@@ -187,9 +191,8 @@ class _Attempt:
         waiting, deadline = dict(requests), channel.clock() + channel.plan.rounds.deadline_s
         self._wait(exchange, waiting)
         while waiting and channel.clock() < deadline:
-            if channel.grace_s is not None and self._enough(messages):
-                deadline = min(deadline, channel.clock() + channel.grace_s)
-                channel = replace(channel, grace_s=None)  # it begins once
+            if self._enough(messages):  # a later look moves no deadline further away
+                deadline = min(deadline, channel.clock() + self._grace_s(waiting.keys()))
             if channel.control.stop_requested:
                 raise stopped()
             for reply, size in channel.transport.receive(POLL_S):
@@ -203,9 +206,15 @@ class _Attempt:
                     self._settle(request, reply, size)
                     self._wait(exchange, waiting)
         channel.control.waiting_for("")
+        self.collected.late |= waiting.keys()
         for request in waiting.values():
             self._leave(request, {})
             self._tell(request, status="late", code="deadline", reason="no answer before the deadline")
+
+    def _grace_s(self, waiting: Set[str]) -> float:
+        """Seconds for whoever is still waited for, once enough have answered."""
+        grace_s = math.inf if self.channel.grace_s is None else self.channel.grace_s
+        return min(grace_s, LATE_S) if waiting <= self.collected.late else grace_s
 
     def _following(self) -> frozenset[str]:
         """Sites that need no broadcast; from here on those of this one count."""

@@ -98,6 +98,7 @@ class Collected:
         liars: Sites that were caught.
         bytes_up: Of all replies.
         epsilon: Site → what it says to have spent in this run, where it trains privately.
+        late: Sites that let a deadline pass: a further attempt takes their answers, and does not wait for them.
     """
 
     sums: dict[str, Sum] = field(default_factory=dict)
@@ -106,3 +107,4 @@ class Collected:
     liars: set[str] = field(default_factory=set)
     bytes_up: int = 0
     epsilon: dict[str, float] = field(default_factory=dict)
+    late: set[str] = field(default_factory=set)

@@ -275,7 +275,7 @@ def node_of(site: SiteFolder, received: Received) -> int:
 def test_a_damaged_history_keeps_a_site_from_starting(federation: Federation) -> None:
     """By name; see also `tests/unit/client/history/`."""
     other = Federation.make(
-        federation.practice.folder / "other", federation.base, {"north": 4, "south": 4, "west": 4}
+        federation.practice.folder.parent / "o", federation.base, {"north": 4, "south": 4, "west": 4}
     )
     site = other.practice.sites["north"]
     with running_site(site.path):

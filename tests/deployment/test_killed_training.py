@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ import yaml
 from deployed import wait_for
 from federation import Federation, config_of
 
+from wardround.client import supervisor
 from wardround.client.accepted import RunFolders
 from wardround.client.fetching import fetch_result
-from wardround.client.hours import DAYS
+from wardround.client.hours import DAYS, Opening
 from wardround.client.kept_process import ProcessState
 from wardround.client.processes import SiteProcesses
 from wardround.client.supervisor import running_site
@@ -32,7 +34,8 @@ from wardround.simulations.simulate import run_simulation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 COUNTS = {"aachen": 24, "basel": 17, "cork": 30}
-STEPS = 100
+STEPS = 300
+"""A round lasts longer than it takes to notice that one is under way, on a fast machine too."""
 WORK = {"rounds": {"rounds": 2, "deadline_s": 600.0}, "local": {"steps": STEPS, "batch_size": 4}}
 
 
@@ -113,9 +116,10 @@ def test_two_killed_workers_go_on_at_their_checkpoints(federation: Federation, u
 
 
 def test_a_round_waits_at_its_checkpoint_outside_the_sites_hours(
-    federation: Federation, undisturbed: str
+    federation: Federation, undisturbed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its worker is gone meanwhile, and loses no step: the round goes on where it was left."""
+    monkeypatch.setattr(supervisor, "Opening", partial(Opening, every_s=0.1))
     site = federation.practice.sites["basel"]
     before, settings = (
         len(went_on(federation, "basel")),

@@ -343,3 +343,25 @@ def test_once_enough_have_answered_the_others_have_a_grace_period(
         run_rounds(run, bench.initial)
         assert clock.now < 200.0
     assert ("d", "late") in {(event.site, event.status) for event in bench.recorder.of(SiteReplied)}
+
+
+def test_a_further_attempt_does_not_wait_again_for_a_site_that_let_a_deadline_pass(bench: Any) -> None:
+    """It costs a deadline once, not once an attempt; a site that did answer then has its time."""
+    plan = bench.plan_of("real", rounds=RoundRules(rounds=1, deadline_s=1000.0))
+
+    def fault(request: Any, reply: Any) -> Any:
+        if request.site == "d":
+            return []
+        lost = request.round == 1 and request.attempt < 2 and request.site in "ab"
+        if lost and request.exchange == MASK and EVALUATION in request.sums:  # twice one too few of the scores
+            kept = {name: message for name, message in reply.sums.items() if name != EVALUATION}
+            return [bench.replace(reply, status="failed", code="internal", reason="KeyError", sums=kept)]
+        return [reply]
+
+    clock = Ticking()
+    run_rounds(bench.run(bench.transport(plan, fault), clock=clock), bench.initial)
+    opened = [(e.round, e.name, e.attempt, e.survivors) for e in bench.recorder.of(SumOpened)]
+    assert opened == [(1, TRAINING, 0, 6), (1, EVALUATION, 2, 6), (2, EVALUATION, 0, 6)]
+    late = [(e.round, e.attempt) for e in bench.recorder.of(SiteReplied) if e.status == "late"]
+    assert late == [(1, 0), (1, 1), (1, 2), (2, 0)]
+    assert 2000.0 < clock.now < 2200.0  # one deadline in either round
