@@ -54,9 +54,10 @@ COMMON = [
     "local.optimiser=adamw", "local.schedule={shape: cosine, floor: 0.1, warmup: 0.05}",
     "data.validation_fraction=0.02", "strategy.weighting=uniform",
 ]  # fmt: skip
-SECTIONS = [
-    *COMMON, "model=minilm", "data=pqa_sections", "data.limit=3000", "rounds.rounds=16", "release.every=16",
+ALL_SECTIONS = [
+    *COMMON, "model=minilm", "data=pqa_sections", "rounds.rounds=16", "release.every=16",
 ]  # fmt: skip
+SECTIONS = [*ALL_SECTIONS, "data.limit=3000"]
 ANSWERS = [
     *COMMON, "model=med_llama", "data=medquad_qa", "adapter.options.targets=[q_proj,v_proj]",
     "data.max_length=96", "data.limit=2000", "rounds.rounds=12", "release.every=12",
@@ -71,6 +72,11 @@ def skewed(sites: int, alpha: float) -> list[str]:
 
 
 CASES: dict[str, list[str]] = {
+    "all sections, 10 sites, 0.1": [*ALL_SECTIONS, *skewed(10, 0.1)],
+    "all sections, 10 sites, 0.5": [*ALL_SECTIONS, *skewed(10, 0.5)],
+    "all sections, 50 sites, 0.1, 0.3 take part": [
+        *ALL_SECTIONS, *skewed(50, 0.1), "rounds.participation=0.3",
+    ],
     "sections, 10 sites, 0.1": [*SECTIONS, *skewed(10, 0.1)],
     "sections, 10 sites, 0.5": [*SECTIONS, *skewed(10, 0.5)],
     "sections, 10 sites, 0.1, mixed ranks": [
@@ -102,6 +108,10 @@ METHODS: dict[str, list[str]] = {
     "two passes": ["strategy=two_pass"],
     "FlexLoRA (sees individuals)": ["strategy=flexlora"],
     "SCAFFOLD": ["strategy=scaffold"],
+    "one pass": ["strategy=one_pass"],
+    "FedSVD": ["strategy=fedsvd"],
+    "FLoRA (sees individuals)": ["strategy=flora"],
+    "FedEx-LoRA (sees individuals)": ["strategy=fedex"],
     "tangent, r 2": ["strategy=tangent", "adapter.options.r=2", "adapter.options.alpha=8"],
     "RoLoRA, r 4": ["strategy=rolora", "adapter.options.r=4", "adapter.options.alpha=16"],
     "Fed-SB, r 64": ["strategy=fedavg", "adapter=lora_sb", *CORES],
