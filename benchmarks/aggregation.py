@@ -116,6 +116,7 @@ METHODS: dict[str, list[str]] = {
     "RoLoRA, r 4": ["strategy=rolora", "adapter.options.r=4", "adapter.options.alpha=16"],
     "Fed-SB, r 64": ["strategy=fedavg", "adapter=lora_sb", *CORES],
     "FedIT, moments kept": ["strategy=fedavg", "local.optimiser_state=keep"],
+    "tangent, moments kept": ["strategy=tangent", "local.optimiser_state=keep"],
 }  # fmt: skip
 BOUNDS = ("centralised", "local")
 RATES = (1e-3, 2e-3, 4e-3)

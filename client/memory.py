@@ -23,6 +23,7 @@ KEPT_FILES = 2
 LAYOUT, MEMORY, OPTIMISER, ADAPTER = "layout/", "memory/", "optimiser/", "adapter"
 CLIP_NORM = "privacy/clip_norm"
 GRADIENT = f"{ADAPTER}/gradient"
+FRAME = "frame"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Kept:
     optimiser_state: dict[str, Array] | None = None
     clip_norm: float | None = None
     """Of the next private step, where it adapts: a function of what was released."""
+    frame: Adapter | None = None
+    """The adapter that `optimiser_state` is of: as the last step left it here, with the trained directions
+    first. None where there is no state."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ class Trained:
 
     def kept(self, memory: SiteMemory) -> Kept:
         """What the site keeps of it after the stage that left this memory."""
-        return Kept(memory, self.optimiser_state, self.clip_norm)
+        frame = None if self.optimiser_state is None else self.after
+        return Kept(memory, self.optimiser_state, self.clip_norm, frame)
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,10 @@ def _as_tensors(kept: Kept) -> tuple[dict[str, Array], dict[str, str]]:
     tensors |= {OPTIMISER + name: array for name, array in (kept.optimiser_state or {}).items()}
     if kept.clip_norm is not None:
         tensors[CLIP_NORM] = np.array(kept.clip_norm)
-    return tensors, {LAYOUT + name: slot.layout.model_dump_json() for name, slot in slots.items()}
+    notes = {LAYOUT + name: slot.layout.model_dump_json() for name, slot in slots.items()}
+    if kept.frame is not None:
+        tensors[FRAME], notes[FRAME] = kept.frame.vector, kept.frame.layout.model_dump_json()
+    return tensors, notes
 
 
 def _kept(tensors: Mapping[str, Array], notes: Mapping[str, str]) -> Kept:
@@ -201,7 +209,8 @@ def _kept(tensors: Mapping[str, Array], notes: Mapping[str, str]) -> Kept:
     }
     optimiser = {name: tensors[OPTIMISER + name] for name in _under(OPTIMISER, tensors)}
     clip_norm = float(tensors[CLIP_NORM]) if CLIP_NORM in tensors else None
-    return Kept(SiteMemory(slots), optimiser or None, clip_norm)
+    frame = Packed(Layout.model_validate_json(notes[FRAME]), tensors[FRAME]) if FRAME in tensors else None
+    return Kept(SiteMemory(slots), optimiser or None, clip_norm, frame)
 
 
 def _under(prefix: str, names: Iterable[str]) -> list[str]:

@@ -29,11 +29,14 @@ from wardround.strategies.contract import (
     Broadcast,
     LocalUpdate,
     PersonalStrategy,
+    ProductStrategy,
     SiteMemory,
     adapter_at,
 )
 from wardround.training.evaluation import evaluate
 from wardround.training.local_round import LocalResult, train_locally
+from wardround.training.moments import turned
+from wardround.training.optimisers import OptimiserState
 from wardround.training.private.gradient import StepFigures
 from wardround.training.private.local import PrivateRound
 from wardround.training.private.per_example import require_rules
@@ -153,7 +156,7 @@ def train(
         rounds=site.plan.rounds.rounds,
         seed_root=site.plan.seed,
         site=site.name,
-        optimiser_state=kept.optimiser_state,
+        optimiser_state=kept_state(site, kept, start.trained),
         private=private,
         resumed=resumed,
         checkpoints=None if checkpoints is None else checkpoints.of(place),
@@ -165,6 +168,14 @@ def train(
         broadcast.digest, beside(start.trained, start.rest), beside(result.adapter, start.rest),
         figures_of(site, result), result.optimiser_state, result.update, result.clip_norm, result.gradient,
     )  # fmt: skip
+
+
+def kept_state(site: Site, kept: Kept, start: Adapter) -> OptimiserState | None:
+    """The optimiser's state from the last round; turned as a fold over products has turned the factors."""
+    state = kept.optimiser_state
+    if state is None or kept.frame is None or not isinstance(site.strategy, ProductStrategy):
+        return state
+    return turned(state, kept.frame, start, site.plan.local.betas)
 
 
 def private_figures(steps: tuple[StepFigures, ...]) -> dict[str, float]:

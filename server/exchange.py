@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wardround.core.errors import PeerError, QuorumError
@@ -211,10 +211,10 @@ class _Attempt:
             self._leave(request, {})
             self._tell(request, status="late", code="deadline", reason="no answer before the deadline")
 
-    def _grace_s(self, waiting: Set[str]) -> float:
+    def _grace_s(self, waiting: Iterable[str]) -> float:
         """Seconds for whoever is still waited for, once enough have answered."""
         grace_s = math.inf if self.channel.grace_s is None else self.channel.grace_s
-        return min(grace_s, LATE_S) if waiting <= self.collected.late else grace_s
+        return min(grace_s, LATE_S) if self.collected.late.issuperset(waiting) else grace_s
 
     def _following(self) -> frozenset[str]:
         """Sites that need no broadcast; from here on those of this one count."""

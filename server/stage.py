@@ -98,7 +98,7 @@ class Collected:
         liars: Sites that were caught.
         bytes_up: Of all replies.
         epsilon: Site → what it says to have spent in this run, where it trains privately.
-        late: Sites that let a deadline pass: a further attempt takes their answers, and does not wait for them.
+        late: Sites that let a deadline pass: a further attempt takes their answers and hardly waits for them.
     """
 
     sums: dict[str, Sum] = field(default_factory=dict)

@@ -70,16 +70,25 @@ def usual_rank(plan: TrainingPlan, strategy: SumStrategy) -> int:
 
 
 def check_moments(strategy: SumStrategy, spec: StrategySpec, local: LocalWork) -> None:
-    """Refuse to keep an optimiser's moments where the factors that they are of turn in every fold.
+    """Refuse to keep moments that cannot be turned with the factors that a fold over products turns.
 
     Raises:
-        ConfigError: A strategy over products.
+        ConfigError: DP-Adam's, which have the noise's variance along the old factors; or of a strategy
+            that chooses in every round which directions train.
     """
-    if local.optimiser_state == "keep" and product_strategy(strategy) is not None:
+    if local.optimiser_state != "keep" or product_strategy(strategy) is None:
+        return
+    if isinstance(strategy, StartingStrategy):
         raise ConfigError(
-            f"strategy {spec.name!r} turns the factors in every round, and moments that are kept would be of "
-            "other directions",
-            found="local.optimiser_state=keep", expected="reset",
+            f"strategy {spec.name!r} chooses anew in every round which directions train, and kept moments "
+            "would be of others",
+            found="local.optimiser_state=keep", expected="reset", remedy="set local.optimiser_state to reset",
+        )  # fmt: skip
+    if local.optimiser == "dp_adam":
+        raise ConfigError(
+            f"strategy {spec.name!r} turns the factors in every round, and the noise that DP-Adam takes out "
+            "of its moments would be that along other directions",
+            found="local.optimiser_state=keep with local.optimiser=dp_adam", expected="reset",
             remedy="set local.optimiser_state to reset, or strategy.name to fedavg",
         )  # fmt: skip
 

@@ -33,7 +33,7 @@ from wardround.server.daemon import RunningServer, running_server
 from wardround.simulations.simulate import run_simulation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-COUNTS = {"aachen": 24, "basel": 17, "cork": 30}
+COUNTS = {"aachen": 96, "basel": 68, "cork": 120}
 STEPS = 300
 """A round lasts longer than it takes to notice that one is under way, on a fast machine too."""
 WORK = {"rounds": {"rounds": 2, "deadline_s": 600.0}, "local": {"steps": STEPS, "batch_size": 4}}

@@ -108,14 +108,42 @@ def test_the_methods_begin_as_they_should(
 def test_a_run_that_was_stopped_goes_on_to_the_same_adapter(
     settings: Callable[..., RunConfig], undisturbed: Callable[[RunConfig], SimulationResult], strategy: str
 ) -> None:
-    """Bit for bit, momentum included."""
+    """Bit for bit, the server's momentum and the sites' moments included."""
     options = {"server": {"optimiser": "momentum", "momentum": 0.5}}
-    whole = undisturbed(settings(f"whole_{strategy}", strategy, options)).federated.outcome.last.adapter
-    config = settings(f"cut_{strategy}", strategy, options)
+    kept = {"local": {"optimiser_state": "keep"}}
+    whole = undisturbed(settings(f"whole_{strategy}", strategy, options, **kept))
+    whole = whole.federated.outcome.last.adapter
+    config = settings(f"cut_{strategy}", strategy, options, **kept)
     with pytest.raises(KeyboardInterrupt):
         run_simulation(config, sinks=(Stop(1),))
     again = run_simulation(config.model_copy(update={"resume": config.output}))
     assert again.federated.outcome.last.adapter.digest == whole.digest
+
+
+def test_moments_turn_with_the_factors_of_a_fold(
+    settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site goes on with those of the last round: of its own directions where it has a rank of its own."""
+    turns: list[tuple[int, int, int]] = []
+    turned = handler.turned
+
+    def recording(state: Any, old: Adapter, new: Adapter, betas: Any) -> Any:
+        found = turned(state, old, new, betas)
+        turns.append((len(state), len(found), lora.pairs(new.layout)[0].rank))
+        return found
+
+    monkeypatch.setattr(handler, "turned", recording)
+    kept = {"local": {"optimiser_state": "keep"}, "simulation": {"ranks": [1, 2]}}
+    result = run_simulation(settings("turned", "tangent", **kept))
+    # Adam's three slots of each tensor; A is frozen in the first round, and of the new A nothing is known.
+    assert len(turns) == 4 * (ROUNDS - 1)
+    assert {rank for *_, rank in turns} == {1, 2}
+    assert all(0 < after <= before for before, after, _ in turns)
+    events = read_events(result.folder / "metrics.jsonl")
+    assert all(event.status == "ok" for event in events if isinstance(event, SiteReplied))
+    turns.clear()
+    run_simulation(settings("plain", "fedavg", local={"optimiser_state": "keep"}))
+    assert not turns, "a mean of factors turns nothing"
 
 
 def test_sites_of_many_ranks_make_one_adapter(

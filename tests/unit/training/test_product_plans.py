@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from toy_plans import toy_plan
 
@@ -38,13 +40,29 @@ def test_distributed_noise_is_refused_over_products(name: str) -> None:
     assert bind_strategy(plan_of(name, LOCAL)), "a site's own noise goes with it"
 
 
-@pytest.mark.parametrize("name", ["tangent", "one_pass", "two_pass", "fedsvd"])
-def test_moments_of_factors_that_turn_are_not_kept(name: str) -> None:
-    """Under other strategies they are."""
-    kept = {"local": LocalWork(steps=1, optimiser_state="keep"), "layout": LAYOUT}
-    with pytest.raises(ConfigError, match=r"(?s)turns the factors.*optimiser_state=keep"):
-        bind_strategy(toy_plan(strategy=StrategySpec(name=name), **kept))
-    assert bind_strategy(toy_plan(strategy=StrategySpec(name="rolora"), **kept))
+@pytest.mark.parametrize(
+    ("name", "optimiser", "reason"),
+    [
+        ("tangent", "dp_adam", "noise that DP-Adam takes out"),
+        ("fedex", "adamw", "chooses anew in every round"),
+        ("flora", "adamw", "trains new directions in every round"),
+    ],
+)
+def test_moments_that_cannot_be_turned_are_not_kept(name: str, optimiser: Any, reason: str) -> None:
+    """Others are turned with the factors, and under other strategies they need no turn."""
+
+    def plan_with(name: str, optimiser: Any) -> TrainingPlan:
+        local = LocalWork(steps=1, optimiser="adamw", optimiser_state="keep")
+        options = {"trained_rank": 2} if name == "fedex" else {}
+        spec = StrategySpec(name=name, options=options, weighting="uniform")
+        off = SecureRules(mode="off")
+        plan = toy_plan(strategy=spec, local=local, layout=LAYOUT, secure=off)
+        return plan.model_copy(update={"local": local.model_copy(update={"optimiser": optimiser})})
+
+    with pytest.raises(ConfigError, match=rf"(?s){reason}.*optimiser_state=keep"):
+        bind_strategy(plan_with(name, optimiser))
+    assert bind_strategy(plan_with("tangent", "adamw"))
+    assert bind_strategy(plan_with("fedavg", "dp_adam"))
 
 
 @pytest.mark.parametrize("name", ["fedavg", "ffa_lora", "rolora", "fedsvd"])
