@@ -91,6 +91,9 @@ CASES: dict[str, list[str]] = {
 """Rows, split and local work; 160 and 120 local steps a site."""
 CORES = ["adapter.options.r=64", "adapter.options.alpha=1024", "adapter.options.targets=[query,value]"]
 """A core's numbers are as far from the weight as its s says: tuned coarsely."""
+KEPT = ["local.optimiser_state=keep"]
+FEW = ["rounds.rounds=4", "release.every=4", "++local.steps=40"]
+"""A quarter of the rounds, and of the bytes, at the same local work; of a case of 16 rounds."""
 METHODS: dict[str, list[str]] = {
     "FedIT": ["strategy=fedavg"],
     "FedProx 0.1": ["strategy=fedavg", "strategy.options.proximal=0.1"],
@@ -108,15 +111,20 @@ METHODS: dict[str, list[str]] = {
     "two passes": ["strategy=two_pass"],
     "FlexLoRA (sees individuals)": ["strategy=flexlora"],
     "SCAFFOLD": ["strategy=scaffold"],
+    "SCAFFOLD, tangent": ["strategy=tangent_scaffold"],
     "one pass": ["strategy=one_pass"],
     "FedSVD": ["strategy=fedsvd"],
     "FLoRA (sees individuals)": ["strategy=flora"],
     "FedEx-LoRA (sees individuals)": ["strategy=fedex"],
+    "FedIT, 32 bits": ["strategy=fedavg", "encoding.bits=32"],
+    "FedIT, 4 rounds of 40 steps": ["strategy=fedavg", *FEW],
+    "FedIT, 4 rounds of 40 steps, moments kept": ["strategy=fedavg", *FEW, *KEPT],
+    "tangent, 4 rounds of 40 steps, moments kept": ["strategy=tangent", *FEW, *KEPT],
     "tangent, r 2": ["strategy=tangent", "adapter.options.r=2", "adapter.options.alpha=8"],
     "RoLoRA, r 4": ["strategy=rolora", "adapter.options.r=4", "adapter.options.alpha=16"],
     "Fed-SB, r 64": ["strategy=fedavg", "adapter=lora_sb", *CORES],
-    "FedIT, moments kept": ["strategy=fedavg", "local.optimiser_state=keep"],
-    "tangent, moments kept": ["strategy=tangent", "local.optimiser_state=keep"],
+    "FedIT, moments kept": ["strategy=fedavg", *KEPT],
+    "tangent, moments kept": ["strategy=tangent", *KEPT],
 }  # fmt: skip
 BOUNDS = ("centralised", "local")
 RATES = (1e-3, 2e-3, 4e-3)

@@ -21,7 +21,7 @@ from wardround.simulations.config import RunConfig
 from wardround.simulations.finished_run import finished_run
 from wardround.simulations.open_model import open_model
 from wardround.simulations.simulate import SimulationResult, run_simulation
-from wardround.strategies.scaffold import CONTROL
+from wardround.strategies._controls import CONTROL
 
 SITES = ("w0", "w1", "w2")
 ROUNDS = 3

@@ -20,7 +20,7 @@ from wardround.simulations.config import RunConfig
 from wardround.simulations.preparation import prepare
 from wardround.simulations.simulate import SimulationResult, run_simulation
 
-METHODS = ("tangent", "rolora", "ffa_lora", "two_pass", "one_pass", "fedsvd", "hetlora")
+METHODS = ("tangent", "tangent_scaffold", "rolora", "ffa_lora", "two_pass", "one_pass", "fedsvd", "hetlora")
 ROUNDS = 3
 
 
@@ -74,7 +74,7 @@ def test_a_run_trains_what_its_method_says(
     assert (factor(last, "lora_b") != 0).mean() > 0.9
     still = (factor(last, "lora_a") == factor(initial, "lora_a")).all()
     assert still == (strategy == "ffa_lora")
-    over_products = strategy in ("tangent", "two_pass", "one_pass")
+    over_products = strategy in ("tangent", "tangent_scaffold", "two_pass", "one_pass")
     assert all((event.discarded_energy is not None) == over_products for event in folded)
     if strategy == "fedsvd":
         for pair, _ in lora.products(last):
@@ -104,7 +104,7 @@ def test_the_methods_begin_as_they_should(
         assert lora.difference(adapters["rolora"], adapters[name]) < 1e-4
 
 
-@pytest.mark.parametrize("strategy", ["tangent", "rolora"])
+@pytest.mark.parametrize("strategy", ["tangent", "tangent_scaffold", "rolora"])
 def test_a_run_that_was_stopped_goes_on_to_the_same_adapter(
     settings: Callable[..., RunConfig], undisturbed: Callable[[RunConfig], SimulationResult], strategy: str
 ) -> None:

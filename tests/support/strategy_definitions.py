@@ -227,6 +227,7 @@ DEFINITIONS: dict[str, Definition] = {
     "hetlora": by_norm,
     "rolora": in_turn,
     "tangent": of_products(projected),
+    "tangent_scaffold": of_products(projected),  # of the adapter; its variates: tests/unit/strategies
     "one_pass": of_products(itself),
     "two_pass": of_products(itself),
     "flexlora": of_products(itself),

@@ -16,9 +16,10 @@ from wardround.core.packed import Array, Layout, Packed, TensorSpec, zeros
 from wardround.core.plan import StrategySpec, TrainingPlan
 from wardround.privacy.quantisation import dequantise, quantise, scale_for
 from wardround.privacy.secagg.total import centred
+from wardround.strategies._controls import CONTROL
 from wardround.strategies.contract import LocalUpdate, ServerState, SiteMemory, SumStrategy
 from wardround.strategies.fedavg import FedAvg
-from wardround.strategies.scaffold import CONTROL, Scaffold, ScaffoldOptions
+from wardround.strategies.scaffold import Scaffold, ScaffoldOptions
 from wardround.training.plan_strategy import bind_strategy
 
 LAYOUT = Layout(tensors=(TensorSpec(name="a", shape=(2, 3)), TensorSpec(name="b", shape=(2,))))
@@ -126,7 +127,7 @@ def test_it_reaches_the_optimum_with_half_of_the_sites_a_round() -> None:
 def test_through_a_narrow_ring_it_stays_near_the_optimum() -> None:
     """16 bits: the rounding of the sums is all that is left, far below what FedAvg is off by."""
     strategy = Scaffold(ScaffoldOptions(largest_change=20.0, largest_update=LARGEST), LAYOUT)
-    assert strategy.unit == 0.5
+    assert strategy.controls.unit == 0.5
     assert error(run(strategy, different(0, 4), 400, bits=16), different(0, 4)) < 0.01
 
 
@@ -231,13 +232,13 @@ def test_what_is_left_null_comes_from_the_plan_and_changes_no_digest() -> None:
     bound = bind_strategy(plan)
     assert isinstance(bound, Scaffold)
     grad = plan.local.max_grad_norm or 1.0
-    assert (bound.participation, bound.largest_change) == (0.25, grad / 4)
-    assert bound.unit == pytest.approx(0.5 / (grad / 4))
+    assert (bound.controls.participation, bound.controls.largest_change) == (0.25, grad / 4)
+    assert bound.controls.unit == pytest.approx(0.5 / (grad / 4))
     assert plan.digest == digest == plan_with().digest
     assert plan.strategy.options == {}
     written = bind_strategy(plan_with(participation=0.5, largest_change=2.0, largest_update=1.0))
     assert isinstance(written, Scaffold)
-    assert (written.participation, written.unit) == (0.5, 0.5)
+    assert (written.controls.participation, written.controls.unit) == (0.5, 0.5)
 
 
 def test_a_plan_that_shortens_contributions_is_refused() -> None:
