@@ -65,12 +65,15 @@ def resolve(config: BaseModelConfig) -> tuple[str, str]:
     return config.path, config.path
 
 
+Precision = Literal["fp32", "bf16", "auto"]
+
+
 class Machine(BaseModel):
     """What a machine decides for itself; none of it is part of the plan.
 
-    It changes what is trained by floating-point noise alone, with one exception: under dropout (the base's
-    own, which `model.dropout=off` switches off, or the adapter's) `microbatch_size` decides which masks are
-    drawn.
+    It changes what is trained by floating-point noise alone (`precision` by that of bfloat16), with one
+    exception: under dropout (the base's own, which `model.dropout=off` switches off, or the adapter's)
+    `microbatch_size` decides which masks are drawn.
 
     Attributes:
         device: `auto` takes CUDA, then MPS, then the CPU.
@@ -78,6 +81,8 @@ class Machine(BaseModel):
         microbatch_size: Rows that go through the model at once; None: the whole logical batch.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         evaluation_batch_size: Rows at once where nothing trains.
+        precision: Of the products with a frozen base in float32: bfloat16's rounding, or not; `auto` where
+            the device has units for it. Everything else stays in float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,6 +92,7 @@ class Machine(BaseModel):
     microbatch_size: int | None = Field(default=None, gt=0)
     gradient_checkpointing: bool = False
     evaluation_batch_size: int = Field(default=32, gt=0)
+    precision: Precision = "fp32"
 
 
 LEAST_DP_EPSILON = 1e-6

@@ -17,6 +17,7 @@ from wardround.core.seeds import Purpose, seed_for
 from wardround.training.adapters.contract import AdapterMethod
 from wardround.training.base_model import LoadedBase, load_base
 from wardround.training.device_memory import Fit
+from wardround.training.frozen_products import in_bfloat16, layers_of, round_products
 from wardround.training.settings import BaseModelConfig, Machine
 from wardround.training.tasks.contract import Task
 
@@ -109,10 +110,13 @@ def open_workbench(
     base = load_base(config, task, data, device=device)
     # A cache of keys and values serves generation only, which asks for it itself.
     base.model.config.use_cache = False
+    products = layers_of(base.model)  # before there are an adapter's own
     model = method.attach(base, options, task, data, seed_for(seed, Purpose.INITIALISATION))
     if machine.gradient_checkpointing:
         checkpoint_activations(base.model)
     model.train(False)
+    if in_bfloat16(machine.precision, device):
+        round_products(products)
     layout = method.layout(model)
     return Workbench(
         base,

@@ -1,0 +1,90 @@
+"""Products with frozen weights in bfloat16; all that trains, and all between the products, in float32.
+
+Where a processor has units for bfloat16 most of a local round's time is in these products. Their weights are
+constants, and rounding them and their inputs to 8 bits is noise; residual stream, norms, softmax, loss,
+adapter and optimiser stay in float32. Autocast rounds those as well, and costs quality (docs/benchmarks.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, cast
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from wardround.training.settings import Precision
+
+PRODUCTS: Final = (nn.Linear, Conv1D)
+
+
+def in_bfloat16(choice: Precision, device: torch.device) -> bool:
+    """Whether products are to be in bfloat16: `auto` where the device has units for them."""
+    return choice == "bf16" or (choice == "auto" and has_units(device))
+
+
+def has_units(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices faster than float32's."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    cpu = torch.cpu
+    return bool(cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported())  # noqa: SLF001 - torch names no public test
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of a bare base model that are a product with a float32 weight."""
+    return [
+        layer
+        for layer in model.modules()
+        if type(layer) in PRODUCTS and cast("Any", layer).weight.dtype == torch.float32
+    ]
+
+
+def round_products(layers: Iterable[nn.Module]) -> None:
+    """Let each layer whose weight does not train multiply in bfloat16, by a copy of that weight.
+
+    Its own weight stays as it is, for digests and for merging: memory grows by half of the base's. What reads
+    `layer.weight` itself (an adapter method that adds to it, say) does not notice.
+    """
+    for layer in layers:
+        if not cast("Any", layer).weight.requires_grad:
+            layer.__dict__["forward"] = RoundedProduct(layer)
+
+
+class RoundedProduct:
+    """Stands in for one layer's `forward`.
+
+    Attributes:
+        layer: Whose bias is added in float32; it may train.
+        weight: (d_out, d_in), bfloat16.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer: Any = layer
+        weight: torch.Tensor = cast("Any", layer).weight.detach()
+        turned = weight.transpose(0, 1) if isinstance(layer, Conv1D) else weight
+        self.weight = turned.to(torch.bfloat16).contiguous()
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """X Wᵀ + b, (..., d_in) → (..., d_out), float32."""
+        product = cast("torch.Tensor", _Product.apply(inputs, self.weight))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        bias = self.layer.bias
+        return product if bias is None else product + bias
+
+
+class _Product(torch.autograd.Function):
+    """X Wᵀ and its derivative by X; W is a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        return nn.functional.linear(inputs.to(torch.bfloat16), weight).to(inputs.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        (gradient,) = gradients
+        return (gradient.to(torch.bfloat16) @ weight).to(gradient.dtype), None
