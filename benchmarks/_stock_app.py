@@ -48,14 +48,22 @@ def main(grid: Grid, context: Context) -> None:
 def train(message: Message, context: Context) -> Message:
     """One local round."""
     from wardround.strategies.contract import LocalRules
-    from wardround.training.local_round import train_locally
+    from wardround.training.local_round import LocalJob, train_locally
 
     plan, site, local = opened(context)
     result = train_locally(
-        local.bench, local.rows.training, received(message, local.bench.layout), plan.local, LocalRules(),
-        round=int(message.content.config_records["config"]["server-round"]),
-        rounds=plan.rounds.rounds, seed_root=plan.seed, site=site,
-    )  # fmt: skip
+        local.bench,
+        LocalJob(
+            local.rows.training,
+            received(message, local.bench.layout),
+            plan.local,
+            LocalRules(),
+            round=int(message.content.config_records["config"]["server-round"]),
+            rounds=plan.rounds.rounds,
+            seed_root=plan.seed,
+            site=site,
+        ),
+    )
     metrics = MetricRecord({"num-examples": result.examples, "train_loss": result.loss_sum / result.targets})
     records = RecordDict({"arrays": recorded(result.adapter.tensors()), "metrics": metrics})
     return Message(records, reply_to=message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from wardround.client.checkpoints import CheckpointFile
 from wardround.client.fold_check import FoldCheck
@@ -13,10 +14,21 @@ from wardround.client.own_figures import Figures
 from wardround.client.parties import Parties
 from wardround.client.private import SitePrivacy
 from wardround.core.cells import EXACT, Cells
+from wardround.core.messages import Request
 from wardround.core.plan import TrainingPlan
-from wardround.strategies.contract import SumStrategy
+from wardround.strategies.contract import Broadcast, SumStrategy
+from wardround.training.local_round import LocalJob, LocalResult
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
+
+
+class Together(Protocol):
+    """Trains sites of one process together."""
+
+    def __call__(
+        self, request: Request, broadcast: Broadcast, site: Site, job: LocalJob
+    ) -> LocalResult | None:
+        """What the job gives; None: it has to be trained by itself."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ class Site:
         validation_cells: The same of those that it held back.
         read: Digest of the rows as they were read; empty where nobody would go on from anything.
         rank: At which it trains; None: the plan's.
+        together: Trains it with other sites of this process, in a simulation of many.
     """
 
     name: str
@@ -62,6 +75,7 @@ class Site:
     validation_cells: Cells = EXACT
     read: str = ""
     rank: int | None = None
+    together: Together | None = None
 
     @property
     def rows(self) -> str:

@@ -8,6 +8,7 @@ number of targets, and no weight but the plan's.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from statistics import fmean
 
 import numpy as np
@@ -22,11 +23,12 @@ from wardround.core.errors import TrainingError
 from wardround.core.messages import SPENT, Request
 from wardround.core.metrics import METRICS
 from wardround.core.packed import Adapter, Array, Counters, zeros
-from wardround.core.ranks import beside
+from wardround.core.ranks import AtRank, beside
 from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.sums.contract import TRAINING, Lanes
 from wardround.strategies.contract import (
     Broadcast,
+    LocalRules,
     LocalUpdate,
     PersonalStrategy,
     ProductStrategy,
@@ -34,7 +36,7 @@ from wardround.strategies.contract import (
     adapter_at,
 )
 from wardround.training.evaluation import evaluate
-from wardround.training.local_round import LocalResult, train_locally
+from wardround.training.local_round import LocalJob, LocalResult, train_locally
 from wardround.training.moments import turned
 from wardround.training.optimisers import OptimiserState
 from wardround.training.private.gradient import StepFigures
@@ -146,28 +148,40 @@ def train(
             coordinates=offer.coordinates,
             done=private.done,
         )
-    result = train_locally(
-        site.bench,
-        site.training,
-        start.trained,
-        site.plan.local,
-        rules,
-        round=request.round,
-        rounds=site.plan.rounds.rounds,
-        seed_root=site.plan.seed,
-        site=site.name,
-        optimiser_state=kept_state(site, kept, start.trained),
-        private=private,
-        resumed=resumed,
+    job = replace(
+        job_of(request.round, site, kept, start, rules), private=private, resumed=resumed,
         checkpoints=None if checkpoints is None else checkpoints.of(place),
-        rest=start.rest,
-    )
+    )  # fmt: skip
+    together = None if site.together is None else site.together(request, broadcast, site, job)
+    result = train_locally(site.bench, job) if together is None else together
     if privacy is not None and privacy.simulation:
         local |= private_figures(result.private)
     return Trained(
         broadcast.digest, beside(start.trained, start.rest), beside(result.adapter, start.rest),
         figures_of(site, result), result.optimiser_state, result.update, result.clip_norm, result.gradient,
     )  # fmt: skip
+
+
+def job_of(round: int, site: Site, kept: Kept, start: AtRank, rules: LocalRules) -> LocalJob:
+    """The local round of a site without privacy, from the beginning."""
+    return LocalJob(
+        site.training, start.trained, site.plan.local, rules, round=round, rounds=site.plan.rounds.rounds,
+        seed_root=site.plan.seed, site=site.name, optimiser_state=kept_state(site, kept, start.trained),
+        rest=start.rest,
+    )  # fmt: skip
+
+
+def job_ahead(request: Request, broadcast: Broadcast, site: Site) -> LocalJob:
+    """What a site without privacy would train in a round if it were asked now.
+
+    Raises:
+        StorageError: What it kept is damaged.
+    """
+    kept = site.store.load(before_round=request.round)
+    whole = adapter_at(site.strategy, broadcast, kept.memory)
+    start = start_of(site.strategy, whole, site.rank, site.plan, site.name, request.round)
+    rules = site.strategy.local_rules(broadcast, kept.memory, request.round)
+    return job_of(request.round, site, kept, start, rules)
 
 
 def kept_state(site: Site, kept: Kept, start: Adapter) -> OptimiserState | None:

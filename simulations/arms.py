@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from flwr.serverapp import Grid
 
@@ -40,6 +40,7 @@ from wardround.simulations.consortium import Consortium
 from wardround.simulations.flower_engine import simulate
 from wardround.simulations.last_fold import LastFold
 from wardround.simulations.privacy import simulated_privacy
+from wardround.simulations.together import Announcing, Groups, group_size
 from wardround.strategies.contract import ServerState, SumStrategy
 from wardround.training.alone import rounds_alone, work_alone
 from wardround.training.batches import plan_batches
@@ -240,6 +241,7 @@ def run_arms(
     each: Callable[[Arm, Train], T],
     privacy_cap: float | None = None,
     ranks: Sequence[int] | Mapping[str, int] = (),
+    group: int | Literal["auto"] = 1,
 ) -> list[T]:
     """Run arms one after another on Flower's engine, in this process.
 
@@ -255,9 +257,11 @@ def run_arms(
         each: Called with an arm and the function that trains it; what it returns is collected.
         privacy_cap: ε that every site grants its patients; None: what the plan asks for.
         ranks: Sites' own ranks, in turn or by name; none: the plan's.
+        group: So many sites of an arm train together.
 
     Raises:
-        ConfigError: Two arms, or two sites of one, have the same name: they would share folder and run id.
+        ConfigError: As `group_size`; or two arms, or two sites of one, have the same name: they would share
+            folder and run id.
         PolicyError: The policy does not allow the plan's kind of aggregation.
     """
     require_distinct("arms", [arm.name for arm in arms])
@@ -267,6 +271,7 @@ def run_arms(
     strategies = {arm.name: bind_strategy(arm.plan, allow_dotted=True) for arm in arms}
     folds = {name: LastFold(strategy) for name, strategy in strategies.items()}
     arms = [bounded(arm) for arm in arms]
+    groups = {arm.name: Groups(bench, group_size(group, arm.plan, bench)) for arm in arms}
     own_ranks = {arm.name: ranks_of(arm, ranks, strategies[arm.name]) for arm in arms}
     sites = {
         (run_of(run_id, arm), name): Site(
@@ -284,10 +289,13 @@ def run_arms(
             simulated_privacy(arm.plan, name, rows.units, folder_of(arm.name) / "sites" / name, privacy_cap),
             figures=None,
             rank=own_ranks[arm.name].get(name),
+            together=groups[arm.name] if groups[arm.name].size > 1 else None,
         )
         for arm in arms
         for name, rows in arm.sites.items()
     }
+    for arm in arms:
+        groups[arm.name].sites = {name: sites[run_of(run_id, arm), name] for name in arm.sites}
     collected: list[T] = []
 
     def server(grid: Grid, nodes: list[int]) -> None:
@@ -296,7 +304,10 @@ def run_arms(
     def trainer(arm: Arm, grid: Grid, nodes: list[int]) -> Train:
         names = tuple(sorted(arm.sites))
         lane = {name: nodes[index % len(nodes)] for index, name in enumerate(names)}
-        transport = GridTransport(grid, lane.__getitem__, SIMULATOR_POLL_S, SIMULATOR_LIFE_S)
+        transport = Announcing(
+            GridTransport(grid, lane.__getitem__, SIMULATOR_POLL_S, SIMULATOR_LIFE_S),
+            groups[arm.name].announce,
+        )
         consortium = consortia[arm.name]
         aggregation = consortium.aggregation(arm.plan)
 

@@ -56,6 +56,8 @@ class SimulationConfig(Frozen):
     ranks: tuple[Rank, ...] | dict[str, Rank] = ()
     """Sites' own LoRA ranks: one after another by name, again from the first, or by site; others have the
     plan's."""
+    group: Annotated[int, Field(gt=0)] | Literal["auto"] = 1
+    """So many sites train together, over one pass of the base; changes the result by rounding alone."""
     privacy_cap: float | None = Field(default=None, gt=0)
     """ε that every simulated site grants its patients in its ledger; None: what the plan asks for."""
 

@@ -18,7 +18,7 @@ from wardround.core.plan import LocalWork, RoundRules, TrainingPlan, cohort_size
 from wardround.core.selection import Selection
 from wardround.strategies.contract import LocalRules
 from wardround.training.evaluation import evaluate
-from wardround.training.local_round import train_locally
+from wardround.training.local_round import LocalJob, train_locally
 from wardround.training.optimisers import OptimiserState
 from wardround.training.site_rows import SiteRows
 from wardround.training.workbench import Workbench
@@ -107,9 +107,19 @@ def _round(
     rounds: int,
 ) -> tuple[Adapter, OptimiserState | None]:
     result = train_locally(
-        bench, rows.training, before, work, LocalRules(),
-        round=round, rounds=rounds, seed_root=plan.seed, site=site, optimiser_state=state,
-    )  # fmt: skip
+        bench,
+        LocalJob(
+            rows.training,
+            before,
+            work,
+            LocalRules(),
+            round=round,
+            rounds=rounds,
+            seed_root=plan.seed,
+            site=site,
+            optimiser_state=state,
+        ),
+    )
     return result.adapter, result.optimiser_state
 
 

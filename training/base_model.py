@@ -121,6 +121,18 @@ def switch_dropout_off(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def drops_out(model: torch.nn.Module) -> bool:
+    """Whether anything in the model drops out while it trains, an adapter's layers included."""
+    return any(
+        (isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0)  # noqa: SLF001 - torch names no public base
+        or any(
+            isinstance(value, float) and "drop" in name.lower() and value > 0
+            for name, value in vars(module).items()
+        )
+        for module in model.modules()
+    )
+
+
 @contextlib.contextmanager
 def _loading(config: BaseModelConfig) -> Iterator[None]:
     try:

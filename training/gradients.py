@@ -22,7 +22,6 @@ class MeanGradients:
     """∇ (Σ loss terms / number of terms) of one logical batch after the other.
 
     Attributes:
-        bench: Model and task.
         rows: Those with a target.
         batches: Indices into them.
         figures: A private round's; none here.
@@ -30,7 +29,6 @@ class MeanGradients:
         noise_variance: Of an entry of the gradient: there is no noise.
     """
 
-    bench: Workbench
     rows: Sequence[Encoded]
     batches: Sequence[Indices]
     figures: tuple[()] = ()
@@ -41,10 +39,6 @@ class MeanGradients:
     def steps(self) -> int:
         """One a batch."""
         return len(self.batches)
-
-    def write(self, step: int) -> tuple[torch.Tensor, int]:
-        """Put a step's gradient, counted from 0, into the parameters' `.grad`; as `accumulate_gradient`."""
-        return accumulate_gradient(self.bench, self.rows, self.batches[step])
 
     def stepped(self) -> None:
         """Nothing follows."""

@@ -9,9 +9,10 @@ clipped and noised sum over units (`gradients.py`, `private/`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ from wardround.core.plan import LocalWork
 from wardround.core.schedules import rate, single_rate
 from wardround.core.seeds import Purpose, generator, seed_for
 from wardround.strategies.contract import LocalRules
-from wardround.training.batches import plan_batches
+from wardround.training.batches import Indices, plan_batches
 from wardround.training.checkpoint import Checkpoint, Checkpoints, generators, restore_generators
-from wardround.training.gradients import MeanGradients
+from wardround.training.gradients import MeanGradients, accumulate_gradient
 from wardround.training.optimisers import (
     OptimiserState,
     build_optimiser,
@@ -36,7 +37,7 @@ from wardround.training.private.adam import DPAdam, set_noise_variance
 from wardround.training.private.gradient import StepFigures
 from wardround.training.private.local import NoisedGradients, PrivateRound, clipped_sum, noised_gradients
 from wardround.training.tasks.contract import Encoded
-from wardround.training.workbench import Workbench
+from wardround.training.workbench import Place, Workbench
 
 
 @dataclass(frozen=True)
@@ -70,31 +71,11 @@ class LocalResult:
     gradient: Packed | None = None
 
 
-def train_locally(
-    bench: Workbench,
-    encoded: Sequence[Encoded],
-    before: Adapter,
-    work: LocalWork,
-    rules: LocalRules,
-    *,
-    round: int,
-    rounds: int,
-    seed_root: int,
-    site: str,
-    optimiser_state: OptimiserState | None = None,
-    private: PrivateRound | None = None,
-    resumed: Checkpoint | None = None,
-    checkpoints: Checkpoints | None = None,
-    rest: Adapter | None = None,
-) -> LocalResult:
-    """Train one local round from `before`; equal inputs give equal bits at equal thread counts on a CPU.
+@dataclass(frozen=True)
+class LocalJob:
+    """What one local round is made of.
 
-    Microbatches of any size give the gradient of the one big batch: sums over targets, divided once.
-    Only under dropout (the adapter's, or the base's unless `model.dropout=off`) does their size matter: it
-    decides which masks are drawn.
-
-    Args:
-        bench: Model, task and device. It holds the trained adapter afterwards.
+    Attributes:
         encoded: The site's training rows; those without a target are passed over.
         before: Where training starts, and what the proximal term pulls towards.
         work: Amount, optimiser, schedule.
@@ -109,39 +90,100 @@ def train_locally(
             then are the bits of the undisturbed round, of a private one those of fresh draws.
         checkpoints: Where to leave it, from time to time; None where nobody would go on.
         rest: Directions that stand frozen beside the adapter, at a site of a smaller rank.
+    """
+
+    encoded: Sequence[Encoded]
+    before: Adapter
+    work: LocalWork
+    rules: LocalRules
+    round: int
+    rounds: int
+    seed_root: int
+    site: str
+    optimiser_state: OptimiserState | None = None
+    private: PrivateRound | None = None
+    resumed: Checkpoint | None = None
+    checkpoints: Checkpoints | None = None
+    rest: Adapter | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A step that waits for its gradient: that of the mean over a batch, in the parameters' `.grad`."""
+
+    rows: Sequence[Encoded]
+    batch: Indices
+
+
+Steps: TypeAlias = Generator[Wanted, tuple[torch.Tensor, int], LocalResult]
+"""A local round, step by step: it is sent the summed loss of each batch and the number of its terms."""
+
+
+def train_locally(bench: Workbench, job: LocalJob) -> LocalResult:
+    """Train one local round; equal inputs give equal bits at equal thread counts on a CPU.
+
+    Microbatches of any size give the gradient of the one big batch: sums over targets, divided once.
+    Only under dropout (the adapter's, or the base's unless `model.dropout=off`) does their size matter: it
+    decides which masks are drawn.
+
+    Args:
+        bench: Model, task and device. It holds the trained adapter afterwards.
+        job: The round.
 
     Raises:
         TrainingError: `no_rows`, `nothing_trains`, or `non_finite_loss` before the step that it would spoil.
         InternalError: A mean gradient of a private round, which would be exact.
     """
+    with closing(local_round(bench, job)) as steps:
+        try:
+            wanted = next(steps)
+            while True:
+                wanted = steps.send(accumulate_gradient(bench, wanted.rows, wanted.batch))
+        except StopIteration as done:
+            result: LocalResult = done.value
+            return result
+
+
+def local_round(bench: Place, job: LocalJob) -> Steps:
+    """One local round that asks for the gradient of each step, so that several can be computed together.
+
+    A private round computes its own, and asks for none: it needs a whole bench.
+
+    Raises:
+        TrainingError: As `train_locally`.
+        InternalError: Likewise.
+    """
+    work, rules, private, resumed, site = job.work, job.rules, job.private, job.resumed, job.site
     if private is not None and rules.mean_gradient:
         raise InternalError("a private round has no mean gradient that may be used")
-    usable = [row for row in encoded if bench.task.targets(row) > 0]
+    usable = [row for row in job.encoded if bench.task.targets(row) > 0]
     if not usable and private is None:
         raise TrainingError(
             "no_rows", f"site {site!r} has no row to train on",
-            found=f"{len(encoded)} rows, none of them with a target",
+            found=f"{len(job.encoded)} rows, none of them with a target",
             remedy="leave the site out, or look at what the column mapping and max_length leave of its rows",
         )  # fmt: skip
-    bench.load_adapter(before if resumed is None else resumed.adapter, rest)
-    dropout_seed = seed_for(seed_root, Purpose.DROPOUT, round=round, site=site)
+    bench.load_adapter(job.before if resumed is None else resumed.adapter, job.rest)
+    dropout_seed = seed_for(job.seed_root, Purpose.DROPOUT, round=job.round, site=site)
     losses = [] if resumed is None else resumed.losses.tolist()
     targets = 0 if resumed is None else resumed.targets
     with ExitStack() as opened:
-        parameters = opened.enter_context(_training(bench, rules, dropout_seed))
+        parameters = opened.enter_context(bench.training(rules.frozen, dropout_seed))
         if private is not None and private.rules.noise == "distributed":
-            return _one_sum(bench, parameters, encoded, before, work, private, round=round, rounds=rounds)
+            return _one_sum(_whole(bench), parameters, job, private)
         gradients: MeanGradients | NoisedGradients
         if private is None:
-            shuffle = generator(seed_root, Purpose.SHUFFLE, round=round, site=site)
-            gradients = MeanGradients(bench, usable, plan_batches(len(usable), work, shuffle))
+            shuffle = generator(job.seed_root, Purpose.SHUFFLE, round=job.round, site=site)
+            gradients = MeanGradients(usable, plan_batches(len(usable), work, shuffle))
         else:
-            gradients = opened.enter_context(noised_gradients(bench, parameters, encoded, private))
+            gradients = opened.enter_context(
+                noised_gradients(_whole(bench), parameters, job.encoded, private)
+            )
         optimiser = build_optimiser(work, parameters)
-        strategy_terms = pulls(rules, before, parameters, bench.device)
+        strategy_terms = pulls(rules, job.before, parameters, bench.device)
         mean = MeanOfSteps.begin(parameters, resumed) if rules.mean_gradient else None
-        if optimiser_state is not None and work.optimiser_state == "keep":
-            import_state(optimiser, parameters, optimiser_state)
+        if job.optimiser_state is not None and work.optimiser_state == "keep":
+            import_state(optimiser, parameters, job.optimiser_state)
         if resumed is not None:
             import_state(optimiser, parameters, resumed.optimiser_state)
             restore_generators(resumed.generators, bench.device)
@@ -151,10 +193,13 @@ def train_locally(
             ) / gradients.steps  # its middle, so that warm-up never begins with a step of zero
             set_rate(
                 optimiser,
-                rate(work.schedule, work.learning_rate, round=round, rounds=rounds, fraction=done),
+                rate(work.schedule, work.learning_rate, round=job.round, rounds=job.rounds, fraction=done),
             )
             optimiser.zero_grad(set_to_none=True)
-            loss, count = gradients.write(step)
+            if isinstance(gradients, MeanGradients):
+                loss, count = yield Wanted(gradients.rows, gradients.batches[step])
+            else:
+                loss, count = gradients.write(step)
             if mean is not None:
                 mean.add(parameters)
             for name, pull in strategy_terms.items():
@@ -166,8 +211,8 @@ def train_locally(
                 set_noise_variance(optimiser, gradients.noise_variance)
             optimiser.step()
             gradients.stepped()
-            if checkpoints is not None and step + 1 < gradients.steps and checkpoints.due():
-                checkpoints.keep(
+            if job.checkpoints is not None and step + 1 < gradients.steps and job.checkpoints.due():
+                job.checkpoints.keep(
                     Checkpoint(
                         done=step + 1,
                         of=gradients.steps,
@@ -184,7 +229,7 @@ def train_locally(
     return LocalResult(
         adapter=bench.read_adapter(),
         # Moments of tensors that are frozen in this round wait for the round in which they train again.
-        optimiser_state=None if kept is None else {**(optimiser_state or {}), **kept},
+        optimiser_state=None if kept is None else {**(job.optimiser_state or {}), **kept},
         steps=gradients.steps,
         examples=sum(map(rows_in, usable)),
         targets=targets,
@@ -195,28 +240,26 @@ def train_locally(
     )
 
 
+def _whole(bench: Place) -> Workbench:
+    if not isinstance(bench, Workbench):
+        raise InternalError("a private round needs a bench to itself")
+    return bench
+
+
 def _one_sum(
-    bench: Workbench,
-    parameters: dict[str, torch.nn.Parameter],
-    encoded: Sequence[Encoded],
-    before: Adapter,
-    work: LocalWork,
-    private: PrivateRound,
-    *,
-    round: int,
-    rounds: int,
+    bench: Workbench, parameters: dict[str, torch.nn.Parameter], job: LocalJob, private: PrivateRound
 ) -> LocalResult:
     """The step along one clipped sum that the noise is still missing from; the adapter stays where it was."""
-    mean, figures = clipped_sum(bench, parameters, encoded, private)
-    step = single_rate(work, round=round, rounds=rounds)
-    update = zeros(before.layout, np.float64)
+    mean, figures = clipped_sum(bench, parameters, job.encoded, private)
+    step = single_rate(job.work, round=job.round, rounds=job.rounds)
+    update = zeros(job.before.layout, np.float64)
     for name, part in mean.items():
         update[name][...] = -step * part
     return LocalResult(
-        adapter=before,
+        adapter=job.before,
         optimiser_state=None,
         steps=1,
-        examples=sum(map(rows_in, encoded)),
+        examples=sum(map(rows_in, job.encoded)),
         targets=0,
         loss_sum=0.0,
         update=update,
@@ -322,25 +365,3 @@ def _require_finite(loss: torch.Tensor, norm: torch.Tensor, *, step: int, site: 
             remedy="lower the learning rate, use bfloat16 or float32 for float16, or look at the site's rows",
         )  # fmt: skip
     return float(value)
-
-
-@contextmanager
-def _training(bench: Workbench, rules: LocalRules, seed: int) -> Iterator[dict[str, torch.nn.Parameter]]:
-    """Training mode over the tensors that move, under the dropout seed; all is put back afterwards."""
-    parameters = bench.parameters()
-    moving = {name: parameter for name, parameter in parameters.items() if name not in rules.frozen}
-    if not moving:
-        raise TrainingError("nothing_trains", "the strategy froze every tensor of the adapter")
-    devices = [bench.device] if bench.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        try:
-            for name, parameter in parameters.items():
-                parameter.requires_grad_(name in moving)
-            bench.model.train()
-            yield moving
-        finally:
-            bench.model.train(False)
-            for parameter in parameters.values():
-                parameter.requires_grad_(True)
-                parameter.grad = None

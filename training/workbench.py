@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from peft import PeftModel
 from pydantic import BaseModel
 from transformers import PreTrainedModel
 
-from wardround.core.errors import ConfigError, ModelError
+from wardround.core.errors import ConfigError, ModelError, TrainingError
 from wardround.core.packed import Adapter, Layout
 from wardround.core.plan import DataContract
 from wardround.core.seeds import Purpose, seed_for
@@ -20,6 +22,33 @@ from wardround.training.device_memory import Fit
 from wardround.training.frozen_products import in_bfloat16, layers_of, round_products
 from wardround.training.settings import BaseModelConfig, Machine
 from wardround.training.tasks.contract import Task
+
+
+class Place(Protocol):
+    """Where one site trains: a whole bench, or a seat at one."""
+
+    @property
+    def task(self) -> Task:
+        """Kind of fine-tuning."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+
+    @property
+    def layout(self) -> Layout:
+        """Of the plan's adapter."""
+
+    def load_adapter(self, adapter: Adapter, rest: Adapter | None = None) -> None:
+        """Take an adapter, with frozen directions beside it or without."""
+
+    def read_adapter(self) -> Adapter:
+        """A copy of it, float32."""
+
+    def training(
+        self, frozen: Collection[str], seed: int
+    ) -> AbstractContextManager[dict[str, torch.nn.Parameter]]:
+        """What moves in a round, by its name in the layout."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +106,43 @@ class Workbench:
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The adapter's tensors by their names in the layout, in the model's own order."""
         return self.method.parameters(self.model)
+
+    @contextmanager
+    def training(self, frozen: Collection[str], seed: int) -> Iterator[dict[str, torch.nn.Parameter]]:
+        """Training mode over the tensors that move, under the dropout seed; all is put back afterwards.
+
+        Raises:
+            TrainingError: `nothing_trains`.
+        """
+        parameters = self.parameters()
+        moving = moving_of(parameters, frozen)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            try:
+                for name, parameter in parameters.items():
+                    parameter.requires_grad_(name in moving)
+                self.model.train()
+                yield moving
+            finally:
+                self.model.train(False)
+                for parameter in parameters.values():
+                    parameter.requires_grad_(True)
+                    parameter.grad = None
+
+
+def moving_of(
+    parameters: Mapping[str, torch.nn.Parameter], frozen: Collection[str]
+) -> dict[str, torch.nn.Parameter]:
+    """What trains in a round.
+
+    Raises:
+        TrainingError: `nothing_trains`.
+    """
+    moving = {name: parameter for name, parameter in parameters.items() if name not in frozen}
+    if not moving:
+        raise TrainingError("nothing_trains", "the strategy froze every tensor of the adapter")
+    return moving
 
 
 def open_workbench(

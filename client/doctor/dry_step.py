@@ -31,7 +31,7 @@ from wardround.privacy.accounting.of_plan import RoundCost
 from wardround.privacy.noise.source import SystemSource
 from wardround.strategies.contract import LocalRules
 from wardround.training.device_memory import out_of_memory
-from wardround.training.local_round import train_locally
+from wardround.training.local_round import LocalJob, train_locally
 from wardround.training.plan_strategy import bind_strategy
 from wardround.training.private.local import PrivateRound
 from wardround.training.tasks.contract import Encoded
@@ -139,9 +139,20 @@ def _step(plan: TrainingPlan, bench: Workbench, rows: list[Encoded], site: str, 
     start = start_of(bind_strategy(plan), before, rank, plan, site, round=1)
     try:
         train_locally(
-            bench, rows, start.trained, work, LocalRules(), round=1, rounds=1, seed_root=plan.seed, site=site,
-            private=_private(plan, len(rows)), rest=start.rest,
-        )  # fmt: skip
+            bench,
+            LocalJob(
+                rows,
+                start.trained,
+                work,
+                LocalRules(),
+                round=1,
+                rounds=1,
+                seed_root=plan.seed,
+                site=site,
+                private=_private(plan, len(rows)),
+                rest=start.rest,
+            ),
+        )
     finally:
         bench.load_adapter(before)
 

@@ -35,7 +35,7 @@ from wardround.training.base_model import BaseModelConfig
 from wardround.training.commands import read_processor
 from wardround.training.evaluation import evaluate, predict_rows
 from wardround.training.examples import Example, read_examples
-from wardround.training.local_round import train_locally
+from wardround.training.local_round import LocalJob, train_locally
 from wardround.training.merge import merge_adapter
 from wardround.training.planning import make_plan
 from wardround.training.processors import NOTHING
@@ -135,7 +135,7 @@ def losses_around_a_round(
     bench.load_adapter(initial)
     before = scored()
     result = train_locally(
-        bench, encoded, initial, work, LocalRules(), round=1, rounds=1, seed_root=3, site="ward"
+        bench, LocalJob(encoded, initial, work, LocalRules(), round=1, rounds=1, seed_root=3, site="ward")
     )
     assert result.examples == len(examples)
     said = predict_rows(

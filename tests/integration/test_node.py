@@ -41,7 +41,7 @@ from wardround.runtime.signed import sign_document
 from wardround.runtime.small_files import read_identity
 from wardround.server.consortium.server_folder import open_server_folder
 from wardround.strategies.contract import LocalRules, ServerState
-from wardround.training.local_round import train_locally
+from wardround.training.local_round import LocalJob, train_locally
 from wardround.training.plan_strategy import bind_strategy
 
 
@@ -335,9 +335,18 @@ def test_an_idle_site_trains_a_round_to_the_same_bits(federation: Federation) ->
         assert site is not None
         initial = read_initial(federation.practice.folder / "plan", site.plan)
         result = train_locally(
-            site.bench, site.training, initial, site.plan.local, LocalRules(), round=1, rounds=2,
-            seed_root=site.plan.seed, site=site.name,
-        )  # fmt: skip
+            site.bench,
+            LocalJob(
+                site.training,
+                initial,
+                site.plan.local,
+                LocalRules(),
+                round=1,
+                rounds=2,
+                seed_root=site.plan.seed,
+                site=site.name,
+            ),
+        )
         found.append(result.adapter.vector)
     assert np.array_equal(*found)
     assert not np.array_equal(found[0], initial.vector)

@@ -153,9 +153,9 @@ def test_sites_of_many_ranks_make_one_adapter(
     sizes: dict[str, int] = {}
     train = handler.train_locally
 
-    def recording(bench: Any, rows: Any, before: Adapter, *args: Any, **keywords: Any) -> Any:
-        sizes[keywords["site"]] = lora.pairs(before.layout)[0].rank
-        return train(bench, rows, before, *args, **keywords)
+    def recording(bench: Any, job: Any) -> Any:
+        sizes[job.site] = lora.pairs(job.before.layout)[0].rank
+        return train(bench, job)
 
     monkeypatch.setattr(handler, "train_locally", recording)
     ranks = {"simulation": {"ranks": [1, 2, 5]}}
@@ -192,10 +192,9 @@ def locally(monkeypatch: pytest.MonkeyPatch) -> list[Trained]:
     """Every local round, as it happens."""
     seen, train = list[Trained](), handler.train_locally
 
-    def recording(bench: Any, rows: Any, before: Adapter, *args: Any, **keywords: Any) -> Any:
-        found = train(bench, rows, before, *args, **keywords)
-        site, round, rest = keywords["site"], keywords["round"], keywords["rest"]
-        seen.append(Trained(site, round, before, found.adapter, rest, found.examples))
+    def recording(bench: Any, job: Any) -> Any:
+        found = train(bench, job)
+        seen.append(Trained(job.site, job.round, job.before, found.adapter, job.rest, found.examples))
         return found
 
     monkeypatch.setattr(handler, "train_locally", recording)

@@ -41,9 +41,9 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fault], list[str]]:
         trained: list[str] = []
         train, answer = handler.train_locally, flower_app.answer
 
-        def counted(*args: Any, **keywords: Any) -> Any:
-            trained.append(keywords["site"])
-            return train(*args, **keywords)
+        def counted(bench: Any, job: Any) -> Any:
+            trained.append(job.site)
+            return train(bench, job)
 
         monkeypatch.setattr(handler, "train_locally", counted)
         monkeypatch.setattr(

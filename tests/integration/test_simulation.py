@@ -245,10 +245,10 @@ def test_a_site_whose_loss_is_not_finite_is_named_and_the_others_go_on(
 
     train = handler.train_locally
 
-    def poisoned(*args: Any, **keywords: Any) -> Any:
-        if keywords["site"] == "ward_1":
+    def poisoned(bench: Any, job: Any) -> Any:
+        if job.site == "ward_1":
             raise TrainingError("non_finite_loss", "the loss of site 'ward_1' is not finite at step 1")
-        return train(*args, **keywords)
+        return train(bench, job)
 
     monkeypatch.setattr(handler, "train_locally", poisoned)
     recorder = Recorder()

@@ -49,9 +49,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
     counted: Counter[tuple[str, int]] = Counter()
     train = handler.train_locally
 
-    def counting(*args: Any, **keywords: Any) -> Any:
-        counted[keywords["site"], keywords["round"]] += 1
-        return train(*args, **keywords)
+    def counting(bench: Any, job: Any) -> Any:
+        counted[job.site, job.round] += 1
+        return train(bench, job)
 
     monkeypatch.setattr(handler, "train_locally", counting)
     return counted
@@ -198,10 +198,10 @@ def test_who_was_lost_in_the_first_stage_is_not_asked_in_the_second(
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     make, train = notes(rows=72, wards=6, rounds=1), handler.train_locally
 
-    def failing(*args: Any, **keywords: Any) -> Any:
-        if keywords["site"] == "w3":
+    def failing(bench: Any, job: Any) -> Any:
+        if job.site == "w3":
             raise TrainingError("non_finite_loss", "the loss is not finite")
-        return train(*args, **keywords)
+        return train(bench, job)
 
     monkeypatch.setattr(handler, "train_locally", failing)
     found = {}

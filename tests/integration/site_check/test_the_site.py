@@ -231,9 +231,9 @@ def test_the_dry_step_is_of_the_sites_own_rank(
     ranks: list[int] = []
     train = dry_step.train_locally
 
-    def recording(bench: Any, rows: Any, before: Any, *args: Any, **keywords: Any) -> Any:
-        ranks.append(pairs(before.layout)[0].rank)
-        return train(bench, rows, before, *args, **keywords)
+    def recording(bench: Any, job: Any) -> Any:
+        ranks.append(pairs(job.before.layout)[0].rank)
+        return train(bench, job)
 
     monkeypatch.setattr(dry_step, "train_locally", recording)
     assert looked(site, world.plan)["dry step"].status == "passes"

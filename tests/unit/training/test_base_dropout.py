@@ -14,7 +14,7 @@ from transformers import OPTConfig, OPTForSequenceClassification
 from wardround.core.plan import LocalWork
 from wardround.strategies.contract import LocalRules
 from wardround.training.gradients import accumulate_gradient
-from wardround.training.local_round import train_locally
+from wardround.training.local_round import LocalJob, train_locally
 from wardround.training.planning import base_spec
 from wardround.training.workbench import Machine, Workbench
 
@@ -106,9 +106,8 @@ def test_it_changes_what_a_round_gives_and_not_what_is_loaded(tiny_bert: Path, t
     assert benches[0].base.digest == benches[1].base.digest
     adapters = [
         train_locally(
-            bench, rows, bench.initial_adapter(), work, LocalRules(),
-            round=1, rounds=1, seed_root=1, site="a",
-        ).adapter
+            bench, LocalJob(rows, bench.initial_adapter(), work, LocalRules(),
+            round=1, rounds=1, seed_root=1, site="a")).adapter
         for bench in benches
     ]  # fmt: skip
     assert adapters[0].digest != adapters[1].digest

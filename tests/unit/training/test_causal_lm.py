@@ -30,7 +30,7 @@ from wardround.training.base_model import BaseModelConfig
 from wardround.training.chat_spans import Written
 from wardround.training.encoded_text import EncodedText
 from wardround.training.generation import generate_greedy
-from wardround.training.local_round import train_locally
+from wardround.training.local_round import LocalJob, train_locally
 from wardround.training.packing import pack_rows, require_packable, segment_bounds
 from wardround.training.tasks.causal_lm import TASK
 from wardround.training.tasks.contract import Example
@@ -336,7 +336,9 @@ def test_an_adapter_trained_on_packed_chats_answers_and_stops(shared_data: Path)
     rows = TASK.encode(chats, bench.tokenizer, bench.data, asked)
     assert len(rows) < len(chats)
     work = LocalWork(steps=20, batch_size=8, learning_rate=5e-3)
-    train_locally(bench, rows, bench.fresh, work, LocalRules(), round=1, rounds=1, seed_root=0, site="ward")
+    train_locally(
+        bench, LocalJob(rows, bench.fresh, work, LocalRules(), round=1, rounds=1, seed_root=0, site="ward")
+    )
     told = [Example(number, {"messages": turn[:1]}) for number, turn in enumerate(turns, start=1)]
     said = TASK.predict(
         bench.model, bench.tokenizer, told, bench.data, asked, batch_size=4, device=bench.device

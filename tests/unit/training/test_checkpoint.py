@@ -13,7 +13,7 @@ import pytest
 from wardround.core.plan import LocalWork
 from wardround.strategies.contract import LocalRules
 from wardround.training.checkpoint import Checkpoint
-from wardround.training.local_round import LocalResult, train_locally
+from wardround.training.local_round import LocalJob, LocalResult, train_locally
 from wardround.training.workbench import Workbench
 
 
@@ -43,9 +43,19 @@ def train(bench: Workbench, rows: Sequence[Any], work: LocalWork, **options: Any
     """Round 2 of site `alpha`."""
     rules = options.pop("rules", LocalRules())
     return train_locally(
-        bench, rows, bench.initial_adapter(), work, rules, round=2, rounds=3, seed_root=11, site="alpha",
-        **options,
-    )  # fmt: skip
+        bench,
+        LocalJob(
+            rows,
+            bench.initial_adapter(),
+            work,
+            rules,
+            round=2,
+            rounds=3,
+            seed_root=11,
+            site="alpha",
+            **options,
+        ),
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from wardround.core.errors import TrainingError
 from wardround.core.plan import LocalWork
 from wardround.strategies.contract import LocalRules
 from wardround.training.device_memory import Fit, fitted
-from wardround.training.local_round import LocalResult, train_locally
+from wardround.training.local_round import LocalJob, LocalResult, train_locally
 from wardround.training.workbench import Machine, Workbench
 
 WORK = LocalWork(steps=3, batch_size=8, learning_rate=0.05)
@@ -51,7 +51,8 @@ class SmallDevice:
 def trained(bench: Workbench, rows: Any) -> LocalResult:
     """One round."""
     return train_locally(
-        bench, rows, bench.initial_adapter(), WORK, LocalRules(), round=1, rounds=1, seed_root=3, site="a"
+        bench,
+        LocalJob(rows, bench.initial_adapter(), WORK, LocalRules(), round=1, rounds=1, seed_root=3, site="a"),
     )
 
 

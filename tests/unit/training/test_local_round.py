@@ -18,7 +18,7 @@ from wardround.strategies.contract import LocalRules
 from wardround.training.batches import plan_batches
 from wardround.training.encoded_text import EncodedText
 from wardround.training.gradients import accumulate_gradient
-from wardround.training.local_round import LocalResult, rows_in, train_locally
+from wardround.training.local_round import LocalJob, LocalResult, rows_in, train_locally
 from wardround.training.tasks.contract import Task
 from wardround.training.workbench import Machine, Workbench
 
@@ -38,7 +38,7 @@ def train(bench: Workbench, rows: list[EncodedText], work: LocalWork, **options:
         "optimiser_state": None,
     } | options
     before, rules = arguments.pop("before"), arguments.pop("rules")
-    return train_locally(bench, rows, before, work, rules, **arguments)
+    return train_locally(bench, LocalJob(rows, before, work, rules, **arguments))
 
 
 def mean_loss(bench: Workbench, rows: list[EncodedText], adapter: Adapter) -> float:

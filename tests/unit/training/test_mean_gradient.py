@@ -12,7 +12,7 @@ from wardround.core.errors import InternalError
 from wardround.core.packed import Adapter
 from wardround.core.plan import LocalWork
 from wardround.strategies.contract import LocalRules
-from wardround.training.local_round import LocalResult, train_locally
+from wardround.training.local_round import LocalJob, LocalResult, train_locally
 from wardround.training.workbench import Workbench
 
 SGD = LocalWork(steps=3, batch_size=8, optimiser="sgd", learning_rate=0.5, max_grad_norm=None)
@@ -41,7 +41,7 @@ def noise(bench: Workbench, seed: int) -> Adapter:
 def train(bench: Workbench, rows: Any, rules: LocalRules, work: LocalWork = SGD, **more: Any) -> LocalResult:
     """One round from the same adapter."""
     return train_locally(
-        bench, rows, noise(bench, 0), work, rules, round=1, rounds=1, seed_root=1, site="a", **more
+        bench, LocalJob(rows, noise(bench, 0), work, rules, round=1, rounds=1, seed_root=1, site="a", **more)
     )
 
 

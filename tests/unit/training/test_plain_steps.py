@@ -11,7 +11,7 @@ import pytest
 from wardround.core.plan import LocalWork
 from wardround.strategies.contract import LocalRules
 from wardround.training.encoded_text import EncodedText
-from wardround.training.local_round import train_locally
+from wardround.training.local_round import LocalJob, train_locally
 
 Vector = np.ndarray[Any, Any]
 
@@ -28,7 +28,7 @@ def test_the_mean_of_plain_steps_is_the_step_on_all_rows(
 
     def update(part: list[EncodedText]) -> tuple[Vector, int]:
         result = train_locally(
-            bench, part, before, work, LocalRules(), round=1, rounds=1, seed_root=0, site="a"
+            bench, LocalJob(part, before, work, LocalRules(), round=1, rounds=1, seed_root=0, site="a")
         )
         assert result.steps == 1
         return result.adapter.vector.astype(np.float64) - vector, getattr(result, weighting)

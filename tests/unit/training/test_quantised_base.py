@@ -13,7 +13,7 @@ from wardround.core.errors import ModelError
 from wardround.core.plan import LocalWork
 from wardround.strategies.contract import LocalRules
 from wardround.training.evaluation import evaluating
-from wardround.training.local_round import train_locally
+from wardround.training.local_round import LocalJob, train_locally
 from wardround.training.merge import merge_adapter
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes has no wheel for this platform")
@@ -71,9 +71,11 @@ def test_training_and_scoring_leave_the_quantised_base_as_it_was(
     first, fresh = answers(bench, rows), mean_loss(bench, rows)
     work = LocalWork(steps=12, batch_size=6, learning_rate=1e-2)
     result = train_locally(
-        bench, rows, bench.initial_adapter(), work, LocalRules(),
-        round=1, rounds=1, seed_root=0, site="alpha",
-    )  # fmt: skip
+        bench,
+        LocalJob(
+            rows, bench.initial_adapter(), work, LocalRules(), round=1, rounds=1, seed_root=0, site="alpha"
+        ),
+    )
     assert np.isfinite(result.adapter.vector).all()
     assert mean_loss(bench, rows) < fresh
     assert not torch.equal(answers(bench, rows), first)
@@ -118,9 +120,11 @@ def test_cores_train_between_factors_from_the_seed_on_a_quantised_base(
     fresh = mean_loss(bench, rows)
     work = LocalWork(steps=12, batch_size=6, learning_rate=5e-2)
     result = train_locally(
-        bench, rows, bench.initial_adapter(), work, LocalRules(),
-        round=1, rounds=1, seed_root=0, site="alpha",
-    )  # fmt: skip
+        bench,
+        LocalJob(
+            rows, bench.initial_adapter(), work, LocalRules(), round=1, rounds=1, seed_root=0, site="alpha"
+        ),
+    )
     bench.load_adapter(result.adapter)
     assert mean_loss(bench, rows) < fresh
     assert frozen_bytes(bench.model) == before

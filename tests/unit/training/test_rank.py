@@ -14,7 +14,7 @@ from wardround.core.packed import Adapter, Layout, zeros
 from wardround.core.plan import LocalWork
 from wardround.core.ranks import at_rank, beside
 from wardround.strategies.contract import LocalRules
-from wardround.training.local_round import train_locally
+from wardround.training.local_round import LocalJob, train_locally
 from wardround.training.workbench import Workbench
 
 KINDS = pytest.mark.parametrize(
@@ -69,9 +69,19 @@ def test_training_moves_the_sites_own_directions(tiny_bert: Any, toys: Any, rank
     adapter = noise(bench)
     start = at_rank(adapter, rank, np.random.default_rng(1))
     result = train_locally(
-        bench, toys.rows(8), start.trained, LocalWork(steps=2, batch_size=4), LocalRules(),
-        round=1, rounds=1, seed_root=0, site="a", rest=start.rest,
-    )  # fmt: skip
+        bench,
+        LocalJob(
+            toys.rows(8),
+            start.trained,
+            LocalWork(steps=2, batch_size=4),
+            LocalRules(),
+            round=1,
+            rounds=1,
+            seed_root=0,
+            site="a",
+            rest=start.rest,
+        ),
+    )
     for name, before in start.trained.tensors().items():
         assert (result.adapter[name] != before).any(), name
     whole = beside(result.adapter, start.rest)
@@ -87,8 +97,10 @@ def test_a_rank_below_the_plans_trains_as_its_first_directions_would(tiny_bert: 
     rows = toys.rows(8)
     start = at_rank(adapter, 2, np.random.default_rng(1))
     kwargs: dict[str, Any] = {"round": 1, "rounds": 1, "seed_root": 0, "site": "a"}
-    part = train_locally(bench, rows, start.trained, work, LocalRules(), rest=start.rest, **kwargs).adapter
-    whole = train_locally(bench, rows, adapter, work, LocalRules(), **kwargs).adapter
+    part = train_locally(
+        bench, LocalJob(rows, start.trained, work, LocalRules(), rest=start.rest, **kwargs)
+    ).adapter
+    whole = train_locally(bench, LocalJob(rows, adapter, work, LocalRules(), **kwargs)).adapter
     for pair in pairs(adapter.layout):
         np.testing.assert_allclose(part[pair.a.name], whole[pair.a.name][:2], atol=1e-7)
         np.testing.assert_allclose(part[pair.b.name], whole[pair.b.name][:, :2], atol=1e-7)

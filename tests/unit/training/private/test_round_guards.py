@@ -18,7 +18,7 @@ from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.accounting.of_plan import RoundCost
 from wardround.strategies.contract import LocalRules
 from wardround.training import local_round
-from wardround.training.local_round import LocalResult, train_locally
+from wardround.training.local_round import LocalJob, LocalResult, train_locally
 from wardround.training.private import per_example
 from wardround.training.private.local import PrivateRound
 from wardround.training.private.sampling import PoissonSampler
@@ -49,9 +49,19 @@ def train(bench: Any, toys: Any, seeded: Any) -> Train:
         )  # fmt: skip
         work = SGD.model_copy(update={"steps": steps})
         return train_locally(
-            bench, toys.rows(len(UNITS)), bench.initial_adapter(), work, LocalRules(), round=1, rounds=3,
-            seed_root=1, site="ward", private=private,
-        )  # fmt: skip
+            bench,
+            LocalJob(
+                toys.rows(len(UNITS)),
+                bench.initial_adapter(),
+                work,
+                LocalRules(),
+                round=1,
+                rounds=3,
+                seed_root=1,
+                site="ward",
+                private=private,
+            ),
+        )
 
     return run
 

@@ -12,7 +12,7 @@ import pytest
 from wardround.core.errors import DataError
 from wardround.core.plan import LocalWork
 from wardround.strategies.contract import LocalRules
-from wardround.training.local_round import train_locally
+from wardround.training.local_round import LocalJob, train_locally
 from wardround.training.private.audit import membership as module
 from wardround.training.private.audit.membership import Asked, membership
 from wardround.training.private.audit.roc import separation
@@ -38,9 +38,19 @@ def trained(toys: Any, folders: Any, private_round: Any) -> Any:
             cost = replace(made.cost, steps=25, sample_rate=1.0)
             private = replace(made, cost=cost, units=[str(row) for row in range(len(rows))])
         result = train_locally(
-            bench, rows, bench.initial_adapter(), work, LocalRules(),
-            round=1, rounds=1, seed_root=1, site="s", private=private,
-        )  # fmt: skip
+            bench,
+            LocalJob(
+                rows,
+                bench.initial_adapter(),
+                work,
+                LocalRules(),
+                round=1,
+                rounds=1,
+                seed_root=1,
+                site="s",
+                private=private,
+            ),
+        )
         return bench, rows, others, result.adapter
 
     return make

@@ -1,0 +1,270 @@
+"""Local rounds of several sites together: a step is one forward and one backward pass of their shared base.
+
+The frozen base runs once over rows that belong to several adapters. Each layer that trains is linear: where
+one stands, the rows of each site are multiplied by that site's own tensor, in one batched product. So the sum
+of all sites' mean losses has each site's own gradient as its derivative by that site's tensors; optimiser,
+clipping and a strategy's terms are each site's own, by the one loop of `local_round.py`.
+
+What comes out is what each site alone gives, up to the rounding of sums in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from wardround.core.errors import ConfigError, InternalError
+from wardround.core.packed import Adapter, Layout
+from wardround.training.adapters._trained import read_parameters
+from wardround.training.base_model import drops_out
+from wardround.training.batches import Indices
+from wardround.training.local_round import LocalJob, LocalResult, Wanted, local_round
+from wardround.training.private.guards import require_examples_apart
+from wardround.training.tasks.contract import Encoded, Task
+from wardround.training.workbench import Workbench, moving_of
+
+Tensors = Mapping[str, nn.Parameter]
+Layers = Mapping[nn.Module, Mapping[str, str]]
+"""Layer that trains → its attribute → name in the layout."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A place at a bench for one site's adapter: tensors of its own, beside the model that all share.
+
+    Attributes:
+        shared: The bench.
+        own: Name in the layout → the site's tensor, in the model's order; empty until an adapter is loaded.
+    """
+
+    shared: Workbench
+    own: dict[str, nn.Parameter] = field(default_factory=dict)
+
+    @property
+    def task(self) -> Task:
+        """The bench's."""
+        return self.shared.task
+
+    @property
+    def device(self) -> torch.device:
+        """Likewise."""
+        return self.shared.device
+
+    @property
+    def layout(self) -> Layout:
+        """Likewise."""
+        return self.shared.layout
+
+    def load_adapter(self, adapter: Adapter, rest: Adapter | None = None) -> None:
+        """Take an adapter of the bench's layout.
+
+        Raises:
+            InternalError: It has another layout, or directions stand frozen beside it.
+        """
+        if rest is not None or adapter.layout.digest != self.layout.digest:
+            raise InternalError("a site of its own rank trains by itself")
+        for name in self.shared.parameters():
+            values = torch.from_numpy(np.array(adapter[name], dtype=np.float32))
+            self.own[name] = nn.Parameter(values.to(self.device))
+
+    def read_adapter(self) -> Adapter:
+        """A copy, float32."""
+        return read_parameters(self.own, self.layout)
+
+    @contextmanager
+    def training(self, frozen: Collection[str], seed: int) -> Iterator[dict[str, nn.Parameter]]:  # noqa: ARG002 - nothing is drawn
+        """What moves; the model's own mode is whoever computes the gradients' business.
+
+        Raises:
+            TrainingError: `nothing_trains`.
+        """
+        moving = moving_of(self.own, frozen)
+        for name, parameter in self.own.items():
+            parameter.requires_grad_(name in moving)
+        yield moving
+
+
+@dataclass(frozen=True)
+class Share:
+    """One site's part of a grouped step.
+
+    Attributes:
+        parameters: Every tensor of its adapter by its name in the layout; `.grad` is written into those that
+            require one.
+        rows: The site's rows.
+        batch: Indices into them, at least one.
+    """
+
+    parameters: Tensors
+    rows: Sequence[Encoded]
+    batch: Indices
+
+
+def why_alone(bench: Workbench) -> str:
+    """What keeps the sites of a bench from being trained together; empty where nothing does."""
+    if drops_out(bench.model):
+        return "dropout draws masks for a batch as a whole"
+    try:
+        require_examples_apart(bench.model)
+        linear_layers(bench)
+    except ConfigError as error:
+        return f"{error.what}: {error.found}"
+    return ""
+
+
+def train_together(bench: Workbench, jobs: Sequence[LocalJob]) -> list[LocalResult | Exception]:
+    """Several sites' local rounds, step by step side by side; who has fewer steps is done sooner.
+
+    Args:
+        bench: Of which `why_alone` says nothing.
+        jobs: Not private, of the plan's rank, and not resumed.
+
+    Returns:
+        What each gave, or why it failed: one site's loss that is not finite is no other's.
+    """
+    seats = [Seat(bench) for _ in jobs]
+    found: list[LocalResult | Exception | None] = [None] * len(jobs)
+    layers = linear_layers(bench)
+    with ExitStack() as opened:
+        rounds = [
+            opened.enter_context(closing(local_round(seat, job)))
+            for seat, job in zip(seats, jobs, strict=True)
+        ]
+        wanted: dict[int, Wanted] = {}
+
+        def go_on(index: int, gradient: tuple[torch.Tensor, int] | None) -> None:
+            """To the site's next step, or to its end."""
+            wanted.pop(index, None)
+            try:
+                wanted[index] = next(rounds[index]) if gradient is None else rounds[index].send(gradient)
+            except StopIteration as done:
+                found[index] = done.value
+            except Exception as error:  # noqa: BLE001 - raised where that site answers for itself
+                found[index] = error
+
+        for index in range(len(jobs)):
+            go_on(index, None)
+        opened.enter_context(_training_mode(bench))
+        while wanted:
+            now = dict(wanted)
+            shares = [Share(seats[index].own, step.rows, step.batch) for index, step in now.items()]
+            for index, gradient in zip(now, grouped_gradients(bench, shares, layers), strict=True):
+                go_on(index, gradient)
+    return [result for result in found if result is not None]
+
+
+@contextmanager
+def _training_mode(bench: Workbench) -> Iterator[None]:
+    bench.model.train()
+    try:
+        yield
+    finally:
+        bench.model.train(False)
+
+
+def grouped_gradients(
+    bench: Workbench, shares: Sequence[Share], layers: Layers
+) -> list[tuple[torch.Tensor, int]]:
+    """Put ∇ (Σ loss terms / number of terms) of each site's batch into that site's own `.grad`.
+
+    A site with fewer rows than another is filled up by a row that weighs nothing.
+
+    Args:
+        bench: Model, task and device; in training mode.
+        shares: At least one.
+        layers: Of `linear_layers`.
+
+    Returns:
+        For each site its summed loss in nats, a scalar on the device, and the number of its terms.
+    """
+    task, device = bench.task, bench.device
+    most = max(len(share.batch) for share in shares)
+    rows: list[Encoded] = []
+    counts: list[int] = []
+    weights = np.zeros((len(shares), most), dtype=np.float32)
+    for number, share in enumerate(shares):
+        own = [share.rows[index] for index in share.batch]
+        counts.append(sum(task.targets(row) for row in own))
+        weights[number, : len(own)] = 1.0
+        rows += [*own, *(own[:1] * (most - len(own)))]
+    with _as_shares(layers, [share.parameters for share in shares]):
+        tensors = {name: tensor.to(device) for name, tensor in task.collate(rows, bench.data).items()}
+        losses = task.example_losses(bench.model, tensors).view(len(shares), most)
+        sums = (losses * torch.from_numpy(weights).to(device)).sum(dim=1)
+        (sums / torch.tensor(counts, device=device)).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+    return list(zip(sums.detach(), counts, strict=True))
+
+
+@contextmanager
+def _as_shares(layers: Layers, adapters: Sequence[Tensors]) -> Iterator[None]:
+    """Let each trained layer of the model multiply every share of its rows by that site's own tensors."""
+    before = {layer: layer.__dict__.get("forward") for layer in layers}
+    try:
+        for layer, names in layers.items():
+            stacks = {
+                attribute: torch.stack([tensors[name] for tensors in adapters])
+                for attribute, name in names.items()
+            }
+            layer.__dict__["forward"] = _Shared(stacks["weight"], stacks.get("bias"))
+        yield
+    finally:
+        for layer, forward in before.items():
+            if forward is None:
+                del layer.__dict__["forward"]
+            else:
+                layer.__dict__["forward"] = forward
+
+
+def linear_layers(bench: Workbench) -> Layers:
+    """Layer → attribute → name in the layout, of all that trains.
+
+    Raises:
+        ConfigError: Something else than a linear layer trains.
+    """
+    names = {id(parameter): name for name, parameter in bench.parameters().items()}
+    found: dict[nn.Module, dict[str, str]] = {}
+    for path, module in bench.model.named_modules():
+        own = {
+            attribute: names[id(parameter)]
+            for attribute, parameter in module.named_parameters(recurse=False)
+            if id(parameter) in names
+        }
+        if not own:
+            continue
+        if type(module) is not nn.Linear or "weight" not in own:
+            raise ConfigError(
+                "sites are trained together through linear layers alone", found=f"{path} trains",
+                expected="LoRA on linear layers and linear heads", remedy="train them one at a time",
+            )  # fmt: skip
+        found[module] = own
+    return found
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A linear layer of so many sites; rows are in order of the sites.
+
+    Attributes:
+        weight: (sites, d_out, d_in).
+        bias: (sites, d_out).
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        sites = len(self.weight)
+        shares = inputs.reshape(sites, -1, inputs.shape[-1])
+        turned = self.weight.transpose(1, 2)
+        product: Any = (
+            torch.bmm(shares, turned)
+            if self.bias is None
+            else torch.baddbmm(self.bias[:, None], shares, turned)
+        )
+        return product.reshape(*inputs.shape[:-1], -1)  # type: ignore[no-any-return]  # a tensor
