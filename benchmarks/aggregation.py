@@ -127,7 +127,7 @@ METHODS: dict[str, list[str]] = {
     "tangent, moments kept": ["strategy=tangent", *KEPT],
 }  # fmt: skip
 BOUNDS = ("centralised", "local")
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (2e-3, 4e-3, 8e-3)
 
 
 @dataclass(frozen=True)
