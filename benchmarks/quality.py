@@ -114,7 +114,7 @@ class Bench:
                 each=lambda _, train: train(lambda _: None),
                 ranks=self.prepared.config.simulation.ranks,
             )[0]  # fmt: skip
-        return outcome.released_round, outcome.released
+        return outcome.released_round, outcome.for_everybody
 
     def answers(self, adapter: Adapter) -> dict[str, Any]:
         """Metrics on the test rows, and for the bootstrap a guess a row, or nats and bytes."""

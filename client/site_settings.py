@@ -13,10 +13,10 @@ from wardround.client.hours import WindowText
 from wardround.client.policy import PlanPolicy
 from wardround.core.checked import Frozen, invalid, known_keys
 from wardround.core.errors import ConfigError, StorageError
-from wardround.core.plan import HexKey
+from wardround.core.plan import BaseModelSpec, HexKey
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.runtime.files import write_atomic
-from wardround.training.settings import Machine
+from wardround.training.settings import BaseModelConfig, Machine
 from wardround.training.source_spec import SourceSpec
 
 FILE: Final = "site.yaml"
@@ -144,6 +144,13 @@ class ModelPlace(Frozen):
     """Of the weights as a plan loads them; None: it is loaded to find out."""
     revision: str | None = None
     attention: Literal["sdpa", "eager"] = "sdpa"
+
+    def loading(self, base: BaseModelSpec) -> BaseModelConfig:
+        """How a plan has its base model loaded that lies here; another one's weights are refused."""
+        return BaseModelConfig(
+            path=self.path, revision=self.revision, dtype=base.dtype, quantisation=base.quantisation,
+            attention=self.attention, dropout=base.dropout, digest=base.digest,
+        )  # fmt: skip
 
 
 class SiteSettings(Frozen):
