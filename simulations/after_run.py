@@ -48,8 +48,8 @@ def merge_run(
     """`wardround merge`: write the merged model and print how well it kept the adapter.
 
     Args:
-        run: Folder of a finished run, or `sites/NAME` of one whose sites have their own adapters; at a site of a
-            consortium SITE/runs/RUN, once its result was fetched.
+        run: Folder of a finished run, or `sites/NAME` of one whose sites have their own adapters; at a site
+            of a consortium SITE/runs/RUN, once its result was fetched and its adapter is there for PEFT.
         output: Folder to make; `merged` in that folder without it.
         model: The base model, where it lies elsewhere now.
         tolerance: On the relative difference of logits; by the base's dtype without it.
