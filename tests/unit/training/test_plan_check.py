@@ -85,7 +85,10 @@ def test_a_plan_with_an_adapter_for_each_site_is_a_plan_like_others(name: str) -
             "set release.patience to null",
         ),
         (
-            {"privacy": PrivacyRules(unit="patient", noise="local", sigma=1.0, delta=1e-3, clip_norm=1.0)},
+            {
+                "privacy": PrivacyRules(unit="example", noise="local", sigma=1.0, delta=1e-3, clip_norm=1.0),
+                "local": LocalWork(steps=1, max_grad_norm=None),
+            },
             "set strategy.name to fedavg or ffa_lora, or privacy to null",
         ),
     ],
@@ -95,7 +98,7 @@ def test_what_an_adapter_for_each_site_does_not_go_with_is_refused(
     name: str, sections: dict[str, Any], remedy: str
 ) -> None:
     """By name, with what to set instead."""
-    found = messages(sound(strategy=StrategySpec(name=name), **sections))
+    found = messages(sound(strategy=StrategySpec(name=name, weighting="uniform"), **sections))
     assert name in found
     assert remedy in found
 
