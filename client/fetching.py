@@ -21,7 +21,7 @@ from wardround.client.memory import MEMORY_FOLDER, SiteStore
 from wardround.client.own_adapter import own_adapter
 from wardround.client.sealed_files import Owner
 from wardround.core.enrolment import SignedPlan
-from wardround.core.errors import ConfigError, PeerError, UnreachableError, WardroundError
+from wardround.core.errors import ConfigError, PeerError, StorageError, UnreachableError, WardroundError
 from wardround.core.packed import Adapter, Layout, pack, require_finite
 from wardround.runtime.files import load_tensors, private_folder, save_tensors, storing, write_atomic
 from wardround.runtime.result_record import KIND, LARGEST, SHARED, ResultRecord
@@ -287,16 +287,30 @@ def _own(
     strategy: PersonalStrategy,
     shared: Adapter,
 ) -> Fetched:
-    """Make and keep this site's own adapter of what federates and of what it kept."""
+    """Make and keep this site's own adapter of what federates and of what it kept.
+
+    One that was made of a later part stays: what the site kept may have been lost since.
+    """
     folder, run_id = runs.of(record.run_id), record.run_id
     owner = Owner(run_id=run_id, plan=bytes.fromhex(plan.plan.digest), site=site.name)
     store = SiteStore.sealed(folder / MEMORY_FOLDER, owner, site.storage_key())
     state, went_in = ServerState(record.last_round, shared), record.went_in(site.name, record.last_round)
     own = own_adapter(strategy, state, store, went_in=went_in)
     require_finite(own.adapter, "the adapter that this site made")
+    earlier = _earlier(folder / RESULT, record, plan)
+    if earlier is not None and (earlier.kept or 0) > (own.kept or 0):
+        return earlier
     notes = {"digest": own.adapter.digest, SHARED: record.last, KEPT: json.dumps(own.kept)}
     save_tensors(folder / RESULT / OWN, own.adapter.tensors(), notes)
     return Fetched(folder / RESULT, record, plan, own.adapter, own.kept)
+
+
+def _earlier(folder: Path, record: ResultRecord, plan: SignedPlan) -> Fetched | None:
+    """The own adapter that was made of the same shared part before; None where there is none."""
+    try:
+        return _kept_own(folder, record, plan)
+    except (StorageError, PeerError):
+        return None
 
 
 def _kept_own(folder: Path, record: ResultRecord, plan: SignedPlan) -> Fetched:

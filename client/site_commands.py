@@ -204,7 +204,8 @@ def fetch_run(folder: Path, run: str, *, merge: Path | None) -> None:
 def _own_text(fetched: Fetched) -> str:
     """What this site's own adapter is made of."""
     last, kept = fetched.record.last_round, fetched.kept
-    part = f"its part of round {kept}" if kept else "the plan's initial part: this site has kept none"
+    none = "the plan's initial part: this site has kept none (if it trained, its runs/RUN/memory is lost)"
+    part = f"its part of round {kept}" if kept else none
     return (
         f"nothing is released for everybody: this site's own adapter is made of what the sites share after "
         f"round {last}, and {part}: {fetched.folder}"

@@ -7,6 +7,7 @@ tests/deployment/test_personal_federation.py does the same between processes.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -226,6 +227,17 @@ def test_what_is_in_no_sum_goes_for_nothing(ended: Ended, event: RoundFolded | R
     JsonlSink(ended.server.events).emit(event)
     ended.write()
     assert fetch_result(ended.site, ended.runs, RUN).kept == kept
+
+
+def test_fetched_again_it_is_not_made_worse(ended: Ended) -> None:
+    """What the site kept is lost meanwhile: the adapter that was made of it stays."""
+    ended.keep(ROUNDS)
+    ended.write()
+    first = fetch_result(ended.site, ended.runs, RUN)
+    shutil.rmtree(ended.folder / MEMORY_FOLDER)
+    again = fetch_result(ended.site, ended.runs, RUN)
+    assert (again.kept, again.adapter.digest) == (ROUNDS, first.adapter.digest)
+    assert kept_result(ended.site, ended.runs, RUN).adapter.digest == first.adapter.digest
 
 
 def test_a_record_that_does_not_end_as_the_plan_does_is_refused(ended: Ended) -> None:
