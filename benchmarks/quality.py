@@ -115,7 +115,7 @@ class Bench:
                 ranks=self.prepared.config.simulation.ranks,
                 group=self.prepared.config.simulation.group,
             )[0]  # fmt: skip
-        return outcome.released_round, outcome.released
+        return outcome.released_round, outcome.for_everybody
 
     def answers(self, adapter: Adapter) -> dict[str, Any]:
         """Metrics on the test rows, and for the bootstrap a guess a row, or nats and bytes."""

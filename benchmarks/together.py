@@ -32,16 +32,17 @@ from wardround.training.workbench import Workbench
 
 SITES = 8
 MODELS = {
-    "minilm": ["model=minilm", "data=pqa_sections", "adapter.options.targets=[query,value]"],
+    "minilm": [
+        "model=minilm", "data=pqa_sections", "adapter.options.targets=[query,value]",
+        "partition.kind=dirichlet", "~partition.options",
+        "+partition.options={sites: 8, alpha: 100, by: unit}",
+    ],
     "med_llama": [
         "model=med_llama", "data=medquad_qa", "adapter.options.targets=[q_proj,v_proj]", "data.max_length=96",
         "release.metric=bits_per_byte", "release.direction=min",
     ],
 }  # fmt: skip
-COMMON = [
-    "data.limit=400", "model.dropout='off'", "secure.mode='off'", "partition.kind=dirichlet",
-    "~partition.options", "+partition.options={sites: 8, alpha: 100, by: unit}",
-]  # fmt: skip
+COMMON = ["data.limit=400", "model.dropout='off'", "secure.mode='off'"]
 NEAR = {"fp32": 1e-4, "bf16": 5e-2}
 """Largest relative difference of a gradient: another order of sums, of rounded products."""
 

@@ -1,8 +1,8 @@
 """Compares a federated result with what a site would have had without it, on the site's own rows.
 
 Three adapters on one base model: the one that training starts from (*base*), the one that the site trains
-alone with the plan's recipe (*local*), and the released one (*federated*). Nothing of it leaves the site, and
-nothing is written.
+alone with the plan's recipe (*local*), and the released one, or the site's own where the run gave each site
+one (*federated*). Nothing of it leaves the site, and nothing is written.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ from wardround.training.workbench import Workbench
 BASE: Final = "base"
 LOCAL: Final = "local"
 FEDERATED: Final = "federated"
+OWN_NOTE: Final = (
+    "federated: this site's own adapter, what the sites share with the part that never left here; it is not "
+    "any other site's, and for rows of others it was not made"
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def compare(
     training, held = split_validation(examples, plan.data.validation_fraction, plan.seed, site)
     if test is None:
         asked = [examples[place] for place in held]
-        notes.add(_chosen_by(plan))
+        notes.add(_chosen_by(plan, own=fetched.own))
     else:
         asked = _read(test, settings, plan)
         notes.add(_seen_before(asked, [examples[place] for place in training], plan))
@@ -107,7 +111,9 @@ def compare(
     trained = _alone(bench, plan, rows, site, start, fetched, notes) if alone else None
     if trained is not None:
         counted[LOCAL] = count(bench, plan, trained.adapter, encoded, groups)
-    counted[FEDERATED] = count(bench, plan, fetched.released, encoded, groups)
+    if fetched.own:
+        notes.add(OWN_NOTE)
+    counted[FEDERATED] = count(bench, plan, fetched.adapter, encoded, groups)
     return Comparison(
         {name: found.scores for name, found in counted.items()},
         _gains(counted),
@@ -182,7 +188,12 @@ def _start(bench: Workbench, plan: TrainingPlan, initial: Path | None, notes: _N
     return start
 
 
-def _chosen_by(plan: TrainingPlan) -> str:
+def _chosen_by(plan: TrainingPlan, *, own: bool) -> str:
+    if own:
+        return (
+            "test rows: those that this site holds back; the local round was chosen by "
+            f"{plan.release.metric} on such rows, so that it looks a little better than on new ones"
+        )
     return (
         "test rows: those that this site holds back; the released round and the local one were chosen by "
         f"{plan.release.metric} on such rows, so that both look a little better than on new ones"

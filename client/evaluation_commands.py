@@ -57,7 +57,10 @@ def evaluate_run(
         initial=initial, alone=alone, tell=(lambda _: None) if as_json else _say,
     )  # fmt: skip
     if as_json:
-        about = {"run": run, "plan": fetched.plan.digest, "released_round": fetched.record.released_round}
+        about = {
+            "run": run, "plan": fetched.plan.digest, "released_round": fetched.record.released_round,
+            "own_adapter": fetched.own,
+        }  # fmt: skip
         sys.stdout.write(json.dumps(about | plain(found), indent=2, allow_nan=False) + "\n")
         return
     Console().print(comparison_table(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -16,20 +17,28 @@ from wardround.client.accepted import Accepted, RunFolders
 from wardround.client.history.history import FOLDER, History
 from wardround.client.history.rows import Left
 from wardround.client.membership.site_folder import SiteFolder
+from wardround.client.memory import MEMORY_FOLDER, SiteStore
+from wardround.client.own_adapter import own_adapter
+from wardround.client.sealed_files import Owner
 from wardround.core.enrolment import SignedPlan
-from wardround.core.errors import ConfigError, PeerError, UnreachableError, WardroundError
+from wardround.core.errors import ConfigError, PeerError, StorageError, UnreachableError, WardroundError
 from wardround.core.packed import Adapter, Layout, pack, require_finite
-from wardround.runtime.files import load_tensors, storing, write_atomic
-from wardround.runtime.result_record import KIND, LARGEST, ResultRecord
+from wardround.runtime.files import load_tensors, private_folder, save_tensors, storing, write_atomic
+from wardround.runtime.result_record import KIND, LARGEST, SHARED, ResultRecord
 from wardround.runtime.roster import LARGEST_ROSTER
 from wardround.runtime.signed import read_document
 from wardround.runtime.signed_plan import read_signed_plan
 from wardround.runtime.signed_requests import HEADER, ROUTES, sign_request
 from wardround.runtime.small_files import read_bounded
+from wardround.strategies.contract import PersonalStrategy, ServerState, SumStrategy
+from wardround.training.plan_strategy import bind_strategy
 
 RESULT: Final = "result"
 RECORD, RELEASED, LAST = "result.signed.json", "released.safetensors", "last.safetensors"
+OWN: Final = "own.safetensors"
+"""This site's own adapter, where each site has one: the tensors as the plan lays them out."""
 WAIT_S: Final = 60.0
+KEPT: Final = "kept"
 _BYTES_A_TENSOR: Final = 4096
 
 
@@ -41,13 +50,21 @@ class Fetched:
         folder: Where it lies.
         record: What the server signed.
         plan: What was trained.
-        released: The released adapter.
+        adapter: What this site uses of it: the released adapter, or its own, where each site has one.
+        kept: The round after which this site kept its part of its own adapter; None: it has the plan's
+            initial one, or the adapter is the released one.
     """
 
     folder: Path
     record: ResultRecord
     plan: SignedPlan
-    released: Adapter
+    adapter: Adapter
+    kept: int | None = None
+
+    @property
+    def own(self) -> bool:
+        """Whether each site ends with an adapter of its own, and none is released."""
+        return self.record.released is None
 
 
 def ask_server(
@@ -140,6 +157,9 @@ def fetch_roster(site: SiteFolder) -> bytes:
 def fetch_result(site: SiteFolder, runs: RunFolders, run_id: str) -> Fetched:
     """Fetch, check and keep what came of a run that this site accepted.
 
+    Where each site ends with an adapter of its own, this site's is made here, of what the server signed and
+    what this site kept; it goes nowhere.
+
     Raises:
         ConfigError: The site accepted no such run, or there is no result yet.
         PeerError: The record is not the server's, is of another run or plan, or an adapter is not the one
@@ -150,31 +170,43 @@ def fetch_result(site: SiteFolder, runs: RunFolders, run_id: str) -> Fetched:
     accepted, plan = _accepted(site, runs, run_id)
     signed = ask_server(site, f"/results/{run_id}/{RECORD}", LARGEST, run=run_id)
     record = _record(signed, accepted)
-    folder, layout = runs.of(run_id) / RESULT, plan.plan.adapter.layout
-    largest = 4 * layout.size + _BYTES_A_TENSOR * (len(layout.tensors) + 1)
-    released = None
-    for name, digest in ((RELEASED, record.released), (LAST, record.last)):
-        path = folder / name
-        with storing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        coming = path.with_name(f".{name}.part")
-        body = ask_server(site, f"/results/{run_id}/{name}", largest, run=run_id)
-        write_atomic(coming, body, private=True)
-        try:
-            adapter = _checked(coming, layout, name, digest)
-        except WardroundError:
-            coming.unlink()
-            raise
-        with storing(path):
-            coming.replace(path)
-        released = released or adapter
+    strategy, folder = _strategy(record, plan), runs.of(run_id) / RESULT
+    if isinstance(strategy, PersonalStrategy):
+        shared = _fetched(site, run_id, folder, plan, SHARED, record.last)
+        own = _own(site, runs, record, plan, strategy, shared)
+        write_atomic(folder / RECORD, signed, private=True)
+        return own
+    assert record.released is not None  # noqa: S101 - as the strategy, by then
+    released = _fetched(site, run_id, folder, plan, RELEASED, record.released)
+    _fetched(site, run_id, folder, plan, LAST, record.last)
     write_atomic(folder / RECORD, signed, private=True)
-    assert released is not None  # noqa: S101 - there are two
     return Fetched(folder, record, plan, released)
+
+
+def _fetched(
+    site: SiteFolder, run_id: str, folder: Path, plan: SignedPlan, name: str, digest: str
+) -> Adapter:
+    """One file of a result, fetched, checked and kept."""
+    layout, path = plan.plan.adapter.layout, folder / name
+    largest = 4 * layout.size + _BYTES_A_TENSOR * (len(layout.tensors) + 1)
+    private_folder(folder)
+    coming = path.with_name(f".{name}.part")
+    body = ask_server(site, f"/results/{run_id}/{name}", largest, run=run_id)
+    write_atomic(coming, body, private=True)
+    try:
+        adapter = _checked(coming, layout, name, digest)
+    except WardroundError:
+        coming.unlink()
+        raise
+    with storing(path):
+        coming.replace(path)
+    return adapter
 
 
 def kept_result(site: SiteFolder, runs: RunFolders, run_id: str) -> Fetched:
     """What `fetch_result` kept of a run, checked as it was then; nobody is asked.
+
+    A site's own adapter nobody signed: its file is held against its checksum, and against the signed record.
 
     Raises:
         ConfigError: The site accepted no such run, or nothing was fetched.
@@ -189,6 +221,9 @@ def kept_result(site: SiteFolder, runs: RunFolders, run_id: str) -> Fetched:
             remedy=f"wardround site fetch {run_id}",
         )  # fmt: skip
     record = _record(read_bounded(folder / RECORD, LARGEST), accepted)
+    _strategy(record, plan)
+    if record.released is None:
+        return _kept_own(folder, record, plan)
     released = _checked(folder / RELEASED, plan.plan.adapter.layout, RELEASED, record.released)
     return Fetched(folder, record, plan, released)
 
@@ -224,3 +259,68 @@ def _checked(path: Path, layout: Layout, name: str, digest: str) -> Adapter:
             expected=digest[:12], remedy="the server's copy is damaged: tell the operator",
         )  # fmt: skip
     return adapter
+
+
+def _strategy(record: ResultRecord, plan: SignedPlan) -> SumStrategy:
+    """The plan's strategy, if it ends as the record says.
+
+    Raises:
+        PeerError: The server releases an adapter where each site has its own, or none where there is one.
+    """
+    strategy = bind_strategy(plan.plan)
+    own = isinstance(strategy, PersonalStrategy)
+    if own != (record.released is None):
+        raise PeerError(
+            "the result does not end as the plan's strategy does",
+            found="no released adapter" if record.released is None else "a released adapter",
+            expected="none: each site has its own" if own else "one for everybody",
+            remedy="the server does not follow the plan: tell the consortium",
+        )  # fmt: skip
+    return strategy
+
+
+def _own(
+    site: SiteFolder,
+    runs: RunFolders,
+    record: ResultRecord,
+    plan: SignedPlan,
+    strategy: PersonalStrategy,
+    shared: Adapter,
+) -> Fetched:
+    """Make and keep this site's own adapter of what federates and of what it kept.
+
+    One that was made of a later part stays: what the site kept may have been lost since.
+    """
+    folder, run_id = runs.of(record.run_id), record.run_id
+    owner = Owner(run_id=run_id, plan=bytes.fromhex(plan.plan.digest), site=site.name)
+    store = SiteStore.sealed(folder / MEMORY_FOLDER, owner, site.storage_key())
+    state, went_in = ServerState(record.last_round, shared), record.went_in(site.name, record.last_round)
+    own = own_adapter(strategy, state, store, went_in=went_in)
+    require_finite(own.adapter, "the adapter that this site made")
+    earlier = _earlier(folder / RESULT, record, plan)
+    if earlier is not None and (earlier.kept or 0) > (own.kept or 0):
+        return earlier
+    notes = {"digest": own.adapter.digest, SHARED: record.last, KEPT: json.dumps(own.kept)}
+    save_tensors(folder / RESULT / OWN, own.adapter.tensors(), notes)
+    return Fetched(folder / RESULT, record, plan, own.adapter, own.kept)
+
+
+def _earlier(folder: Path, record: ResultRecord, plan: SignedPlan) -> Fetched | None:
+    """The own adapter that was made of the same shared part before; None where there is none."""
+    try:
+        return _kept_own(folder, record, plan)
+    except (StorageError, PeerError):
+        return None
+
+
+def _kept_own(folder: Path, record: ResultRecord, plan: SignedPlan) -> Fetched:
+    """This site's own adapter, as `_own` kept it."""
+    tensors, notes = load_tensors(folder / OWN)
+    adapter = pack(plan.plan.adapter.layout, tensors)
+    if (notes.get("digest"), notes.get(SHARED)) != (adapter.digest, record.last):
+        raise PeerError(
+            "this site's own adapter is not of the result that lies beside it",
+            found=notes.get(SHARED, "")[:12], expected=record.last[:12],
+            remedy=f"wardround site fetch {record.run_id} makes it anew",
+        )  # fmt: skip
+    return Fetched(folder, record, plan, adapter, json.loads(notes[KEPT]))

@@ -23,7 +23,7 @@ from wardround.client.policy import (
     require_no_vocabulary,
     rows_refusals,
 )
-from wardround.client.site_settings import ModelPlace, SiteSettings
+from wardround.client.site_settings import SiteSettings
 from wardround.core.checked import parse_options
 from wardround.core.errors import (
     CodedError,
@@ -38,7 +38,6 @@ from wardround.training.adapters.contract import AdapterMethod
 from wardround.training.device_memory import out_of_memory
 from wardround.training.examples import Example, read_examples, split_validation
 from wardround.training.plan_strategy import bind_strategy
-from wardround.training.settings import BaseModelConfig
 from wardround.training.site_rows import SiteRows, bounded_site, encode_site
 from wardround.training.tasks import TASKS
 from wardround.training.tasks.contract import Task
@@ -235,7 +234,13 @@ def open_bench(settings: SiteSettings, plan: TrainingPlan) -> Workbench:
         try:
             with _unready("machine"), _enough_memory():
                 bench = open_workbench(
-                    _config(place, plan), task, plan.data, method, options, settings.machine, seed=plan.seed
+                    place.loading(plan.base),
+                    task,
+                    plan.data,
+                    method,
+                    options,
+                    settings.machine,
+                    seed=plan.seed,
                 )
         except UnreadyError as error:
             if error.code not in ("model_absent", "model_differs"):
@@ -258,15 +263,6 @@ def open_bench(settings: SiteSettings, plan: TrainingPlan) -> Workbench:
         expected=f"weights of digest {wanted} in {plan.base.dtype}",
         remedy="get that base model, and name its folder under models in site.yaml",
     )
-
-
-def _config(place: ModelPlace, plan: TrainingPlan) -> BaseModelConfig:
-    """How the plan has a base model loaded that lies at a place."""
-    base = plan.base
-    return BaseModelConfig(
-        path=place.path, revision=place.revision, dtype=base.dtype, quantisation=base.quantisation,
-        attention=place.attention, dropout=base.dropout, digest=base.digest,
-    )  # fmt: skip
 
 
 def _task(plan: TrainingPlan) -> tuple[Task, AdapterMethod, BaseModel]:

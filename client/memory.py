@@ -2,7 +2,7 @@
 
 One file a round, so that a round that is asked again (a killed server, a resumed simulation) starts from
 what the site knew before it. Where a round has several stages, one more file a stage: what the site trained
-in the first one, from which it contributes in the others.
+in the first one, from which it contributes in the others. A real site seals them (`memory_files.py`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,20 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
+from wardround.client.memory_files import MemoryFiles, Place, PlainFiles, SealedMemory
+from wardround.client.sealed_files import Owner
 from wardround.core.errors import StorageError
 from wardround.core.packed import Adapter, Array, Layout, Packed
-from wardround.runtime.files import load_tensors, save_tensors, storing
+from wardround.privacy.secagg.secret import Secret
 from wardround.strategies.contract import SiteMemory
 
 KEPT_FILES = 2
+MEMORY_FOLDER: Final = "memory"
+"""Of a run, in the folder of the run at a real site."""
 LAYOUT, MEMORY, OPTIMISER, ADAPTER = "layout/", "memory/", "optimiser/", "adapter"
 CLIP_NORM = "privacy/clip_norm"
 GRADIENT = f"{ADAPTER}/gradient"
@@ -91,12 +96,22 @@ class Trained:
 
 @dataclass(frozen=True)
 class SiteStore:
-    """Files in one folder: `round-00003.safetensors`, and `stage-00003-0.safetensors` where stages follow.
+    """Files in one folder: `round-00003`, and `stage-00003-0` where stages follow.
 
     Nothing is written where there is nothing to keep.
+
+    Attributes:
+        folder: Where they lie.
+        files: How they lie there; None: plain, as a simulation has them.
     """
 
     folder: Path
+    files: MemoryFiles | None = None
+
+    @staticmethod
+    def sealed(folder: Path, owner: Owner, key: Secret) -> SiteStore:
+        """Of a real site; raises as `SealedMemory.open`."""
+        return SiteStore(folder, SealedMemory.open(folder, owner, key))
 
     def load(self, *, before_round: int) -> Kept:
         """What was kept after the last round before this one.
@@ -104,11 +119,12 @@ class SiteStore:
         Raises:
             StorageError: The file does not hold what was written.
         """
-        rounds = [number for number in self._rounds() if number < before_round]
-        if not rounds:
-            return Kept()
-        tensors, notes = load_tensors(self._path(max(rounds)))
-        return _kept(tensors, notes)
+        last = self.last(before_round=before_round)
+        return Kept() if last is None else _kept(*self._files.read(Place(last)))
+
+    def last(self, *, before_round: int) -> int | None:
+        """The round whose state `load` gives; None where nothing was kept before."""
+        return max((number for number in self._rounds() if number < before_round), default=None)
 
     def save(self, kept: Kept, *, round: int) -> None:
         """Keep the state after a round, and the one before it: this round may be asked again.
@@ -119,10 +135,10 @@ class SiteStore:
         tensors, notes = _as_tensors(kept)
         if not tensors:
             return
-        save_tensors(self._path(round), tensors, notes)
+        self._files.write(Place(round), tensors, notes)
         # Counted in files and not in round numbers: a site does not take part in every round.
         for old in [number for number in self._rounds() if number <= round][:-KEPT_FILES]:
-            self._path(old).unlink(missing_ok=True)
+            self._files.remove(Place(old))
 
     def forget(self, *, round: int) -> None:
         """Drop what a burnt round left: the next one goes on from what the site knew before it.
@@ -130,8 +146,7 @@ class SiteStore:
         Raises:
             StorageError: It cannot be removed.
         """
-        with storing(self.folder):
-            self._path(round).unlink(missing_ok=True)
+        self._files.remove(Place(round))
 
     def load_stage(self, *, round: int, stage: int) -> tuple[Trained, Kept] | None:
         """What was trained in a round, and the state after that stage of it; None where there is nothing.
@@ -139,10 +154,10 @@ class SiteStore:
         Raises:
             StorageError: The file does not hold what was written.
         """
-        path = self._stage_path(round, stage)
+        path = self._files.path(Place(round, stage))
         if not path.exists():
             return None
-        tensors, notes = load_tensors(path)
+        tensors, notes = self._files.read(Place(round, stage))
         try:
             layout = Layout.model_validate_json(notes[ADAPTER])
             before, after = (Packed(layout, tensors[f"{ADAPTER}/{when}"]) for when in ("before", "after"))
@@ -172,22 +187,17 @@ class SiteStore:
             "figures": json.dumps(asdict(trained.figures)),
             "broadcast": trained.broadcast,
         }
-        path = self._stage_path(round, stage)
-        save_tensors(path, tensors, notes)
-        for other in self.folder.glob("stage-*.safetensors"):
-            if not other.name.startswith(f"stage-{round:05d}-"):
-                other.unlink(missing_ok=True)
+        self._files.write(Place(round, stage), tensors, notes)
+        for place in self._files.places():
+            if place.stage is not None and place.round != round:
+                self._files.remove(place)
 
-    def _path(self, round: int) -> Path:
-        return self.folder / f"round-{round:05d}.safetensors"
-
-    def _stage_path(self, round: int, stage: int) -> Path:
-        return self.folder / f"stage-{round:05d}-{stage}.safetensors"
+    @property
+    def _files(self) -> MemoryFiles:
+        return self.files or PlainFiles(self.folder)
 
     def _rounds(self) -> list[int]:
-        return sorted(
-            int(path.stem.removeprefix("round-")) for path in self.folder.glob("round-*.safetensors")
-        )
+        return [place.round for place in self._files.places() if place.stage is None]
 
 
 def _as_tensors(kept: Kept) -> tuple[dict[str, Array], dict[str, str]]:

@@ -1,4 +1,7 @@
-"""A fetched result as PEFT's own files, and merged into this site's base model; proven on its rows."""
+"""A fetched result as PEFT's own files, and merged into this site's base model; proven on its rows.
+
+Where each site ends with an adapter of its own, that one is meant throughout.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ SAMPLES: Final = 16
 
 
 def save_adapter(settings: SiteSettings, fetched: Fetched) -> Path:
-    """Write the released adapter as PEFT reads it.
+    """Write the adapter as PEFT reads it: the released one, or this site's own.
 
     Raises:
         UnreadyError: This site does not have the plan's base model any more.
@@ -26,14 +29,14 @@ def save_adapter(settings: SiteSettings, fetched: Fetched) -> Path:
     """
     plan = fetched.plan.plan
     bench = open_bench(settings, plan)
-    bench.load_adapter(fetched.released)
+    bench.load_adapter(fetched.adapter)
     with atomic_folder(fetched.folder / ADAPTER, replace=True) as folder:
         bench.method.save(bench.model, folder, bench.base.name, plan.base)
     return fetched.folder / ADAPTER
 
 
 def merge_result(settings: SiteSettings, fetched: Fetched, site: str, output: Path) -> MergeReport:
-    """Merge the released adapter into this site's base model.
+    """Merge the adapter into this site's base model.
 
     Args:
         settings: Of the site: where base model and rows lie.

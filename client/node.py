@@ -24,7 +24,7 @@ from wardround.client.fold_memory import SealedFolds
 from wardround.client.grouping import Grouped
 from wardround.client.keeper import Keeper
 from wardround.client.local_data import LocalData, check_policy, open_bench, ready
-from wardround.client.memory import SiteStore
+from wardround.client.memory import MEMORY_FOLDER, SiteStore
 from wardround.client.parties import Parties
 from wardround.client.policy import RefusedPlanError, month_refusals, sentence
 from wardround.client.private import SitePrivacy, released
@@ -292,7 +292,7 @@ class Node:
             local.bench,
             local.rows.training,
             local.rows.validation,
-            SiteStore(folder / "memory"),
+            SiteStore.sealed(folder / MEMORY_FOLDER, self._owner(run_id, plan), self.storage),
             parties,
             folds,
             self._grouped(plan, strategy, member(GROUPS), run_id, folds.groups)

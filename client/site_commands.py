@@ -14,7 +14,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from wardround.client.accepted import RUNS, RunFolders
-from wardround.client.fetching import fetch_result
+from wardround.client.fetching import Fetched, fetch_result
 from wardround.client.membership.site_folder import SiteFolder, open_site_folder
 from wardround.client.quiet_log import QuietFormatter, end_quietly
 from wardround.client.site_settings import FILE, read_site_settings
@@ -167,7 +167,13 @@ def _asked(
 
 
 def fetch_run(folder: Path, run: str, *, merge: Path | None) -> None:
-    """Fetch and check what came of a run, and merge it where a folder is named; raises as `fetch_result`."""
+    """Fetch and check what came of a run, and merge it where a folder is named.
+
+    Where each site has its own adapter, this site's is written as PEFT reads it as well.
+
+    Raises:
+        WardroundError: As `fetch_result`, `save_adapter` and `merge_result`.
+    """
     site = open_site_folder(folder)
     site.require_present()
     fetched = fetch_result(site, RunFolders(site.path / RUNS), run)
@@ -175,17 +181,34 @@ def fetch_run(folder: Path, run: str, *, merge: Path | None) -> None:
     _say(f"run {run}: {record.reason} after round {record.last_round}, {len(record.sites)} sites")
     for round, sites in record.missing:
         _say(f"  round {round} went without {', '.join(sites)}")
-    _say(f"released is round {record.released_round}, by {record.metric}: {fetched.folder}")
+    if fetched.own:
+        _say(_own_text(fetched))
+    else:
+        _say(f"released is round {record.released_round}, by {record.metric}: {fetched.folder}")
     _say(record.privacy.text if record.privacy else "trained without differential privacy")
-    if merge is None:
+    if merge is None and not fetched.own:
         return
-    from wardround.client.merging import merge_result
+    from wardround.client.merging import merge_result, save_adapter
 
+    if merge is None:
+        _say(f"for PEFT: {save_adapter(read_site_settings(site.path / FILE), fetched)}")
+        return
     report = merge_result(read_site_settings(site.path / FILE), fetched, site.name, merge)
     _say(f"merged into {report.base}: {report.folder}")
     _say(
         f"parity on {report.samples} rows of this site: logits differ by at most "
         f"{report.parity.relative:.2e} of the largest"
+    )
+
+
+def _own_text(fetched: Fetched) -> str:
+    """What this site's own adapter is made of."""
+    last, kept = fetched.record.last_round, fetched.kept
+    none = "the plan's initial part: this site has kept none (if it trained, its runs/RUN/memory is lost)"
+    part = f"its part of round {kept}" if kept else none
+    return (
+        f"nothing is released for everybody: this site's own adapter is made of what the sites share after "
+        f"round {last}, and {part}: {fetched.folder}"
     )
 
 

@@ -13,10 +13,10 @@ from wardround.client.hours import WindowText
 from wardround.client.policy import PlanPolicy
 from wardround.core.checked import Frozen, invalid, known_keys
 from wardround.core.errors import ConfigError, StorageError
-from wardround.core.plan import HexKey
+from wardround.core.plan import BaseModelSpec, HexKey
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.runtime.files import write_atomic
-from wardround.training.settings import Machine
+from wardround.training.settings import BaseModelConfig, Machine
 from wardround.training.source_spec import SourceSpec
 
 FILE: Final = "site.yaml"
@@ -62,6 +62,7 @@ machine:
   microbatch_size: null    # rows that go through the model at once; null: the whole batch
   gradient_checkpointing: false
   evaluation_batch_size: 32
+  precision: fp32          # fp32 | bf16 | auto, which is bf16 where there are units for it
 
 # Seconds between two checkpoints of a local round, from which a worker that was killed goes on. null: none.
 checkpoint_s: 60
@@ -144,6 +145,13 @@ class ModelPlace(Frozen):
     """Of the weights as a plan loads them; None: it is loaded to find out."""
     revision: str | None = None
     attention: Literal["sdpa", "eager"] = "sdpa"
+
+    def loading(self, base: BaseModelSpec) -> BaseModelConfig:
+        """How a plan has its base model loaded that lies here; another one's weights are refused."""
+        return BaseModelConfig(
+            path=self.path, revision=self.revision, dtype=base.dtype, quantisation=base.quantisation,
+            attention=self.attention, dropout=base.dropout, digest=base.digest,
+        )  # fmt: skip
 
 
 class SiteSettings(Frozen):

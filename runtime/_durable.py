@@ -308,6 +308,21 @@ def _sync_tree(folder: Path) -> None:
         sync_folder(Path(root))
 
 
+def erase_file(file: Path) -> None:
+    """Overwrite a file and remove it; one that is gone already does no harm. Raises OSError.
+
+    A disk that writes elsewhere than it is told to (flash, copy on write) may still hold the old bytes.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not file.is_symlink():  # what a link leads to is not ours
+            with file.open("r+b", buffering=0) as handle:
+                left = os.fstat(handle.fileno()).st_size
+                while left > 0:
+                    left -= handle.write(bytes(min(left, 1 << 20)))
+                os.fsync(handle.fileno())
+        file.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Make the entries of a folder durable; raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)

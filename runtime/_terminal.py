@@ -163,7 +163,10 @@ class RichSink:
         value = arm.scores.get(event.best_round, {}).get(arm.metric)
         score = "" if value is None else f" with {arm.metric} {_figure(value)} on validation"
         why = "stopped early" if event.reason == "early_stop" else event.reason
-        text = f"  {why} after round {event.last_round}, best is round {event.best_round}{score}, "
+        best = f"best is round {event.best_round}{score}"
+        if not event.adapter_digest:
+            best = f"each site has its own adapter{score}"
+        text = f"  {why} after round {event.last_round}, {best}, "
         self._print(Text.assemble((event.arm, "bold cyan"), text, f"{event.wall_s:.1f} s"))
         if self._progress is not None and self._task is not None:
             self._progress.remove_task(self._task)

@@ -115,6 +115,20 @@ def read_events(path: Path) -> list[Event]:
     return without_repetitions(_events(_text(path)))
 
 
+def missing_of(path: Path, arm: str) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """Round of an arm, and the sites that were asked in it and are not in its sum; of a burnt one, all.
+
+    Raises:
+        StorageError: The file could not be read.
+    """
+    told = read_events(path) if path.exists() else []
+    return tuple(
+        (event.round, event.missing)
+        for event in told
+        if isinstance(event, RoundFolded | RoundBurnt) and event.arm == arm and event.missing
+    )
+
+
 def without_repetitions(events: Iterable[Event]) -> list[Event]:
     """Each thing said once, by its last telling: a resumed run repeats what its journal does not hold."""
     last: dict[tuple[Any, ...], Event] = {}

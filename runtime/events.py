@@ -136,11 +136,15 @@ class PrivacyReported:
 
 @dataclass(frozen=True)
 class RoundBurnt:
-    """A round ends without a fold: the adapter stays, the round is spent, the next one trains afresh."""
+    """A round ends without a fold: the adapter stays, the round is spent, the next one trains afresh.
+
+    `missing` are the sites that were asked: what they trained is in no sum.
+    """
 
     arm: str
     round: int
     reason: str
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,7 @@ class Notice:
 class RunFinished:
     """The run has ended. `reason` is `completed` or `early_stop`.
 
+    `adapter_digest` is that of the released adapter; empty where each site ends with one of its own.
     `wall_s` are the seconds of the whole run, over all its processes; what a killed one did after its last
     journalled round is not in it.
     """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wardround.core.checked import Frozen
 from wardround.runtime.signed import Hex32
@@ -12,6 +12,13 @@ from wardround.runtime.signed import Hex32
 KIND: Final = "result"
 LARGEST: Final = 2**22
 """Bytes of a signed record, at the most."""
+SHARED: Final = "shared.safetensors"
+"""File beside the record, of a run whose sites have their own adapters: what federates, at its end."""
+SHARED_IS: Final = (
+    "what the sites share of their adapters: no adapter by itself, and none is released for everybody; each "
+    "site's own lies at the site"
+)
+"""In words, for whoever finds the file."""
 
 
 class PrivacyResult(Frozen):
@@ -42,6 +49,9 @@ class PrivacyResult(Frozen):
 class ResultRecord(Frozen):
     """The end of one run.
 
+    Where the strategy leaves each site an adapter of its own, nothing is released: `released` and
+    `released_round` are None, and `last` is what federates, which is no adapter for anybody.
+
     Attributes:
         run_id: Of the run.
         plan: Digest of the signed plan.
@@ -51,10 +61,10 @@ class ResultRecord(Frozen):
         reason: `completed` or `early_stop`.
         metric: By which the released round was chosen.
         scores: Round and value, as far as it was scored.
-        released_round: Whose adapter is released.
+        released_round: Whose adapter is released, if any is.
         released: Digest of that adapter.
         last_round: The last one.
-        last: Digest of its adapter.
+        last: Digest of its global adapter.
         privacy: Of a private run; None: nothing protects the rows but what the sums hide.
     """
 
@@ -66,8 +76,18 @@ class ResultRecord(Frozen):
     reason: str
     metric: str
     scores: tuple[tuple[int, float], ...]
-    released_round: int = Field(ge=0)
-    released: Hex32
+    released_round: int | None = Field(ge=0)
+    released: Hex32 | None
     last_round: int = Field(ge=0)
     last: Hex32
     privacy: PrivacyResult | None = None
+
+    @model_validator(mode="after")
+    def _released_whole(self) -> Self:
+        if (self.released is None) != (self.released_round is None):
+            raise ValueError("released and released_round go together")
+        return self
+
+    def went_in(self, site: str, round: int) -> bool:
+        """Whether what a site trained in a round is in that round's sum, if it was asked there at all."""
+        return not any(site in sites for number, sites in self.missing if number == round)

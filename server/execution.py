@@ -25,11 +25,11 @@ from wardround.core.plan import TrainingPlan
 from wardround.core.plan_offers import PlanOffer
 from wardround.privacy.secagg.identity import KeySigner, Roster
 from wardround.privacy.sums.aggregation import Aggregation
-from wardround.runtime.event_log import read_events
-from wardround.runtime.events import EventStream, PrivacySpent, RoundFolded
+from wardround.runtime.event_log import missing_of, read_events
+from wardround.runtime.events import EventStream, PrivacySpent
 from wardround.runtime.files import save_tensors, storing, write_atomic
 from wardround.runtime.plan_folder import read_initial
-from wardround.runtime.result_record import KIND, PrivacyResult, ResultRecord
+from wardround.runtime.result_record import KIND, SHARED, SHARED_IS, PrivacyResult, ResultRecord
 from wardround.runtime.roster import RosterDocument
 from wardround.runtime.signed import sign_document
 from wardround.runtime.signed_plan import read_signed_plan
@@ -38,9 +38,10 @@ from wardround.server.enrolment import ARM, Enrolling, EnrolmentBook, enrol
 from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
 from wardround.server.offer_grid import GridOffers
+from wardround.server.outcome import Outcome
 from wardround.server.relay_journals import RelayJournals
 from wardround.server.round_control import stopped
-from wardround.server.rounds import Outcome, Run, run_rounds
+from wardround.server.rounds import Run, run_rounds
 from wardround.server.run_control import RunControl
 from wardround.server.run_record import RunFolder
 from wardround.training.plan_check import plan_faults
@@ -237,14 +238,6 @@ def privacy_of(signed: SignedPlan, events: Path) -> PrivacyResult | None:
     return PrivacyResult(unit=rules.unit, noise=rules.noise, delta=rules.delta, sites=sites)
 
 
-def missing_of(events: Path) -> tuple[tuple[int, tuple[str, ...]], ...]:
-    """Round and the sites that were asked in it and are not in its sum, as the run's events tell it."""
-    told = read_events(events) if events.exists() else []
-    return tuple(
-        (event.round, event.missing) for event in told if isinstance(event, RoundFolded) and event.missing
-    )
-
-
 def write_result(
     work: RunFolder,
     signed: SignedPlan,
@@ -253,24 +246,31 @@ def write_result(
     outcome: Outcome,
     deployment: Deployment,
 ) -> ResultRecord:
-    """Both adapters, then the record that names them by digest, under the server's signature."""
+    """Both adapters, then the record that names them by digest, under the server's signature.
+
+    Where each site ends with an adapter of its own, in place of both what the sites share.
+    """
+    released, last = outcome.released, outcome.last.adapter
     record = ResultRecord(
         run_id=work.run_id,
         plan=signed.digest,
         roster=roster.digest.hex(),
         sites=sites,
-        missing=missing_of(work.events),
+        missing=missing_of(work.events, ARM),
         reason=outcome.reason,
         metric=signed.plan.release.metric,
         scores=outcome.selection.scores,
-        released_round=outcome.released_round,
-        released=outcome.released.digest,
+        released_round=None if released is None else outcome.released_round,
+        released=None if released is None else released.digest,
         last_round=outcome.last.round,
-        last=outcome.last.adapter.digest,
+        last=last.digest,
         privacy=privacy_of(signed, work.events),
     )
     folder = work.path / RESULT
-    for name, adapter in ((RELEASED, outcome.released), (LAST, outcome.last.adapter)):
-        save_tensors(folder / name, adapter.tensors(), {"digest": adapter.digest})
+    if released is None:
+        save_tensors(folder / SHARED, last.tensors(), {"digest": last.digest, "what": SHARED_IS})
+    else:
+        for name, adapter in ((RELEASED, released), (LAST, last)):
+            save_tensors(folder / name, adapter.tensors(), {"digest": adapter.digest})
     write_atomic(folder / RECORD, sign_document(KIND, record, deployment.identity))
     return record

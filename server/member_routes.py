@@ -2,7 +2,8 @@
 
     GET /v1/wardround/about                what the server speaks, and whether it admits who asks
     GET /v1/wardround/roster               roster.json, as the consortium signed it
-    GET /v1/wardround/results/RUN/FILE     result.signed.json, released.safetensors or last.safetensors
+    GET /v1/wardround/results/RUN/FILE     result.signed.json, released.safetensors or last.safetensors,
+                                           or in place of both shared.safetensors
 
 Every request is signed by the identity key of a member of the present roster. Nothing is computed here: these
 are files. `probe_route.py` has the one route that takes a body.
@@ -23,11 +24,12 @@ from starlette.routing import Route
 
 from wardround.core.errors import PeerError, WardroundError
 from wardround.privacy.secagg.identity import Roster
+from wardround.runtime.result_record import SHARED
 from wardround.runtime.server_about import ServerAbout
 from wardround.runtime.signed_requests import ABOUT, HEADER, ROUTES, Asked, check_request
 from wardround.server.execution import LAST, RECORD, RELEASED, RESULT
 
-FILES: Final = frozenset({RECORD, RELEASED, LAST})
+FILES: Final = frozenset({RECORD, RELEASED, LAST, SHARED})
 RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

@@ -36,7 +36,6 @@ from wardround.runtime.events import (
     PrivacySpent,
     RoundBurnt,
     RoundFolded,
-    RunFinished,
     RunStarted,
 )
 from wardround.server.attempts import Attempts
@@ -45,6 +44,7 @@ from wardround.server.exchange import collect
 from wardround.server.global_adapter import norm_of_change, require_initial
 from wardround.server.grouping import draw_groups
 from wardround.server.journal import Journal, Position
+from wardround.server.outcome import Outcome, outcome_of
 from wardround.server.relay_journals import RelayJournals
 from wardround.server.round_control import RoundControl, Unasked, stopped
 from wardround.server.scoring import Scored, evaluators_of, judge, scored_of
@@ -61,7 +61,7 @@ from wardround.server.stage_sums import (
 )
 from wardround.server.transport import Transport
 from wardround.strategies.adaptive_norm import clip_norm_of
-from wardround.strategies.contract import DISCARDED, GroupStrategy, PersonalStrategy, ServerState, SumStrategy
+from wardround.strategies.contract import DISCARDED, GroupStrategy, ServerState, SumStrategy
 
 
 @dataclass(frozen=True)
@@ -129,21 +129,6 @@ class Run:
             self.journals,
             self.following,
         )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: the state after the last fold, the scores, the adapter of the released round.
-
-    `wall_s` are the seconds of the whole run, those before an interruption included.
-    """
-
-    last: ServerState
-    selection: Selection
-    released_round: int
-    released: Adapter
-    reason: str
-    wall_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -243,13 +228,9 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
         run.on_state(at.state)
     at = replace(at, selection=judge_last(run, leaving_out(run, at)), wall_s=time.perf_counter() - started)
     keep(run, at)
-    last = at.state
-    released_round, released = last.round, last.adapter
-    if not isinstance(run.strategy, PersonalStrategy):  # of earlier rounds sites keep no part of their own
-        released_round, released = run.journal.released(last, at.selection)
-    reason = "completed" if last.round >= run.plan.rounds.rounds else "early_stop"
-    run.events.emit(RunFinished(run.arm, reason, last.round, released_round, released.digest, at.wall_s))
-    return Outcome(last, at.selection, released_round, released, reason, at.wall_s)
+    outcome = outcome_of(at, run.plan.rounds.rounds, run.strategy, run.journal)
+    run.events.emit(outcome.event(run.arm))
+    return outcome
 
 
 def keep(run: Run, at: Position) -> None:
@@ -313,7 +294,8 @@ def train_round(run: Run, at: Position, cohort: Sequence[str], groups: Groups = 
     """
     before, state, round = at.state, at.state, at.state.round + 1
     if run.attempts is not None and run.attempts.burnt(round):
-        return burnt(run, before, Scored(None, ()), "the server ended while sites helped to open its sum")
+        why = "the server ended while sites helped to open its sum"
+        return burnt(run, before, cohort, Scored(None, ()), why)
     evaluators = evaluators_of(run.plan, asked_of(run, at), cohort, before.round)
     survivors, folded = tuple(cohort), Folded(state, None, [], Scored(None, ()), 0)
     members = members_of(run.strategy, cohort, groups)
@@ -347,7 +329,7 @@ def train_round(run: Run, at: Position, cohort: Sequence[str], groups: Groups = 
             sums = sums_of(run.channel, run.strategy, collected, round, stage, members, survivors)
         except BurntError as error:
             return replace(
-                burnt(run, before, folded.scored, error.what),
+                burnt(run, before, cohort, folded.scored, error.what),
                 bytes_up=folded.bytes_up, liars=folded.liars, epsilon=folded.epsilon,
             )  # fmt: skip
         state = folded_from(run.strategy, state, sums, stage)
@@ -368,9 +350,9 @@ def train_round(run: Run, at: Position, cohort: Sequence[str], groups: Groups = 
     return folded
 
 
-def burnt(run: Run, before: ServerState, scored: Scored, reason: str) -> Folded:
+def burnt(run: Run, before: ServerState, cohort: Sequence[str], scored: Scored, reason: str) -> Folded:
     """The round is spent without a fold: the next one trains afresh from the same adapter."""
-    run.events.emit(RoundBurnt(run.arm, before.round + 1, reason))
+    run.events.emit(RoundBurnt(run.arm, before.round + 1, reason, tuple(sorted(cohort))))
     return Folded(replace(before, round=before.round + 1), None, [], scored, 0)
 
 

@@ -37,7 +37,8 @@ class RunView:
         epsilon: Site → what it has reserved of privacy.
         bytes_down: To all sites, with the broadcasts.
         bytes_up: From all sites, in the rounds that were folded.
-        released_round: The best one so far; 0 where none was scored.
+        released_round: The best one so far; 0 where none was scored, and at the end of a run that releases
+            none.
     """
 
     name: str = ""
@@ -89,7 +90,7 @@ class RunView:
             case "Improved":
                 return replace(self, released_round=round)
             case "RunFinished":
-                best = int(event["best_round"])
+                best = int(event["best_round"]) if event["adapter_digest"] else 0
                 return replace(self, round=event["last_round"], phase="finished", released_round=best)
         return self
 
@@ -127,5 +128,8 @@ def sentence(event: Record) -> tuple[str, str] | None:
         case "Notice":
             return str(event["level"]), str(event["text"])
         case "RunFinished":
+            if not event["adapter_digest"]:
+                ends = f"each site makes its own adapter after round {event['last_round']}, none is released"
+                return "info", f"the run ended, {event['reason']}: {ends}"
             return "info", f"the run ended, {event['reason']}: round {event['best_round']} is released"
     return None

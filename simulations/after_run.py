@@ -18,7 +18,14 @@ from wardround.core.errors import ConfigError, DataError, ModelError
 from wardround.core.metrics.contract import Scores
 from wardround.runtime.files import write_atomic
 from wardround.runtime.locations import locate
-from wardround.simulations.finished_run import SITES, FinishedRun, adapter_in, finished_run, run_of
+from wardround.simulations.finished_run import (
+    SITES,
+    FinishedRun,
+    adapter_in,
+    finished_run,
+    is_at_site,
+    run_of,
+)
 from wardround.training.commands import read_processor
 from wardround.training.examples import Example
 from wardround.training.merge_places import check_places
@@ -41,7 +48,8 @@ def merge_run(
     """`wardround merge`: write the merged model and print how well it kept the adapter.
 
     Args:
-        run: Folder of a finished run, or `sites/NAME` of one whose sites have their own adapters.
+        run: Folder of a finished run, or `sites/NAME` of one whose sites have their own adapters; at a site
+            of a consortium SITE/runs/RUN, once its result was fetched and its adapter is there for PEFT.
         output: Folder to make; `merged` in that folder without it.
         model: The base model, where it lies elsewhere now.
         tolerance: On the relative difference of logits; by the base's dtype without it.
@@ -57,6 +65,7 @@ def merge_run(
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
         raise ConfigError(f"--tolerance is {tolerance}", expected="a number, at least 0")
     of_site = run.resolve().parent.name == SITES and not (run / "plan.json").exists()
+    of_site = of_site or is_at_site(run.resolve().parent)
     finished = FinishedRun.open(run_of(run) if of_site else run)
     adapter = adapter_in(run)
     base, out = finished.model_config(model), output or run / "merged"

@@ -25,7 +25,7 @@ from wardround.simulations.config import RunConfig
 from wardround.simulations.hydra_main import plain_values, run_hydra
 from wardround.training.adapters import ADAPTERS
 from wardround.training.column_mapping import LABEL
-from wardround.training.plan_check import check_deployed, option_faults, plan_faults, refuse_simulated
+from wardround.training.plan_check import option_faults, plan_faults, refuse_simulated
 from wardround.training.plan_config import PlanConfig, SecureConfig
 from wardround.training.plan_making import ExpectedSites, choices_of, plan_of, written_contract
 from wardround.training.plan_summary import summary_of, summary_text
@@ -157,7 +157,6 @@ def _check_first(config: PlanConfig) -> None:
     TASKS.require(config.task.name)
     ADAPTERS.require(config.adapter.method)
     choose_strategy(config.strategy, allow_dotted=False)
-    check_deployed(config.strategy)
     check_settings(config.local)
     resolve(config.model)
 

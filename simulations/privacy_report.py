@@ -16,7 +16,7 @@ from wardround.privacy.accounting.steps import counted
 from wardround.privacy.accounting.tally import Tally
 from wardround.privacy.sums.noise import account_of_sums
 from wardround.runtime.events import PrivacyReported
-from wardround.server.rounds import Outcome
+from wardround.server.outcome import Outcome
 from wardround.simulations.arms import Arm, bounded, run_of, units_of
 from wardround.training.plan_strategy import bind_strategy
 

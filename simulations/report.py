@@ -78,7 +78,7 @@ def print_result(result: SimulationResult, console: Console) -> None:
         return
     console.print(
         f"released: round {outcome.released_round} of {outcome.last.round}, "
-        f"adapter {outcome.released.digest[:12]}, in [bold]{result.folder}[/bold]"
+        f"adapter {outcome.for_everybody.digest[:12]}, in [bold]{result.folder}[/bold]"
     )
 
 
@@ -132,7 +132,7 @@ def _answers_to(
     """Answers of the released adapter, in order; none where each site has its own."""
     if not asked or result.own:  # of no site in particular
         return []
-    bench.load_adapter(result.outcome.released)
+    bench.load_adapter(result.outcome.for_everybody)
     return bench.task.predict(
         bench.model,
         bench.tokenizer,

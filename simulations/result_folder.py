@@ -98,9 +98,14 @@ class ResultFolder:
         """Folder of one arm."""
         return self.path / "arms" / name
 
+    @property
+    def events(self) -> Path:
+        """What was told of the run."""
+        return self.path / "metrics.jsonl"
+
     def sinks(self) -> list[EventSink]:
         """The files that the event stream fills."""
-        return [JsonlSink(self.path / "metrics.jsonl"), TensorBoardSink(self.path / "tensorboard")]
+        return [JsonlSink(self.events), TensorBoardSink(self.path / "tensorboard")]
 
     def save_adapters(self, bench: Workbench, result: ArmResult) -> None:
         """The released adapter in `adapter/`, the last one in `adapter_last/`, in PEFT's own format.
@@ -110,7 +115,7 @@ class ResultFolder:
         adapters = {own_folder(site): adapter for site, adapter in result.own.items()}
         if not adapters:
             last = result.outcome.last.adapter
-            adapters = {"adapter": result.outcome.released, "adapter_last": last}
+            adapters = {"adapter": result.outcome.for_everybody, "adapter_last": last}
         for name, adapter in adapters.items():
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             with atomic_folder(self.path / name, replace=True) as folder:
@@ -133,7 +138,7 @@ class ResultFolder:
         from wardround.simulations.report import write_report
 
         self.save_adapters(bench, results[FEDERATED])
-        told = read_events(self.path / "metrics.jsonl")
+        told = read_events(self.events)
         summary = {
             "name": plan.name,
             "run_id": self.run_id,
@@ -275,11 +280,10 @@ def scores_record(scores: Scores) -> dict[str, Any]:
 def arm_record(result: ArmResult) -> dict[str, Any]:
     """One arm in the summary; of the sites' own adapters each, where there is no other."""
     outcome = result.outcome
-    adapters: dict[str, Any] = {
-        "released_adapter": outcome.released.digest, "last_adapter": outcome.last.adapter.digest,
-    }  # fmt: skip
-    if result.own:
-        adapters = {"site_adapters": {site: adapter.digest for site, adapter in result.own.items()}}
+    adapters: dict[str, Any] = {"site_adapters": {site: own.digest for site, own in result.own.items()}}
+    if not result.own:
+        released, last = outcome.for_everybody.digest, outcome.last.adapter.digest
+        adapters = {"released_adapter": released, "last_adapter": last}
     return {
         "reason": outcome.reason,
         "last_round": outcome.last.round,

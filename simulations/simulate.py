@@ -15,7 +15,7 @@ from wardround.core.metrics.contract import Scores
 from wardround.core.packed import Adapter
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.events import EventSink, EventStream, Notice
-from wardround.server.rounds import Outcome
+from wardround.server.outcome import Outcome
 from wardround.simulations.arms import (
     FEDERATED,
     Arm,
@@ -124,7 +124,11 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
         ranks=config.simulation.ranks,
         group=config.simulation.group,
         each=lambda arm, train: train_and_score(
-            arm, train, scorer, config.evaluation.every, OwnAdapters.of(arm, folder.arm(arm.name))
+            arm,
+            train,
+            scorer,
+            config.evaluation.every,
+            OwnAdapters.of(arm, folder.arm(arm.name), folder.events),
         ),
     )
     results = {result.arm.name: result for result in ended}
@@ -160,7 +164,7 @@ def train_and_score(
         return ArmResult(arm, outcome, test, outcome.wall_s, adapters)
     alone = local_site(arm.name)
     own = None if alone is None else [alone]
-    test = scorer.score(outcome.released, arm=arm.name, round=outcome.released_round, sites=own)
+    test = scorer.score(outcome.for_everybody, arm=arm.name, round=outcome.released_round, sites=own)
     return ArmResult(arm, outcome, test, outcome.wall_s)
 
 

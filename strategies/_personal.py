@@ -61,6 +61,14 @@ class PartlyShared(ABC, Generic[O]):
             shape = inside[part].shape
             mask[start : start + spec.size] = inside.reshape(-1)
             specs.append(spec.model_copy(update={"shape": shape, "name": name}))
+        if layout.tensors and (mask.all() or not mask.any()):
+            raise ConfigError(
+                "a personalised strategy leaves a part of the adapter at each site and shares the other; of "
+                "this adapter one of the two is empty",
+                found=f"{np.count_nonzero(mask)} of {layout.size} values are shared",
+                expected="some, and not all",
+                remedy="set adapter.method=lora with targets, or strategy.name=fedavg",
+            )  # fmt: skip
         self._mask = mask
         self._shared = Layout(tensors=tuple(specs))
         self._own = Layout(tensors=(TensorSpec(name=OWN, shape=(int(np.count_nonzero(~mask)),)),))

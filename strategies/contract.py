@@ -232,7 +232,9 @@ class PersonalStrategy(SumStrategy, Protocol):
     """An algorithm by which a part of the adapter stays at each site, in its memory.
 
     What a site trains, scores and ends with is its own whole adapter; what federates is no usable one and is
-    never released as such. The last round is released: of earlier ones nobody keeps the sites' own parts.
+    never released as such. Sites end with the last round: of earlier ones nobody keeps their own parts. The
+    broadcast follows from the state's adapter alone, so that a site can make its adapter of what the server
+    signed in the end.
     """
 
     def own_adapter(self, broadcast: Broadcast, memory: SiteMemory) -> Adapter:

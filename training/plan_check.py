@@ -14,7 +14,7 @@ from wardround.core.checked import parse_options
 from wardround.core.counting import metric_layout
 from wardround.core.enrolment import SignedPlan
 from wardround.core.errors import ConfigError, PolicyError, WardroundError
-from wardround.core.plan import StrategySpec, TrainingPlan, cohort_size
+from wardround.core.plan import TrainingPlan, cohort_size
 from wardround.core.registry import Registry
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.privacy.sums.noise import require_target
@@ -29,7 +29,6 @@ from wardround.training.plan_strategy import (
     bind_strategy,
     group_rules,
     individual_rules,
-    is_personal,
     require_individuals,
 )
 from wardround.training.planning import check_choices
@@ -65,7 +64,6 @@ def plan_faults(document: SignedPlan, sites: Iterable[int] = ()) -> tuple[Wardro
         return named  # the rest asks what the names stand for
     counts = sorted({document.enrolment.least_sites, *sites})
     found = [
-        *_found(check_deployed, plan.strategy),
         *_found(_check_choices, plan),
         *_found(_check_contract, plan),
         *_found(_check_key, plan),
@@ -141,21 +139,6 @@ def _known(registry: Registry[T], name: str) -> None:
     if ":" in name:  # refused as code; nothing is imported
         registry.get(name)
     registry.require(name)
-
-
-def check_deployed(strategy: StrategySpec) -> None:
-    """Refuse what simulations alone can do.
-
-    Raises:
-        ConfigError: Each site would end with an adapter of its own.
-    """
-    if is_personal(strategy):
-        raise ConfigError(
-            f"strategy {strategy.name} gives every site an adapter of its own, and a consortium's server "
-            "and sites hand out one for everybody",
-            found=f"strategy.name={strategy.name}", expected="a strategy with one adapter for all",
-            remedy="set strategy.name to fedavg; `wardround simulate` trains personalised methods",
-        )  # fmt: skip
 
 
 def _check_choices(plan: TrainingPlan) -> None:

@@ -227,15 +227,6 @@ def check_strategy(
     check_release(bound, spec, release)
 
 
-def is_personal(spec: StrategySpec, *, allow_dotted: bool = False) -> bool:
-    """Whether each site ends with an adapter of its own.
-
-    Raises:
-        ConfigError: Unknown strategy or option.
-    """
-    return isinstance(_without_layout(spec, allow_dotted=allow_dotted), PersonalStrategy)
-
-
 def require_individuals(strategy: IndividualStrategy, cohort: int) -> None:
     """Refuse a strategy that needs more contributions than a round can have.
 

@@ -13,12 +13,15 @@ from wardround.privacy.packing import packed_size
 from wardround.privacy.secagg.policy import default_threshold
 from wardround.privacy.sums.noise import epsilon_of_sums
 from wardround.runtime.sizes import size_text
-from wardround.strategies.contract import IndividualStrategy
+from wardround.strategies.contract import IndividualStrategy, PersonalStrategy
 from wardround.training.plan_check import site_advice
 from wardround.training.plan_strategy import bind_strategy, group_rules
 
 FLOAT_BYTES = 4
 COUNTER_BYTES = 8
+OWN_RESULT = (
+    "an adapter of its own at each site, a part of which never leaves it; none is released for everybody"
+)
 
 
 def summary_of(document: SignedPlan, sites: int, units: Iterable[int] = ()) -> dict[str, Any]:
@@ -58,6 +61,7 @@ def summary_of(document: SignedPlan, sites: int, units: Iterable[int] = ()) -> d
         "initial_digest": plan.adapter.initial_digest,
         "rounds": plan.rounds.rounds,
         "strategy": plan.strategy.name,
+        "own_adapters": isinstance(strategy, PersonalStrategy),
         "weighting": plan.strategy.weighting,
         "bits": plan.encoding.bits,
         "sites": sites,
@@ -111,6 +115,7 @@ def summary_text(record: Mapping[str, Any]) -> str:
         **({} if template is None else {"template": f"digest {template}"}),
         "adapter": f"{record['adapter']}, {record['coordinates']:,} coordinates",
         "rounds": f"{record['rounds']} of {record['strategy']}, weighted by {record['weighting']}",
+        **({"result": OWN_RESULT} if record["own_adapters"] else {}),
         "sites": f"{record['sites']} expected, {record['cohort']} train in a round; round 1 waits for "
         f"{enrolment['least_sites']}, the offer stands {_days(enrolment['offer_expires_s'])}",
         "sums": f"{record['bits']} bits a coordinate; {_secure_text(record)}",

@@ -21,7 +21,7 @@ from wardround.client.accepted import ACCEPTED, APPROVED, PLAN, RunFolders
 from wardround.client.membership.site_folder import KEEPER, KEYS, LEAVING_FILE, LEFT, Left, SiteFolder
 from wardround.core.errors import ConfigError, StorageError
 from wardround.runtime.control.sockets import UnixSocket, claim
-from wardround.runtime.files import storing, sync_folder, write_atomic
+from wardround.runtime.files import erase_file, storing, sync_folder, write_atomic
 from wardround.runtime.membership import LeavingRequest, sign_leaving
 from wardround.runtime.small_files import value_bytes
 
@@ -138,18 +138,8 @@ def _erase_all(path: Path) -> None:
     with storing(path):
         if path.is_dir() and not path.is_symlink():
             for file in sorted(found for found in path.rglob("*") if found.is_file() or found.is_symlink()):
-                _erase(file)
+                erase_file(file)
             shutil.rmtree(path)
         else:
-            _erase(path)
+            erase_file(path)
         sync_folder(path.parent)
-
-
-def _erase(file: Path) -> None:
-    if not file.is_symlink():  # what a link leads to is not this folder's
-        with file.open("r+b", buffering=0) as handle:
-            left = os.fstat(handle.fileno()).st_size
-            while left > 0:
-                left -= handle.write(bytes(min(left, 1 << 20)))
-            os.fsync(handle.fileno())
-    file.unlink()

@@ -23,6 +23,7 @@ from wardround.client.keeper import own_keeper
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.membership.site_folder import confirmed_roster
+from wardround.client.memory import Kept
 from wardround.client.sealed_files import Owner
 from wardround.core.errors import PeerError, PolicyError, StorageError
 from wardround.core.messages import Request
@@ -40,7 +41,7 @@ from wardround.runtime.roster import SERVER
 from wardround.runtime.signed import sign_document
 from wardround.runtime.small_files import read_identity
 from wardround.server.consortium.server_folder import open_server_folder
-from wardround.strategies.contract import LocalRules, ServerState
+from wardround.strategies.contract import LocalRules, ServerState, SiteMemory
 from wardround.training.local_round import LocalJob, train_locally
 from wardround.training.plan_strategy import bind_strategy
 
@@ -58,6 +59,22 @@ def test_a_sound_offer_is_accepted_and_stays_so(federation: Federation) -> None:
     assert again.answer(offer(federation)) == answer
     assert again.get((RUN, "cork")) is None
     assert again.get(("another", "basel")) is None
+
+
+def test_what_a_node_keeps_between_rounds_is_sealed(federation: Federation) -> None:
+    """Under the site's storage key, in the run's folder; a restarted node reads it."""
+    own = node(federation)
+    own.answer(offer(federation))
+    site = own.get((RUN, "basel"))
+    assert site is not None
+    part = site.bench.initial_adapter()
+    site.store.save(Kept(SiteMemory({"own": part})), round=1)
+    (file,) = site.store.folder.iterdir()
+    assert file == federation.practice.sites["basel"].path / "runs" / RUN / "memory" / "round-00001.sealed"
+    assert part.vector.tobytes() not in file.read_bytes()
+    again = node(federation).get((RUN, "basel"))
+    assert again is not None
+    assert again.store.load(before_round=2).memory.slots["own"].digest == part.digest
 
 
 def test_a_restarted_node_holds_a_broadcast_against_what_it_knew(federation: Federation) -> None:

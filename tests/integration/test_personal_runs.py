@@ -22,6 +22,7 @@ from wardround.simulations.finished_run import finished_run
 from wardround.simulations.open_model import open_model
 from wardround.simulations.simulate import SimulationResult, run_simulation
 from wardround.strategies._controls import CONTROL
+from wardround.strategies._personal import OWN
 
 SITES = ("w0", "w1", "w2")
 ROUNDS = 3
@@ -250,6 +251,35 @@ def test_a_site_that_is_not_in_the_sum_goes_on_from_what_it_knew_before(
     if name == "scaffold":
         control, mean = controls(result)  # everybody answered in the last round: nothing of the loss is left
         assert np.linalg.norm(control - mean) < 0.05 * np.linalg.norm(mean)
+
+
+def test_who_is_not_in_the_last_sum_ends_with_the_part_of_the_round_before_it(
+    settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing is scored, and so no site is told any more that it is not in the sum."""
+    from wardround.client import round as handler
+    from wardround.core.errors import TrainingError
+
+    contribute = handler.contribute
+
+    def losing(request: Any, broadcast: Packed, site: Any, *rest: Any) -> Any:
+        lanes = contribute(request, broadcast, site, *rest)
+        if (site.name, request.round) == ("w1", ROUNDS):
+            raise TrainingError("lost", "the reply is lost")
+        return lanes
+
+    monkeypatch.setattr(handler, "contribute", losing)
+    result = run_simulation(settings("lost", {"name": "fedsa"}, data={"validation_fraction": 0}))
+    kept = {site: stored(result, site, ROUNDS) for site in SITES}
+    for site, expected in (("w0", ROUNDS), ("w1", ROUNDS - 1)):
+        parts = {
+            round: kept[site].load(before_round=round + 1).memory.slots[OWN].vector
+            for round in (ROUNDS - 1, ROUNDS)
+        }
+        assert not np.array_equal(parts[ROUNDS - 1], parts[ROUNDS])
+        own = result.federated.own[site]
+        found = np.concatenate([own[s.name].reshape(-1) for s in own.layout.tensors if s.role == "lora_b"])
+        np.testing.assert_array_equal(found, parts[expected])
 
 
 @pytest.mark.parametrize("name", ["fedsa", "dual_adapter", "scaffold"])

@@ -182,9 +182,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     counted: Counter[int] = Counter()
     train = handler.train_locally
 
-    def counting(*args: Any, **keywords: Any) -> Any:
-        counted[keywords["round"]] += 1
-        return train(*args, **keywords)
+    def counting(bench: Any, job: Any) -> Any:
+        counted[job.round] += 1
+        return train(bench, job)
 
     monkeypatch.setattr(handler, "train_locally", counting)
     return counted

@@ -11,9 +11,9 @@ import pytest
 from wardround.core.errors import StorageError
 from wardround.core.packed import Packed
 from wardround.core.selection import Selection
-from wardround.runtime.events import RoundFolded, as_record
+from wardround.runtime.event_log import missing_of
+from wardround.runtime.events import RoundBurnt, RoundFolded, as_record
 from wardround.runtime.files import append_line
-from wardround.server.execution import missing_of
 from wardround.server.journal import Journal, Position
 from wardround.strategies.contract import ServerState
 
@@ -105,8 +105,14 @@ def test_a_torn_line_is_never_written_and_a_damaged_one_is_refused(bench: Any, t
 
 def test_the_result_names_who_was_missing_by_round(tmp_path: Path) -> None:
     """From the run's events; rounds with everybody are left out, and a run without events has none."""
-    assert missing_of(tmp_path / "events.jsonl") == ()
+    assert missing_of(tmp_path / "events.jsonl", "federated") == ()
     for round, missing in ((1, ()), (2, ("cork", "delft")), (3, ("delft",))):
         folded = RoundFolded("federated", round, ("aachen",), missing, 0.5, 0.1, 9, 1.0, "d" * 64, 0.0)
         append_line(tmp_path / "events.jsonl", as_record(folded))
-    assert missing_of(tmp_path / "events.jsonl") == ((2, ("cork", "delft")), (3, ("delft",)))
+    burnt = RoundBurnt("federated", 4, "nobody answered", ("aachen", "cork"))
+    other = RoundBurnt("centralised", 5, "another arm", ("aachen",))
+    for event in (burnt, other):
+        append_line(tmp_path / "events.jsonl", as_record(event))
+    assert missing_of(tmp_path / "events.jsonl", "federated") == (
+        (2, ("cork", "delft")), (3, ("delft",)), (4, ("aachen", "cork")),
+    )  # fmt: skip

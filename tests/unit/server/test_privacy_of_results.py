@@ -46,3 +46,7 @@ def test_a_record_of_before_has_no_privacy() -> None:
     assert ResultRecord.model_validate(plain).privacy is None
     with pytest.raises(ValueError, match="privacy"):
         ResultRecord.model_validate(plain | {"privacy": {"unit": "nobody"}})
+    assert ResultRecord.model_validate(plain | {"released": None, "released_round": None}).last == "0" * 64
+    for part in ("released", "released_round"):
+        with pytest.raises(ValueError, match="go together"):
+            ResultRecord.model_validate(plain | {part: None})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wardround.server.run_view import RunView
+from wardround.server.run_view import RunView, sentence
 
 
 def folded(round: int, size: int) -> dict[str, Any]:
@@ -30,3 +30,16 @@ def test_bytes_are_those_of_whole_rounds() -> None:
         view = view.after(event)
     assert (view.bytes_down, view.bytes_up) == (300, 900)
     assert (view.round, view.phase) == (3, "folded")
+
+
+def test_a_run_that_releases_nothing_names_no_best_round_at_its_end() -> None:
+    """Each site has its own adapter then; while it trains, a score is a score."""
+    scored = RunView().after({"event": "Improved", "round": 2, "metric": "loss", "value": 0.5})
+    assert scored.released_round == 2
+    end = {"event": "RunFinished", "reason": "completed", "last_round": 3, "best_round": 3}
+    for digest, best, said in (("d" * 64, 3, "round 3 is released"), ("", 0, "none is released")):
+        ended = end | {"adapter_digest": digest}
+        assert scored.after(ended).released_round == best
+        told = sentence(ended)
+        assert told is not None
+        assert said in told[1]

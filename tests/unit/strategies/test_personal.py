@@ -163,3 +163,10 @@ def test_a_dual_adapter_leaves_each_module_a_direction_of_the_sites(rank: int) -
     """Named with the module's tensor."""
     with pytest.raises(ConfigError, match=r"'q\.A'.*"):
         made("dual_adapter", global_rank=rank)
+
+
+@PERSONAL
+def test_an_adapter_without_factors_has_nothing_to_leave_at_a_site(name: str) -> None:
+    """A head alone, or cores between frozen factors: all of it would be shared, and nobody's own."""
+    with pytest.raises(ConfigError, match=r"(?s)one of the two is empty.*strategy.name=fedavg"):
+        made(name, Layout(tensors=(TensorSpec(name="head", shape=(2, 2)),)))

@@ -66,11 +66,41 @@ def test_a_sound_plan_has_no_fault() -> None:
 
 
 @pytest.mark.parametrize("name", ["fedsa", "dual_adapter"])
-def test_a_plan_with_an_adapter_for_each_site_is_for_simulations_alone(name: str) -> None:
-    """Server and sites hand out one adapter: with the reason, and where such a method works."""
-    found = messages(sound(strategy=StrategySpec(name=name)))
-    assert "gives every site an adapter of its own" in found
-    assert "wardround simulate" in found
+def test_a_plan_with_an_adapter_for_each_site_is_a_plan_like_others(name: str) -> None:
+    """And its summary says to whoever signs or approves it what comes of it."""
+    plan = sound(strategy=StrategySpec(name=name))
+    assert messages(plan) == ""
+    document = SignedPlan(plan=plan, enrolment=EnrolmentRules(least_sites=5))
+    assert "none is released for everybody" in summary_text(summary_of(document, 5))
+    other = SignedPlan(plan=sound(), enrolment=EnrolmentRules(least_sites=5))
+    assert "none is released" not in summary_text(summary_of(other, 5))
+
+
+@pytest.mark.parametrize("name", ["fedsa", "dual_adapter"])
+@pytest.mark.parametrize(
+    ("sections", "remedy"),
+    [
+        (
+            {"release": ReleaseRule(metric="loss", direction="min", patience=2)},
+            "set release.patience to null",
+        ),
+        (
+            {
+                "privacy": PrivacyRules(unit="example", noise="local", sigma=1.0, delta=1e-3, clip_norm=1.0),
+                "local": LocalWork(steps=1, max_grad_norm=None),
+            },
+            "set strategy.name to fedavg or ffa_lora, or privacy to null",
+        ),
+    ],
+    ids=["early stopping", "privacy"],
+)
+def test_what_an_adapter_for_each_site_does_not_go_with_is_refused(
+    name: str, sections: dict[str, Any], remedy: str
+) -> None:
+    """By name, with what to set instead."""
+    found = messages(sound(strategy=StrategySpec(name=name, weighting="uniform"), **sections))
+    assert name in found
+    assert remedy in found
 
 
 def test_scaffold_is_a_plan_like_others() -> None:

@@ -159,7 +159,7 @@ def test_a_site_that_runs_cannot_leave(practice: Practice) -> None:
     leave(site, NOW)
 
 
-@pytest.mark.parametrize("what", ["write_atomic", "_erase", "_erase_all"])
+@pytest.mark.parametrize("what", ["write_atomic", "erase_file", "_erase_all"])
 @pytest.mark.parametrize("call", [1, 2, 3])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_kill_leaves_a_member_or_one_that_has_left(
