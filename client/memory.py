@@ -1,4 +1,4 @@
-"""What a site keeps between rounds: a strategy's private state and the optimiser's; it never leaves.
+"""What a site keeps between rounds: a strategy's private state, the optimiser's, what it has not sent yet.
 
 One file a round, so that a round that is asked again (a killed server, a resumed simulation) starts from
 what the site knew before it. Where a round has several stages, one more file a stage: what the site trained
@@ -22,6 +22,7 @@ from wardround.strategies.contract import SiteMemory
 KEPT_FILES = 2
 LAYOUT, MEMORY, OPTIMISER, ADAPTER = "layout/", "memory/", "optimiser/", "adapter"
 CLIP_NORM = "privacy/clip_norm"
+REST = "compression/rest"
 GRADIENT = f"{ADAPTER}/gradient"
 
 
@@ -33,6 +34,8 @@ class Kept:
     optimiser_state: dict[str, Array] | None = None
     clip_norm: float | None = None
     """Of the next private step, where it adapts: a function of what was released."""
+    rest: Array | None = None
+    """Of the contributions so far what was not sent, float32, where the plan's compression keeps that."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,9 @@ class Trained:
     clip_norm: float | None = None
     gradient: Packed | None = None
 
-    def kept(self, memory: SiteMemory) -> Kept:
-        """What the site keeps of it after the stage that left this memory."""
-        return Kept(memory, self.optimiser_state, self.clip_norm)
+    def kept(self, memory: SiteMemory, rest: Array | None = None) -> Kept:
+        """What the site keeps of it after the stage that left this memory, and this rest unsent."""
+        return Kept(memory, self.optimiser_state, self.clip_norm, rest)
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,8 @@ def _as_tensors(kept: Kept) -> tuple[dict[str, Array], dict[str, str]]:
     tensors |= {OPTIMISER + name: array for name, array in (kept.optimiser_state or {}).items()}
     if kept.clip_norm is not None:
         tensors[CLIP_NORM] = np.array(kept.clip_norm)
+    if kept.rest is not None:
+        tensors[REST] = kept.rest
     return tensors, {LAYOUT + name: slot.layout.model_dump_json() for name, slot in slots.items()}
 
 
@@ -201,7 +206,7 @@ def _kept(tensors: Mapping[str, Array], notes: Mapping[str, str]) -> Kept:
     }
     optimiser = {name: tensors[OPTIMISER + name] for name in _under(OPTIMISER, tensors)}
     clip_norm = float(tensors[CLIP_NORM]) if CLIP_NORM in tensors else None
-    return Kept(SiteMemory(slots), optimiser or None, clip_norm)
+    return Kept(SiteMemory(slots), optimiser or None, clip_norm, tensors.get(REST))
 
 
 def _under(prefix: str, names: Iterable[str]) -> list[str]:
