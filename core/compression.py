@@ -35,3 +35,14 @@ Compression: TypeAlias = Annotated[Blocks | TopK, Field(discriminator="method")]
 def keeps_a_rest(compression: Blocks | TopK | None) -> bool:
     """Whether a site keeps what it has not sent."""
     return isinstance(compression, TopK)
+
+
+def described(compression: Blocks | TopK | None) -> str:
+    """In a few words, for people; empty where nothing is compressed."""
+    match compression:
+        case None:
+            return ""
+        case Blocks():
+            return f"{compression.bits} bits a coordinate, in blocks of {compression.block} with a scale each"
+        case TopK():
+            return f"the largest {compression.share:.3%} of the coordinates, {compression.bits} bits each"

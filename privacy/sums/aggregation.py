@@ -14,7 +14,7 @@ from wardround.privacy.secagg.phases import Phases
 from wardround.privacy.secagg.policy import Mode
 from wardround.privacy.secagg.relay import Relay
 from wardround.privacy.sums.contract import TRAINING, Collector, Party
-from wardround.privacy.sums.form import IN_THE_RING, Form
+from wardround.privacy.sums.form import IN_THE_RING, Form, require_seen
 from wardround.privacy.sums.phased import PhasedCollector, PhasedParty
 from wardround.privacy.sums.plain import PlainParty, plain_reader
 from wardround.privacy.sums.seen import SeenCollector
@@ -50,7 +50,7 @@ class Aggregation:
                 found=f"secure.mode={self.mode}, {'no' if self.aggregator is None else 'a'} private key",
                 expected="a private key under secure.mode=trusted, and none otherwise",
             )
-        self.form.require_seen(self.mode)
+        require_seen(self.form.compression, self.mode)
 
     def collector(self, name: str, offer: Offer, *, quorum: int) -> Collector:
         """The server's side of one attempt at the sum of this name."""
@@ -67,9 +67,7 @@ class Aggregation:
             case "trusted":
                 assert self.aggregator is not None  # noqa: S101 - made sure of above
                 reader = self.aggregator.reader(offer, self.roster, self.form)
-                return SeenCollector(
-                    signed, reader, weighed=name == TRAINING, quorum=quorum, form=self.form
-                )
+                return SeenCollector(signed, reader, weighed=name == TRAINING, quorum=quorum, form=self.form)
 
 
 def party(rules: SecureRules, member: Member, form: Form = IN_THE_RING) -> Party:
@@ -85,7 +83,7 @@ def party(rules: SecureRules, member: Member, form: Form = IN_THE_RING) -> Party
         PolicyError: The site's own rules do not allow this mode, or trust another aggregator or none.
     """
     member.policy.check_mode(rules.mode, rules.aggregator)
-    form.require_seen(rules.mode)
+    require_seen(form.compression, rules.mode)
     match rules.mode:
         case "real":
             return PhasedParty(member)

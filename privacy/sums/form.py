@@ -47,21 +47,6 @@ class Form:
         """Of the coordinates; None: they are packed."""
         return None if self.encoding is None else self.encoding.compression
 
-    def require_seen(self, mode: Mode) -> None:
-        """Refuse a form that nobody could read.
-
-        Raises:
-            ConfigError: The mode adds contributions that it hides, and these would be compressed.
-        """
-        if self.compression is not None and mode not in SEEN:
-            raise ConfigError(
-                "contributions that are hidden in a sum cannot be compressed: masks add up in the ring alone",
-                found=f"encoding.compression.method={self.compression.method} with secure.mode={mode}",
-                expected="secure.mode=trusted, or off",
-                remedy="set encoding.compression to null and encoding.bits to 16, the narrowest ring; or "
-                "secure.mode=trusted, with an aggregator that the sites trust",
-            )
-
     def lane_bytes(self, offer: Offer) -> tuple[int, int]:
         """Bytes of both lanes of one contribution."""
         return self.size(offer.coordinates, offer.bits), packed_size(offer.counters, 64)
@@ -98,6 +83,22 @@ class Form:
 
 IN_THE_RING: Final = Form()
 """Packed, as under masks."""
+
+
+def require_seen(compression: Blocks | TopK | None, mode: Mode) -> None:
+    """Refuse compressed contributions where nobody could read them.
+
+    Raises:
+        ConfigError: The mode adds contributions that it hides.
+    """
+    if compression is not None and mode not in SEEN:
+        raise ConfigError(
+            "contributions that are hidden in a sum cannot be compressed: masks add up in the ring alone",
+            found=f"encoding.compression.method={compression.method} with secure.mode={mode}",
+            expected="secure.mode=trusted, or off",
+            remedy="set encoding.compression to null, and encoding.bits to 16, the narrowest ring; or "
+            "secure.mode to trusted, with an aggregator that the sites trust",
+        )  # fmt: skip
 
 
 def place_of(site: str, stage: int) -> str:

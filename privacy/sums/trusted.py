@@ -37,7 +37,9 @@ class TrustedParty:
     def check(self, offer: bytes, broadcast: bytes) -> Offer:
         """As the contract says; a cohort may be of any size, since a contribution hides among nobody."""
         found = accept_seen(self._member, self._member.record.load(), decode(offer, SignedOffer), broadcast)
-        header_of(found, self._member.name, self._aggregator, self._form)  # refused before anything is trained
+        header_of(
+            found, self._member.name, self._aggregator, self._form
+        )  # refused before anything is trained
         return found
 
     def confirmed(self, round: int) -> Mapping[int, tuple[str, ...]]:  # noqa: ARG002 - the contract's
