@@ -57,7 +57,7 @@ EVENTS: list[Event] = [
 def test_the_record_counts_what_the_federations_events_say() -> None:
     """A mean over sites and rounds, both sums of a round together; other arms are not in it."""
     assert secure_record(plan_of(), EVENTS) == {
-        "mode": "real", "groups": 1, "aggregator": "", "bits": 20, "exchanges": 6,
+        "mode": "real", "groups": 1, "aggregator": "", "bits": 20, "compression": "", "exchanges": 6,
         "later_attempts": 1, "burnt_rounds": 1,
         "bytes_up_a_site": round(2200 / 16), "bytes_down_a_site": round(1100 / 16),
         "seconds_a_site": pytest.approx(2.2 / 16), "seconds_server": pytest.approx(0.09 / 2),
