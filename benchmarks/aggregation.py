@@ -106,6 +106,9 @@ METHODS: dict[str, list[str]] = {
     "RoLoRA, r 4": ["strategy=rolora", "adapter.options.r=4", "adapter.options.alpha=16"],
     "Fed-SB, r 64": ["strategy=fedavg", "adapter=lora_sb", *CORES],
     "FedIT, moments kept": ["strategy=fedavg", "local.optimiser_state=keep"],
+    "FedIT, int8": ["strategy=fedavg", "+compression=int8"],
+    "FedIT, int4": ["strategy=fedavg", "+compression=int4"],
+    "FedIT, top 1 %": ["strategy=fedavg", "+compression=top_k"],
 }  # fmt: skip
 BOUNDS = ("centralised", "local")
 RATES = (1e-3, 2e-3, 4e-3)
