@@ -72,8 +72,8 @@ def check_compression(strategy: SumStrategy, plan: TrainingPlan) -> None:
         or any(adapter.get(tensor.name) != tensor.shape for tensor in sent)
     ):
         raise ConfigError(
-            f"strategy {plan.strategy.name!r} is sent more, or something else, than the sum of updates of the "
-            "same parameters in every round, and what a site has not sent yet would be added to that",
+            f"strategy {plan.strategy.name!r} is sent more, or something else, than updates of the same "
+            "parameters in every round, and what a site has not sent yet would be added to that",
             found=f"encoding.compression.method=top_k with strategy.name={plan.strategy.name}",
             expected="a mean of updates, such as fedavg or ffa_lora",
             remedy="set encoding.compression.method to blocks, which any strategy may have, or strategy.name "
@@ -94,8 +94,8 @@ def check_compressed(
     require_seen(compression, secure.mode)
     if privacy is not None:
         raise ConfigError(
-            "privacy bounds and noises a contribution as it is added, and a compressed one is rounded once more, "
-            "or leaves at the site what no noise covers",
+            "privacy bounds and noises a contribution as it is added, and a compressed one is rounded once "
+            "more, or leaves at the site what no noise covers",
             found=f"encoding.compression.method={compression.method} with privacy", expected="null",
             remedy="set encoding.compression to null: encoding.bits decides the bytes; or privacy to null",
         )  # fmt: skip

@@ -353,9 +353,7 @@ def test_a_further_attempt_does_not_wait_again_for_a_site_that_let_a_deadline_pa
         if request.site == "d":
             return []
         lost = request.round == 1 and request.attempt < 2 and request.site in "ab"
-        if (
-            lost and request.exchange == MASK and EVALUATION in request.sums
-        ):  # twice one too few of the scores
+        if lost and request.exchange == MASK and EVALUATION in request.sums:  # twice one too few of the scores
             kept = {name: message for name, message in reply.sums.items() if name != EVALUATION}
             return [bench.replace(reply, status="failed", code="internal", reason="KeyError", sums=kept)]
         return [reply]

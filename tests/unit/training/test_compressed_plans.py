@@ -47,7 +47,7 @@ def plan_of(compression: Any, name: str = "fedavg", mode: Any = "off", **section
 
 @pytest.mark.parametrize("name", STRATEGIES.names())
 def test_blocks_go_with_every_strategy_and_the_largest_alone_with_means(name: str) -> None:
-    """What waits at a site must not meet another factor, another basis, a weight, a vote or a second stage."""
+    """What waits at a site must not meet another factor or basis, a weight, a vote or a second stage."""
     bind_strategy(plan_of(INT8, name))
     if name in MEANS:
         bind_strategy(plan_of(TOP, name))
