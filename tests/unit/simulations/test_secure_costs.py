@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from toy_plans import toy_plan
 
+from wardround.core.compression import Blocks
 from wardround.core.plan import (
     Encoding,
     RoundRules,
@@ -91,6 +92,15 @@ def test_a_trusted_aggregator_is_named_by_the_digest_of_its_key() -> None:
     assert said in privacy_section(NONE, record)
     for mode in MODES.keys() - {"trusted"}:
         assert "Sealed" not in secure_text(secure_record(plan_of(mode), EVENTS))
+
+
+def test_what_travelled_compressed_is_told() -> None:
+    """What rounding adds to the ring's is in no figure: the form is named. Older records lack it."""
+    encoding = Encoding(bits=20, largest=1.0, most_weight=1, compression=Blocks(bits=4))
+    record = secure_record(plan_of("off").model_copy(update={"encoding": encoding}), EVENTS)
+    assert "(contributions travel as 4 bits a coordinate, in blocks of 64" in secure_text(record)
+    del record["compression"]
+    assert "travel" not in secure_text(record)
 
 
 def test_what_truncation_cut_off_is_told_where_something_was_truncated() -> None:
