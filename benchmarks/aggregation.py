@@ -109,6 +109,7 @@ METHODS: dict[str, list[str]] = {
     "FedIT, int8": ["strategy=fedavg", "+compression=int8"],
     "FedIT, int4": ["strategy=fedavg", "+compression=int4"],
     "FedIT, top 1 %": ["strategy=fedavg", "+compression=top_k"],
+    "FedIT, top 10 %": ["strategy=fedavg", "+compression=top_k", "encoding.compression.share=0.1"],
 }  # fmt: skip
 BOUNDS = ("centralised", "local")
 RATES = (1e-3, 2e-3, 4e-3)
