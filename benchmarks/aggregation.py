@@ -125,6 +125,10 @@ METHODS: dict[str, list[str]] = {
     "Fed-SB, r 64": ["strategy=fedavg", "adapter=lora_sb", *CORES],
     "FedIT, moments kept": ["strategy=fedavg", *KEPT],
     "tangent, moments kept": ["strategy=tangent", *KEPT],
+    "FedIT, int8": ["strategy=fedavg", "+compression=int8"],
+    "FedIT, int4": ["strategy=fedavg", "+compression=int4"],
+    "FedIT, top 1 %": ["strategy=fedavg", "+compression=top_k"],
+    "FedIT, top 10 %": ["strategy=fedavg", "+compression=top_k", "encoding.compression.share=0.1"],
 }  # fmt: skip
 BOUNDS = ("centralised", "local")
 RATES = (2e-3, 4e-3, 8e-3)

@@ -1,4 +1,4 @@
-"""What a site keeps between rounds: a strategy's private state and the optimiser's; it never leaves.
+"""What a site keeps between rounds: a strategy's private state, the optimiser's, what it has not sent yet.
 
 One file a round, so that a round that is asked again (a killed server, a resumed simulation) starts from
 what the site knew before it. Where a round has several stages, one more file a stage: what the site trained
@@ -27,6 +27,7 @@ MEMORY_FOLDER: Final = "memory"
 """Of a run, in the folder of the run at a real site."""
 LAYOUT, MEMORY, OPTIMISER, ADAPTER = "layout/", "memory/", "optimiser/", "adapter"
 CLIP_NORM = "privacy/clip_norm"
+REST = "compression/rest"
 GRADIENT = f"{ADAPTER}/gradient"
 FRAME = "frame"
 
@@ -42,6 +43,8 @@ class Kept:
     frame: Adapter | None = None
     """The adapter that `optimiser_state` is of: as the last step left it here, with the trained directions
     first. None where there is no state."""
+    rest: Array | None = None
+    """Of the contributions so far what was not sent, float32, where the plan's compression keeps that."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,10 @@ class Trained:
     clip_norm: float | None = None
     gradient: Packed | None = None
 
-    def kept(self, memory: SiteMemory) -> Kept:
-        """What the site keeps of it after the stage that left this memory."""
+    def kept(self, memory: SiteMemory, rest: Array | None = None) -> Kept:
+        """What the site keeps of it after the stage that left this memory, and this rest unsent."""
         frame = None if self.optimiser_state is None else self.after
-        return Kept(memory, self.optimiser_state, self.clip_norm, frame)
+        return Kept(memory, self.optimiser_state, self.clip_norm, frame, rest)
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,8 @@ def _as_tensors(kept: Kept) -> tuple[dict[str, Array], dict[str, str]]:
     tensors |= {OPTIMISER + name: array for name, array in (kept.optimiser_state or {}).items()}
     if kept.clip_norm is not None:
         tensors[CLIP_NORM] = np.array(kept.clip_norm)
+    if kept.rest is not None:
+        tensors[REST] = kept.rest
     notes = {LAYOUT + name: slot.layout.model_dump_json() for name, slot in slots.items()}
     if kept.frame is not None:
         tensors[FRAME], notes[FRAME] = kept.frame.vector, kept.frame.layout.model_dump_json()
@@ -220,7 +225,7 @@ def _kept(tensors: Mapping[str, Array], notes: Mapping[str, str]) -> Kept:
     optimiser = {name: tensors[OPTIMISER + name] for name in _under(OPTIMISER, tensors)}
     clip_norm = float(tensors[CLIP_NORM]) if CLIP_NORM in tensors else None
     frame = Packed(Layout.model_validate_json(notes[FRAME]), tensors[FRAME]) if FRAME in tensors else None
-    return Kept(SiteMemory(slots), optimiser or None, clip_norm, frame)
+    return Kept(SiteMemory(slots), optimiser or None, clip_norm, frame, tensors.get(REST))
 
 
 def _under(prefix: str, names: Iterable[str]) -> list[str]:

@@ -56,6 +56,7 @@ from wardround.privacy.secagg.identity import Roster
 from wardround.privacy.secagg.secret import Secret
 from wardround.privacy.sums.aggregation import party
 from wardround.privacy.sums.contract import EVALUATION, GROUPS, SUMS
+from wardround.privacy.sums.form import Form
 from wardround.privacy.sums.offers import run_of
 from wardround.runtime.files import is_full
 from wardround.strategies.contract import GroupStrategy, SumStrategy
@@ -283,7 +284,7 @@ class Node:
         kept = KeptContributions(folder / "kept", self._owner(run_id, plan), self.storage)
         memory = SealedFolds(folder / "kept", self._owner(run_id, plan), self.storage)
         folds = FoldCheck.remembered(plan, strategy, memory)
-        parties = Parties({name: party(plan.secure, member(name)) for name in SUMS}, kept)
+        parties = Parties({name: party(plan.secure, member(name), Form.of(plan)) for name in SUMS}, kept)
         return Site(
             self.name,
             run_id,

@@ -16,11 +16,13 @@ from wardround.core.messages import SECONDS, Request
 from wardround.core.packed import Array, Counters, Layout
 from wardround.core.plan import TrainingPlan
 from wardround.core.seeds import Purpose, generator
+from wardround.privacy.compression import Compressed, compress
 from wardround.privacy.noise.source import RandomSource
 from wardround.privacy.packing import word_of
 from wardround.privacy.quantisation import Quantised, quantise
 from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.sums.contract import Lanes, Party
+from wardround.privacy.sums.form import place_of
 from wardround.privacy.sums.noise import ring_noise
 from wardround.privacy.sums.offers import check_offer, scale_of
 
@@ -186,14 +188,8 @@ def contribution(
     Raises:
         TrainingError: A value is not finite, or the weight is above the plan's largest.
     """
-    most = plan.encoding.most_weight
-    if weight > most:
-        raise TrainingError(
-            "weight_above_plan", "this site weighs more than the plan allows", found=weight,
-            expected=f"at most {most}", remedy="raise encoding.most_weight in the plan, or weigh uniformly",
-        )  # fmt: skip
-    place = f"{site}\x1f{offer.stage}" if offer.stage else site
-    rng = generator(plan.seed, Purpose.ROUNDING, round=offer.round, site=place)
+    _require_weight(weight, plan)
+    rng = generator(plan.seed, Purpose.ROUNDING, round=offer.round, site=place_of(site, offer.stage))
     added = ring_noise(plan, cohort=len(offer.cohort), coordinates=statistics.size, round=offer.round)
     scale = scale_of(plan.encoding, len(offer.cohort)) if added is None else added.signal
     quantised = quantise(statistics, weight, scale, rng)
@@ -203,6 +199,48 @@ def contribution(
             raise InternalError("a contribution would leave without its share of the noise")
         integers = added.added_to(integers, noise)
     return Lanes(integers, counts(counters)), quantised
+
+
+def compressed_contribution(
+    statistics: Array,
+    counters: Counters,
+    weight: int,
+    offer: Offer,
+    plan: TrainingPlan,
+    site: str,
+    rest: Array | None,
+) -> tuple[Lanes, Compressed]:
+    """A contribution in the plan's compressed form, and what waits at the site.
+
+    Args:
+        statistics: (offer.coordinates,) not yet weighted; whoever reads them weighs them.
+        counters: Of the training.
+        weight: The site's, in the mean.
+        offer: Its cohort decides the scale.
+        plan: Its encoding says how, its seed the rounding.
+        site: Name of the site.
+        rest: What the site has not sent so far, where it keeps that.
+
+    Raises:
+        TrainingError: As `contribution`.
+        InternalError: The plan compresses nothing.
+    """
+    spec = plan.encoding.compression
+    if spec is None:
+        raise InternalError("a contribution would be compressed, and the plan says of none how")
+    _require_weight(weight, plan)
+    rng = generator(plan.seed, Purpose.COMPRESSION, round=offer.round, site=place_of(site, offer.stage))
+    found = compress(statistics, spec, scale_of(plan.encoding, len(offer.cohort)), rng, rest)
+    return Lanes(np.frombuffer(found.data, dtype=np.uint8), counts(counters)), found
+
+
+def _require_weight(weight: int, plan: TrainingPlan) -> None:
+    most = plan.encoding.most_weight
+    if weight > most:
+        raise TrainingError(
+            "weight_above_plan", "this site weighs more than the plan allows", found=weight,
+            expected=f"at most {most}", remedy="raise encoding.most_weight in the plan, or weigh uniformly",
+        )  # fmt: skip
 
 
 def scores_only(counters: Counters) -> Lanes:

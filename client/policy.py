@@ -19,8 +19,8 @@ from wardround.core.checked import Frozen
 from wardround.core.errors import PolicyError
 from wardround.core.packed import Layout, TensorSpec
 from wardround.core.plan import HexKey, TrainingPlan
-from wardround.privacy.packing import packed_size
 from wardround.privacy.secagg.policy import SecurePolicy
+from wardround.privacy.sums.form import Form
 from wardround.training.template import columns_of
 
 STRICTNESS: Final = {"none": 0, "site": 0, "example": 1, "patient": 2}
@@ -378,7 +378,7 @@ def _privacy(policy: PlanPolicy, plan: TrainingPlan) -> Iterator[PolicyError]:
 
 def _bytes(policy: PlanPolicy, plan: TrainingPlan) -> Iterator[PolicyError]:
     # Statistics may be larger than the adapter; those are judged at the site's own encoder by the same bound.
-    found = packed_size(plan.adapter.layout.size, plan.encoding.bits)
+    found = Form.of(plan).size(plan.adapter.layout.size, plan.encoding.bits)
     if found > policy.most_bytes:
         yield _no(
             "most_bytes", "a message would be too large", f"{found} bytes", f"at most {policy.most_bytes}"

@@ -20,6 +20,7 @@ from wardround.client.own_figures import leaving_figures
 from wardround.client.parties import scores_only
 from wardround.client.site import Site
 from wardround.client.work import contribute, measure, scored_adapter, seal, trained_for, unkept
+from wardround.core.compression import keeps_a_rest
 from wardround.core.counting import metric_counters, scores
 from wardround.core.errors import (
     BudgetError,
@@ -129,14 +130,15 @@ def check_request(request: Request, site: Site) -> None:
 def went_in(request: Request, site: Site) -> bool:
     """Whether the state that is broadcast has what this site made of the round before.
 
-    Not if that round was burnt. Where a strategy remembers what it has sent, neither if this site is not in
-    its sum.
+    Not if that round was burnt. Where a strategy remembers what it has sent, or compression what it has not,
+    neither if this site is not in its sum.
 
     Raises:
         PeerError: The sum is malformed.
     """
     strategy = site.strategy
-    if not request.opened or not isinstance(strategy, RememberingStrategy):
+    remembers = isinstance(strategy, RememberingStrategy) or keeps_a_rest(site.plan.encoding.compression)
+    if not request.opened or not remembers:
         return bool(request.opened)
     layout = strategy.statistics_layout(strategy.stages - 1)
     return site.name in sites_in(request.opened[-1], layout, site.plan.encoding.bits)

@@ -36,7 +36,7 @@ LOG = logging.getLogger(__name__)
 _CONTRIBUTION: Final = "contribution"
 _ENDING: Final = ".sealed"
 _SIZES: Final = struct.Struct("<BQQ")
-"""Bytes of a coordinate, number of coordinates, number of counters."""
+"""Bytes of a coordinate, number of coordinates, number of counters; of a compressed lane 1, and its bytes."""
 _REMEDY: Final = (
     "put the last copy back only if nothing was answered since it was made; otherwise this site takes no "
     "further part in the run"
@@ -242,7 +242,7 @@ def _content(lanes: Lanes) -> bytes:
 def _lanes(content: bytes, file: SealedFile) -> Lanes:
     width, coordinates, counters = _SIZES.unpack_from(content)
     cut = _SIZES.size + width * coordinates
-    if width not in (2, 4, 8) or len(content) != cut + 8 * counters:
+    if width not in (1, 2, 4, 8) or len(content) != cut + 8 * counters:
         raise StorageError(
             f"{file.path} holds no contribution", found=f"{len(content)} bytes", expected="two lanes",
             remedy=_LOST,

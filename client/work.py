@@ -16,7 +16,7 @@ import numpy as np
 from wardround.client.checkpoints import RoundPlace
 from wardround.client.memory import Figures, Kept, Trained
 from wardround.client.own_rank import start_of
-from wardround.client.parties import contribution
+from wardround.client.parties import compressed_contribution, contribution
 from wardround.client.site import Site
 from wardround.core.counting import train_loss, training_counters
 from wardround.core.errors import TrainingError
@@ -24,6 +24,8 @@ from wardround.core.messages import SPENT, Request
 from wardround.core.metrics import METRICS
 from wardround.core.packed import Adapter, Array, Counters, zeros
 from wardround.core.ranks import AtRank, beside
+from wardround.privacy.compression import Compressed
+from wardround.privacy.quantisation import Quantised
 from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.sums.contract import TRAINING, Lanes
 from wardround.strategies.contract import (
@@ -216,7 +218,7 @@ def contribute(
     offer: Offer,
     local: dict[str, float],
 ) -> Lanes:
-    """The weighted statistics as ring integers; what strategy and optimiser keep stays in the store.
+    """The statistics as the plan has them travel; what strategy, optimiser and compression keep is stored.
 
     Raises:
         TrainingError: The statistics are not finite, or the site weighs more than the plan allows.
@@ -229,14 +231,23 @@ def contribute(
         broadcast, LocalUpdate(before, after, trained.gradient), memory, request.round, request.stage
     )
     counters = counted(trained.figures, request.stage, private=site.plan.privacy is not None)
-    lanes, quantised = contribution(
-        statistics.vector, counters, trained.figures.weight, offer, site.plan, site.name,
-        None if privacy is None else privacy.share(request.round),
-    )  # fmt: skip
+    encoded: Quantised | Compressed
+    if site.plan.encoding.compression is None:
+        lanes, encoded = contribution(
+            statistics.vector, counters, trained.figures.weight, offer, site.plan, site.name,
+            None if privacy is None else privacy.share(request.round),
+        )  # fmt: skip
+        rest = None
+    else:
+        lanes, encoded = compressed_contribution(
+            statistics.vector, counters, trained.figures.weight, offer, site.plan, site.name,
+            site.store.load(before_round=request.round).rest,
+        )  # fmt: skip
+        rest = encoded.rest
     if request.stage < site.strategy.stages - 1:
         site.store.save_stage(trained, left, round=request.round, stage=request.stage)
     else:
-        site.store.save(trained.kept(left), round=request.round)
+        site.store.save(trained.kept(left, rest), round=request.round)
     loss = train_loss(counters)
     if loss is not None:
         local |= {
@@ -248,7 +259,7 @@ def contribute(
     if rules is not None and not rules.trains_privately:
         return lanes  # how long the update is says what the noise on the sum is there to hide
     if trained.update is None or (privacy is not None and privacy.simulation):
-        local |= {"clipped": float(quantised.clipped), "shortened_by": quantised.shortened_by}
+        local |= {"clipped": float(encoded.clipped), "shortened_by": encoded.shortened_by}
     return lanes
 
 

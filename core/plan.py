@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from wardround.core.checked import Frozen, invalid
+from wardround.core.compression import Compression
 from wardround.core.errors import ConfigError
 from wardround.core.packed import Layout
 from wardround.core.privacy_rules import PrivacyRules
@@ -170,6 +171,8 @@ class Encoding(Frozen):
     """No contribution is longer (L2), before its weight is multiplied in; None leaves lengths alone."""
     most_weight: int = Field(ge=1, le=MOST_WEIGHT)
     """No site weighs more in the mean."""
+    compression: Compression | None = None
+    """How contributions travel in fewer bytes still, where somebody sees each of them; None: in the ring."""
 
 
 class SecureRules(Frozen):
@@ -282,6 +285,8 @@ class TrainingPlan(Frozen):
                 del fields["secure"]["aggregator"]
             if self.privacy is None:
                 del fields["privacy"]
+            if self.encoding.compression is None:
+                del fields["encoding"]["compression"]
             return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
         except (ValueError, TypeError) as error:
             raise ConfigError(

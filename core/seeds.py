@@ -26,6 +26,8 @@ class Purpose(StrEnum):
     SHUFFLE = "shuffle"
     DROPOUT = "dropout"
     ROUNDING = "rounding"
+    COMPRESSION = "compression"
+    """Rounding of what travels in fewer bits than the ring's; that on the ring follows, and is another."""
     SAMPLES = "samples"
     GROUPS = "groups"
     """What a simulated site adds to the draw of the groups; a real one takes it from its system."""

@@ -111,15 +111,7 @@ def quantise(vector: Array, weight: int, scale: Scale, rng: np.random.Generator)
             "this cannot be quantised", found=f"{vector.dtype} {vector.shape}, weight {weight}",
             expected=f"a flat vector of floats, and a weight from 1 to {scale.most_weight}",
         )  # fmt: skip
-    length = length_of(vector)
-    if not math.isfinite(length):
-        bad = int(vector.size - np.isfinite(vector).sum())
-        raise TrainingError(
-            "non_finite_contribution", "the contribution is not finite",
-            found=f"{bad} of {vector.size} values", expected="finite numbers",
-            remedy="lower the learning rate, or look at the site's data",
-        )  # fmt: skip
-    factor = min(1.0, scale.norm * (1 - _NORM_SLACK) / length) if length > scale.norm else 1.0
+    factor = shortening(vector, scale.norm)
     integers, clipped = np.empty(vector.size, dtype=word_of(scale.bits)), 0
     signed = integers.view(f"<i{integers.itemsize}")
     multiplier = factor * weight * scale.integers_per_unit
@@ -137,6 +129,23 @@ def quantise(vector: Array, weight: int, scale: Scale, rng: np.random.Generator)
         np.floor(scaled, out=scaled)
         np.copyto(signed[start : start + CHUNK], scaled, casting="unsafe")
     return Quantised(integers, factor, clipped)
+
+
+def shortening(vector: Array, norm: float) -> float:
+    """The factor that brings a vector just below a norm; 1 where it is short enough.
+
+    Raises:
+        TrainingError: A value is not finite.
+    """
+    length = length_of(vector)
+    if not math.isfinite(length):
+        bad = int(vector.size - np.isfinite(vector).sum())
+        raise TrainingError(
+            "non_finite_contribution", "the contribution is not finite",
+            found=f"{bad} of {vector.size} values", expected="finite numbers",
+            remedy="lower the learning rate, or look at the site's data",
+        )  # fmt: skip
+    return min(1.0, norm * (1 - _NORM_SLACK) / length) if length > norm else 1.0
 
 
 def length_of(vector: Array) -> float:

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from wardround.core.errors import StorageError
 from wardround.runtime.events import (
+    BytesMoved,
     Evaluated,
     Event,
     Notice,
@@ -146,7 +147,7 @@ def _key(event: Event) -> tuple[Any, ...]:
             return kind, arm, event.site
         case RunStarted():
             return kind, arm, event.resumed_from
-        case RoundStarted():
+        case RoundStarted() | BytesMoved():
             return kind, arm, event.round, event.stage
         case SiteReplied():
             return kind, arm, event.round, event.site, event.stage, event.attempt, event.exchange

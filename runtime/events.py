@@ -100,6 +100,21 @@ class SumOpened:
 
 
 @dataclass(frozen=True)
+class BytesMoved:
+    """Bytes of all that each site sent (`up`) and got (`down`) in one stage of a round.
+
+    Broadcasts, opened sums and the messages of every sum, in all attempts and exchanges. The exchange that
+    scores the last adapter is numbered as the round after it.
+    """
+
+    arm: str
+    round: int
+    up: Mapping[str, int]
+    down: Mapping[str, int]
+    stage: int = 0
+
+
+@dataclass(frozen=True)
 class PrivacySpent:
     """What is reserved of differential privacy so far, by Rényi DP: (ε, δ) for each `unit` of each site.
 
@@ -228,6 +243,7 @@ Event: TypeAlias = (
     | RoundStarted
     | SiteReplied
     | SumOpened
+    | BytesMoved
     | PrivacySpent
     | PrivacyReported
     | Evaluated

@@ -11,6 +11,7 @@ from wardround.core.errors import ConfigError
 from wardround.runtime._terminal import RichSink
 from wardround.runtime.event_log import JsonlSink, truncate_after_round
 from wardround.runtime.events import (
+    BytesMoved,
     Evaluated,
     Event,
     PrivacyReported,
@@ -69,6 +70,11 @@ class TensorBoardSink:
             case SiteReplied():
                 later = f"/stage_{event.stage}" if event.stage else ""
                 self._scalars(event.arm, event.round, f"site/{event.site}{later}", event.local)
+            case BytesMoved():
+                later = f"/stage_{event.stage}" if event.stage else ""
+                for name, moved in (("bytes_up", event.up), ("bytes_down", event.down)):
+                    for site, size in moved.items():
+                        self._scalars(event.arm, event.round, f"site/{site}{later}", {name: size})
             case PrivacySpent():
                 largest = max(event.sites.values(), default=None)
                 spent = {"epsilon_reserved": largest, "clip_norm": event.clip_norm}

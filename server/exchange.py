@@ -19,7 +19,7 @@ from wardround.privacy.secagg.offer import SignedOffer
 from wardround.privacy.sums.contract import TRAINING, Collector, plain_name
 from wardround.privacy.sums.offers import offer_of
 from wardround.privacy.sums.phased import PhasedCollector
-from wardround.runtime.events import Notice, RoundStarted, SiteReplied, SumOpened
+from wardround.runtime.events import BytesMoved, Notice, RoundStarted, SiteReplied, SumOpened
 from wardround.server.round_control import stopped
 from wardround.server.stage import Channel, Collected, Stage
 
@@ -55,6 +55,8 @@ def collect(channel: Channel, stage: Stage) -> Collected:
             channel.attempts.begin(stage.round, stage.stage, attempt)
         sums = {name: asked[name] for name in pending}
         _Attempt(channel, stage, attempt, sums, collected, broadcasts=number == 0).run()
+    up, down = dict(sorted(collected.up.items())), dict(sorted(collected.down.items()))
+    channel.events.emit(BytesMoved(channel.arm, stage.round, up, down, stage.stage))
     return collected
 
 
@@ -182,7 +184,9 @@ class _Attempt:
         for name, of_sum in messages.items():
             self.costs[name].bytes_down += sum(map(len, of_sum.values()))
             self.costs[name].exchanges += bool(of_sum)
-        bytes_down = channel.transport.send(list(requests.values()))
+        sizes = channel.transport.send(list(requests.values()))
+        self.collected.down.update(sizes)
+        bytes_down = sum(sizes.values())
         if first:
             training = (sites for name, sites in stage.asked.items() if plain_name(name) == TRAINING)
             trains = tuple(sorted({site for sites in training for site in sites} - stage.absent))
@@ -197,6 +201,8 @@ class _Attempt:
                 raise stopped()
             for reply, size in channel.transport.receive(POLL_S):
                 self.collected.bytes_up += size
+                if reply.site in requests:
+                    self.collected.up[reply.site] += size
                 request = waiting.get(reply.site)
                 if request is not None and answers(reply, request):
                     if request.follows and reply.code == BEHIND:
@@ -227,7 +233,7 @@ class _Attempt:
     def _send_whole(self, request: Request) -> Request:
         """The same request with its broadcast."""
         whole = replace(request, broadcast=self.stage.broadcast, follows="")
-        self.channel.transport.send_more(whole)
+        self.collected.down[whole.site] += self.channel.transport.send_more(whole)
         return whole
 
     def _wait(self, exchange: int, waiting: Mapping[str, Request]) -> None:

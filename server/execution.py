@@ -25,6 +25,7 @@ from wardround.core.plan import TrainingPlan
 from wardround.core.plan_offers import PlanOffer
 from wardround.privacy.secagg.identity import KeySigner, Roster
 from wardround.privacy.sums.aggregation import Aggregation
+from wardround.privacy.sums.form import Form
 from wardround.runtime.event_log import missing_of, read_events
 from wardround.runtime.events import EventStream, PrivacySpent
 from wardround.runtime.files import save_tensors, storing, write_atomic
@@ -209,7 +210,7 @@ def train(
             bind_strategy(plan),
             sites,
             GridTransport(carrier.grid, carrier.node_of, POLL_S, MESSAGE_LIFE_S, carrier.withdraw),
-            Aggregation(plan.secure.mode, KeySigner(deployment.identity), roster),
+            Aggregation(plan.secure.mode, KeySigner(deployment.identity), roster, form=Form.of(plan)),
             Journal(work.journal, plan),
             events,
             clock=deployment.clock,

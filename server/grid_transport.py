@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -54,12 +54,12 @@ class GridTransport:
     waiting: dict[str, Request] = field(default_factory=dict)
     again: Counter[str] = field(default_factory=Counter)
 
-    def send(self, requests: Sequence[Request]) -> int:
+    def send(self, requests: Sequence[Request]) -> Mapping[str, int]:
         """Push one message a site, each before the next is made: memory does not grow with their number."""
         self.withdraw(list(self.waiting))  # a site that comes back late goes on with what is asked now
         self.waiting.clear()
         self.again.clear()
-        return sum(map(self._push, requests))
+        return {request.site: self._push(request) for request in requests}
 
     def send_more(self, request: Request) -> int:
         """As `Transport`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -97,6 +98,8 @@ class Collected:
         burnt: Sums that sites may have helped to open, and that cannot be opened any more.
         liars: Sites that were caught.
         bytes_up: Of all replies.
+        up: Site → bytes of its replies.
+        down: Site → bytes of what it was sent.
         epsilon: Site → what it says to have spent in this run, where it trains privately.
         late: Sites that let a deadline pass: a further attempt takes their answers and hardly waits for them.
     """
@@ -106,5 +109,7 @@ class Collected:
     burnt: set[str] = field(default_factory=set)
     liars: set[str] = field(default_factory=set)
     bytes_up: int = 0
+    up: Counter[str] = field(default_factory=Counter)
+    down: Counter[str] = field(default_factory=Counter)
     epsilon: dict[str, float] = field(default_factory=dict)
     late: set[str] = field(default_factory=set)

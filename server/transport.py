@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from wardround.core.messages import Reply, Request
@@ -11,8 +11,8 @@ from wardround.core.messages import Reply, Request
 class Transport(Protocol):
     """Carries requests to sites and replies back; knows nothing of rounds."""
 
-    def send(self, requests: Sequence[Request]) -> int:
-        """Hand all requests over; returns the bytes of their contents."""
+    def send(self, requests: Sequence[Request]) -> Mapping[str, int]:
+        """Hand all requests over, one a site; returns the bytes of their contents, by site."""
 
     def send_more(self, request: Request) -> int:
         """Hand one site another request, beside those that wait; returns the bytes of its contents."""

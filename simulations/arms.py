@@ -192,7 +192,7 @@ def _alone(plan: TrainingPlan) -> TrainingPlan:
     sites has no meaning for one of them.
     """
     privacy = plan.privacy
-    encoding: dict[str, object] = {"bits": ALONE_BITS}
+    encoding: dict[str, object] = {"bits": ALONE_BITS, "compression": None}
     if privacy is not None and privacy.trains_privately:
         privacy = privacy.model_copy(update={"noise": "local"})
     elif privacy is not None:

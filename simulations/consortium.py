@@ -21,6 +21,7 @@ from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.privacy.secagg.secret import SECRET_BYTES, Secret
 from wardround.privacy.sums.aggregation import Aggregation, party
 from wardround.privacy.sums.contract import GROUPS, SUMS
+from wardround.privacy.sums.form import Form
 from wardround.privacy.sums.offers import run_of
 from wardround.privacy.sums.trusted import Aggregator, simulated_aggregator
 from wardround.strategies.contract import GroupStrategy, SumStrategy
@@ -102,12 +103,13 @@ class Consortium:
         if plan.secure.mode == "trusted":
             aggregator = simulated_aggregator(plan.seed)
             require_simulated(plan.secure.aggregator, aggregator)
-        return Aggregation(plan.secure.mode, self.server, self.roster(plan), aggregator)
+        return Aggregation(plan.secure.mode, self.server, self.roster(plan), aggregator, Form.of(plan))
 
     def parties(self, site: str, plan: TrainingPlan, run_id: str) -> Parties:
         """One site's side of the run's sums."""
+        form = Form.of(plan)
         return Parties(
-            {name: party(plan.secure, self._member(site, plan, run_of(run_id, name))) for name in SUMS}
+            {name: party(plan.secure, self._member(site, plan, run_of(run_id, name)), form) for name in SUMS}
         )
 
     def _member(self, site: str, plan: TrainingPlan, run_id: str) -> Member:

@@ -20,6 +20,7 @@ from wardround.simulations.finished_run import own_folder
 from wardround.simulations.privacy_record import TUNING
 from wardround.simulations.rows import Rows
 from wardround.simulations.secure_costs import secure_text
+from wardround.simulations.traffic import traffic_text
 from wardround.training.tasks.contract import Example, Task
 from wardround.training.workbench import Workbench
 
@@ -31,18 +32,19 @@ LONGEST_TEXT = 600
 
 
 def site_rows(rows: Rows, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One record a site: rows, and each released adapter's scores on its own test rows and everybody's.
+    """One record a site: rows, bytes of the run, each released adapter's scores on its own test rows and all.
 
     `summary` is what stands in `summary.json`; `before_training` is the initial adapter.
     """
     columns = {"before_training": summary["before_training"]}
     columns |= {arm: record["test"] for arm, record in summary["arms"].items()}
-    records = []
+    records, moved = [], summary["traffic"]["sites"]
     for site, examples in rows.sites.items():
         record: dict[str, Any] = {
             "site": site,
             "rows": len(examples),
             "test_rows": len(rows.site_tests.get(site, [])),
+            **moved.get(site, {}),
         }
         for arm, parts in columns.items():
             alone = local_site(arm)
@@ -69,6 +71,7 @@ def print_result(result: SimulationResult, console: Console) -> None:
             highlight=False,
         )
     console.print(secure_text(result.summary["secure"]), highlight=False)
+    console.print(traffic_text(result.summary["traffic"]), highlight=False)
     outcome, own = result.federated.outcome, result.federated.own
     if own:
         console.print(

@@ -32,6 +32,7 @@ from wardround.simulations.new_folder import is_temporary, never_began, require_
 from wardround.simulations.privacy_record import privacy_record
 from wardround.simulations.rows import Rows
 from wardround.simulations.secure_costs import secure_record
+from wardround.simulations.traffic import traffic_record
 from wardround.training.plan_config import DataConfig
 from wardround.training.processors import TOKENIZER
 from wardround.training.source_spec import SourceSpec
@@ -153,6 +154,7 @@ class ResultFolder:
             "strategy": plan.strategy.name,
             "privacy": privacy_record(plan, told),
             "secure": secure_record(plan, told),
+            "traffic": traffic_record(told),
             "data": data_record(config.data),
             "sites": {name: len(examples) for name, examples in rows.sites.items()},
             "test_rows": {

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from wardround.core.compression import described
 from wardround.core.plan import TrainingPlan
 from wardround.privacy.sums.contract import TRAINING, plain_name
 from wardround.runtime.events import Event, RoundBurnt, RoundFolded, SiteReplied, SumOpened
@@ -31,6 +32,7 @@ def secure_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any]
         "groups": len({event.name for event in sums if plain_name(event.name) == TRAINING}),
         "aggregator": key_digest(plan.secure.aggregator),
         "bits": plan.encoding.bits,
+        "compression": described(plan.encoding.compression),
         "exchanges": max((event.exchanges for event in sums), default=0),
         "later_attempts": sum(event.attempt for event in sums),
         "burnt_rounds": sum(isinstance(event, RoundBurnt) for event in own),
@@ -85,6 +87,8 @@ def secure_text(record: Mapping[str, Any]) -> str:
         f"{record['bits']} bits a coordinate: rounding moves none of a mean by more than "
         f"{record['rounding']:.1e}"
     )
+    if record.get("compression"):  # older runs do not say
+        text += f", beside what compression rounds away (contributions travel as {record['compression']})"
     for key, what in (
         ("clipped", "coordinates were clipped"),
         ("shortened", "contributions were shortened"),

@@ -168,7 +168,7 @@ class Announcing:
     inner: Transport
     announce: Callable[[Sequence[Request]], None]
 
-    def send(self, requests: Sequence[Request]) -> int:
+    def send(self, requests: Sequence[Request]) -> Mapping[str, int]:
         """As `Transport`."""
         self.announce(requests)
         return self.inner.send(requests)

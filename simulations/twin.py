@@ -139,6 +139,7 @@ def _check(arm: Arm, bench: Workbench) -> None:
         "local.optimiser": plan.local.optimiser != "adamw",
         "local.optimiser_state": plan.local.optimiser_state != "reset",
         "release.patience": plan.release.patience is not None,
+        "encoding.compression": plan.encoding.compression is not None,
         "encoding.norm": plan.encoding.norm is not None and plan.privacy is None,
         "privacy.unit": plan.privacy is not None and plan.privacy.trains_privately,
         # Dropout draws one mask a microbatch; the twin draws one a batch.

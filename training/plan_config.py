@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from wardround.core.checked import Frozen
+from wardround.core.compression import Compression
 from wardround.core.plan import (
     MOST_WEIGHT,
     LocalWork,
@@ -94,6 +95,7 @@ class EncodingConfig(Frozen):
     largest: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     norm: float | None = Field(default=None, gt=0)
     most_weight: Annotated[int, Field(ge=1, le=MOST_WEIGHT)] | Literal["auto"] = "auto"
+    compression: Compression | None = None
 
 
 class SecureConfig(SecureRules):

@@ -28,6 +28,7 @@ from wardround.training.adapters import ADAPTERS
 from wardround.training.plan_config import DataConfig, PlanConfig
 from wardround.training.plan_strategy import (
     bind_strategy,
+    check_compressed,
     check_seen,
     check_strategy,
     group_rules,
@@ -151,6 +152,7 @@ def plan_of(
         WardroundError: What is wrong with settings or model, in this order.
     """
     check_strategy(config.strategy, config.release, config.privacy, allow_dotted=allow_dotted)
+    check_compressed(config.encoding.compression, config.secure.rules, config.privacy)
     cohort = cohort_size(config.rounds, expected.sites)
     individuals = individual_rules(config.strategy, allow_dotted=allow_dotted)
     if individuals is not None:

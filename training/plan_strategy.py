@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from wardround.core.compression import Blocks, TopK, keeps_a_rest
 from wardround.core.errors import ConfigError
 from wardround.core.lora import pairs
 from wardround.core.packed import Layout
 from wardround.core.plan import LocalWork, ReleaseRule, SecureRules, StrategySpec, TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.accounting.of_plan import joint_length
+from wardround.privacy.sums.form import require_seen
 from wardround.strategies.adaptive_norm import AdaptiveNorm, product_strategy
 from wardround.strategies.contract import (
     GroupStrategy,
@@ -27,7 +29,8 @@ def bind_strategy(plan: TrainingPlan, *, allow_dotted: bool = False) -> SumStrat
     Raises:
         ConfigError: Unknown strategy or option, or one that does not go with the rest of the plan, or as
             `check_memory`, `check_release`, `check_moments`, `check_seen` where the strategy sees
-            individuals, and `check_noise_of_sums` and `check_one_gradient` where noise is added to sums.
+            individuals, `check_compression` where contributions travel compressed, and `check_noise_of_sums`
+            and `check_one_gradient` where noise is added to sums.
     """
     strategy, options = choose_strategy(plan.strategy, allow_dotted=allow_dotted)
     if isinstance(options, OptionsOfPlan):
@@ -38,6 +41,7 @@ def bind_strategy(plan: TrainingPlan, *, allow_dotted: bool = False) -> SumStrat
     if isinstance(bound, IndividualStrategy):
         check_seen(plan.strategy.name, bound, plan.secure, rules)
     check_moments(bound, plan.strategy, plan.local)
+    check_compression(bound, plan)
     if rules is not None and rules.noise != "local":
         check_noise_of_sums(bound)
     if rules is not None and rules.noise == "distributed":
@@ -45,6 +49,56 @@ def bind_strategy(plan: TrainingPlan, *, allow_dotted: bool = False) -> SumStrat
     if rules is None or not rules.adapts_to_sites:
         return bound
     return AdaptiveNorm(bound, rules, joint_length(rules, plan.rounds.rounds))
+
+
+def check_compression(strategy: SumStrategy, plan: TrainingPlan) -> None:
+    """Refuse compressed contributions where nobody may see single ones, or the strategy is not for them.
+
+    Raises:
+        ConfigError: As `check_compressed`; or `top_k`, and what the strategy is sent is not the update of the
+            same parameters in every round: what waited would be added to something else.
+    """
+    compression = plan.encoding.compression
+    check_compressed(compression, plan.secure, plan.privacy)
+    if not keeps_a_rest(compression):
+        return
+    adapter = {tensor.name: tensor.shape for tensor in plan.adapter.layout.tensors}
+    sent = strategy.statistics_layout(0).tensors
+    others = (GroupStrategy, IndividualStrategy, PersonalStrategy, RememberingStrategy, StartingStrategy)
+    if (
+        strategy.stages > 1
+        or isinstance(strategy, others)
+        or product_strategy(strategy) is not None
+        or any(adapter.get(tensor.name) != tensor.shape for tensor in sent)
+    ):
+        raise ConfigError(
+            f"strategy {plan.strategy.name!r} is sent more, or something else, than updates of the same "
+            "parameters in every round, and what a site has not sent yet would be added to that",
+            found=f"encoding.compression.method=top_k with strategy.name={plan.strategy.name}",
+            expected="a mean of updates, such as fedavg or ffa_lora",
+            remedy="set encoding.compression.method to blocks, which any strategy may have, or strategy.name "
+            "to fedavg",
+        )  # fmt: skip
+
+
+def check_compressed(
+    compression: Blocks | TopK | None, secure: SecureRules, privacy: PrivacyRules | None
+) -> None:
+    """What can be refused of compressed contributions before there is a strategy.
+
+    Raises:
+        ConfigError: Contributions are hidden, or there is differential privacy.
+    """
+    if compression is None:
+        return
+    require_seen(compression, secure.mode)
+    if privacy is not None:
+        raise ConfigError(
+            "privacy bounds and noises a contribution as it is added, and a compressed one is rounded once "
+            "more, or leaves at the site what no noise covers",
+            found=f"encoding.compression.method={compression.method} with privacy", expected="null",
+            remedy="set encoding.compression to null: encoding.bits decides the bytes; or privacy to null",
+        )  # fmt: skip
 
 
 def check_noise_of_sums(strategy: SumStrategy) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from wardround.core.compression import described
 from wardround.core.counting import TRAINING_LAYOUT, metric_layout
 from wardround.core.enrolment import DAY_S, SignedPlan
 from wardround.core.plan import TrainingPlan, cohort_size
 from wardround.privacy.accounting.of_plan import round_cost
-from wardround.privacy.packing import packed_size
 from wardround.privacy.secagg.policy import default_threshold
+from wardround.privacy.sums.form import Form
 from wardround.privacy.sums.noise import epsilon_of_sums
 from wardround.runtime.sizes import size_text
 from wardround.strategies.contract import IndividualStrategy, PersonalStrategy
@@ -42,7 +43,8 @@ def summary_of(document: SignedPlan, sites: int, units: Iterable[int] = ()) -> d
     alone = isinstance(strategy, IndividualStrategy)
     summed = groups.group_size if groups else 1 if alone else cohort
     stages = range(strategy.stages)
-    up = sum(packed_size(strategy.statistics_layout(stage).size, plan.encoding.bits) for stage in stages)
+    form, bits = Form.of(plan), plan.encoding.bits
+    up = sum(form.size(strategy.statistics_layout(stage).size, bits) for stage in stages)
     counters = TRAINING_LAYOUT.size * strategy.stages + metric_layout(plan).size
     down = sum(strategy.broadcast_layout(stage).size for stage in stages)
     return {
@@ -63,7 +65,8 @@ def summary_of(document: SignedPlan, sites: int, units: Iterable[int] = ()) -> d
         "strategy": plan.strategy.name,
         "own_adapters": isinstance(strategy, PersonalStrategy),
         "weighting": plan.strategy.weighting,
-        "bits": plan.encoding.bits,
+        "bits": bits,
+        "compression": described(plan.encoding.compression) or None,
         "sites": sites,
         "cohort": cohort,
         "secure": plan.secure.mode,
@@ -106,7 +109,7 @@ def summary_text(record: Mapping[str, Any]) -> str:
     """The summary in lines that a terminal shows."""
     enrolment = record["enrolment"]
     labels = f", {len(record['labels'])} labels, digest {record['labels_digest']}" if record["labels"] else ""
-    template = record["template_digest"]
+    template, sent = record["template_digest"], record["compression"]
     up, down = size_text(record["bytes_up_a_round"]), size_text(record["bytes_down_a_round"])
     lines = {
         "plan": f"{record['name']}, digest {record['digest']}",
@@ -119,6 +122,7 @@ def summary_text(record: Mapping[str, Any]) -> str:
         "sites": f"{record['sites']} expected, {record['cohort']} train in a round; round 1 waits for "
         f"{enrolment['least_sites']}, the offer stands {_days(enrolment['offer_expires_s'])}",
         "sums": f"{record['bits']} bits a coordinate; {_secure_text(record)}",
+        **({} if sent is None else {"contributions": f"compressed: {sent}"}),
         "privacy": _privacy_text(record["privacy"]),
         "a site sends": f"{up} a round and gets {down}, beside the keys and shares of secure aggregation",
     }

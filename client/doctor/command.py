@@ -57,6 +57,7 @@ from wardround.client.site_settings import FILE, SiteSettings, read_site_setting
 from wardround.core.enrolment import SignedPlan
 from wardround.core.errors import ConfigError
 from wardround.core.plan import TrainingPlan
+from wardround.privacy.sums.form import Form
 from wardround.runtime.server_about import ours
 
 COLOURS: Final = {"passes": "green", "warns": "yellow", "fails": "red"}
@@ -205,7 +206,8 @@ def moved_by(plan: TrainingPlan | None) -> RoundBytes | None:
     if plan is None:
         return None
     size = plan.adapter.layout.size
-    return RoundBytes(size * plan.encoding.bits / 8, 4.0 * size, plan.rounds.deadline_s)
+    sent = Form.of(plan).size(size, plan.encoding.bits)
+    return RoundBytes(sent, 4.0 * size, plan.rounds.deadline_s)
 
 
 def policy_text(settings: SiteSettings) -> str:

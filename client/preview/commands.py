@@ -95,7 +95,8 @@ def contents_text(preview: Preview) -> list[str]:
     lines = [f"the training sum and the counters travel {hidden}"]
     for stage, layout in enumerate(preview.training):
         name = "training sum" if len(preview.training) == 1 else f"training sum, stage {stage}"
-        lines.append(f"{name}: {layout.size:,} float32 as integers of {preview.bits} bits")
+        form = preview.compression or f"integers of {preview.bits} bits"
+        lines.append(f"{name}: {layout.size:,} float32 as {form}")
         lines += _tensor_lines(layout)
     lines.append("counters beside it, 64 bits each:")
     lines += [f"  {spec.name}: {what_is('counters', spec.name)}" for spec in preview.counters.tensors]

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from wardround.core.plan import TrainingPlan
-from wardround.privacy.packing import packed_size
 from wardround.privacy.sealed import public_key, seal
 from wardround.privacy.secagg.draw import Agreed, Committed, Shown
 from wardround.privacy.secagg.identity import KeySigner
@@ -30,6 +29,7 @@ from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.secagg.phases import ADVERTISE, CONFIRM, DEAL, MASK, OPEN, UNMASK
 from wardround.privacy.secagg.secret import Secret
 from wardround.privacy.secagg.shamir import SHARE_BYTES
+from wardround.privacy.sums.form import Form
 from wardround.privacy.sums.trusted import header_of
 
 _ZEROS: Final = bytes(32)
@@ -47,12 +47,14 @@ def phases_of(plan: TrainingPlan, offer: Offer, site: str) -> list[tuple[str, by
         offer: Of the sum: cohort, lengths, graph.
         site: One of the cohort.
     """
-    lanes = os.urandom(packed_size(offer.coordinates, offer.bits)), os.urandom(8 * offer.counters)
+    form = Form.of(plan)
+    first, counters = form.lane_bytes(offer)
+    lanes = os.urandom(first), os.urandom(counters)
     match plan.secure.mode:
         case "off":
             return [(PLAIN, _masked(site, *lanes))]
         case "trusted":
-            header = header_of(offer, site, public_key(Secret(_ZEROS)))
+            header = header_of(offer, site, public_key(Secret(_ZEROS)), form)
             return [(SEALED, seal(header, *lanes, KeySigner.fresh()))]
     peers = _others(site, offer.cohort)
     peers = peers[: offer.degree] if offer.degree else peers

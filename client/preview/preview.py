@@ -17,6 +17,7 @@ from wardround import __version__
 from wardround.client.own_figures import Figures, leaving_figures
 from wardround.client.preview.phases import cohort_of, draw_of, phases_of
 from wardround.client.preview.sizes import sent_bytes
+from wardround.core.compression import described
 from wardround.core.counting import TRAINING_LAYOUT, metric_layout, scores
 from wardround.core.enrolment import SignedPlan
 from wardround.core.messages import SECONDS, SPENT, Reply, is_duration
@@ -75,6 +76,7 @@ class Preview:
         mode: Of secure aggregation.
         rounds: Of the plan.
         bytes_down: Of the broadcasts and opened sums of the whole run.
+        compression: What stands in their place where they travel compressed, in words; else empty.
     """
 
     messages: tuple[Outgoing, ...]
@@ -85,6 +87,7 @@ class Preview:
     mode: str
     rounds: int
     bytes_down: int
+    compression: str = ""
 
     @property
     def count(self) -> int:
@@ -125,6 +128,7 @@ def preview_of(
         mode=plan.secure.mode,
         rounds=plan.rounds.rounds,
         bytes_down=made.down(),
+        compression=described(plan.encoding.compression),
     )
 
 
@@ -269,6 +273,7 @@ def as_record(preview: Preview) -> dict[str, Any]:
         ],
         "training": [_tensors(layout) for layout in preview.training],
         "bits": preview.bits,
+        "compression": preview.compression or None,
         "counters": _tensors(preview.counters),
         "metrics": _tensors(preview.metrics),
         "secure": preview.mode,

@@ -14,6 +14,7 @@ from wardround.privacy.secagg.phases import Phases
 from wardround.privacy.secagg.policy import Mode
 from wardround.privacy.secagg.relay import Relay
 from wardround.privacy.sums.contract import TRAINING, Collector, Party
+from wardround.privacy.sums.form import IN_THE_RING, Form, require_seen
 from wardround.privacy.sums.phased import PhasedCollector, PhasedParty
 from wardround.privacy.sums.plain import PlainParty, plain_reader
 from wardround.privacy.sums.seen import SeenCollector
@@ -29,15 +30,18 @@ class Aggregation:
         signer: Signs offers with the key that the consortium gave its server.
         roster: The members' keys.
         aggregator: Opens what sites seal; under `trusted` alone.
+        form: In which contributions travel; another than the ring's where each is seen.
 
     Raises:
-        ConfigError: The mode needs an aggregator's key, or has no use for one.
+        ConfigError: The mode needs an aggregator's key, or has no use for one, or hides what would have to be
+            read.
     """
 
     mode: Mode
     signer: Signer
     roster: Roster
     aggregator: Aggregator | None = None
+    form: Form = IN_THE_RING
 
     def __post_init__(self) -> None:
         if (self.mode == "trusted") != (self.aggregator is not None):
@@ -46,6 +50,7 @@ class Aggregation:
                 found=f"secure.mode={self.mode}, {'no' if self.aggregator is None else 'a'} private key",
                 expected="a private key under secure.mode=trusted, and none otherwise",
             )
+        require_seen(self.form.compression, self.mode)
 
     def collector(self, name: str, offer: Offer, *, quorum: int) -> Collector:
         """The server's side of one attempt at the sum of this name."""
@@ -57,24 +62,28 @@ class Aggregation:
                 dummy = DummyRelay(offer, TrustingRoster(self.roster.keys))
                 return PhasedCollector(signed, Phases(dummy), quorum)
             case "off":
-                return SeenCollector(signed, plain_reader(offer, self.roster), weighed=name == TRAINING)
+                reader = plain_reader(offer, self.roster, self.form)
+                return SeenCollector(signed, reader, weighed=name == TRAINING, form=self.form)
             case "trusted":
                 assert self.aggregator is not None  # noqa: S101 - made sure of above
-                reader = self.aggregator.reader(offer, self.roster)
-                return SeenCollector(signed, reader, weighed=name == TRAINING, quorum=quorum)
+                reader = self.aggregator.reader(offer, self.roster, self.form)
+                return SeenCollector(signed, reader, weighed=name == TRAINING, quorum=quorum, form=self.form)
 
 
-def party(rules: SecureRules, member: Member) -> Party:
+def party(rules: SecureRules, member: Member, form: Form = IN_THE_RING) -> Party:
     """A site's side of a run's sums of one name.
 
     Args:
         rules: The plan's.
         member: This site; its `run_id` is that of the sum (`offers.run_of`).
+        form: In which contributions travel.
 
     Raises:
+        ConfigError: The form is of contributions that are seen, and the mode hides them.
         PolicyError: The site's own rules do not allow this mode, or trust another aggregator or none.
     """
     member.policy.check_mode(rules.mode, rules.aggregator)
+    require_seen(form.compression, rules.mode)
     match rules.mode:
         case "real":
             return PhasedParty(member)
@@ -83,4 +92,4 @@ def party(rules: SecureRules, member: Member) -> Party:
         case "off":
             return PlainParty(member)
         case "trusted":
-            return TrustedParty(member, member.policy.trusted_key(rules.aggregator))
+            return TrustedParty(member, member.policy.trusted_key(rules.aggregator), form)

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import numpy as np
+
 from wardround.core.packed import Array
+from wardround.privacy.packing import Bits, packed
 from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.secagg.total import Sum
 
@@ -32,12 +35,18 @@ class Lanes:
     """What one site adds.
 
     Attributes:
-        coordinates: (offer.coordinates,) integers of the ring, in its word.
+        coordinates: (offer.coordinates,) integers of the ring, in its word; of a compressed contribution its
+            bytes, uint8.
         counters: (offer.counters,) uint64.
     """
 
     coordinates: Array
     counters: Array
+
+    def packed(self, bits: Bits) -> tuple[memoryview, memoryview]:
+        """Both lanes as they travel, of a ring of so many bits."""
+        first, counters = self.coordinates, packed(self.counters, 64)
+        return (first.data if first.dtype == np.uint8 else packed(first, bits)), counters
 
 
 class Party(Protocol):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from wardround.core.errors import PeerError
-from wardround.privacy.packing import pack
 from wardround.privacy.secagg.admission import Member, read
 from wardround.privacy.secagg.identity import Roster
 from wardround.privacy.secagg.messages import MaskedInput, decode, encode
 from wardround.privacy.secagg.offer import Offer, SignedOffer
 from wardround.privacy.sums.contract import Lanes
+from wardround.privacy.sums.form import Form
 from wardround.privacy.sums.seen import Reader
 
 
@@ -38,10 +38,10 @@ class PlainParty:
         """The contribution, signed and under no mask."""
         found, record = self.check(offer, broadcast), self._member.record
         record.save(record.load().after(decode(offer, SignedOffer)))
+        coordinates, counters = map(bytes, lanes.packed(found.bits))
         vector = MaskedInput(
-            site=self._member.name, dealt=found.context,
-            coordinates=pack(lanes.coordinates, found.bits), counters=pack(lanes.counters, 64),
-        )  # fmt: skip
+            site=self._member.name, dealt=found.context, coordinates=coordinates, counters=counters
+        )
         signature = self._member.signer.sign(vector.statement(found.context))
         return encode(vector.model_copy(update={"signature": signature}))
 
@@ -50,11 +50,11 @@ class PlainParty:
         raise PeerError("a phase is asked for that this kind of aggregation does not have")
 
 
-def plain_reader(offer: Offer, roster: Roster) -> Reader:
+def plain_reader(offer: Offer, roster: Roster, form: Form) -> Reader:
     """Reads what a `PlainParty` sends in this attempt."""
 
     def read_plain(site: str, message: bytes) -> tuple[bytes | memoryview, bytes | memoryview]:
-        vector = decode(message, MaskedInput, offer)
+        vector = decode(message, MaskedInput, lanes=form.lane_bytes(offer))
         if vector.site != site or vector.dealt != offer.context:
             raise PeerError("a contribution is of another site or attempt", found=vector.site, expected=site)
         roster.check(site, vector.signature, vector.statement(offer.context))

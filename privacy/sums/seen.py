@@ -12,6 +12,7 @@ from wardround.privacy.packing import unpack, word_of
 from wardround.privacy.secagg.offer import SignedOffer
 from wardround.privacy.secagg.total import Sum, centred, total_of
 from wardround.privacy.sums.cohort import CohortCollector
+from wardround.privacy.sums.form import IN_THE_RING, Form
 
 Reader: TypeAlias = Callable[[str, bytes], tuple[bytes | memoryview, bytes | memoryview]]
 """A site and its message → both packed lanes; a PeerError where they are not that site's in this attempt."""
@@ -25,11 +26,20 @@ class SeenCollector(CohortCollector):
         reader: Reads one site's message.
         weighed: Whether the first counter is a weight, which has to be 1 to `offer.most_weight`.
         quorum: With fewer contributions the attempt is over; whoever calls judges as well.
+        form: In which contributions travel.
     """
 
-    def __init__(self, signed: SignedOffer, reader: Reader, *, weighed: bool, quorum: int = 0) -> None:
+    def __init__(
+        self,
+        signed: SignedOffer,
+        reader: Reader,
+        *,
+        weighed: bool,
+        quorum: int = 0,
+        form: Form = IN_THE_RING,
+    ) -> None:
         super().__init__(signed)
-        self._reader, self._weighed, self._quorum = reader, weighed, quorum
+        self._reader, self._weighed, self._quorum, self._form = reader, weighed, quorum, form
         self._survivors: list[str] = []
         self._coordinates = np.zeros(self.offer.coordinates, dtype=word_of(self.offer.bits))
         self._counters = np.zeros(self.offer.counters, dtype=word_of(64))
@@ -42,20 +52,24 @@ class SeenCollector(CohortCollector):
         """
         self._settle(site)
         offer, lanes = self.offer, self._reader(site, message)
-        coordinates = unpack(lanes[0], offer.coordinates, offer.bits)
         counters = unpack(lanes[1], offer.counters, 64)
-        self._check_bounds(coordinates, counters)
+        self._check_counters(counters)
+        coordinates = self._form.on_the_ring(lanes[0], offer, site, int(counters[0]))
+        self._check_bounds(coordinates)
         self._coordinates += coordinates
         self._counters += counters
         self._survivors.append(site)
 
-    def _check_bounds(self, coordinates: np.ndarray, counters: np.ndarray) -> None:
+    def _check_bounds(self, coordinates: np.ndarray) -> None:
         offer = self.offer
         bound = int(offer.most_weight * offer.largest * offer.scale) + 1
         if np.abs(centred(coordinates, offer.bits)).max(initial=0) > bound:
             raise PeerError(
                 "the contribution is beyond the plan's bounds", expected=f"ring integers to {bound} in size"
             )
+
+    def _check_counters(self, counters: np.ndarray) -> None:
+        offer = self.offer
         if counters.max(initial=0) > offer.most_count:
             raise PeerError("the contribution's counters are not counts", expected=f"0 to {offer.most_count}")
         if self._weighed and not 1 <= int(counters[0]) <= offer.most_weight:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from wardround.core.errors import PeerError
 from wardround.core.seeds import Purpose, generator
-from wardround.privacy.packing import packed, packed_size
 from wardround.privacy.sealed import LARGEST_LANE, Header, Received, public_key, seal, unseal
 from wardround.privacy.secagg.admission import Member, accept_seen
 from wardround.privacy.secagg.identity import Roster
@@ -19,6 +18,7 @@ from wardround.privacy.secagg.messages import decode
 from wardround.privacy.secagg.offer import Offer, SignedOffer
 from wardround.privacy.secagg.secret import SECRET_BYTES, Secret
 from wardround.privacy.sums.contract import Lanes
+from wardround.privacy.sums.form import IN_THE_RING, Form
 from wardround.privacy.sums.seen import Reader
 
 
@@ -28,15 +28,18 @@ class TrustedParty:
     Args:
         member: Who takes part, under which rules.
         aggregator: The key that its own people pinned (`SecurePolicy.trusted_key`), 32 bytes.
+        form: In which contributions travel.
     """
 
-    def __init__(self, member: Member, aggregator: bytes) -> None:
-        self._member, self._aggregator = member, aggregator
+    def __init__(self, member: Member, aggregator: bytes, form: Form = IN_THE_RING) -> None:
+        self._member, self._aggregator, self._form = member, aggregator, form
 
     def check(self, offer: bytes, broadcast: bytes) -> Offer:
         """As the contract says; a cohort may be of any size, since a contribution hides among nobody."""
         found = accept_seen(self._member, self._member.record.load(), decode(offer, SignedOffer), broadcast)
-        header_of(found, self._member.name, self._aggregator)  # refused before anything is trained
+        header_of(
+            found, self._member.name, self._aggregator, self._form
+        )  # refused before anything is trained
         return found
 
     def confirmed(self, round: int) -> Mapping[int, tuple[str, ...]]:  # noqa: ARG002 - the contract's
@@ -48,10 +51,8 @@ class TrustedParty:
         member, found = self._member, self.check(offer, broadcast)
         signed = decode(offer, SignedOffer)
         member.record.save(member.record.load().after(signed))  # durable first: one envelope a place, ever
-        return seal(
-            header_of(found, member.name, self._aggregator),
-            packed(lanes.coordinates, found.bits), packed(lanes.counters, 64), member.signer,
-        )  # fmt: skip
+        header = header_of(found, member.name, self._aggregator, self._form)
+        return seal(header, *lanes.packed(found.bits), member.signer)
 
     def step(self, message: bytes) -> bytes:  # noqa: ARG002 - the contract's
         """There is no other phase."""
@@ -78,7 +79,7 @@ class Aggregator:
         """What plan and policies name, 32 bytes."""
         return public_key(self.key)
 
-    def reader(self, offer: Offer, roster: Roster) -> Reader:
+    def reader(self, offer: Offer, roster: Roster, form: Form = IN_THE_RING) -> Reader:
         """Opens what a `TrustedParty` sends in this attempt: each site's once.
 
         The reader raises a PeerError where an envelope is malformed, altered, replayed, of another site or of
@@ -88,7 +89,7 @@ class Aggregator:
 
         def read_sealed(site: str, message: bytes) -> tuple[bytes, bytes]:
             before = self.received.get(offer.run_id, Received(run_id=offer.run_id))
-            header = header_of(offer, site, public)
+            header = header_of(offer, site, public, form)
             contribution, self.received[offer.run_id] = unseal(message, header, self.key, roster, before)
             return contribution.coordinates, contribution.counters
 
@@ -104,13 +105,13 @@ def simulated_aggregator(seed: int) -> Aggregator:
     return Aggregator(Secret(generator(seed, Purpose.AGGREGATOR).bytes(SECRET_BYTES)))
 
 
-def header_of(offer: Offer, site: str, aggregator: bytes) -> Header:
+def header_of(offer: Offer, site: str, aggregator: bytes, form: Form = IN_THE_RING) -> Header:
     """What a site's envelope is bound to in this attempt: site and aggregator derive the same.
 
     Raises:
         PeerError: A lane is longer than can be sealed.
     """
-    sizes = packed_size(offer.coordinates, offer.bits), packed_size(offer.counters, 64)
+    sizes = form.lane_bytes(offer)
     if max(sizes) > LARGEST_LANE:
         raise PeerError(
             "the contribution is too long to be sealed", found=f"{max(sizes)} bytes",

@@ -66,6 +66,23 @@ def test_only_the_last_two_states_are_kept(tmp_path: Path, store_in: Callable[[P
     assert sorted(path.stem for path in store.folder.iterdir()) == ["round-00005", "round-00009"]
 
 
+def test_what_was_not_sent_comes_back_bit_for_bit(
+    tmp_path: Path, store_in: Callable[[Path], SiteStore]
+) -> None:
+    """Of the last round before; none where none is kept. A forgotten round leaves the one before it."""
+    store, rest = store_in(tmp_path / "memory"), np.array([1e-40, -0.0, 1 / 3], dtype=np.float32)
+    store.save(Kept(rest=rest), round=1)
+    store.save(Kept(rest=2 * rest), round=2)
+    found = store.load(before_round=2).rest
+    assert found is not None
+    assert (found.dtype, found.tobytes()) == (np.float32, rest.tobytes())
+    store.forget(round=2)
+    found = store.load(before_round=3).rest
+    assert found is not None
+    assert found.tobytes() == rest.tobytes()
+    assert store.load(before_round=1).rest is None
+
+
 def test_nothing_to_keep_writes_nothing(tmp_path: Path, store_in: Callable[[Path], SiteStore]) -> None:
     """Most strategies and plans keep nothing."""
     store_in(tmp_path / "site").save(Kept(), round=1)

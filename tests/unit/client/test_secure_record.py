@@ -309,7 +309,7 @@ def test_a_state_of_another_version_is_refused_without_its_content(tmp_path: Pat
     assert "c2VjcmV0" not in repr(draw)
 
 
-@pytest.mark.parametrize("width", ["<u2", "<u4", "<u8"])
+@pytest.mark.parametrize("width", ["u1", "<u2", "<u4", "<u8"])
 def test_a_kept_contribution_comes_back_bit_for_bit(tmp_path: Path, width: str) -> None:
     """In the ring's word, with its place, of each sum by itself; also one without coordinates."""
     kept, scores = kept_in(tmp_path), Lanes(np.zeros(0, "<u8"), lanes_of().counters)

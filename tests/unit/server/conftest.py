@@ -104,14 +104,14 @@ class FakeTransport:
         self.folds = {site: FoldCheck(self.plan, strategy) for site in sites}
         self.grouped = {site: self.consortium.grouped(site, self.plan, "run", strategy) for site in sites}
 
-    def send(self, requests: Sequence[Request]) -> int:
+    def send(self, requests: Sequence[Request]) -> Mapping[str, int]:
         self.asked += requests
         for request in list(requests)[:: self.order]:
             self.arrived += self.fault(request, self.reply(request))
-        return 100 * len(requests)
+        return {request.site: 100 for request in requests}
 
     def send_more(self, request: Request) -> int:
-        return self.send([request])
+        return self.send([request])[request.site]
 
     def receive(self, timeout_s: float) -> Sequence[tuple[Reply, int]]:
         arrived, self.arrived = [(reply, 10) for reply in self.arrived], []

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from toy_plans import toy_plan
 
+from wardround.core.compression import Blocks
 from wardround.core.plan import (
     Encoding,
     RoundRules,
@@ -57,7 +58,7 @@ EVENTS: list[Event] = [
 def test_the_record_counts_what_the_federations_events_say() -> None:
     """A mean over sites and rounds, both sums of a round together; other arms are not in it."""
     assert secure_record(plan_of(), EVENTS) == {
-        "mode": "real", "groups": 1, "aggregator": "", "bits": 20, "exchanges": 6,
+        "mode": "real", "groups": 1, "aggregator": "", "bits": 20, "compression": "", "exchanges": 6,
         "later_attempts": 1, "burnt_rounds": 1,
         "bytes_up_a_site": round(2200 / 16), "bytes_down_a_site": round(1100 / 16),
         "seconds_a_site": pytest.approx(2.2 / 16), "seconds_server": pytest.approx(0.09 / 2),
@@ -91,6 +92,15 @@ def test_a_trusted_aggregator_is_named_by_the_digest_of_its_key() -> None:
     assert said in privacy_section(NONE, record)
     for mode in MODES.keys() - {"trusted"}:
         assert "Sealed" not in secure_text(secure_record(plan_of(mode), EVENTS))
+
+
+def test_what_travelled_compressed_is_told() -> None:
+    """What rounding adds to the ring's is in no figure: the form is named. Older records lack it."""
+    encoding = Encoding(bits=20, largest=1.0, most_weight=1, compression=Blocks(bits=4))
+    record = secure_record(plan_of("off").model_copy(update={"encoding": encoding}), EVENTS)
+    assert "(contributions travel as 4 bits a coordinate, in blocks of 64" in secure_text(record)
+    del record["compression"]
+    assert "travel" not in secure_text(record)
 
 
 def test_what_truncation_cut_off_is_told_where_something_was_truncated() -> None:

@@ -11,6 +11,7 @@ import pytest
 from wardround.core.errors import StorageError
 from wardround.runtime.event_log import read_events, truncate_after_round
 from wardround.runtime.events import (
+    BytesMoved,
     Evaluated,
     Event,
     Notice,
@@ -151,6 +152,7 @@ def test_the_exchanges_and_attempts_of_a_stage_are_told_apart(story: Any, tmp_pa
     events += [
         *story.sums_opened("federated", 1),
         SumOpened("federated", 1, "training", "real", 2, 2, 5, 1, 1, 0.0, 0.0, 1),
+        *(BytesMoved("federated", 1, {"budapest": 3}, {"budapest": 4}, stage) for stage in (0, 1)),
     ]
     story.emit(JsonlSink(tmp_path / "m"), events)
     story.emit(JsonlSink(tmp_path / "m"), events)

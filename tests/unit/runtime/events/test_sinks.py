@@ -15,6 +15,7 @@ from rich.text import Text
 
 from wardround.core.errors import ConfigError, StorageError
 from wardround.runtime.events import (
+    BytesMoved,
     Evaluated,
     Event,
     PrivacyReported,
@@ -178,6 +179,14 @@ def test_tensorboard_reads_the_figures(story: Any, tmp_path: Path) -> None:
     assert arm.Scalars("privacy/a/reserved")[0].value == 3.0
     assert [point.value for point in arm.Scalars("privacy/clip_norm")] == pytest.approx([0.5, 0.25, 1 / 6])
     assert (tmp_path / "local" / "x").is_dir()
+    moved = [
+        BytesMoved("federated", round, {"a": 10 * round}, {"a": 7, "b": 9}, stage)
+        for round in (1, 2) for stage in (0, 1)
+    ]  # fmt: skip
+    story.emit(TensorBoardSink(tmp_path / "moved"), moved)
+    arm = reader.EventAccumulator(str(tmp_path / "moved" / "federated")).Reload()
+    assert [(point.step, point.value) for point in arm.Scalars("site/a/bytes_up")] == [(1, 10.0), (2, 20.0)]
+    assert [point.value for point in arm.Scalars("site/b/stage_1/bytes_down")] == [9.0, 9.0]
 
 
 def test_a_full_disk_under_tensorboard_is_a_storage_error(
