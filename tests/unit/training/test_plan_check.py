@@ -36,7 +36,12 @@ from wardround.training.plan_check import option_faults, plan_faults, site_advic
 from wardround.training.plan_summary import summary_of, summary_text
 from wardround.training.tasks import TASKS
 
-LAYOUT = Layout(tensors=(TensorSpec(name="a", shape=(3, 5)),))
+LAYOUT = Layout(
+    tensors=(
+        TensorSpec(name="m.A", shape=(8, 5), role="lora_a", module="m"),
+        TensorSpec(name="m.B", shape=(3, 8), role="lora_b", module="m"),
+    )
+)
 
 
 def sound(**sections: Any) -> TrainingPlan:
