@@ -44,7 +44,8 @@ from wardround.core.metrics.contract import LOSS_UNIT
 from wardround.core.packed import Adapter
 from wardround.runtime.events import EventStream
 from wardround.runtime.sinks import RichSink
-from wardround.simulations.arms import CENTRALISED, FEDERATED, Arm, centralised_arm, local_arm, run_arms
+from wardround.simulations.arm_names import CENTRALISED, FEDERATED
+from wardround.simulations.arms import Arm, centralised_arm, local_arm, run_arms
 from wardround.simulations.comparison import LOCAL
 from wardround.simulations.config import RunConfig
 from wardround.simulations.preparation import Preparation, encode_all, prepare

@@ -36,6 +36,7 @@ from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
 from wardround.server.outcome import Outcome
 from wardround.server.rounds import Run, run_rounds
+from wardround.simulations.arm_names import CENTRALISED, FEDERATED
 from wardround.simulations.config import BoundOptimiser
 from wardround.simulations.consortium import Consortium
 from wardround.simulations.flower_engine import simulate
@@ -51,8 +52,6 @@ from wardround.training.site_rows import SiteRows, bounded_site
 from wardround.training.tasks import TASKS
 from wardround.training.workbench import Workbench
 
-FEDERATED = "federated"
-CENTRALISED = "centralised"
 POOL = "everybody"
 SIMULATOR_POLL_S = 0.01
 ALONE_BITS: Final = 32

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 from wardround.core.metrics.contract import Scores
-from wardround.simulations.arms import CENTRALISED, FEDERATED
+from wardround.simulations.arm_names import CENTRALISED, FEDERATED
 
 LOCAL = "local/"
 """Before a site's name: the arm in which it trains alone."""

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from wardround.core.plan import BaseModelSpec, Schedule, TrainingPlan
-from wardround.simulations.arms import CENTRALISED, FEDERATED
+from wardround.simulations.arm_names import CENTRALISED, FEDERATED
 from wardround.simulations.comparison import BEFORE, EVERYBODY, local_site, site_of, support_unit
 from wardround.simulations.finished_run import own_folder
 from wardround.simulations.markdown import markdown_table, one_line, options_text

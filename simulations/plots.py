@@ -29,7 +29,7 @@ from wardround.runtime.events import (
     RunStarted,
 )
 from wardround.runtime.files import write_atomic
-from wardround.simulations.arms import CENTRALISED, FEDERATED
+from wardround.simulations.arm_names import CENTRALISED, FEDERATED
 from wardround.simulations.comparison import EVERYBODY, LOCAL, local_site, mean_where_all, site_of
 
 BLUE, ORANGE, GREEN, GREY, VIOLET = "#0072B2", "#D55E00", "#009E73", "#8c8c8c", "#CC79A7"

@@ -13,7 +13,8 @@ from wardround.core.packed import Adapter
 from wardround.core.plan import TrainingPlan
 from wardround.privacy.sums.trusted import simulated_aggregator
 from wardround.runtime.events import EventStream, Notice
-from wardround.simulations.arms import FEDERATED, Arm
+from wardround.simulations.arm_names import FEDERATED
+from wardround.simulations.arms import Arm
 from wardround.simulations.config import RunConfig
 from wardround.simulations.consortium import require_simulated
 from wardround.simulations.partitions import PARTITIONS

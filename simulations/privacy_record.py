@@ -8,7 +8,7 @@ from typing import Any
 from wardround.core.plan import TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.runtime.events import Event, PrivacyReported, PrivacySpent
-from wardround.simulations.arms import FEDERATED
+from wardround.simulations.arm_names import FEDERATED
 from wardround.simulations.markdown import markdown_table
 
 NOISE = {

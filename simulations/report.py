@@ -13,7 +13,7 @@ from rich.table import Table
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.files import write_atomic
 from wardround.runtime.results import write_site_table
-from wardround.simulations.arms import FEDERATED
+from wardround.simulations.arm_names import FEDERATED
 from wardround.simulations.comparison import EVERYBODY, local_site, part_of, support_unit
 from wardround.simulations.config import RunConfig
 from wardround.simulations.finished_run import own_folder

@@ -24,7 +24,7 @@ from wardround.runtime.event_log import read_events
 from wardround.runtime.events import EventSink
 from wardround.runtime.files import atomic_folder, storing, write_atomic, write_json
 from wardround.runtime.sinks import JsonlSink, TensorBoardSink
-from wardround.simulations.arms import FEDERATED
+from wardround.simulations.arm_names import FEDERATED
 from wardround.simulations.comparison import compare
 from wardround.simulations.config import RunConfig
 from wardround.simulations.finished_run import own_folder

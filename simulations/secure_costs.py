@@ -12,7 +12,7 @@ from wardround.core.plan import TrainingPlan
 from wardround.privacy.sums.contract import TRAINING, plain_name
 from wardround.runtime.events import Event, RoundBurnt, RoundFolded, SiteReplied, SumOpened
 from wardround.runtime.sizes import size_text
-from wardround.simulations.arms import FEDERATED
+from wardround.simulations.arm_names import FEDERATED
 from wardround.simulations.privacy_record import privacy_table, privacy_text
 
 

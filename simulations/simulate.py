@@ -16,8 +16,8 @@ from wardround.core.packed import Adapter
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.events import EventSink, EventStream, Notice
 from wardround.server.outcome import Outcome
+from wardround.simulations.arm_names import FEDERATED
 from wardround.simulations.arms import (
-    FEDERATED,
     Arm,
     Train,
     centralised_arm,

@@ -8,7 +8,7 @@ from typing import Any
 
 from wardround.runtime.events import BytesMoved, Event, RoundBurnt, RoundFolded
 from wardround.runtime.sizes import size_text
-from wardround.simulations.arms import FEDERATED
+from wardround.simulations.arm_names import FEDERATED
 
 
 def traffic_record(events: Iterable[Event]) -> dict[str, Any]:

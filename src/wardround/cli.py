@@ -217,6 +217,18 @@ def predict(
     predict_file(model, source, output, run, base)
 
 
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs, or of a sweep.")],
+    output: Annotated[Path, typer.Option(help="Folder for tables, picture and page.")] = Path("comparison"),
+    metric: Annotated[Optional[str], typer.Option(help="Metric to put first and to draw.")] = None,  # noqa: UP045 - typer reads Optional
+) -> None:
+    """Compare finished runs: means over seeds with intervals, curves, one page that needs no other file."""
+    from wardround.simulations.compare import compare_runs
+
+    compare_runs(runs, output, metric)
+
+
 @audit_app.command("privacy")
 def audit_privacy(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],

@@ -12,7 +12,7 @@ import pytest
 from wardround.core.errors import ConfigError
 from wardround.runtime.events import EventStream, Notice, PrivacySpent, RoundFolded, SiteReplied
 from wardround.runtime.sinks import RecorderSink
-from wardround.simulations.arms import FEDERATED
+from wardround.simulations.arm_names import FEDERATED
 from wardround.simulations.config import RunConfig
 from wardround.simulations.preparation import encode_all, prepare
 from wardround.simulations.privacy_audit import audited
