@@ -115,6 +115,7 @@ class Bench:
                 each=lambda _, train: train(lambda _: None),
                 ranks=self.prepared.config.simulation.ranks,
                 group=self.prepared.config.simulation.group,
+                outage=self.prepared.config.simulation.outage,
             )[0]  # fmt: skip
         return outcome.released_round, outcome.for_everybody
 

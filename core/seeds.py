@@ -36,6 +36,8 @@ class Purpose(StrEnum):
     """Privacy noise, only in a simulation, which then says "not private": a seed's owner can subtract it."""
     DIRECTIONS = "directions"
     """Directions that a site begins with anew: of a larger rank than the plan's, or in every round."""
+    OUTAGE = "outage"
+    """Which sites a simulation loses in a round."""
     BATCH = "batch"
     """Which units a private batch holds, only in a simulation, which then says "not private"."""
     SHARE = "share"

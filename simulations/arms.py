@@ -41,6 +41,7 @@ from wardround.simulations.config import BoundOptimiser
 from wardround.simulations.consortium import Consortium
 from wardround.simulations.flower_engine import simulate
 from wardround.simulations.last_fold import LastFold
+from wardround.simulations.outages import Outages
 from wardround.simulations.privacy import simulated_privacy
 from wardround.simulations.together import Announcing, Groups, group_size
 from wardround.strategies.contract import ServerState, SumStrategy
@@ -242,6 +243,7 @@ def run_arms(
     privacy_cap: float | None = None,
     ranks: Sequence[int] | Mapping[str, int] = (),
     group: int | Literal["auto"] = 1,
+    outage: float = 0.0,
 ) -> list[T]:
     """Run arms one after another on Flower's engine, in this process.
 
@@ -258,6 +260,7 @@ def run_arms(
         privacy_cap: ε that every site grants its patients; None: what the plan asks for.
         ranks: Sites' own ranks, in turn or by name; none: the plan's.
         group: So many sites of an arm train together.
+        outage: Probability that a site of the federation is lost in a round.
 
     Raises:
         ConfigError: As `group_size`; or two arms, or two sites of one, have the same name: they would share
@@ -304,10 +307,11 @@ def run_arms(
     def trainer(arm: Arm, grid: Grid, nodes: list[int]) -> Train:
         names = tuple(sorted(arm.sites))
         lane = {name: nodes[index % len(nodes)] for index, name in enumerate(names)}
-        transport = Announcing(
+        carried = Announcing(
             GridTransport(grid, lane.__getitem__, SIMULATOR_POLL_S, SIMULATOR_LIFE_S),
             groups[arm.name].announce,
         )
+        transport = Outages(carried, arm.plan, outage if arm.name == FEDERATED else 0.0)
         consortium = consortia[arm.name]
         aggregation = consortium.aggregation(arm.plan)
 

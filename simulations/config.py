@@ -58,6 +58,8 @@ class SimulationConfig(Frozen):
     plan's."""
     group: Annotated[int, Field(gt=0)] | Literal["auto"] = 1
     """So many sites train together, over one pass of the base; changes the result by rounding alone."""
+    outage: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that a site of the federation is lost in a round."""
     privacy_cap: float | None = Field(default=None, gt=0)
     """ε that every simulated site grants its patients in its ledger; None: what the plan asks for."""
 

@@ -123,6 +123,7 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
         privacy_cap=config.simulation.privacy_cap,
         ranks=config.simulation.ranks,
         group=config.simulation.group,
+        outage=config.simulation.outage,
         each=lambda arm, train: train_and_score(
             arm,
             train,
