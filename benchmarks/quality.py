@@ -114,7 +114,7 @@ class Bench:
                 events, run_id="quality", lanes=8, policy=self.prepared.config.secure.policy,
                 each=lambda _, train: train(lambda _: None),
                 ranks=self.prepared.config.simulation.ranks,
-                group=self.prepared.config.simulation.group,
+                together=self.prepared.config.simulation.together,
                 outage=self.prepared.config.simulation.outage,
             )[0]  # fmt: skip
         return outcome.released_round, outcome.for_everybody

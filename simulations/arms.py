@@ -43,7 +43,7 @@ from wardround.simulations.flower_engine import simulate
 from wardround.simulations.last_fold import LastFold
 from wardround.simulations.outages import Outages
 from wardround.simulations.privacy import simulated_privacy
-from wardround.simulations.together import Announcing, Groups, group_size
+from wardround.simulations.together import Announcing, SharedPasses, sites_at_once
 from wardround.strategies.contract import ServerState, SumStrategy
 from wardround.training.alone import rounds_alone, work_alone
 from wardround.training.batches import plan_batches
@@ -242,7 +242,7 @@ def run_arms(
     each: Callable[[Arm, Train], T],
     privacy_cap: float | None = None,
     ranks: Sequence[int] | Mapping[str, int] = (),
-    group: int | Literal["auto"] = 1,
+    together: int | Literal["auto"] = 1,
     outage: float = 0.0,
 ) -> list[T]:
     """Run arms one after another on Flower's engine, in this process.
@@ -259,12 +259,12 @@ def run_arms(
         each: Called with an arm and the function that trains it; what it returns is collected.
         privacy_cap: ε that every site grants its patients; None: what the plan asks for.
         ranks: Sites' own ranks, in turn or by name; none: the plan's.
-        group: So many sites of an arm train together.
+        together: So many sites of an arm train together.
         outage: Probability that a site of the federation is lost in a round.
 
     Raises:
-        ConfigError: As `group_size`; or two arms, or two sites of one, have the same name: they would share
-            folder and run id.
+        ConfigError: As `sites_at_once`; or two arms, or two sites of one, have the same name: they would
+            share folder and run id.
         PolicyError: The policy does not allow the plan's kind of aggregation.
     """
     require_distinct("arms", [arm.name for arm in arms])
@@ -274,7 +274,7 @@ def run_arms(
     strategies = {arm.name: bind_strategy(arm.plan, allow_dotted=True) for arm in arms}
     folds = {name: LastFold(strategy) for name, strategy in strategies.items()}
     arms = [bounded(arm) for arm in arms]
-    groups = {arm.name: Groups(bench, group_size(group, arm.plan, bench)) for arm in arms}
+    shared = {arm.name: SharedPasses(bench, sites_at_once(together, arm.plan, bench)) for arm in arms}
     own_ranks = {arm.name: ranks_of(arm, ranks, strategies[arm.name]) for arm in arms}
     sites = {
         (run_of(run_id, arm), name): Site(
@@ -292,13 +292,13 @@ def run_arms(
             simulated_privacy(arm.plan, name, rows.units, folder_of(arm.name) / "sites" / name, privacy_cap),
             figures=None,
             rank=own_ranks[arm.name].get(name),
-            together=groups[arm.name] if groups[arm.name].size > 1 else None,
+            together=shared[arm.name] if shared[arm.name].size > 1 else None,
         )
         for arm in arms
         for name, rows in arm.sites.items()
     }
     for arm in arms:
-        groups[arm.name].sites = {name: sites[run_of(run_id, arm), name] for name in arm.sites}
+        shared[arm.name].sites = {name: sites[run_of(run_id, arm), name] for name in arm.sites}
     collected: list[T] = []
 
     def server(grid: Grid, nodes: list[int]) -> None:
@@ -309,7 +309,7 @@ def run_arms(
         lane = {name: nodes[index % len(nodes)] for index, name in enumerate(names)}
         carried = Announcing(
             GridTransport(grid, lane.__getitem__, SIMULATOR_POLL_S, SIMULATOR_LIFE_S),
-            groups[arm.name].announce,
+            shared[arm.name].announce,
         )
         transport = Outages(carried, arm.plan, outage if arm.name == FEDERATED else 0.0)
         consortium = consortia[arm.name]

@@ -56,7 +56,7 @@ class SimulationConfig(Frozen):
     ranks: tuple[Rank, ...] | dict[str, Rank] = ()
     """Sites' own LoRA ranks: one after another by name, again from the first, or by site; others have the
     plan's."""
-    group: Annotated[int, Field(gt=0)] | Literal["auto"] = 1
+    together: Annotated[int, Field(gt=0)] | Literal["auto"] = 1
     """So many sites train together, over one pass of the base; changes the result by rounding alone."""
     outage: float = Field(default=0.0, ge=0, lt=1)
     """Probability that a site of the federation is lost in a round."""

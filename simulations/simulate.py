@@ -122,7 +122,7 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
         policy=config.secure.policy,
         privacy_cap=config.simulation.privacy_cap,
         ranks=config.simulation.ranks,
-        group=config.simulation.group,
+        together=config.simulation.together,
         outage=config.simulation.outage,
         each=lambda arm, train: train_and_score(
             arm,

@@ -36,7 +36,7 @@ Key = tuple[str, int, str]
 """Run, round, site."""
 
 
-def group_size(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Workbench) -> int:
+def sites_at_once(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Workbench) -> int:
     """So many sites train together under a plan.
 
     Raises:
@@ -50,8 +50,8 @@ def group_size(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Workben
         if wanted == "auto":
             return 1
         raise ConfigError(
-            "these sites cannot train together", found=reason, expected="simulation.group=1",
-            remedy="leave simulation.group at 1; dropout goes with model.dropout=off and "
+            "these sites cannot train together", found=reason, expected="simulation.together=1",
+            remedy="leave simulation.together at 1; dropout goes with model.dropout=off and "
             "adapter.options.dropout=0",
         )  # fmt: skip
     batch, most = plan.local.batch_size, bench.machine.microbatch_size
@@ -61,12 +61,12 @@ def group_size(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Workben
 
 
 @dataclass
-class Groups:
+class SharedPasses:
     """The sites of one arm, so many at a time.
 
     Attributes:
         bench: Which all of them share.
-        size: Sites a group.
+        size: So many at a time.
         sites: By name.
     """
 
@@ -117,8 +117,8 @@ class Groups:
                 continue  # it says so itself when it comes to it
             if found.rest is None and found.before.layout.digest == self.bench.layout.digest:
                 jobs[name] = found
-        if site.name not in jobs:
-            return
+        if site.name not in jobs or len(jobs) == 1:
+            return  # to the bits of a site by itself
         try:
             results = train_together(self.bench, list(jobs.values()))
         except (RuntimeError, MemoryError) as error:

@@ -7,17 +7,17 @@ the adapter and in its order: derivatives of the loss by the adapter's numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from wardround.core.checked import Frozen
 from wardround.core.errors import ConfigError, PeerError
 from wardround.core.packed import Adapter, Array, Layout, Packed, TensorSpec, require_finite
 from wardround.core.plan import TrainingPlan
-from wardround.strategies._mean_update import require_layout
-from wardround.strategies.contract import Broadcast, LocalUpdate
+from wardround.strategies._mean_update import require_first, require_layout
+from wardround.strategies.contract import Broadcast, LocalUpdate, ServerState
 
 CONTROL: Final = "scaffold.control"
 """Name of c in the broadcast and among the server's slots, of κ (c_i⁺ − c_i) in the statistics, and of c_i in
@@ -158,3 +158,38 @@ class Controls:
             found = Packed(self.alone, moved.astype(np.float32).astype(np.float64))
         require_finite(found, f"the server's slot {CONTROL!r}")
         return found
+
+
+class ControlBroadcast:
+    """What a strategy with control variates broadcasts: the global adapter, and c beside it.
+
+    Args:
+        options: Checked options.
+        layout: The adapter's.
+    """
+
+    Options: ClassVar[type[BaseModel]]
+
+    def __init__(self, options: ControlOptions, layout: Layout) -> None:
+        if not isinstance(options, self.Options):
+            raise ConfigError(
+                "the strategy's options are of another type", found=type(options).__name__,
+                expected=self.Options.__qualname__, remedy="check them with core.plan.parse_options first",
+            )  # fmt: skip
+        self.layout = layout
+        self.controls = Controls(layout, options)
+        self._both = self.controls.beside(layout)
+
+    def broadcast_layout(self, stage: int) -> Layout:
+        """The adapter's, and c."""
+        require_first(stage)
+        return self._both
+
+    def broadcast(self, state: ServerState, round: int, stage: int) -> Broadcast:  # noqa: ARG002 - the same in every round
+        """The global adapter, and c."""
+        require_first(stage)
+        return self.controls.broadcast(state.adapter, state.slots[CONTROL])
+
+    def adapter_of(self, broadcast: Broadcast) -> Adapter:
+        """The global adapter."""
+        return self.controls.adapter_of(broadcast)

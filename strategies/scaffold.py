@@ -32,9 +32,8 @@ from typing import ClassVar, final
 import numpy as np
 from pydantic import BaseModel
 
-from wardround.core.errors import ConfigError
 from wardround.core.packed import Adapter, Layout, Packed, Statistics, require_finite
-from wardround.strategies._controls import CONTROL, ControlOptions, Controls
+from wardround.strategies._controls import CONTROL, ControlBroadcast, ControlOptions
 from wardround.strategies._mean_update import (
     apply_step,
     mean_update,
@@ -58,7 +57,7 @@ class ScaffoldOptions(ControlOptions, ComposedOptions):
 
 
 @final
-class Scaffold:
+class Scaffold(ControlBroadcast):
     """Adapter and control variate are broadcast side by side; both are summed side by side.
 
     Args:
@@ -71,35 +70,14 @@ class Scaffold:
     private_alternative: ClassVar[str] = "fedprox"
 
     def __init__(self, options: ScaffoldOptions, layout: Layout) -> None:
-        if not isinstance(options, ScaffoldOptions):
-            raise ConfigError(
-                "the strategy's options are of another type", found=type(options).__name__,
-                expected="ScaffoldOptions", remedy="check them with core.plan.parse_options first",
-            )  # fmt: skip
+        super().__init__(options, layout)
         self.options = options
-        self.layout = layout
-        self.controls = Controls(layout, options)
-        self._both = self.controls.beside(layout)
 
     def begin(self, adapter: Adapter) -> ServerState:
         """State before round 1: c is zero."""
         require_layout(adapter, self.layout, "the initial adapter")
         require_finite(adapter, "the initial adapter")
         return ServerState(0, adapter, {CONTROL: self.controls.zero()})
-
-    def broadcast_layout(self, stage: int) -> Layout:
-        """The adapter's, and c."""
-        require_first(stage)
-        return self._both
-
-    def broadcast(self, state: ServerState, round: int, stage: int) -> Broadcast:  # noqa: ARG002 - the same in every round
-        """The global adapter, and c."""
-        require_first(stage)
-        return self.controls.broadcast(state.adapter, state.slots[CONTROL])
-
-    def adapter_of(self, broadcast: Broadcast) -> Adapter:
-        """The global adapter."""
-        return self.controls.adapter_of(broadcast)
 
     def local_rules(self, broadcast: Broadcast, memory: SiteMemory, round: int) -> LocalRules:  # noqa: ARG002 - the same in every round
         """Every gradient gets c − c_i, and the proximal weight, 0 unless one was chosen."""

@@ -25,10 +25,9 @@ import numpy as np
 from pydantic import BaseModel
 
 from wardround.core import lora
-from wardround.core.errors import ConfigError
 from wardround.core.packed import Adapter, Array, Layout, Packed, Statistics
 from wardround.core.turns import Turn
-from wardround.strategies._controls import CONTROL, ControlOptions, Controls
+from wardround.strategies._controls import CONTROL, ControlBroadcast, ControlOptions
 from wardround.strategies._mean_update import mean_update, require_first, require_layout
 from wardround.strategies.contract import (
     Broadcast,
@@ -49,7 +48,7 @@ class TangentScaffoldOptions(ControlOptions, TangentOptions):
 
 
 @final
-class TangentScaffold:
+class TangentScaffold(ControlBroadcast):
     """Adapter and control variate are broadcast side by side; messages and variates are summed side by side.
 
     Args:
@@ -64,37 +63,16 @@ class TangentScaffold:
     linear: bool = False
 
     def __init__(self, options: TangentScaffoldOptions, layout: Layout) -> None:
-        if not isinstance(options, TangentScaffoldOptions):
-            raise ConfigError(
-                "the strategy's options are of another type", found=type(options).__name__,
-                expected="TangentScaffoldOptions", remedy="check them with core.plan.parse_options first",
-            )  # fmt: skip
+        super().__init__(options, layout)
         own = TangentOptions(proximal=options.proximal, server=options.server, split=options.split)
         self.options = options
-        self.layout = layout
         self.tangent = Tangent(own, layout)
-        self.controls = Controls(layout, options)
-        self._both = self.controls.beside(layout)
         self._message = self.tangent.statistics_layout(0)
         self._statistics = self.controls.beside(self._message)
 
     def begin(self, adapter: Adapter) -> ServerState:
         """State before round 1: c is zero."""
         return replace(self.tangent.begin(adapter), slots={CONTROL: self.controls.zero()})
-
-    def broadcast_layout(self, stage: int) -> Layout:
-        """The adapter's, and c."""
-        require_first(stage)
-        return self._both
-
-    def broadcast(self, state: ServerState, round: int, stage: int) -> Broadcast:  # noqa: ARG002 - the same in every round
-        """The global adapter, and c."""
-        require_first(stage)
-        return self.controls.broadcast(state.adapter, state.slots[CONTROL])
-
-    def adapter_of(self, broadcast: Broadcast) -> Adapter:
-        """The global adapter."""
-        return self.controls.adapter_of(broadcast)
 
     def difference(self, expected: Adapter, found: Adapter) -> float:
         """As tangent aggregation's."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,11 +9,10 @@ from typing import Any
 
 import pytest
 from deployed import wait_for
-from federation import Deployed, Federation
+from federation import Deployed, Federation, kill_for_good
 
 from wardround.client.accepted import RunFolders
 from wardround.client.fetching import fetch_result
-from wardround.client.processes import SiteProcesses
 from wardround.runtime.event_log import read_events
 from wardround.runtime.events import RoundFolded, RoundStarted
 from wardround.server.run_states import RunStatus
@@ -36,16 +33,6 @@ def deployed(federation: Federation) -> Iterator[Deployed]:
     """All of its processes."""
     with ExitStack() as stack:
         yield Deployed.start(stack, federation)
-
-
-def kill_for_good(site: SiteProcesses) -> None:
-    """SIGKILL to both of its processes, and nobody who starts them again."""
-    site._done.set()
-    assert site._thread is not None
-    site._thread.join()
-    for state in site.states():
-        assert state.pid is not None
-        os.kill(state.pid, signal.SIGKILL)
 
 
 def events_of(deployed: Deployed, run_id: str, kind: type[Any]) -> list[Any]:

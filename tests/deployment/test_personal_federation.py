@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,13 +11,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from deployed import wait_for
-from federation import Deployed, Federation, config_of, started
+from federation import Deployed, Federation, config_of, kill_for_good, started
 
 from wardround.client.accepted import RunFolders
 from wardround.client.evaluating import compare
 from wardround.client.fetching import fetch_result, kept_result
 from wardround.client.merging import merge_result
-from wardround.client.processes import SiteProcesses
 from wardround.client.site_commands import fetch_run
 from wardround.client.site_settings import FILE, read_site_settings
 from wardround.core.errors import ConfigError, TrainingError
@@ -139,16 +136,6 @@ def test_each_site_ends_with_the_simulations_adapter(
     )  # fmt: skip
     assert any("this site's own adapter" in note for note in compared.notes)
     assert merge_result(settings, kept, site.name, tmp_path / "merged").passed
-
-
-def kill_for_good(site: SiteProcesses) -> None:
-    """SIGKILL to both of its processes, and nobody who starts them again."""
-    site._done.set()
-    assert site._thread is not None
-    site._thread.join()
-    for state in site.states():
-        assert state.pid is not None
-        os.kill(state.pid, signal.SIGKILL)
 
 
 def test_a_site_that_missed_the_last_round_makes_its_adapter_of_what_it_has(

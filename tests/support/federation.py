@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -230,3 +231,13 @@ def started(folder: Path, round: int) -> bool:
     return events.exists() and any(
         isinstance(event, RoundStarted) and event.round == round for event in read_events(events)
     )
+
+
+def kill_for_good(site: SiteProcesses) -> None:
+    """SIGKILL to both of its processes, and nobody who starts them again."""
+    site._done.set()
+    assert site._thread is not None
+    site._thread.join()
+    for state in site.states():
+        assert state.pid is not None
+        os.kill(state.pid, signal.SIGKILL)
