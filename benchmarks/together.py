@@ -26,8 +26,8 @@ from quality import Bench, parsed
 from wardround.runtime.events import EventStream
 from wardround.simulations.rows import gather
 from wardround.training.gradients import accumulate_gradient
-from wardround.training.grouped import Share, grouped_gradients, linear_layers
 from wardround.training.plan_making import task_of
+from wardround.training.together import Share, gradients_together, linear_layers
 from wardround.training.workbench import Workbench
 
 SITES = 8
@@ -101,7 +101,7 @@ def together(
         for seat in seats[own]:
             for parameter in seat.values():
                 parameter.grad = None
-        grouped_gradients(bench, shares, layers)
+        gradients_together(bench, shares, layers)
 
 
 def lengths(seats: list[dict[str, torch.nn.Parameter]]) -> list[torch.Tensor]:

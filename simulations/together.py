@@ -1,8 +1,8 @@
 """Sites of a simulation that train together: which ones, and what they made for each other.
 
 Who trains in a round stands in the requests that the server sends. They are dealt out by name, so many at a
-time, whatever order the messages come in: what a group makes depends on who is asked and on the group's size,
-and on nothing else. The first of a group that is asked trains all of them; each of the others takes its part
+time, whatever order the messages come in: what they make depends on who is asked and on how many go at a
+time, and on nothing else. The first of them that is asked trains all; each of the others takes its part
 when it comes to it, where it would train the very same.
 """
 
@@ -25,8 +25,8 @@ from wardround.privacy.sums.contract import TRAINING
 from wardround.server.transport import Transport
 from wardround.strategies.contract import Broadcast
 from wardround.training.device_memory import out_of_memory
-from wardround.training.grouped import train_together, why_alone
 from wardround.training.local_round import LocalJob, LocalResult
+from wardround.training.together import train_together, why_alone
 from wardround.training.workbench import Workbench
 
 LOG = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class SharedPasses:
     def __call__(
         self, request: Request, broadcast: Broadcast, site: Site, job: LocalJob
     ) -> LocalResult | None:
-        """What the job gives; its whole group trains where nobody of it has yet.
+        """What the job gives; all who go with this site train where none of them has yet.
 
         Raises:
             Exception: What went wrong with this site's part.

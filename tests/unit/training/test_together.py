@@ -13,9 +13,9 @@ from wardround.core.errors import ConfigError, InternalError, TrainingError
 from wardround.core.packed import Adapter, Packed
 from wardround.core.plan import LocalWork
 from wardround.strategies.contract import LocalRules
-from wardround.training.grouped import Seat, train_together, why_alone
 from wardround.training.local_round import LocalJob, LocalResult, train_locally
 from wardround.training.settings import Machine
+from wardround.training.together import Seat, train_together, why_alone
 from wardround.training.workbench import Workbench
 
 WORK = LocalWork(steps=4, batch_size=3, learning_rate=5e-3, optimiser="adamw")

@@ -92,7 +92,7 @@ class Seat:
 
 @dataclass(frozen=True)
 class Share:
-    """One site's part of a grouped step.
+    """One site's part of a shared step.
 
     Attributes:
         parameters: Every tensor of its adapter by its name in the layout; `.grad` is written into those that
@@ -154,7 +154,7 @@ def train_together(bench: Workbench, jobs: Sequence[LocalJob]) -> list[LocalResu
         while wanted:
             now = dict(wanted)
             shares = [Share(seats[index].own, step.rows, step.batch) for index, step in now.items()]
-            for index, gradient in zip(now, grouped_gradients(bench, shares, layers), strict=True):
+            for index, gradient in zip(now, gradients_together(bench, shares, layers), strict=True):
                 go_on(index, gradient)
     return [result for result in found if result is not None]
 
@@ -168,7 +168,7 @@ def _training_mode(bench: Workbench) -> Iterator[None]:
         bench.model.train(False)
 
 
-def grouped_gradients(
+def gradients_together(
     bench: Workbench, shares: Sequence[Share], layers: Layers
 ) -> list[tuple[torch.Tensor, int]]:
     """Put ∇ (Σ loss terms / number of terms) of each site's batch into that site's own `.grad`.
