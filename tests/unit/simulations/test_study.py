@@ -51,7 +51,7 @@ def sweep(tmp_path: Path) -> Path:
     for index, (strategy, base) in enumerate((("fedavg", 0.5), ("tangent", 0.6))):
         for seed in range(3):
             write_run(
-                tmp_path / f"sweep/{3 * index + seed}", seed=seed, f1=base + 0.01 * seed,
+                tmp_path / f"sweep/{3 * index + 2 - seed}", seed=seed, f1=base + 0.01 * seed,
                 strategy={"name": strategy},
             )  # fmt: skip
     return tmp_path / "sweep"

@@ -136,6 +136,28 @@ def test_a_variate_at_the_same_product_is_the_derivative_along_its_factors() -> 
     assert lora.difference(of(b, a), of(*other)) < 1e-10
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_sites_variate_is_moved_to_the_broadcast_that_it_is_sent(share: float) -> None:
+    """From the one that it last trained from, rounds ago: in its gradients, and in what it sends."""
+    strategy, sites = scaffold(participation=share), different(3)
+    state = strategy.begin(start())
+    for _ in range(3):
+        state = advanced(strategy, state, sites)
+    absent, (frame, own) = sites[0], (sites[0].memory.slots[FRAME], sites[0].memory.slots[CONTROL].vector)
+    for _ in range(3):
+        state = advanced(strategy, state, sites[1:])
+    moved = moved_with(own, frame, state.adapter).astype(np.float32)
+    assert np.linalg.norm(moved - own) > 1e-3
+    broadcast = strategy.broadcast(state, 7, 0)
+    rules = strategy.local_rules(broadcast, absent.memory, 7)
+    assert rules.gradient_offset is not None
+    control = state.slots[CONTROL].vector.astype(np.float32)
+    np.testing.assert_allclose(rules.gradient_offset.vector, control - moved, atol=1e-6)
+    sent = absent.train(strategy, broadcast, 7, 0.03).vector[-LAYOUT.size :] / strategy.controls.unit
+    before = control if share == 1 else moved
+    np.testing.assert_allclose(sent, absent.memory.slots[CONTROL].vector - before, atol=1e-4)
+
+
 def test_it_is_a_method_over_products_with_a_memory() -> None:
     """So plans hold its broadcasts against products, and keep it away from privacy and other ranks."""
     strategy = scaffold()
