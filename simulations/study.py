@@ -187,11 +187,12 @@ def variants_of(runs: Sequence[StudyRun]) -> list[Variant]:
     names = [name for name in _names(runs) if len({_key(run.settings.get(name)) for run in runs}) > 1]
     if len(names) > 1:  # people name sweeps' runs after what they sweep
         names = [name for name in names if name != "name"] or names
-    groups: dict[tuple[str, ...], list[StudyRun]] = {}
-    for run in runs:
-        groups.setdefault(tuple(_key(run.settings.get(name)) for name in names), []).append(run)
+    for name in [name for name in names if any(name not in run.settings for run in runs)]:
+        others = [other for other in names if other != name]
+        if len(_apart(runs, others)) == len(_apart(runs, names)):  # an option of one strategy, which is named
+            names = others
     found = []
-    for group in groups.values():
+    for group in _apart(runs, names).values():
         group.sort(key=lambda run: run.seed)
         for one, other in pairwise(group):
             if one.seed == other.seed:
@@ -246,6 +247,14 @@ def _compared(name: str) -> bool:
     if name in (*COMPARED, SEED):
         return name != SEED
     return not any(name == part or name.startswith(f"{part}.") for part in NOT_COMPARED)
+
+
+def _apart(runs: Sequence[StudyRun], names: Sequence[str]) -> dict[tuple[str, ...], list[StudyRun]]:
+    """Runs by their values of these settings."""
+    found: dict[tuple[str, ...], list[StudyRun]] = {}
+    for run in runs:
+        found.setdefault(tuple(_key(run.settings.get(name)) for name in names), []).append(run)
+    return found
 
 
 def _tested(parts: Mapping[str, Any]) -> dict[str, float]:

@@ -91,6 +91,22 @@ def test_names_are_as_short_as_they_may_be(tmp_path: Path) -> None:
     assert one.label == "options.momentum=0.5, local.momentum=0.1, ranks=[1, 2]"
 
 
+def test_what_follows_from_another_setting_is_not_named(tmp_path: Path) -> None:
+    """An option that one strategy alone has; unless it is what tells runs apart."""
+    write_run(tmp_path / "a", strategy={"name": "fedavg", "options": {"proximal": 0.0}})
+    for name, split in (("b", "even"), ("c", "rows")):
+        options = {"proximal": 0.0, "split": split}
+        write_run(tmp_path / name, strategy={"name": "tangent", "options": options})
+    runs = [read_run(folder) for folder in find_runs([tmp_path])]
+    assert [v.label for v in variants_of(runs[:2])] == ["strategy=fedavg", "strategy=tangent"]
+    labels = [variant.label for variant in variants_of(runs)]
+    assert labels == [
+        "strategy=fedavg, split=null",
+        "strategy=tangent, split=even",
+        "strategy=tangent, split=rows",
+    ]
+
+
 def test_a_run_without_test_rows_counts_by_its_released_round(tmp_path: Path) -> None:
     """Said so in every table."""
     run = read_run(write_run(tmp_path / "run", tested=False, f1=0.7))
