@@ -42,7 +42,7 @@ class Kept:
     """Of the next private step, where it adapts: a function of what was released."""
     frame: Adapter | None = None
     """The adapter that `optimiser_state` is of: as the last step left it here, with the trained directions
-    first. None where there is no state."""
+    first. None where there is no state, or where no fold turns the factors."""
     rest: Array | None = None
     """Of the contributions so far what was not sent, float32, where the plan's compression keeps that."""
 
@@ -91,9 +91,15 @@ class Trained:
     clip_norm: float | None = None
     gradient: Packed | None = None
 
-    def kept(self, memory: SiteMemory, rest: Array | None = None) -> Kept:
-        """What the site keeps of it after the stage that left this memory, and this rest unsent."""
-        frame = None if self.optimiser_state is None else self.after
+    def kept(self, memory: SiteMemory, rest: Array | None = None, *, turns: bool = False) -> Kept:
+        """What the site keeps of it after the stage that left this memory, and this rest unsent.
+
+        Args:
+            memory: The strategy's.
+            rest: What was not sent.
+            turns: Whether the strategy's folds turn the factors, and kept moments have to turn with them.
+        """
+        frame = self.after if turns and self.optimiser_state is not None else None
         return Kept(memory, self.optimiser_state, self.clip_norm, frame, rest)
 
 

@@ -189,7 +189,7 @@ def job_ahead(request: Request, broadcast: Broadcast, site: Site) -> LocalJob:
 def kept_state(site: Site, kept: Kept, start: Adapter) -> OptimiserState | None:
     """The optimiser's state from the last round; turned as a fold over products has turned the factors."""
     state = kept.optimiser_state
-    if state is None or kept.frame is None or not isinstance(site.strategy, ProductStrategy):
+    if state is None or kept.frame is None:
         return state
     return turned(state, kept.frame, start, site.plan.local.betas)
 
@@ -247,7 +247,8 @@ def contribute(
     if request.stage < site.strategy.stages - 1:
         site.store.save_stage(trained, left, round=request.round, stage=request.stage)
     else:
-        site.store.save(trained.kept(left, rest), round=request.round)
+        turns = isinstance(site.strategy, ProductStrategy)
+        site.store.save(trained.kept(left, rest, turns=turns), round=request.round)
     loss = train_loss(counters)
     if loss is not None:
         local |= {
