@@ -35,18 +35,23 @@ class Sites(Protocol):
         """The site of a run and a name."""
 
 
-def client_app(sites: Sites, offered: Callable[[PlanOffer], PlanAnswer] | None = None) -> ClientApp:
+def client_app(
+    sites: Sites,
+    offered: Callable[[PlanOffer], PlanAnswer] | None = None,
+    shared: Callable[[Request], Request] | None = None,
+) -> ClientApp:
     """An app that serves these sites, by run and name: one at a hospital, many in a simulation.
 
     Args:
         sites: Answer requests.
         offered: Answers offers of plans; a simulation has none.
+        shared: A request as it was read → the same one, over objects that other sites of this process have.
     """
     app, last = ClientApp(), LastReply()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
-        return _guarded(message, lambda: answered(message, sites, last))
+        return _guarded(message, lambda: answered(message, sites, last, shared))
 
     if offered is not None:
 
@@ -95,13 +100,19 @@ class LastReply:
         return self._said
 
 
-def answered(message: Message, sites: Sites, last: LastReply | None = None) -> Message:
+def answered(
+    message: Message,
+    sites: Sites,
+    last: LastReply | None = None,
+    shared: Callable[[Request], Request] | None = None,
+) -> Message:
     """The site's reply as a Flower message.
 
     Args:
         message: A request.
         sites: Answer it.
         last: What was answered before; None where nothing is asked twice.
+        shared: As of `client_app`.
 
     Raises:
         PeerError: The message is malformed, or for a run, a site or a stage that is not served here.
@@ -113,6 +124,7 @@ def answered(message: Message, sites: Sites, last: LastReply | None = None) -> M
     if not 0 <= stage < site.strategy.stages:
         raise PeerError("the request is for a stage that the strategy does not have")
     request = decode_request(message.content, site.strategy.broadcast_layout(stage))
+    request = request if shared is None else shared(request)
     last = LastReply() if last is None else last
     records, _ = encode_reply(last.of(request, lambda asked: answer(asked, site)))
     return Message(records, reply_to=message)

@@ -112,7 +112,7 @@ class Packed:
         """The same layout over another vector."""
         return Packed(self.layout, vector)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over layout digest, dtype and the little-endian bytes of the vector."""
         little = np.ascontiguousarray(self.vector).astype(self.vector.dtype.newbyteorder("<"), copy=False)

@@ -11,8 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from wardround.core.errors import PeerError
 from wardround.core.messages import PLACE, Reply, Request
-from wardround.core.packed import Layout, Packed
-from wardround.runtime.flower_records import as_array, make_records, read_array, read_bytes, read_manifest
+from wardround.core.packed import Array, Layout, Packed
+from wardround.runtime.flower_records import (
+    as_array,
+    contents_size,
+    make_records,
+    read_array,
+    read_bytes,
+    read_manifest,
+)
 
 PROTOCOL = 5
 MOST_OPENED = 1000
@@ -53,7 +60,17 @@ class _ReplyManifest(_Manifest):
 
 def encode_request(request: Request) -> tuple[RecordDict, int]:
     """Records of a request, and the bytes of their contents."""
-    manifest = _RequestManifest(
+    return make_records(_manifest_of(request), _arrays_of(request), _pieces(request.sums))
+
+
+def request_size(request: Request) -> int:
+    """Bytes of a request's contents, as `encode_request` counts them, without making its records."""
+    text = _manifest_of(request).model_dump_json()
+    return contents_size(text, _arrays_of(request), _pieces(request.sums))
+
+
+def _manifest_of(request: Request) -> _RequestManifest:
+    return _RequestManifest(
         protocol=PROTOCOL,
         plan_digest=request.plan_digest,
         layout_digest=request.broadcast.layout.digest if request.broadcast else "",
@@ -62,9 +79,11 @@ def encode_request(request: Request) -> tuple[RecordDict, int]:
         follows=request.follows,
         **{name: getattr(request, name) for name in PLACE},
     )
+
+
+def _arrays_of(request: Request) -> dict[str, Array]:
     arrays = {BROADCAST: request.broadcast.vector} if request.broadcast else {}
-    arrays |= {OPENED + str(stage): as_array(message) for stage, message in enumerate(request.opened)}
-    return make_records(manifest, arrays, _pieces(request.sums))
+    return arrays | {OPENED + str(stage): as_array(message) for stage, message in enumerate(request.opened)}
 
 
 def decode_request(records: RecordDict, layout: Layout) -> Request:

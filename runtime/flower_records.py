@@ -73,8 +73,12 @@ def make_records(
     records = RecordDict({"manifest": beside})
     if all_arrays:
         records["arrays"] = ArrayRecord({name: flower_array(array) for name, array in all_arrays.items()})
-    in_arrays = sum(array.nbytes for array in all_arrays.values())
-    return records, len(text) + in_arrays + BESIDE - left
+    return records, contents_size(text, arrays, pieces or {})
+
+
+def contents_size(text: str, arrays: Mapping[str, Array], pieces: Mapping[str, bytes]) -> int:
+    """Bytes of the contents of a manifest's text, its arrays and its pieces."""
+    return len(text) + sum(array.nbytes for array in arrays.values()) + sum(map(len, pieces.values()))
 
 
 def flower_array(array: Array) -> FlowerArray:

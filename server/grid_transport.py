@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ from wardround.core.messages import (
     answers,
     reply_to,
 )
-from wardround.runtime.flower_codec import decode_reply, encode_request
+from wardround.runtime.flower_codec import decode_reply, encode_request, request_size
 from wardround.runtime.flower_records import OTHER_VERSION, OtherVersionError
 
 LOG = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ class GridTransport:
         poll_s: Pause between two looks for replies.
         life_s: Seconds for which Flower keeps a request and its reply; None leaves Flower's own 12 hours.
         withdraw: Called with messages that were sent and whose answers nobody waits for any more.
+        most_out: Requests that are on their way at once, the others follow as replies come: one process that
+            plays all sites answers no sooner for having all of them before it. None: all at once.
         waiting: Message id → its request.
         again: Site → how often it was asked again in this exchange.
     """
@@ -53,13 +55,18 @@ class GridTransport:
     withdraw: Callable[[Sequence[str]], None] = field(default=lambda _: None)
     waiting: dict[str, Request] = field(default_factory=dict)
     again: Counter[str] = field(default_factory=Counter)
+    most_out: int | None = None
+    _later: deque[Request] = field(default_factory=deque, repr=False)
 
     def send(self, requests: Sequence[Request]) -> Mapping[str, int]:
         """Push one message a site, each before the next is made: memory does not grow with their number."""
         self.withdraw(list(self.waiting))  # a site that comes back late goes on with what is asked now
         self.waiting.clear()
         self.again.clear()
-        return {request.site: self._push(request) for request in requests}
+        at_once = len(requests) if self.most_out is None else self.most_out
+        self._later = deque(requests[at_once:])
+        sizes = {request.site: self._push(request) for request in requests[:at_once]}
+        return sizes | {request.site: request_size(request) for request in self._later}
 
     def send_more(self, request: Request) -> int:
         """As `Transport`."""
@@ -84,10 +91,15 @@ class GridTransport:
                     for message in self.grid.pull_messages(waiting[start : start + MOST_AT_ONCE])
                 ]
                 if arrived:
+                    self._push_more()
                     return [item for item in arrived if item is not None]
             if not waiting or time.monotonic() >= end:
                 return []
             time.sleep(self.poll_s)
+
+    def _push_more(self) -> None:
+        while self._later and self.most_out is not None and len(self.waiting) < self.most_out:
+            self._push(self._later.popleft())
 
     def _read(self, message: Message) -> tuple[Reply, int] | None:
         request = self.waiting.pop(message.metadata.reply_to_message_id, None)

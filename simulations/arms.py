@@ -22,6 +22,7 @@ from flwr.serverapp import Grid
 from wardround.client.flower_app import client_app
 from wardround.client.fold_check import FoldCheck
 from wardround.client.memory import SiteStore
+from wardround.client.parties import Contributions
 from wardround.client.site import Site
 from wardround.core.errors import ConfigError, unknown_name
 from wardround.core.packed import Adapter
@@ -43,7 +44,9 @@ from wardround.simulations.flower_engine import simulate
 from wardround.simulations.last_fold import LastFold
 from wardround.simulations.outages import Outages
 from wardround.simulations.privacy import simulated_privacy
+from wardround.simulations.shared_objects import SharedObjects
 from wardround.simulations.together import Announcing, SharedPasses, sites_at_once
+from wardround.simulations.waiting import contributions_of
 from wardround.strategies.contract import ServerState, SumStrategy
 from wardround.training.alone import rounds_alone, work_alone
 from wardround.training.batches import plan_batches
@@ -286,7 +289,9 @@ def run_arms(
             rows.training,
             rows.validation,
             site_store(folder_of(arm.name), name),
-            consortia[arm.name].parties(name, arm.plan, run_of(run_id, arm)),
+            consortia[arm.name].parties(
+                name, arm.plan, run_of(run_id, arm), kept_by(arm, strategies[arm.name], folder_of, name)
+            ),
             FoldCheck(arm.plan, strategies[arm.name], fold=folds[arm.name]),
             consortia[arm.name].grouped(name, arm.plan, run_of(run_id, arm), strategies[arm.name]),
             simulated_privacy(arm.plan, name, rows.units, folder_of(arm.name) / "sites" / name, privacy_cap),
@@ -308,7 +313,9 @@ def run_arms(
         names = tuple(sorted(arm.sites))
         lane = {name: nodes[index % len(nodes)] for index, name in enumerate(names)}
         carried = Announcing(
-            GridTransport(grid, lane.__getitem__, SIMULATOR_POLL_S, SIMULATOR_LIFE_S),
+            GridTransport(
+                grid, lane.__getitem__, SIMULATOR_POLL_S, SIMULATOR_LIFE_S, most_out=len(nodes) + 1
+            ),
             shared[arm.name].announce,
         )
         transport = Outages(carried, arm.plan, outage if arm.name == FEDERATED else 0.0)
@@ -332,12 +339,25 @@ def run_arms(
                 lambda round: RepeatableSource(arm.plan.seed, Purpose.NOISE, round=round, site=""),
                 simulation=True,
             )
-            return run_rounds(run, initial)
+            outcome = run_rounds(run, initial)
+            for name in names:
+                sites[run.run_id, name].parties.kept.forget(round=outcome.last.round + 1)
+            return outcome
 
         return train
 
-    simulate(server, client_app(sites), lanes=min(lanes, max(len(arm.sites) for arm in arms)))
+    simulate(
+        server,
+        client_app(sites, shared=SharedObjects()),
+        lanes=min(lanes, max(len(arm.sites) for arm in arms)),
+    )
     return collected
+
+
+def kept_by(arm: Arm, strategy: SumStrategy, folder_of: Callable[[str], Path], site: str) -> Contributions:
+    """What a site contributed last, in memory or in the arm's folder."""
+    folder = folder_of(arm.name) / "sites" / site
+    return contributions_of(strategy, arm.plan.encoding, len(arm.sites), folder)
 
 
 def site_store(folder: Path, site: str) -> SiteStore:

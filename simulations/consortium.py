@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from wardround.client.grouping import Grouped
-from wardround.client.parties import Parties
+from wardround.client.parties import Contributions, ContributionsInMemory, Parties
 from wardround.core.errors import ConfigError
 from wardround.core.plan import TrainingPlan
 from wardround.core.seeds import Purpose, generator
@@ -76,10 +76,14 @@ class Consortium:
         """Fresh identities."""
         return Consortium(KeySigner.fresh(), {site: KeySigner.fresh() for site in sites}, policy)
 
+    _rosters: dict[type[Roster], Roster] = field(default_factory=dict, repr=False)
+
     def roster(self, plan: TrainingPlan) -> Roster:
-        """All sites' keys."""
+        """All sites' keys; one object for all sites."""
         kind = TrustingRoster if plan.secure.mode == "accounted" else Roster
-        return kind({site: signer.public for site, signer in self.signers.items()})
+        if kind not in self._rosters:
+            self._rosters[kind] = kind({site: signer.public for site, signer in self.signers.items()})
+        return self._rosters[kind]
 
     def grouped(self, site: str, plan: TrainingPlan, run_id: str, strategy: SumStrategy) -> Grouped | None:
         """One site's part in the draw of the groups; none where the strategy has no groups.
@@ -105,11 +109,14 @@ class Consortium:
             require_simulated(plan.secure.aggregator, aggregator)
         return Aggregation(plan.secure.mode, self.server, self.roster(plan), aggregator, Form.of(plan))
 
-    def parties(self, site: str, plan: TrainingPlan, run_id: str) -> Parties:
-        """One site's side of the run's sums."""
+    def parties(
+        self, site: str, plan: TrainingPlan, run_id: str, kept: Contributions | None = None
+    ) -> Parties:
+        """One site's side of the run's sums, over what it keeps of them; in memory where nothing is said."""
         form = Form.of(plan)
         return Parties(
-            {name: party(plan.secure, self._member(site, plan, run_of(run_id, name)), form) for name in SUMS}
+            {name: party(plan.secure, self._member(site, plan, run_of(run_id, name)), form) for name in SUMS},
+            ContributionsInMemory() if kept is None else kept,
         )
 
     def _member(self, site: str, plan: TrainingPlan, run_id: str) -> Member:

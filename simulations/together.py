@@ -1,6 +1,6 @@
 """Sites of a simulation that train together: which ones, and what they made for each other.
 
-Who trains in a round stands in the requests that the server sends. They are dealt out by name, so many at a
+Who trains in a round stands in the requests that the server sends. They are dealt out by size, so many at a
 time, whatever order the messages come in: what they make depends on who is asked and on how many go at a
 time, and on nothing else. The first of them that is asked trains all; each of the others takes its part
 when it comes to it, where it would train the very same.
@@ -84,7 +84,9 @@ class SharedPasses:
             if request.exchange == 0 and request.stage == 0 and TRAINING in request.sums
         )
         if training:
-            self._asked = tuple(site for site in training if self.sites[site].rank is None)
+            asked = [site for site in training if self.sites[site].rank is None]
+            # Those of like size together: a site with fewer steps leaves the others' pass sooner.
+            self._asked = tuple(sorted(asked, key=lambda site: (-len(self.sites[site].training), site)))
             self._made.clear()
 
     def __call__(

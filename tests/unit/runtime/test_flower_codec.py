@@ -26,6 +26,7 @@ from wardround.runtime.flower_codec import (
     decode_request,
     encode_reply,
     encode_request,
+    request_size,
 )
 from wardround.runtime.flower_records import LARGEST_MANIFEST, PLAIN, flower_array
 
@@ -112,6 +113,12 @@ def test_what_is_one_sites_own_stands_beside_the_manifest_and_the_rest_is_shared
     assert first["manifest"].object_id != second["manifest"].object_id
     for records in (encode_request(LATER)[0], encode_reply(REPLY)[0]):
         assert set(get_all_nested_objects(records)) == {records.object_id, records["manifest"].object_id}
+
+
+@pytest.mark.parametrize("request_", [REQUEST, LATER])
+def test_the_size_of_a_request_is_known_without_its_records(request_: Request) -> None:
+    """To the byte."""
+    assert request_size(request_) == encode_request(request_)[1]
 
 
 def test_a_large_sum_travels_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,3 +119,38 @@ def test_the_count_begins_anew_with_every_exchange() -> None:
         while transport.waiting:
             replies += [reply for reply, _ in transport.receive(0.01)]
         assert [reply.status for reply in replies] == ["ok"]
+
+
+def test_no_more_requests_are_on_their_way_than_there_are_slots() -> None:
+    """Of forty sites eight at a time; each is asked once, and its size is known before it is asked."""
+    grid = Scripted([])
+    transport = GridTransport(grid, lambda _: 7, poll_s=0.001, most_out=8)  # type: ignore[arg-type]  # as above
+    broadcast = Packed(LAYOUT, np.arange(4, dtype=np.float32))
+    names = [f"site_{number:02}" for number in range(40)]
+    requests = [
+        Request("run", "d", 1, name, {"training": bytes(number)}, broadcast=broadcast, opened=(b"sum",))
+        for number, name in enumerate(names)
+    ]
+    sizes = transport.send(requests)
+    all_at_once = GridTransport(Scripted([]), lambda _: 7)  # type: ignore[arg-type]  # as above
+    assert sizes == all_at_once.send(requests)
+    assert len(grid.asked) == 8
+    answered: list[str] = []
+    while len(answered) < len(names):
+        found = transport.receive(0.01)
+        assert found
+        answered += [reply.site for reply, _ in found]
+        assert len(grid.asked) <= len(answered) + 8
+    assert sorted(answered) == names
+    assert [request.site for request in grid.asked] == names
+
+
+def test_what_was_not_sent_yet_is_dropped_with_what_nobody_waits_for() -> None:
+    """The next exchange begins anew."""
+    grid = Scripted([])
+    transport = GridTransport(grid, lambda _: 7, poll_s=0.001, most_out=1)  # type: ignore[arg-type]  # as above
+    transport.send([Request("run", "d", 1, name, {"training": b"o"}) for name in "abc"])
+    transport.send([Request("run", "d", 2, "d", {"training": b"o"})])
+    while transport.waiting:
+        transport.receive(0.01)
+    assert [(request.site, request.round) for request in grid.asked] == [("a", 1), ("d", 2)]

@@ -55,13 +55,16 @@ def test_a_part_that_was_made_of_something_else_is_not_taken(other: dict[str, An
 
 def test_who_trains_together_depends_on_who_is_asked_alone() -> None:
     """Not on the order of the requests, and not on those that ask for no training."""
-    sites: Any = {name: SimpleNamespace(rank=2 if name == "c" else None) for name in "abcde"}
+    sites: Any = {
+        name: SimpleNamespace(rank=2 if name == "c" else None, training=range(size))
+        for name, size in zip("abcde", (5, 5, 5, 9, 1), strict=True)
+    }
     passes = SharedPasses(SimpleNamespace(), 2, sites)  # type: ignore[arg-type]  # as above
 
     def request(site: str, name: str = TRAINING, exchange: int = 0) -> Request:
         return Request(run_id="run", plan_digest="", round=1, site=site, sums={name: b""}, exchange=exchange)
 
     passes.announce([request("d"), request("a"), request("c"), request("e", EVALUATION), request("b")])
-    assert passes._asked == ("a", "b", "d")
+    assert passes._asked == ("d", "a", "b"), "the largest first, then by name"
     passes.announce([request("e", exchange=1)])
-    assert passes._asked == ("a", "b", "d"), "a later exchange changes nothing"
+    assert passes._asked == ("d", "a", "b"), "a later exchange changes nothing"
