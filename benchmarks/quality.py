@@ -45,7 +45,8 @@ from wardround.core.packed import Adapter
 from wardround.runtime.events import EventStream
 from wardround.runtime.sinks import RichSink
 from wardround.simulations.arm_names import CENTRALISED, FEDERATED
-from wardround.simulations.arms import Arm, centralised_arm, local_arm, run_arms
+from wardround.simulations.arms import Arm, run_arms
+from wardround.simulations.bound_arms import centralised_arm, local_arm
 from wardround.simulations.comparison import LOCAL
 from wardround.simulations.config import RunConfig
 from wardround.simulations.preparation import Preparation, encode_all, prepare

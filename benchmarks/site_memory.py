@@ -66,7 +66,7 @@ def inside(sites: int, mode: str, rounds: int) -> None:
     marks = Marks()
     with tempfile.TemporaryDirectory() as place:
         config = quality.parsed([
-            *SETTINGS, f"+partition.options={{sites: {sites}}}", f"secure.mode={mode}",
+            *SETTINGS, f"+partition.options={{sites: {sites}, by: row}}", f"secure.mode={mode}",
             f"rounds.rounds={rounds}", f"release.every={rounds}", f"output={place}/run",
         ])  # fmt: skip
         result = run_simulation(config, sinks=(marks,))

@@ -174,7 +174,10 @@ def job_of(round: int, site: Site, kept: Kept, start: AtRank, rules: LocalRules)
 
 
 def job_ahead(request: Request, broadcast: Broadcast, site: Site) -> LocalJob:
-    """What a site without privacy would train in a round if it were asked now.
+    """What a simulated site would train in a round if it were asked now; what came of it is taken later.
+
+    A private one is charged in its turn, before that: batches and noise come from the seed, so that both are
+    the same draw, and what the ledger refuses is not taken.
 
     Raises:
         StorageError: What it kept is damaged.
@@ -183,7 +186,10 @@ def job_ahead(request: Request, broadcast: Broadcast, site: Site) -> LocalJob:
     whole = adapter_at(site.strategy, broadcast, kept.memory)
     start = start_of(site.strategy, whole, site.rank, site.plan, site.name, request.round)
     rules = site.strategy.local_rules(broadcast, kept.memory, request.round)
-    return job_of(request.round, site, kept, start, rules)
+    job = job_of(request.round, site, kept, start, rules)
+    if site.privacy is None or not site.privacy.simulation:
+        return job
+    return replace(job, private=site.privacy.private_round(request.round, kept.clip_norm))
 
 
 def kept_state(site: Site, kept: Kept, start: Adapter) -> OptimiserState | None:

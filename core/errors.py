@@ -45,6 +45,10 @@ class WardroundError(Exception):
         self.remedy = remedy
         super().__init__(self._text())
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Across processes: as it is, whatever a subclass's constructor asks for."""
+        return _again, (type(self), self.args, self.__dict__)
+
     def _text(self) -> str:
         lines = [self.what]
         for label, value in (
@@ -55,6 +59,13 @@ class WardroundError(Exception):
             if value is not None:
                 lines.append(f"  {label}: {value}")
         return "\n".join(lines)
+
+
+def _again(kind: type[WardroundError], args: tuple[object, ...], state: dict[str, object]) -> WardroundError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigError(WardroundError):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from flwr.serverapp import Grid
 
@@ -26,40 +26,30 @@ from wardround.client.parties import Contributions
 from wardround.client.site import Site
 from wardround.core.errors import ConfigError, unknown_name
 from wardround.core.packed import Adapter
-from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan, cohort_size
-from wardround.core.seeds import Purpose, generator
-from wardround.privacy.accounting.of_plan import round_cost
+from wardround.core.plan import TrainingPlan
+from wardround.core.seeds import Purpose
 from wardround.privacy.noise.source import RepeatableSource
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.runtime.events import EventStream
-from wardround.server.cohorts import round_half_up
 from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
 from wardround.server.outcome import Outcome
 from wardround.server.rounds import Run, run_rounds
-from wardround.simulations.arm_names import CENTRALISED, FEDERATED
-from wardround.simulations.config import BoundOptimiser
+from wardround.simulations.arm_names import FEDERATED
 from wardround.simulations.consortium import Consortium
 from wardround.simulations.flower_engine import simulate
 from wardround.simulations.last_fold import LastFold
 from wardround.simulations.outages import Outages
 from wardround.simulations.privacy import simulated_privacy
 from wardround.simulations.shared_objects import SharedObjects
-from wardround.simulations.together import Announcing, SharedPasses, sites_at_once
+from wardround.simulations.together import Announcing, Crew, Here, SharedPasses, Trainer, sites_at_once
 from wardround.simulations.waiting import contributions_of
 from wardround.strategies.contract import ServerState, SumStrategy
-from wardround.training.alone import rounds_alone, work_alone
-from wardround.training.batches import plan_batches
 from wardround.training.plan_strategy import bind_strategy, check_rank
-from wardround.training.planning import PrivateBounds, bounds_of
 from wardround.training.site_rows import SiteRows, bounded_site
-from wardround.training.tasks import TASKS
 from wardround.training.workbench import Workbench
 
-POOL = "everybody"
 SIMULATOR_POLL_S = 0.01
-ALONE_BITS: Final = 32
-"""Of the arms of one site, whose updates nobody has to carry: fine enough not to stand in their way."""
 SIMULATOR_LIFE_S = 365 * 24 * 3600.0
 """Flower drops messages that are older; its own 12 hours would be a deadline."""
 
@@ -86,130 +76,6 @@ class Arm:
 def standing_still() -> float:
     """The clock of a simulation: no time passes while sites work in turn, so that none is ever late."""
     return 0.0
-
-
-def local_arm(
-    federated: Arm, site: str, learning_rate: float | None = None, optimiser: BoundOptimiser | None = None
-) -> Arm:
-    """One site alone, as many rounds as it trains in the federation on average, its optimiser kept.
-
-    A round has the same steps in both, so that the site takes as many in all: with every site in every round
-    exactly, with a share of them to the nearest round, at least one.
-
-    Args:
-        federated: The federation.
-        site: Name of the site.
-        learning_rate: Its own; None: that of the federation's sites.
-        optimiser: Its own; None: that of the federation's sites.
-    """
-    plan = _alone(federated.plan)
-    rounds = rounds_alone(federated.plan.rounds, len(federated.sites))
-    plan = plan.model_copy(update={"rounds": plan.rounds.model_copy(update={"rounds": rounds})})
-    own = own_work(learning_rate, optimiser)
-    if own:
-        local = plan.local.model_copy(update=own)
-        plan = _with_bounds(plan.model_copy(update={"local": local}), federated.sites[site])
-    return Arm(f"local/{site}", plan, {site: federated.sites[site]})
-
-
-def own_work(learning_rate: float | None, optimiser: BoundOptimiser | None) -> dict[str, object]:
-    """What a bound trains with instead of the settings of the federation's sites."""
-    given = {"learning_rate": learning_rate, "optimiser": optimiser}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def centralised_arm(
-    federated: Arm, learning_rate: float | None, optimiser: BoundOptimiser | None = None
-) -> Arm:
-    """All rows in one place, as many steps a round as an average cohort takes, the optimiser kept.
-
-    Args:
-        federated: The federation.
-        learning_rate: Its own; None: that of the federation's sites.
-        optimiser: Its own; None: that of the federation's sites. Where the federation's optimiser is the
-            server's, sites take plain gradient steps, which alone would be a handicap.
-    """
-    pooled = SiteRows(
-        [row for rows in federated.sites.values() for row in rows.training],
-        [row for rows in federated.sites.values() for row in rows.validation],
-        [f"{site}\x1f{unit}" for site, rows in federated.sites.items() for unit in rows.units],
-    )
-    plan = _alone(federated.plan)
-    privacy, work = federated.plan.privacy, plan.local
-    amount: dict[str, object] = {"epochs": None, "steps": steps_a_round(federated)}
-    if privacy is not None and privacy.noise == "distributed":  # one step a round along the sum of all sites
-        amount = {"steps": 1, "batch_size": work.batch_size * len(federated.sites)}
-    local = work.model_copy(update=amount | own_work(learning_rate, optimiser))
-    plan = _with_bounds(plan.model_copy(update={"local": local}), pooled)
-    return Arm(CENTRALISED, plan, {POOL: pooled})
-
-
-def _with_bounds(plan: TrainingPlan, rows: SiteRows) -> TrainingPlan:
-    """The plan of one site with the encoding's bounds that follow from its own work."""
-    encoding = bounds_of(
-        plan.local, plan.strategy.weighting, len(rows.training), plan.data.max_length, _bounds(plan, rows)
-    )
-    return plan.model_copy(update={"encoding": plan.encoding.model_copy(update=encoding | {"norm": None})})
-
-
-def steps_a_round(arm: Arm) -> int:
-    """Optimiser steps that all sites of an average cohort take together in one round, to the nearest step."""
-    total = sum(site_steps(arm.plan, rows) for rows in arm.sites.values())
-    return max(1, round_half_up(total * cohort_share(arm)))
-
-
-def site_steps(plan: TrainingPlan, rows: SiteRows) -> int:
-    """Optimiser steps that a site with these rows takes in one round: the batches that its training plans."""
-    cost = round_cost(plan, units_of(plan, rows))
-    if cost is not None:
-        return cost.steps
-    task = TASKS.get(plan.task.name, allow_dotted=True)
-    usable = sum(1 for row in rows.training if task.targets(row) > 0)
-    return len(plan_batches(usable, plan.local, generator(plan.seed, Purpose.SHUFFLE)))
-
-
-def cohort_share(arm: Arm) -> float:
-    """Share of the sites that are asked in a round: `participation`, rounded to whole sites."""
-    return cohort_size(arm.plan.rounds, len(arm.sites)) / len(arm.sites)
-
-
-def units_of(plan: TrainingPlan, rows: SiteRows) -> int:
-    """Units that a site trains on, as the plan's privacy counts them."""
-    of_rows = plan.privacy is not None and plan.privacy.unit == "example"
-    return len(rows.training) if of_rows else len(set(rows.units))
-
-
-def _bounds(plan: TrainingPlan, rows: SiteRows) -> PrivateBounds | None:
-    cost = round_cost(plan, units_of(plan, rows))
-    return (
-        None
-        if cost is None or plan.privacy is None
-        else PrivateBounds(plan.privacy, cost.sigma, 1, cost.units)
-    )
-
-
-def _alone(plan: TrainingPlan) -> TrainingPlan:
-    """The plan of one site, which has nothing to hide from itself, and no reason for a narrow ring.
-
-    What protects a site's units stays: one site alone draws all of its noise itself. What protects whole
-    sites has no meaning for one of them.
-    """
-    privacy = plan.privacy
-    encoding: dict[str, object] = {"bits": ALONE_BITS, "compression": None}
-    if privacy is not None and privacy.trains_privately:
-        privacy = privacy.model_copy(update={"noise": "local"})
-    elif privacy is not None:
-        privacy, encoding["norm"] = None, None
-    return plan.model_copy(
-        update={
-            "secure": SecureRules(mode="off"),
-            "privacy": privacy,
-            "encoding": plan.encoding.model_copy(update=encoding),
-            "strategy": StrategySpec(name="fedavg", weighting=plan.strategy.weighting),
-            "local": work_alone(plan.local),
-            "rounds": plan.rounds.model_copy(update={"participation": 1.0, "quorum": 1.0}),
-        }
-    )
 
 
 def ranks_of(arm: Arm, ranks: Sequence[int] | Mapping[str, int], strategy: SumStrategy) -> dict[str, int]:
@@ -247,6 +113,7 @@ def run_arms(
     ranks: Sequence[int] | Mapping[str, int] = (),
     together: int | Literal["auto"] = 1,
     outage: float = 0.0,
+    crew: Crew | None = None,
 ) -> list[T]:
     """Run arms one after another on Flower's engine, in this process.
 
@@ -264,6 +131,7 @@ def run_arms(
         ranks: Sites' own ranks, in turn or by name; none: the plan's.
         together: So many sites of an arm train together.
         outage: Probability that a site of the federation is lost in a round.
+        crew: Trains the sites; None: this process.
 
     Raises:
         ConfigError: As `sites_at_once`; or two arms, or two sites of one, have the same name: they would
@@ -277,7 +145,8 @@ def run_arms(
     strategies = {arm.name: bind_strategy(arm.plan, allow_dotted=True) for arm in arms}
     folds = {name: LastFold(strategy) for name, strategy in strategies.items()}
     arms = [bounded(arm) for arm in arms]
-    shared = {arm.name: SharedPasses(bench, sites_at_once(together, arm.plan, bench)) for arm in arms}
+    crew = Here(Trainer(bench)) if crew is None else crew
+    shared = {arm.name: SharedPasses(crew, sites_at_once(together, arm.plan, bench)) for arm in arms}
     own_ranks = {arm.name: ranks_of(arm, ranks, strategies[arm.name]) for arm in arms}
     sites = {
         (run_of(run_id, arm), name): Site(
@@ -297,7 +166,7 @@ def run_arms(
             simulated_privacy(arm.plan, name, rows.units, folder_of(arm.name) / "sites" / name, privacy_cap),
             figures=None,
             rank=own_ranks[arm.name].get(name),
-            together=shared[arm.name] if shared[arm.name].size > 1 else None,
+            together=shared[arm.name] if shared[arm.name].used else None,
         )
         for arm in arms
         for name, rows in arm.sites.items()

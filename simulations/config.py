@@ -48,8 +48,25 @@ class BoundsConfig(Frozen):
     """Of all rows in one place; None: that of the federation's sites."""
 
 
+class RayConfig(Frozen):
+    """Worker processes on Ray, each with the base model once."""
+
+    address: str | None = None
+    """Of a cluster that runs already; None: one for this run, on this machine, which listens to it alone."""
+    workers: int | None = Field(default=None, gt=0)
+    """Processes that train; None: as many as the cluster has room for."""
+    cpus: int = Field(default=1, gt=0)
+    """Of each of them; torch computes with as many threads unless `machine.threads` says another number."""
+    gpus: float = Field(default=0.0, ge=0)
+    """Of each of them; a part of one, where several share it."""
+
+
 class SimulationConfig(Frozen):
     """How the simulation is executed, and what is special at its sites."""
+
+    backend: Literal["inline", "ray"] = "inline"
+    """Who trains: this process, or workers on Ray."""
+    ray: RayConfig = RayConfig()
 
     lanes: int = Field(default=8, gt=0)
     """Flower nodes over which messages are delivered; changes nothing of the result."""

@@ -6,6 +6,7 @@ prepare (rows, base model, plan) → encode → score the initial adapter → ar
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +18,8 @@ from wardround.core.plan import TrainingPlan
 from wardround.runtime.events import EventSink, EventStream, Notice
 from wardround.server.outcome import Outcome
 from wardround.simulations.arm_names import FEDERATED
-from wardround.simulations.arms import (
-    Arm,
-    Train,
-    centralised_arm,
-    local_arm,
-    run_arms,
-    units_of,
-)
+from wardround.simulations.arms import Arm, Train, run_arms
+from wardround.simulations.bound_arms import bounds_of, units_of
 from wardround.simulations.comparison import local_site
 from wardround.simulations.config import RunConfig
 from wardround.simulations.first_checks import check_first
@@ -34,7 +29,9 @@ from wardround.simulations.privacy import drowned, uncounted
 from wardround.simulations.privacy_report import privacy_report
 from wardround.simulations.result_folder import ResultFolder, alone_in
 from wardround.simulations.scoring import Scorer
+from wardround.simulations.together import Crew
 from wardround.strategies.contract import ServerState
+from wardround.training.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -111,27 +108,29 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
     scorer = Scorer(bench, plan, test, events)
     before = scorer.score(prepared.initial, arm=FEDERATED, round=0)
     arms = [federated, *bounds_of(config, federated)]
-    ended = run_arms(
-        arms,
-        bench,
-        prepared.initial,
-        folder.arm,
-        events,
-        run_id=folder.run_id,
-        lanes=config.simulation.lanes,
-        policy=config.secure.policy,
-        privacy_cap=config.simulation.privacy_cap,
-        ranks=config.simulation.ranks,
-        together=config.simulation.together,
-        outage=config.simulation.outage,
-        each=lambda arm, train: train_and_score(
-            arm,
-            train,
-            scorer,
-            config.evaluation.every,
-            OwnAdapters.of(arm, folder.arm(arm.name), folder.events),
-        ),
-    )
+    with crew_of(config, plan, bench) as crew:
+        ended = run_arms(
+            arms,
+            bench,
+            prepared.initial,
+            folder.arm,
+            events,
+            run_id=folder.run_id,
+            lanes=config.simulation.lanes,
+            policy=config.secure.policy,
+            privacy_cap=config.simulation.privacy_cap,
+            ranks=config.simulation.ranks,
+            together=config.simulation.together,
+            outage=config.simulation.outage,
+            crew=crew,
+            each=lambda arm, train: train_and_score(
+                arm,
+                train,
+                scorer,
+                config.evaluation.every,
+                OwnAdapters.of(arm, folder.arm(arm.name), folder.events),
+            ),
+        )
     results = {result.arm.name: result for result in ended}
     report = privacy_report(federated, results[FEDERATED].outcome, folder.run_id, folder.arm(FEDERATED))
     if report is not None:
@@ -139,6 +138,17 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
     summary = folder.finish(config, plan, prepared.rows, bench, results, before)
     bounds = {name: result for name, result in results.items() if name != FEDERATED}
     return SimulationResult(folder.path, plan, results[FEDERATED], bounds, before, summary)
+
+
+def crew_of(
+    config: RunConfig, plan: TrainingPlan, bench: Workbench
+) -> contextlib.AbstractContextManager[Crew | None]:
+    """Who trains the sites, for as long as the run lasts; None: this process."""
+    if config.simulation.backend == "inline":
+        return contextlib.nullcontext()
+    from wardround.simulations.ray_workers import ray_crew
+
+    return ray_crew(config, plan, bench)
 
 
 def train_and_score(
@@ -167,14 +177,3 @@ def train_and_score(
     own = None if alone is None else [alone]
     test = scorer.score(outcome.for_everybody, arm=arm.name, round=outcome.released_round, sites=own)
     return ArmResult(arm, outcome, test, outcome.wall_s)
-
-
-def bounds_of(config: RunConfig, federated: Arm) -> list[Arm]:
-    """The configured bounds: each site alone, all rows in one place."""
-    arms, bounds = [], config.bounds
-    if bounds.local_only:
-        rate = bounds.local_learning_rate
-        arms += [local_arm(federated, site, rate, bounds.optimiser) for site in sorted(federated.sites)]
-    if bounds.centralised:
-        arms.append(centralised_arm(federated, bounds.centralised_learning_rate, bounds.optimiser))
-    return arms

@@ -24,19 +24,15 @@ from wardround.core.seeds import Purpose, generator
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.runtime.events import EventStream
 from wardround.server.cohorts import choose_cohort
-from wardround.simulations.arms import (
-    Arm,
+from wardround.simulations.arms import Arm, policy_of, require_distinct, run_arms, standing_still
+from wardround.simulations.bound_arms import (
+    bounds_of,
     centralised_arm,
     local_arm,
-    policy_of,
-    require_distinct,
-    run_arms,
     site_steps,
-    standing_still,
     steps_a_round,
 )
 from wardround.simulations.config import BoundsConfig
-from wardround.simulations.simulate import bounds_of
 from wardround.training.batches import plan_batches
 from wardround.training.encoded_text import EncodedText
 from wardround.training.planning import SLACK

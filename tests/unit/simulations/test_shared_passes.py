@@ -13,7 +13,8 @@ from wardround.core.messages import Request
 from wardround.core.packed import Layout, Packed, TensorSpec
 from wardround.core.plan import LocalWork
 from wardround.privacy.sums.contract import EVALUATION, TRAINING
-from wardround.simulations.together import SharedPasses, same
+from wardround.simulations import together
+from wardround.simulations.together import Here, SharedPasses, same
 from wardround.strategies.contract import LocalRules
 from wardround.training.local_round import LocalJob
 
@@ -24,6 +25,20 @@ JOB = LocalJob(
     [], ZERO, LocalWork(steps=1), LocalRules(gradient_offset=ZERO), round=2, rounds=3, seed_root=0, site="b",
     optimiser_state={"a//exp_avg": np.zeros(3)},
 )  # fmt: skip
+
+
+NOBODY: Any = SimpleNamespace(ahead=0)
+"""A crew where nothing is trained."""
+
+
+def test_privacy_is_part_of_what_a_part_was_made_of() -> None:
+    """Another clip norm, noise or number of steps is another round."""
+    private: Any = SimpleNamespace(rules="r", cost="c", clip_norm=1.0, done=0)
+    assert same(replace(JOB, private=private), replace(JOB, private=SimpleNamespace(**vars(private))))
+    assert not same(replace(JOB, private=private), JOB)
+    for name, value in {"rules": "q", "cost": "d", "clip_norm": 2.0, "done": 1}.items():
+        other: Any = SimpleNamespace(**{**vars(private), name: value})
+        assert not same(replace(JOB, private=private), replace(JOB, private=other))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +58,7 @@ def test_a_part_that_was_made_of_something_else_is_not_taken(other: dict[str, An
     assert same(JOB, replace(JOB))
     made = replace(JOB, **other)
     assert not same(made, JOB)
-    passes = SharedPasses(SimpleNamespace(), 2)  # type: ignore[arg-type]  # nothing is trained here
+    passes = SharedPasses(NOBODY, 2)
     passes._asked, passes._made = ("a", "b"), {("run", 2, "b"): (made, ValueError("of another job"))}
     site: Any = SimpleNamespace(name="b", run_id="run")
     asked: Any = SimpleNamespace(round=2)
@@ -59,7 +74,7 @@ def test_who_trains_together_depends_on_who_is_asked_alone() -> None:
         name: SimpleNamespace(rank=2 if name == "c" else None, training=range(size))
         for name, size in zip("abcde", (5, 5, 5, 9, 1), strict=True)
     }
-    passes = SharedPasses(SimpleNamespace(), 2, sites)  # type: ignore[arg-type]  # as above
+    passes = SharedPasses(NOBODY, 2, sites)
 
     def request(site: str, name: str = TRAINING, exchange: int = 0) -> Request:
         return Request(run_id="run", plan_digest="", round=1, site=site, sums={name: b""}, exchange=exchange)
@@ -68,3 +83,53 @@ def test_who_trains_together_depends_on_who_is_asked_alone() -> None:
     assert passes._asked == ("d", "a", "b"), "the largest first, then by name"
     passes.announce([request("e", exchange=1)])
     assert passes._asked == ("d", "a", "b"), "a later exchange changes nothing"
+
+
+class Busy:
+    """A crew that is asked ahead, and says what is under way."""
+
+    ahead = 2
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, ...]] = []
+        self.under_way = self.most = 0
+
+    def start(self, jobs: Any) -> Any:
+        """Each job gives its site's name."""
+        self.begun.append(tuple(job.site for job in jobs))
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+
+        def wait() -> list[Any]:
+            self.under_way -= 1
+            return [job.site for job in jobs]
+
+        return wait
+
+
+def test_no_more_lots_are_under_way_than_the_crew_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order in which the sites are asked; each trains once, whoever of its lot comes first."""
+    names, crew = tuple("abcdefghij"), Busy()
+    sites: Any = {name: SimpleNamespace(rank=None, training=[], name=name, run_id="run") for name in names}
+    passes = SharedPasses(crew, 2, sites)
+    monkeypatch.setattr(together, "job_ahead", lambda request, broadcast, site: replace(JOB, site=site.name))
+    requests = [Request("run", "", 2, site, {TRAINING: b""}) for site in reversed(names)]
+    asked = passes.announce(requests)
+    assert [request.site for request in asked] == list(names)
+    for pair in zip(names[::2], names[1::2], strict=True):
+        for name in reversed(pair):
+            assert passes(asked[0], ZERO, sites[name], replace(JOB, site=name)) == name
+    assert crew.begun == list(zip(names[::2], names[1::2], strict=True))
+    assert crew.most == 3
+    assert crew.under_way == 0
+    assert passes(asked[0], ZERO, sites["a"], replace(JOB, site="a")) is None, "asked again, it trains itself"
+
+
+def test_a_crew_of_this_process_begins_nothing_ahead() -> None:
+    """Sites by themselves go on as if there were none."""
+    plain = SharedPasses(Here(lambda _: []), 1)
+    assert not plain.used
+    requests = [Request("run", "", 2, site, {TRAINING: b""}) for site in "ba"]
+    assert plain.announce(requests) is requests
+    assert SharedPasses(Here(lambda _: []), 2).used
+    assert SharedPasses(Busy(), 1).used
