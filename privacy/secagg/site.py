@@ -4,6 +4,12 @@ advertise → (open_graph) → deal → mask → confirm → unmask
 
 Each phase is bound to the transcript of all before it, happens once, and is refused out of order. What must
 survive a crash is in the member's `Record`; secrets live in memory only, and go as soon as they are used.
+
+Beside that the sites keep each other's ledgers' heads (`admission.py:Heads`): a site shows its own with its
+keys, its peers give back with their shares what they have of earlier sums, and it judges that before anything
+of its vector leaves. What it showed is kept by whoever helps to open a sum that has its vector in it. Not
+sooner: a site whose ledger was turned back, and which vanished before it was told so, would have made
+everybody forget.
 """
 
 from __future__ import annotations
@@ -78,6 +84,7 @@ class _Masked:
     dealers: tuple[str, ...]
     dealt: bytes
     held: Mapping[str, tuple[Secret, Secret]]
+    heads: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,21 +107,22 @@ class SecureSite:
         self.member = member
         self._phase: object = None
 
-    def advertise(self, signed: SignedOffer, broadcast: bytes, *, ledger_head: bytes = b"") -> Advertisement:
+    def advertise(self, signed: SignedOffer, broadcast: bytes) -> Advertisement:
         """Accept an offer: fresh keys for this attempt, and commitments.
 
         Args:
             signed: What the relay proposes.
             broadcast: Digest of the state that this site was really sent.
-            ledger_head: Head of its privacy ledger.
 
         Raises:
             PolicyError: The site's own rules refuse.
             PeerError: The offer is not the server's, or contradicts itself, plan, roster, an earlier one.
+            StorageError: As `Heads.own`.
         """
         state = self.member.record.load()
         offer = accept(self.member, state, signed, broadcast)
         self._phase = None  # whatever was under way has ended: its keys die here
+        ledger_head = self.member.heads.own()
         self.member.record.save(state.after(signed))
         channel, mask = X25519PrivateKey.generate(), X25519PrivateKey.generate()
         seed, graph_value = Secret.fresh(), Secret.fresh()
@@ -177,8 +185,10 @@ class SecureSite:
         keys = self._split(Secret(keyed.mask.private_bytes_raw()), offer.shares_needed, places)
         shares = dict(zip(holders, zip(seeds, keys, strict=True), strict=True))
         own_shares = shares.pop(name)
+        heads = self.member.heads.kept(tuple(shares))
         boxes = tuple(
-            self._box(keyed, advertisements[holder], agreed, *pair) for holder, pair in shares.items()
+            self._box(keyed, advertisements[holder], heads.get(holder, b""), agreed, *pair)
+            for holder, pair in shares.items()
         )
         self._phase = _Dealt(keyed, advertisements, graph, agreed, own_shares)
         return self._signed(Dealing(site=name, agreed=agreed, boxes=boxes), offer)
@@ -196,6 +206,7 @@ class SecureSite:
 
         Raises:
             PeerError: The dealers are not a possible set, a box is missing or not signed by its dealer.
+            StorageError: A dealer has seen rows that this site's ledger lacks (`Heads.returned`).
             InternalError: A lane has the wrong size or type, or a counter is above the offer's bound.
         """
         dealt = self._take(_Dealt)
@@ -217,6 +228,7 @@ class SecureSite:
         opened = self._open_boxes(dealt, message)
         if isinstance(opened, Complaint):
             return self._signed(opened, offer)
+        self.member.heads.returned({dealer: box.head for dealer, box in message.boxes.items()})
         after = transcript.dealt(dealt.agreed, dealers)
         masks = self._masks(dealt, opened, after)
         pieces = itertools.chain(
@@ -226,7 +238,8 @@ class SecureSite:
         sizes = packed_size(coordinates.size, offer.bits), packed_size(counters.size, 64)
         draft = MaskedInput(site=name, dealt=after)
         answer = laned(draft, pieces, sizes, lambda whole: self._signed(whole, offer))
-        self._phase = _Masked(offer, dealt.graph, dealers, after, {**opened, name: dealt.own_shares})
+        shown = {peer: dealt.advertisements[peer].ledger_head for peer in dealers if peer != name}
+        self._phase = _Masked(offer, dealt.graph, dealers, after, {**opened, name: dealt.own_shares}, shown)
         return answer
 
     def confirm(self, message: Survivors) -> Confirmation:
@@ -262,6 +275,7 @@ class SecureSite:
 
         Raises:
             PeerError: Fewer than the threshold confirmed this very set.
+            StorageError: What has to outlive a crash cannot be written.
         """
         confirmed = self._take(_Confirmed)
         masked, offer = confirmed.masked, confirmed.masked.offer
@@ -279,6 +293,8 @@ class SecureSite:
                 "too few confirmations", found=len(signers), expected=f"at least {offer.threshold}"
             )
         survivors = set(confirmed.survivors)
+        # Before the answer: after a crash it is repeated as it is, and nothing would be kept any more.
+        self.member.heads.keep({site: head for site, head in masked.heads.items() if site in survivors})
         answer = self._signed(
             Unmasking(
                 site=self.member.name,
@@ -318,12 +334,18 @@ class SecureSite:
         return found
 
     def _box(
-        self, keyed: _Keyed, peer: Advertisement, agreed: bytes, seed_share: Secret, key_share: Secret
+        self,
+        keyed: _Keyed,
+        peer: Advertisement,
+        head: bytes,
+        agreed: bytes,
+        seed_share: Secret,
+        key_share: Secret,
     ) -> Box:
         name = self.member.name
         channel = transcript.shared_secret(keyed.channel, peer.channel_key)
         key = transcript.box_key(channel, agreed, name, peer.site)
-        box = Box(recipient=peer.site, sealed=seal(key, seed_share, key_share, agreed))
+        box = Box(recipient=peer.site, sealed=seal(key, seed_share, key_share, agreed, head), head=head)
         signature = self.member.signer.sign(box.statement(keyed.offer.context, name, agreed))
         return box.model_copy(update={"signature": signature})
 
