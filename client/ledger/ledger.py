@@ -32,6 +32,7 @@ from wardround.client.ledger.guards import admit, check_open, check_run, check_s
 from wardround.client.ledger.heads import Head
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.rows import Released, Reserved, Sealed, Settled, Terms, Unit, checked
+from wardround.client.ledger.seen import note_strangers
 from wardround.client.ledger.sources import Source, add_source, amend, declare_disjoint, source_number
 from wardround.client.ledger.store import Store
 from wardround.core.errors import ConfigError, InternalError, PolicyError
@@ -115,7 +116,7 @@ class Ledger:
             now: Seconds since 1970.
 
         Raises:
-            RolledBackError: The mirror has rows that the ledger lacks.
+            RolledBackError: The mirror has rows that the ledger lacks, or peers have seen some.
             StorageError: There is no ledger, it is torn, altered or another key's, or another process has it.
             ConfigError: The policy on record is another.
         """
@@ -368,12 +369,19 @@ class Ledger:
         """Refuse to go on where others have seen more of this ledger than it has.
 
         Raises:
-            RolledBackError: They have; every later call is refused as well. Replay the rows, or write the cap
-                off (`repair.py`), and open it anew.
+            RolledBackError: They have; every later call is refused as well, and so is whoever opens it, until
+                the rows are replayed or the cap is written off (`repair.py`).
         """
         with self._lock:
-            for head in heads:
-                self._store.require(head)
+            self._store.require(heads)
+
+    def note_strangers(self, peers: int) -> None:
+        """Keep for whoever verifies this ledger that peers gave back heads that are none of its own.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        note_strangers(self._store.folder, peers, int(self._store.now()))
 
     @property
     def book(self) -> Book:

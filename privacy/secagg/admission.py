@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from pydantic import Field
 
@@ -106,6 +106,9 @@ class NoHeads:
         """As `Heads`."""
 
 
+NO_HEADS: Final = NoHeads()
+
+
 @dataclass(frozen=True)
 class Member:
     """Who takes part, under which rules.
@@ -133,7 +136,7 @@ class Member:
     plan: bytes
     record: Record
     least_change: int = 0
-    heads: Heads = NoHeads()
+    heads: Heads = NO_HEADS
 
 
 def read(member: Member, signed: SignedOffer, broadcast: bytes) -> Offer:

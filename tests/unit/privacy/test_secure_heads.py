@@ -1,4 +1,4 @@
-"""Heads of ledgers in secure aggregation: shown, kept once a sum is opened, given back before anything leaves."""
+"""Heads of ledgers: shown, kept once a sum is opened, given back before anything of a vector leaves."""
 
 from __future__ import annotations
 
