@@ -222,6 +222,16 @@ class Ledger:
             self._open.add(place)
             return Reservation(place, charged, again=False)
 
+    def resume(self, reservation: Reservation) -> None:
+        """Take a reservation as this object's that the same process made while it had the ledger open before.
+
+        Args:
+            reservation: As `reserve` gave it, and as nobody has asked for it since.
+        """
+        with self._lock:
+            if not reservation.again:
+                self._open.add(reservation.draw)
+
     def settle(self, reservation: Reservation, steps: int) -> int:
         """Say how many of the reserved steps ran: the charge is lowered to them, once and never raised.
 
