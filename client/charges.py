@@ -10,8 +10,8 @@ from typing import Protocol
 
 from pydantic import Field
 
-from wardround.client.ledger.draws import Draw
-from wardround.client.ledger.ledger import Ledger, Reservation
+from wardround.client.ledger.draws import Draw, Reservation
+from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.rows import Unit
 from wardround.core.checked import Frozen
 from wardround.privacy.accounting.mechanisms import Mechanism, NoPrivacy

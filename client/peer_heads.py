@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from wardround.client.ledger.heads import BLINDED_BYTES, Head
+from wardround.client.ledger.seen import note_strangers
 from wardround.client.ledger_place import LedgerPlace
 from wardround.core.errors import PeerError
 from wardround.privacy.secagg.messages import NO_HEAD
@@ -121,7 +123,7 @@ class PeerHeads:
                     "%d peers know another privacy ledger of this site, and none knows this one: if it was "
                     "made anew, what the other one had charged is not counted", len(strangers),
                 )  # fmt: skip
-                ledger.note_strangers(len(strangers))
+                note_strangers(place.folder, len(strangers), int(time.time()))
             ledger.require_head(found)
 
     @property

@@ -20,19 +20,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from wardround.client.ledger.book import Book
 from wardround.client.ledger.charging import for_patient, met_in_run, refusal, spent
-from wardround.client.ledger.draws import Draw
+from wardround.client.ledger.draws import Draw, Reservation
 from wardround.client.ledger.guards import admit, check_open, check_run, check_same, record
 from wardround.client.ledger.heads import Head
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.rows import Released, Reserved, Sealed, Settled, Terms, Unit, checked
-from wardround.client.ledger.seen import note_strangers
 from wardround.client.ledger.sources import Source, add_source, amend, declare_disjoint, source_number
 from wardround.client.ledger.store import Store
 from wardround.core.errors import ConfigError, InternalError, PolicyError
@@ -43,21 +41,6 @@ from wardround.privacy.accounting.tally import Tally
 
 WHOLE_RUN = "the whole run"
 """Draw under which the refusal of a run without privacy stands."""
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """What stands in the ledger before data is touched.
-
-    Attributes:
-        draw: Run, round, stage, draw.
-        mechanism: As the patient is charged for it.
-        again: It stood there already: the same draw was asked for before, and is not charged twice.
-    """
-
-    draw: Draw
-    mechanism: Mechanism
-    again: bool
 
 
 class Ledger:
@@ -384,14 +367,6 @@ class Ledger:
         """
         with self._lock:
             self._store.require(heads)
-
-    def note_strangers(self, peers: int) -> None:
-        """Keep for whoever verifies this ledger that peers gave back heads that are none of its own.
-
-        Raises:
-            StorageError: It cannot be written.
-        """
-        note_strangers(self._store.folder, peers, int(self._store.now()))
 
     @property
     def book(self) -> Book:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -24,10 +23,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from wardround.core.errors import InternalError, PeerError
 from wardround.core.packed import Array
 from wardround.privacy.packing import packed, packed_size, word_of
-from wardround.privacy.secagg import transcript
+from wardround.privacy.secagg import standing, transcript
 from wardround.privacy.secagg.admission import Member, accept
 from wardround.privacy.secagg.boxes import open_box, seal
-from wardround.privacy.secagg.graph import Graph
 from wardround.privacy.secagg.masks import Mask, under_masks
 from wardround.privacy.secagg.messages import (
     Advertised,
@@ -50,49 +48,6 @@ from wardround.privacy.secagg.offer import Offer, SignedOffer
 from wardround.privacy.secagg.policy import check_change
 from wardround.privacy.secagg.secret import Secret
 from wardround.privacy.secagg.shamir import split
-
-
-@dataclass(frozen=True, repr=False)
-class _Keyed:
-    offer: Offer
-    channel: X25519PrivateKey
-    mask: X25519PrivateKey
-    seed: Secret
-    graph_value: Secret
-    own: Advertisement
-
-
-@dataclass(frozen=True, repr=False)
-class _Drawn:
-    keyed: _Keyed
-    advertisements: Mapping[str, Advertisement]
-
-
-@dataclass(frozen=True, repr=False)
-class _Dealt:
-    keyed: _Keyed
-    advertisements: Mapping[str, Advertisement]
-    graph: Graph
-    agreed: bytes
-    own_shares: tuple[Secret, Secret]
-
-
-@dataclass(frozen=True, repr=False)
-class _Masked:
-    offer: Offer
-    graph: Graph
-    dealers: tuple[str, ...]
-    dealt: bytes
-    held: Mapping[str, tuple[Secret, Secret]]
-    heads: Mapping[str, bytes]
-
-
-@dataclass(frozen=True, repr=False)
-class _Confirmed:
-    masked: _Masked
-    survivors: tuple[str, ...]
-    survived: bytes
-
 
 P = TypeVar("P")
 M = TypeVar("M", bound=Message)
@@ -137,7 +92,7 @@ class SecureSite:
             ),
             offer,
         )
-        self._phase = _Keyed(offer, channel, mask, seed, graph_value, own)
+        self._phase = standing.Keyed(offer, channel, mask, seed, graph_value, own)
         return own
 
     def open_graph(self, message: Advertised) -> Opening:
@@ -146,7 +101,7 @@ class SecureSite:
         Raises:
             PeerError: An advertisement is missing, unsigned or altered.
         """
-        keyed = self._take(_Keyed)
+        keyed = self._take(standing.Keyed)
         if not keyed.offer.degree:
             raise PeerError("the complete graph is not drawn")
         advertisements = self._advertisements(keyed, message)
@@ -155,7 +110,7 @@ class SecureSite:
             advertised=transcript.advertised(keyed.offer.context, advertisements),
             value=keyed.graph_value.reveal(),
         )
-        self._phase = _Drawn(keyed, advertisements)
+        self._phase = standing.Drawn(keyed, advertisements)
         return self._signed(opening, keyed.offer)
 
     def deal(self, message: Advertised | Opened) -> Dealing:
@@ -166,13 +121,13 @@ class SecureSite:
         """
         openings: Mapping[str, Opening] = {}
         if isinstance(message, Opened):
-            drawn = self._take(_Drawn)
+            drawn = self._take(standing.Drawn)
             keyed, advertisements = drawn.keyed, drawn.advertisements
             openings = transcript.check_openings(
                 keyed.offer, self.member.roster, advertisements, message.openings
             )
         else:
-            keyed = self._take(_Keyed)
+            keyed = self._take(standing.Keyed)
             if keyed.offer.degree:
                 raise PeerError("shares were asked for before the graph was drawn")
             advertisements = self._advertisements(keyed, message)
@@ -190,7 +145,7 @@ class SecureSite:
             self._box(keyed, advertisements[holder], heads.get(holder, b""), agreed, *pair)
             for holder, pair in shares.items()
         )
-        self._phase = _Dealt(keyed, advertisements, graph, agreed, own_shares)
+        self._phase = standing.Dealt(keyed, advertisements, graph, agreed, own_shares)
         return self._signed(Dealing(site=name, agreed=agreed, boxes=boxes), offer)
 
     def mask(self, message: Delivery, coordinates: Array, counters: Array) -> MaskedInput | Complaint:
@@ -209,7 +164,7 @@ class SecureSite:
             StorageError: A dealer has seen rows that this site's ledger lacks (`Heads.returned`).
             InternalError: A lane has the wrong size or type, or a counter is above the offer's bound.
         """
-        dealt = self._take(_Dealt)
+        dealt = self._take(standing.Dealt)
         offer, name = dealt.keyed.offer, self.member.name
         for lane, vector, size, word in (
             ("coordinates", coordinates, offer.coordinates, word_of(offer.bits)),
@@ -239,7 +194,9 @@ class SecureSite:
         draft = MaskedInput(site=name, dealt=after)
         answer = laned(draft, pieces, sizes, lambda whole: self._signed(whole, offer))
         shown = {peer: dealt.advertisements[peer].ledger_head for peer in dealers if peer != name}
-        self._phase = _Masked(offer, dealt.graph, dealers, after, {**opened, name: dealt.own_shares}, shown)
+        self._phase = standing.Masked(
+            offer, dealt.graph, dealers, after, {**opened, name: dealt.own_shares}, shown
+        )
         return answer
 
     def confirm(self, message: Survivors) -> Confirmation:
@@ -249,7 +206,7 @@ class SecureSite:
             PeerError: The set is not sorted, holds others than the dealers, or misses this site.
             PolicyError: It is smaller than the site's policy allows, or differs too little from the last one.
         """
-        masked = self._take(_Masked)
+        masked = self._take(standing.Masked)
         survivors = message.sites
         if list(survivors) != sorted(set(survivors)) or not set(survivors) <= set(masked.dealers):
             raise PeerError("the survivors are not a subset of the sites that dealt shares")
@@ -267,7 +224,7 @@ class SecureSite:
                 remedy="the round is lost; the next one trains afresh",
             )  # fmt: skip
         survived = transcript.survived(masked.dealt, survivors)
-        self._phase = _Confirmed(masked, survivors, survived)
+        self._phase = standing.Confirmed(masked, survivors, survived)
         return self._signed(Confirmation(site=self.member.name, survived=survived), offer)
 
     def unmask(self, message: Confirmed) -> Unmasking:
@@ -277,7 +234,7 @@ class SecureSite:
             PeerError: Fewer than the threshold confirmed this very set.
             StorageError: What has to outlive a crash cannot be written.
         """
-        confirmed = self._take(_Confirmed)
+        confirmed = self._take(standing.Confirmed)
         masked, offer = confirmed.masked, confirmed.masked.offer
         signers = {confirmation.site for confirmation in message.confirmations}
         if len(signers) != len(message.confirmations) or not signers <= set(confirmed.survivors):
@@ -327,7 +284,7 @@ class SecureSite:
         answer = self.member.record.load().answer
         return answer if answer is not None and answer.survived == survived else None
 
-    def _advertisements(self, keyed: _Keyed, message: Advertised) -> dict[str, Advertisement]:
+    def _advertisements(self, keyed: standing.Keyed, message: Advertised) -> dict[str, Advertisement]:
         found = transcript.check_advertisements(keyed.offer, self.member.roster, message.advertisements)
         if found.get(self.member.name) != keyed.own:
             raise PeerError("this site's own advertisement was altered or left out")
@@ -335,7 +292,7 @@ class SecureSite:
 
     def _box(
         self,
-        keyed: _Keyed,
+        keyed: standing.Keyed,
         peer: Advertisement,
         head: bytes,
         agreed: bytes,
@@ -349,7 +306,7 @@ class SecureSite:
         signature = self.member.signer.sign(box.statement(keyed.offer.context, name, agreed))
         return box.model_copy(update={"signature": signature})
 
-    def _masks(self, dealt: _Dealt, peers: Iterable[str], after: bytes) -> list[Mapping[str, Mask]]:
+    def _masks(self, dealt: standing.Dealt, peers: Iterable[str], after: bytes) -> list[Mapping[str, Mask]]:
         keyed, name = dealt.keyed, self.member.name
         masks: list[Mapping[str, Mask]] = [transcript.self_masks(keyed.seed, after, name)]
         for peer in peers:
@@ -357,7 +314,7 @@ class SecureSite:
             masks.append(transcript.pair_masks(shared, after, name, peer))
         return masks
 
-    def _dealers(self, dealt: _Dealt, message: Delivery) -> tuple[str, ...]:
+    def _dealers(self, dealt: standing.Dealt, message: Delivery) -> tuple[str, ...]:
         offer, name, dealers = dealt.keyed.offer, self.member.name, message.dealers
         if list(dealers) != sorted(set(dealers)) or not set(dealers) <= set(dealt.advertisements):
             raise PeerError("the dealers are not a subset of the sites that advertised")
@@ -379,7 +336,9 @@ class SecureSite:
             )  # fmt: skip
         return dealers
 
-    def _open_boxes(self, dealt: _Dealt, message: Delivery) -> dict[str, tuple[Secret, Secret]] | Complaint:
+    def _open_boxes(
+        self, dealt: standing.Dealt, message: Delivery
+    ) -> dict[str, tuple[Secret, Secret]] | Complaint:
         opened: dict[str, tuple[Secret, Secret]] = {}
         offer, name = dealt.keyed.offer, self.member.name
         for dealer, box in sorted(message.boxes.items()):
@@ -408,14 +367,7 @@ class SecureSite:
         phase, self._phase = self._phase, None
         if not isinstance(phase, kind):
             raise PeerError(
-                "a phase is asked for out of its order", found=_name(type(phase)), expected=_name(kind),
-                remedy="a new attempt",
+                "a phase is asked for out of its order", found=standing.name_of(type(phase)),
+                expected=standing.name_of(kind), remedy="a new attempt",
             )  # fmt: skip
         return phase
-
-
-def _name(kind: type) -> str:
-    return {
-        "_Keyed": "after the keys", "_Drawn": "after the draw", "_Dealt": "after the shares",
-        "_Masked": "after the masked vector", "_Confirmed": "after the confirmation",
-    }.get(kind.__name__, "no attempt under way")  # fmt: skip

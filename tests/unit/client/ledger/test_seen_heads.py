@@ -148,8 +148,7 @@ def test_heads_of_another_ledger_are_named_where_it_is_verified(
     true: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The last time that it happened."""
-    with Ledger.open(true, now=lambda: 1_800_000_000.0) as ledger:
-        ledger.note_strangers(4)
+    seen.note_strangers(true, 4, 1_800_000_000)
     verify_ledger(true, key=None, mirror=None)
     assert "4 peers gave back another ledger's head on 2027-01-15" in capsys.readouterr().out
     Ledger.open(true).close()
