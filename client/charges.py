@@ -79,10 +79,10 @@ class Charges(Protocol):
 
 @dataclass
 class Made:
-    """Reservations of this process, each once: what nobody else has asked for.
+    """Reservations of this process, as long as their round is not sealed.
 
     Attributes:
-        reservations: Run, round, stage and draw → the reservation.
+        reservations: Run, round, stage and draw → the reservation, as it was asked for last.
     """
 
     reservations: dict[Draw, Reservation] = field(default_factory=dict)
@@ -114,10 +114,7 @@ class LedgerCharges:
                 source, run=run, plan=charge.plan, round=charge.round, stage=0, draw=charge.draw,
                 mechanism=charge.mechanism, unit=charge.unit, most_examples=charge.most_examples,
             )  # fmt: skip
-            if reservation.again:
-                self.made.reservations.pop(reservation.draw, None)
-            else:
-                self.made.reservations[reservation.draw] = reservation
+            self.made.reservations[reservation.draw] = reservation
             return ledger.epsilon(source, run=run, delta=charge.delta).value
 
     def seal(self, run: str, round: int, digest: str) -> None:

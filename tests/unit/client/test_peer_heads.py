@@ -171,6 +171,8 @@ def test_rubbish_stops_nobody_and_is_said(tmp_path: Path, caplog: pytest.LogCapt
     assert [record.getMessage() for record in caplog.records] == [
         f"what {PEER} kept of this site's privacy ledger is no head of it"
     ] * len(rubbish)
+    heads_of(tmp_path).returned({PEER: rubbish[0], "site_03": rubbish[0], OTHER: own})
+    assert not [record for record in caplog.records if record.levelno > logging.WARNING], "one knows it"
     assert not any(head.hex() in caplog.text or str(head) in caplog.text for head in rubbish)
     heads_of(tmp_path).own()
     assert verify(ledger).strangers == 0
