@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pydantic import Field
 
+from wardround.client.ledger.draws import Draw, Reservation
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.rows import Unit
 from wardround.core.checked import Frozen
@@ -65,6 +66,27 @@ class Charges(Protocol):
             PolicyError: Another one is sealed already.
         """
 
+    def settle(self, run: str, round: int, draw: str, steps: int) -> None:
+        """Lower a charge to the steps that ran, where whoever made it did no more and never will.
+
+        Of a reservation that another process made nobody knows that: it stays as it is.
+
+        Raises:
+            InternalError: More steps ran than were reserved.
+            StorageError: The ledger cannot be written.
+        """
+
+
+@dataclass
+class Made:
+    """Reservations of this process, as long as their round is not sealed.
+
+    Attributes:
+        reservations: Run, round, stage and draw → the reservation, as it was asked for last.
+    """
+
+    reservations: dict[Draw, Reservation] = field(default_factory=dict)
+
 
 @dataclass(frozen=True)
 class LedgerCharges:
@@ -73,10 +95,12 @@ class LedgerCharges:
     Attributes:
         ledger: Opens it, for as long as something is written.
         owner: Goes before the id of each run.
+        made: Reservations of this process, which opens the ledger anew for each of them.
     """
 
     ledger: Callable[[], AbstractContextManager[Ledger]]
     owner: str = ""
+    made: Made = field(default_factory=Made, repr=False)
 
     def reserve(self, charge: Charge) -> float:
         """As `Charges`."""
@@ -86,13 +110,25 @@ class LedgerCharges:
             if isinstance(charge.mechanism, NoPrivacy):
                 ledger.release_without_privacy(source, run=run, plan=charge.plan)
                 return math.inf
-            ledger.reserve(
+            reservation = ledger.reserve(
                 source, run=run, plan=charge.plan, round=charge.round, stage=0, draw=charge.draw,
                 mechanism=charge.mechanism, unit=charge.unit, most_examples=charge.most_examples,
             )  # fmt: skip
+            self.made.reservations[reservation.draw] = reservation
             return ledger.epsilon(source, run=run, delta=charge.delta).value
 
     def seal(self, run: str, round: int, digest: str) -> None:
         """As `Charges`."""
         with self.ledger() as ledger:
             ledger.seal(run=self.owner + run, round=round, stage=0, digest=digest)
+        for place in [place for place in self.made.reservations if place[:2] == (self.owner + run, round)]:
+            del self.made.reservations[place]
+
+    def settle(self, run: str, round: int, draw: str, steps: int) -> None:
+        """As `Charges`."""
+        reservation = self.made.reservations.pop((self.owner + run, round, 0, draw), None)
+        if reservation is None:
+            return
+        with self.ledger() as ledger:
+            ledger.resume(reservation)
+            ledger.settle(reservation, steps)

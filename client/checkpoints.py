@@ -97,9 +97,15 @@ class CheckpointFile:
         LOG.info("round %d goes on after step %d of %d", place.round, checkpoint.done, checkpoint.of)
         return checkpoint
 
-    def of(self, place: RoundPlace) -> Checkpoints:
-        """Where the checkpoints of a round go."""
-        return _Writer(self, place, self.clock() + self.every_s)
+    def of(self, place: RoundPlace, left: Callable[[int], None] | None = None) -> Checkpoints:
+        """Where the checkpoints of a round go.
+
+        Args:
+            place: Of the round.
+            left: Is told after how many steps this process leaves it, once its checkpoint is kept and no
+                other step will be made.
+        """
+        return _Writer(self, place, self.clock() + self.every_s, left)
 
     def write(self, checkpoint: Checkpoint, place: RoundPlace) -> None:
         """Keep one in place of the one before.
@@ -145,6 +151,7 @@ class _Writer:
     file: CheckpointFile
     place: RoundPlace
     next_s: float
+    left: Callable[[int], None] | None = None
 
     def due(self) -> bool:
         return self.file.closing() or self.file.clock() >= self.next_s
@@ -160,8 +167,17 @@ class _Writer:
                     "round %d is left after step %d of %d: the site's working hours are over",
                     self.place.round, checkpoint.done, checkpoint.of,
                 )  # fmt: skip
+                self._tell(checkpoint.done)
                 self.file.leave()
         self.next_s = self.file.clock() + self.file.every_s  # from its end: a slow disk must not be all we do
+
+    def _tell(self, done: int) -> None:
+        if self.left is None:
+            return
+        try:
+            self.left(done)
+        except WardroundError as error:
+            LOG.warning("the round that is left stays charged in full: %s", error)
 
 
 def _content(checkpoint: Checkpoint, rows: str) -> bytes:

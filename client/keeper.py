@@ -1,4 +1,4 @@
-"""What a site keeps from the process that trains: its identity key, its replay records, its ledger.
+"""What a site keeps from the process that trains: its identity key, its replay records, its ledger, heads.
 
 The worker parses models and adapters, so it asks for these and never holds them; in a deployment the
 supervisor answers, in another process.
@@ -6,18 +6,20 @@ supervisor answers, in another process.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from wardround.client.charges import Charges, LedgerCharges
+from wardround.client.charges import Charges, LedgerCharges, Made
 from wardround.client.ledger_place import LedgerPlace
 from wardround.client.membership.site_folder import SiteFolder
+from wardround.client.peer_heads import PeerHeads
 from wardround.client.sealed_files import Owner
 from wardround.client.secure_record import FileDrawRecord, FileRecord
 from wardround.core.errors import PolicyError
-from wardround.privacy.secagg.admission import Record
+from wardround.privacy.secagg.admission import Heads, Record
 from wardround.privacy.secagg.draw import DrawRecord
 from wardround.privacy.secagg.identity import KeySigner, Signer
 from wardround.privacy.secagg.secret import Secret
@@ -43,6 +45,9 @@ class Keeper(Protocol):
             PolicyError: The site has none.
         """
 
+    def heads(self, sum: str) -> Heads:
+        """Heads of ledgers, this site's and its peers', as they go with a sum."""
+
 
 @dataclass(frozen=True)
 class OwnKeeper:
@@ -53,12 +58,16 @@ class OwnKeeper:
         folder: Of the site.
         storage: Its storage key, which seals the records.
         ledger: Where its privacy ledger lies, as of now.
+        consortium: Fingerprint of its consortium's key.
     """
 
     signer: KeySigner
     folder: Path
     storage: Secret
     ledger: Callable[[], LedgerPlace]
+    consortium: str = ""
+    _heads: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _made: Made = field(default_factory=Made, repr=False)
 
     def record(self, owner: Owner, sum: str) -> Record:
         """As `Keeper`: a sealed file in the run's folder."""
@@ -77,7 +86,11 @@ class OwnKeeper:
                 expected=f"{place.folder.name}/",
                 remedy="wardround ledger create makes one, with the ε that this site grants its patients",
             )
-        return LedgerCharges(place.opened, place.owner)
+        return LedgerCharges(place.opened, place.owner, self._made)
+
+    def heads(self, sum: str) -> Heads:
+        """As `Keeper`: its ledger's, and a file in its folder."""
+        return PeerHeads(self.folder, self.consortium, sum, self.ledger, self._heads)
 
     def _records(self, owner: Owner) -> Path:
         return self.folder / "records" / owner.run_id
@@ -85,4 +98,6 @@ class OwnKeeper:
 
 def own_keeper(site: SiteFolder) -> OwnKeeper:
     """Keys and records of a site, from its folder; raises StorageError or ConfigError."""
-    return OwnKeeper(site.signer(), site.path, site.storage_key(), lambda: LedgerPlace.of(site))
+    return OwnKeeper(
+        site.signer(), site.path, site.storage_key(), lambda: LedgerPlace.of(site), site.fingerprint
+    )

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from wardround.client.admitting import Runs
 from wardround.client.charges import Charge
@@ -20,9 +20,11 @@ from wardround.client.keeper import OwnKeeper
 from wardround.client.sealed_files import Owner
 from wardround.client.statements import Spoken, read_statement
 from wardround.core.errors import PeerError, PolicyError, WardroundError
-from wardround.privacy.secagg.admission import SiteState
+from wardround.privacy.secagg.admission import Heads, SiteState
 from wardround.privacy.secagg.draw import DrawState
 from wardround.privacy.secagg.identity import Signer
+from wardround.privacy.secagg.messages import HEAD_BYTES
+from wardround.privacy.secagg.offer import MOST_SITES, SiteName
 from wardround.privacy.sums.contract import SUMS
 from wardround.runtime.control.methods import Call, Service
 from wardround.runtime.control.protos import keeper_pb2 as pb
@@ -32,6 +34,7 @@ PROTOCOL: Final = 1
 DESCRIPTOR: Final = pb.DESCRIPTOR.services_by_name["Keeper"]
 LARGEST_MESSAGE: Final = 256 * 2**20
 """A charge names the patient of every row."""
+_NAMES: Final = TypeAdapter(Annotated[list[SiteName], Field(max_length=MOST_SITES)])
 
 
 @dataclass
@@ -68,6 +71,11 @@ class KeeperService:
                 "Reserve": self._reserve,
                 "Seal": self._seal,
                 "HasLedger": self._has_ledger,
+                "Settle": self._settle,
+                "OwnHead": self._own_head,
+                "KeptHeads": self._kept_heads,
+                "KeepHeads": self._keep_heads,
+                "JudgeHeads": self._judge_heads,
             },
         )
 
@@ -129,6 +137,29 @@ class KeeperService:
         self.keeper.charges().seal(request.run_id, request.round, request.digest)
         return pb.SealReply()
 
+    def _settle(self, request: Any, _: Call) -> Any:
+        self.keeper.charges().settle(request.run_id, request.round, request.draw, request.steps)
+        return pb.SettleReply()
+
+    def _own_head(self, request: Any, _: Call) -> Any:
+        return pb.OwnHeadReply(head=self._heads(request).own())
+
+    def _kept_heads(self, request: Any, _: Call) -> Any:
+        return pb.KeptHeadsReply(heads=self._heads(request).kept(_sites(request.sites)))
+
+    def _keep_heads(self, request: Any, _: Call) -> Any:
+        self._heads(request).keep(_heads_of(request))
+        return pb.KeepHeadsReply()
+
+    def _judge_heads(self, request: Any, _: Call) -> Any:
+        self._heads(request).returned(_heads_of(request))
+        return pb.JudgeHeadsReply()
+
+    def _heads(self, request: Any) -> Heads:
+        if request.sum not in SUMS:
+            raise _no_sum()
+        return self.keeper.heads(request.sum)
+
     def _has_ledger(self, _: Any, __: Call) -> Any:
         try:
             self.keeper.charges()
@@ -138,7 +169,7 @@ class KeeperService:
 
     def _record(self, place: Any) -> Any:
         if place.sum and place.sum not in SUMS:
-            raise PeerError("there is no sum of this name", expected=" or ".join(SUMS))
+            raise _no_sum()
         owner = self._owner(place)
         return self.keeper.record(owner, place.sum) if place.sum else self.keeper.draw_record(owner)
 
@@ -147,6 +178,26 @@ class KeeperService:
             return Owner(run_id=place.run_id, plan=place.plan, site=self.site)
         except ValidationError as error:
             raise PeerError("a record is of no run", found=f"{error.error_count()} faults") from error
+
+
+def _no_sum() -> PeerError:
+    return PeerError("there is no sum of this name", expected=" or ".join(SUMS))
+
+
+def _heads_of(request: Any) -> dict[str, bytes]:
+    """Heads by site; refuses what secure aggregation would not have let through."""
+    _sites(request.heads)
+    longest = max(map(len, request.heads.values()), default=0)
+    if longest > HEAD_BYTES:
+        raise PeerError("a ledger's head is too long", found=longest, expected=f"at most {HEAD_BYTES} bytes")
+    return dict(request.heads)
+
+
+def _sites(names: Any) -> list[str]:
+    try:
+        return _NAMES.validate_python(list(names))
+    except ValidationError as error:
+        raise PeerError("heads are not of sites", found=f"{error.error_count()} faults") from None
 
 
 def require_onwards(known: SiteState | DrawState, new: SiteState | DrawState) -> None:

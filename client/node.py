@@ -50,7 +50,7 @@ from wardround.core.plan import TrainingPlan
 from wardround.core.plan_offers import Enough, PlanAnswer, PlanOffer, Reason, Verdict
 from wardround.privacy.accounting.of_plan import round_cost
 from wardround.privacy.noise.source import SystemSource
-from wardround.privacy.secagg.admission import Member
+from wardround.privacy.secagg.admission import NO_HEADS, Member
 from wardround.privacy.secagg.draw import DrawSite, Groups
 from wardround.privacy.secagg.identity import Roster
 from wardround.privacy.secagg.secret import Secret
@@ -279,6 +279,7 @@ class Node:
                 secure.least_honest + secure.assumed_colluders
                 if sum == EVALUATION and self.settings().plans.smallest_cell == 1
                 else 0,
+                self.keeper.heads(sum) if sum in SUMS else NO_HEADS,
             )
 
         kept = KeptContributions(folder / "kept", self._owner(run_id, plan), self.storage)

@@ -78,7 +78,15 @@ class SitePrivacy:
         return [str(row) for row in range(len(self.patients))] if of_rows else self.patients
 
     def reserve(
-        self, plan: TrainingPlan, run_id: str, round: int, *, cohort: int, coordinates: int, done: int = 0
+        self,
+        plan: TrainingPlan,
+        run_id: str,
+        round: int,
+        *,
+        cohort: int,
+        coordinates: int,
+        done: int = 0,
+        draw: str | None = None,
     ) -> float:
         """Charge a round to every unit of the site, durably, before it is trained.
 
@@ -90,6 +98,7 @@ class SitePrivacy:
             coordinates: Of a contribution.
             done: Steps that an earlier process did, under its own reservation; the others are drawn afresh,
                 and charged beside all that it reserved.
+            draw: Names the randomness, as `draw` gave it; None: nobody settles it.
 
         Returns:
             ε that the run has cost the units, this round included.
@@ -103,7 +112,7 @@ class SitePrivacy:
         spent = self.charges.reserve(
             Charge(
                 source=plan.name, units=tuple(self.patients), run=run_id, plan=plan.digest, round=round,
-                draw=self.draw(round), mechanism=mechanism, unit=self.cost.unit,
+                draw=draw or self.draw(round), mechanism=mechanism, unit=self.cost.unit,
                 most_examples=self.rules.most_examples, delta=self.rules.delta,
             )
         )  # fmt: skip
@@ -117,6 +126,18 @@ class SitePrivacy:
             PolicyError: Another one is sealed already.
         """
         self.charges.seal(run_id, round, contribution)
+
+    def settle(self, run_id: str, round: int, draw: str, steps: int) -> None:
+        """Lower the charge of a round that is left for good after so many steps of this reservation.
+
+        Only a round that the site's hours end is: how far it came then is the clock's doing. A round whose
+        training fails stays charged in full. At which step it failed may hang on one patient's rows, and the
+        ε that a site tells would give that step away.
+
+        Raises:
+            StorageError: The ledger cannot be written; the charge stays as it is.
+        """
+        self.charges.settle(run_id, round, draw, steps)
 
     def draw(self, round: int) -> str:
         """Names the randomness of a round: a seed gives the same one again, a system never does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
@@ -10,7 +11,7 @@ from wardround.client.charges import Charge, Charges
 from wardround.client.keeper_service import DESCRIPTOR, LARGEST_MESSAGE, PROTOCOL
 from wardround.client.sealed_files import Owner
 from wardround.core.errors import PolicyError
-from wardround.privacy.secagg.admission import Record, SiteState
+from wardround.privacy.secagg.admission import Heads, Record, SiteState
 from wardround.privacy.secagg.draw import DrawRecord, DrawState
 from wardround.privacy.secagg.identity import Signer
 from wardround.runtime.control.client import ControlClient
@@ -18,7 +19,7 @@ from wardround.runtime.control.protos import keeper_pb2 as pb
 from wardround.runtime.control.sockets import UnixSocket
 
 LEDGER_S: Final = 600.0
-"""Deadline of a charge: every unit of the site is written down, and synced."""
+"""Deadline of what opens the ledger: every unit of the site may be written down, and synced."""
 S = TypeVar("S", SiteState, DrawState)
 
 
@@ -63,6 +64,10 @@ class RemoteKeeper:
                 remedy="wardround ledger create makes one, with the ε that this site grants its patients",
             )
         return _RemoteCharges(self.calls)
+
+    def heads(self, sum: str) -> Heads:
+        """As `Keeper`."""
+        return _RemoteHeads(self.calls, sum)
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,35 @@ class _RemoteCharges:
     def seal(self, run: str, round: int, digest: str) -> None:
         """As `Charges`."""
         self.calls("Seal", pb.SealRequest(run_id=run, round=round, digest=digest), deadline_s=LEDGER_S)
+
+    def settle(self, run: str, round: int, draw: str, steps: int) -> None:
+        """As `Charges`."""
+        request = pb.SettleRequest(run_id=run, round=round, draw=draw, steps=steps)
+        self.calls("Settle", request, deadline_s=LEDGER_S)
+
+
+@dataclass(frozen=True)
+class _RemoteHeads:
+    calls: _Calls
+    sum: str
+
+    def own(self) -> bytes:
+        """As `Heads`."""
+        return bytes(self.calls("OwnHead", pb.OwnHeadRequest(sum=self.sum), deadline_s=LEDGER_S).head)
+
+    def kept(self, sites: Collection[str]) -> Mapping[str, bytes]:
+        """As `Heads`."""
+        reply = self.calls("KeptHeads", pb.KeptHeadsRequest(sum=self.sum, sites=sites))
+        return {site: bytes(head) for site, head in reply.heads.items()}
+
+    def keep(self, heads: Mapping[str, bytes]) -> None:
+        """As `Heads`."""
+        self.calls("KeepHeads", pb.KeepHeadsRequest(sum=self.sum, heads=heads))
+
+    def returned(self, heads: Mapping[str, bytes]) -> None:
+        """As `Heads`."""
+        request = pb.JudgeHeadsRequest(sum=self.sum, heads=heads)
+        self.calls("JudgeHeads", request, deadline_s=LEDGER_S)
 
 
 def _place(owner: Owner, sum: str) -> Any:

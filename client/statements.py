@@ -17,6 +17,7 @@ from wardround.privacy.secagg.draw import Agreed, Committed, DrawState, Shown
 from wardround.privacy.secagg.hashing import DIGEST_BYTES, framed, unframed
 from wardround.privacy.secagg.identity import PROTOCOL, SIGNATURE_BYTES
 from wardround.privacy.secagg.messages import (
+    HEAD_BYTES,
     SEALED_BYTES,
     Advertisement,
     Complaint,
@@ -33,13 +34,14 @@ from wardround.privacy.secagg.transcript import commitment
 Shape: TypeAlias = tuple[int | range | type[str], ...]
 """Of each part: so many bytes, a number of bytes in a range, or a text."""
 _D: Final = DIGEST_BYTES
+_HEAD: Final = range(HEAD_BYTES + 1)
 BOX: Final = "box"
 OF_SUMS: Final[Mapping[str, Shape]] = {
-    Advertisement.KIND: (SECRET_BYTES, SECRET_BYTES, _D, _D, range(65)),
+    Advertisement.KIND: (SECRET_BYTES, SECRET_BYTES, _D, _D, _HEAD),
     Opening.KIND: (_D, _D),
-    BOX: (_D, str, SEALED_BYTES),
+    BOX: (_D, str, SEALED_BYTES, _HEAD),
     Dealing.KIND: (_D, _D),
-    Complaint.KIND: (str, str, SEALED_BYTES, SIGNATURE_BYTES, SECRET_BYTES),
+    Complaint.KIND: (str, str, SEALED_BYTES, _HEAD, SIGNATURE_BYTES, SECRET_BYTES),
     MaskedInput.KIND: (_D, _D, _D),
     Confirmation.KIND: (_D,),
     Unmasking.KIND: (_D, _D, _D),

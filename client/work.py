@@ -8,7 +8,9 @@ number of targets, and no weight but the plan's.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from statistics import fmean
 
 import numpy as np
@@ -17,6 +19,7 @@ from wardround.client.checkpoints import RoundPlace
 from wardround.client.memory import Figures, Kept, Trained
 from wardround.client.own_rank import start_of
 from wardround.client.parties import compressed_contribution, contribution
+from wardround.client.private import SitePrivacy
 from wardround.client.site import Site
 from wardround.core.counting import train_loss, training_counters
 from wardround.core.errors import TrainingError
@@ -137,11 +140,13 @@ def train(
     resumed = None if checkpoints is None else checkpoints.load(place)
     rules = site.strategy.local_rules(broadcast, kept.memory, request.round)
     private: PrivateRound | None = None
+    left: Callable[[int], None] | None = None
     if privacy is not None:
         moving = {name: p for name, p in site.bench.parameters().items() if name not in rules.frozen}
         # Whatever can be refused is refused before it is charged.
         require_rules(site.bench.model, moving)
         private = privacy.private_round(request.round, kept.clip_norm, resumed)
+        draw = privacy.draw(request.round)
         local[SPENT] = privacy.reserve(
             site.plan,
             site.run_id,
@@ -149,10 +154,12 @@ def train(
             cohort=len(offer.cohort),
             coordinates=offer.coordinates,
             done=private.done,
+            draw=draw,
         )
+        left = partial(_settle, privacy, site.run_id, request.round, draw, private.done)
     job = replace(
         job_of(request.round, site, kept, start, rules), private=private, resumed=resumed,
-        checkpoints=None if checkpoints is None else checkpoints.of(place),
+        checkpoints=None if checkpoints is None else checkpoints.of(place, left),
     )  # fmt: skip
     together = None if site.together is None else site.together(request, broadcast, site, job)
     result = train_locally(site.bench, job) if together is None else together
@@ -162,6 +169,11 @@ def train(
         broadcast.digest, beside(start.trained, start.rest), beside(result.adapter, start.rest),
         figures_of(site, result), result.optimiser_state, result.update, result.clip_norm, result.gradient,
     )  # fmt: skip
+
+
+def _settle(privacy: SitePrivacy, run_id: str, round: int, draw: str, before: int, done: int) -> None:
+    """The process ends after so many steps of a round, `before` of them another reservation's."""
+    privacy.settle(run_id, round, draw, done - before)
 
 
 def job_of(round: int, site: Site, kept: Kept, start: AtRank, rules: LocalRules) -> LocalJob:

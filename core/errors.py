@@ -11,6 +11,7 @@ WardroundError
 ├── BudgetError            a privacy budget would be overdrawn, or is unknown
 ├── TrainingError          local training went wrong (a loss that is not finite)
 ├── StorageError           a file could not be written or does not hold what it should
+│   └── RolledBackError    a privacy ledger lacks rows that others have seen
 ├── UnreachableError       a process that should answer does not
 └── InternalError          a broken invariant of ours: please report
 
@@ -169,6 +170,10 @@ class TrainingError(WardroundError):
 
 class StorageError(WardroundError):
     """A file could not be written, or does not hold what it should."""
+
+
+class RolledBackError(StorageError):
+    """A privacy ledger is older than what others have seen of it."""
 
 
 class UnreachableError(WardroundError):

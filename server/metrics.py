@@ -41,7 +41,16 @@ REPLIES: Final = ("ok", "refused", "failed", "late", "quarantined")
 CODES: Final = frozenset(
     {
         *("", "deadline", "malformed_reply", "crashed", "version"),  # the server's own
-        *("bad_request", "policy", "budget", "storage", "configuration", "bad_message", "internal"),
+        *(
+            "bad_request",
+            "policy",
+            "budget",
+            "rolled_back",
+            "storage",
+            "configuration",
+            "bad_message",
+            "internal",
+        ),
         *("nothing_trained", "bad_contribution", "nothing_kept", "weight_above_plan", "non_finite_loss"),
         *("nothing_moved", "no_rows", "nothing_trains", "non_finite_contribution", "out_of_memory"),
     }

@@ -16,6 +16,7 @@ from wardround.client.ledger.rows import (
     Amended,
     AnyRow,
     Disjoint,
+    Joined,
     Mended,
     Opened,
     Refused,
@@ -81,7 +82,8 @@ class Book:
         order: The Rényi order of the cap; stays once there is one.
         population: Who is who.
         sources: By their numbers.
-        totals: What each source was charged since the cap was last written off.
+        totals: What each source was charged since the cap was last written off, or ever, where that counts
+            beside the cap.
         runs: The same by source and run.
         older: What sources were charged before it was, by source and run.
         draws: Reservations of each stage.
@@ -92,7 +94,9 @@ class Book:
         refusals: What was refused, each once.
         floor: ρ at the cap's order that was written off, for every unit.
         unknown: Rows were lost, and there was no cap that bounds what they said.
-        write_offs: Rows at which that happened.
+        write_offs: Rows at which the cap was written off.
+        beside: Those among them, counted from 0, that cover a whole branch that was lost.
+        branches: Heads of rows that were joined.
         notes: Rows that a person signed.
     """
 
@@ -112,6 +116,8 @@ class Book:
     floor: float = 0.0
     unknown: bool = False
     write_offs: list[int] = field(default_factory=list)
+    beside: set[int] = field(default_factory=set)
+    branches: set[str] = field(default_factory=set)
     notes: list[Amended | Disjoint | WrittenOff | Mended] = field(default_factory=list)
     policy: BudgetPolicy = field(init=False)
     order: float | None = field(init=False)
@@ -256,6 +262,8 @@ class Book:
                 self._write_off(row)
             case Mended():
                 self.notes.append(row)
+            case Joined():
+                self.branches.update(row.heads)
             case Opened() | Reserved():
                 raise _misplaced(row.row)
 
@@ -279,23 +287,31 @@ class Book:
         if charge is None or found is None or draw in self.lowered:
             raise _misplaced(row.row)
         step, reserved = found
-        if charge.row > max(self.write_offs, default=0):
+        if charge.row > max(self.write_offs, default=0):  # what was written off stays as it was
             self.totals[charge.terms.source].lower(step, reserved - row.steps)
             self.runs[charge.terms.source, row.run].lower(step, reserved - row.steps)
         self.lowered[draw] = row.steps
 
     def _write_off(self, row: WrittenOff) -> None:
-        """All that was charged is within the cap, and so is what was lost: together they are the cap."""
+        """What was lost came after the rows here, and with them it is within the cap: together they are it.
+
+        Unless the ledger went on by itself. Then its own rows count beside the cap; so they do for good where
+        a branch was joined, since nothing bounded both together.
+        """
         if self.cap is None:
             self.unknown = True
         else:
-            self.floor = max(self.floor, self.cap.budget)
+            epsilon = max(self.cap.epsilon, row.epsilon or 0.0)
+            self.floor = max(self.floor, self.cap.model_copy(update={"epsilon": epsilon}).budget)
         self.left |= {*self.plans, *row.runs}
         for place, tally in self.runs.items():
             self.older[place] = Tally.total([self.older.get(place, Tally()), tally])
         self.runs, self._known = {}, {}
-        # What was released stays released.
-        self.totals = [Tally(released=tally.released) for tally in self.totals]
+        if row.beside:
+            self.beside.add(len(self.write_offs))
+        if not self.beside and not self.branches:
+            # What was released stays released.
+            self.totals = [Tally(released=tally.released) for tally in self.totals]
         self.write_offs.append(row.row)
         self.notes.append(row)
 

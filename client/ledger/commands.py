@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,11 @@ def verify_ledger(path: Path, *, key: str | None, mirror: Path | None) -> None:
     if found.mirror is not None:
         _say("the mirror is level" if not found.mirror else f"the mirror is {found.mirror} rows behind")
     _say(f"head {found.head.digest}, epoch {found.head.epoch}")
+    if found.strangers:
+        when = datetime.fromtimestamp(found.strangers_at, UTC)
+        _say(
+            f"{found.strangers} peers gave back another ledger's head on {when:%Y-%m-%d}: see docs/ledger.md"
+        )
     _say("Not shown by this: rows that are missing at the end. Compare the head with what others have seen.")
 
 
@@ -131,13 +137,21 @@ def declare_source(folder: Path, name: str, who: str, why: str, mirror: Path | N
     _say("the declaration is on record")
 
 
-def replay_rows(folder: Path, source: Path) -> None:
-    """Append the rows that another copy has and the ledger lacks.
+def replay_rows(folder: Path, source: Path, mirror: Path | None = None) -> None:
+    """Take the rows that another copy has and the ledger lacks.
 
     Raises:
-        StorageError: They do not follow, or there are none.
+        StorageError: They are another ledger's, or there are none.
     """
-    _say(f"{replay(folder, source)} rows were appended")
+    found = replay(folder, source, mirror=mirror)
+    _say(f"{found.rows} rows were appended")
+    if found.own:
+        _say(f"the ledger had gone another way: its own {found.own} rows are counted after them")
+    if found.behind:
+        _say(
+            "peers have seen rows beyond these: the ledger stays closed until they are replayed as well, or "
+            "the cap is written off"
+        )
 
 
 def mend_ledger(folder: Path, who: str, why: str, mirror: Path | None) -> None:
@@ -151,14 +165,23 @@ def mend_ledger(folder: Path, who: str, why: str, mirror: Path | None) -> None:
     _say("the torn line is cut off, and that is on record")
 
 
-def write_cap_off(folder: Path, who: str, why: str, runs: Sequence[str], mirror: Path | None) -> None:
+def write_cap_off(
+    folder: Path,
+    who: str,
+    why: str,
+    runs: Sequence[str],
+    mirror: Path | None,
+    *,
+    went_on: bool = False,
+    epsilon: float | None = None,
+) -> None:
     """Charge the whole cap for rows that are lost.
 
     Raises:
         ConfigError: Nobody signs.
         StorageError: A line is torn, or it cannot be written.
     """
-    write_off(folder, who=who, why=why, runs=runs, mirror=mirror)
+    write_off(folder, who=who, why=why, runs=runs, mirror=mirror, went_on=went_on, epsilon=epsilon)
     _say("the cap counts as spent, and the site joins no earlier run again")
 
 

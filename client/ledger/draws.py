@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from wardround.client.ledger.rows import Terms, place_of
+from wardround.privacy.accounting.mechanisms import Mechanism
 
 Stage: TypeAlias = tuple[str, int, int]
 """Run, round, stage."""
@@ -32,6 +33,21 @@ class Charge(NamedTuple):
     row: int
     draw: str
     terms: Terms
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """What stands in the ledger before data is touched.
+
+    Attributes:
+        draw: Run, round, stage, draw.
+        mechanism: As the patient is charged for it.
+        again: It stood there already: the same draw was asked for before, and is not charged twice.
+    """
+
+    draw: Draw
+    mechanism: Mechanism
+    again: bool
 
 
 @dataclass

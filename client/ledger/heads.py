@@ -1,7 +1,8 @@
 """Heads: what others keep of a ledger, so that a restored backup is noticed.
 
 A copy of a ledger that ends earlier is a whole chain. Only who has seen a later row can tell: the peers of a
-run, to whom the site shows its head with every advertisement, and the site's own mirror. What peers see is
+run, to whom the site shows its head with every advertisement (`client/peer_heads.py`), and the site's own
+mirror. What peers see is
 encrypted under a key of their consortium: they learn neither how many rows there are, nor whether it moved,
 nor that two consortia have the same site's ledger before them; and the site recognises its own head again.
 """
@@ -10,15 +11,15 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from wardround.client.ledger.book import Book
 from wardround.client.ledger.chain import Chain
-from wardround.core.errors import PeerError, StorageError
+from wardround.core.errors import PeerError, RolledBackError
 from wardround.privacy.secagg.secret import Secret
 
 _NONCE_BYTES: Final = 12
@@ -29,10 +30,6 @@ _LOW: Final = 2**32
 DIGEST_DIGITS: Final = 56
 """Of a row's head, in hex: 224 bits, so that what is shown fits 64 bytes."""
 BLINDED_BYTES: Final = _NONCE_BYTES + _SIZES.size + 16
-
-
-class RolledBackError(StorageError):
-    """The ledger is older than what others have seen of it."""
 
 
 @dataclass(frozen=True, order=True)
@@ -81,24 +78,34 @@ def head_of(chain: Chain, epoch: int) -> Head:
     return Head(epoch, len(chain), chain.head(len(chain) - 1)[:DIGEST_DIGITS])
 
 
-def require(head: Head, chain: Chain, write_offs: Sequence[int]) -> None:
-    """Refuse a ledger that is not at or beyond a head.
+def is_covered(head: Head, chain: Chain, book: Book) -> bool:
+    """Whether a ledger is at or beyond a head.
 
-    A head from before a write-off may be of rows that were lost then, and which are charged by it.
+    A head from before a write-off may be of rows that were lost then, and which are charged by it: of any, if
+    what the ledger itself had is charged beside them; else of those alone that came after its last one.
 
     Args:
         head: What somebody has seen.
         chain: The ledger's.
-        write_offs: Rows at which its cap was written off.
+        book: What it says.
+    """
+    if 0 < head.rows <= len(chain) and chain.head(head.rows - 1)[:DIGEST_DIGITS] == head.digest:
+        return True
+    if head.digest in book.branches:
+        return True
+    ended = head.epoch < len(book.write_offs)
+    return ended and (head.epoch in book.beside or head.rows > book.write_offs[head.epoch])
+
+
+def require(head: Head, chain: Chain, book: Book) -> None:
+    """Refuse a ledger that is not at or beyond a head; arguments as `is_covered`.
 
     Raises:
         RolledBackError: Rows are missing, or the ledger went another way.
     """
-    if 0 < head.rows <= len(chain) and chain.head(head.rows - 1)[:DIGEST_DIGITS] == head.digest:
+    if is_covered(head, chain, book):
         return
-    if head.epoch < len(write_offs) and head.rows > write_offs[head.epoch]:
-        return
-    missing = head.epoch > len(write_offs) or head.rows > len(chain)
+    missing = head.epoch > len(book.write_offs) or head.rows > len(chain)
     raise RolledBackError(
         "the ledger was put back to an older copy" if missing else "the ledger went two ways",
         found=f"{len(chain)} rows", expected=f"{head.rows} rows, the last of them as others have seen it",

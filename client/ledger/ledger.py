@@ -20,14 +20,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from wardround.client.ledger.book import Book
 from wardround.client.ledger.charging import for_patient, met_in_run, refusal, spent
-from wardround.client.ledger.draws import Draw
+from wardround.client.ledger.draws import Draw, Reservation
 from wardround.client.ledger.guards import admit, check_open, check_run, check_same, record
 from wardround.client.ledger.heads import Head
 from wardround.client.ledger.policy import BudgetPolicy
@@ -42,21 +41,6 @@ from wardround.privacy.accounting.tally import Tally
 
 WHOLE_RUN = "the whole run"
 """Draw under which the refusal of a run without privacy stands."""
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """What stands in the ledger before data is touched.
-
-    Attributes:
-        draw: Run, round, stage, draw.
-        mechanism: As the patient is charged for it.
-        again: It stood there already: the same draw was asked for before, and is not charged twice.
-    """
-
-    draw: Draw
-    mechanism: Mechanism
-    again: bool
 
 
 class Ledger:
@@ -115,7 +99,7 @@ class Ledger:
             now: Seconds since 1970.
 
         Raises:
-            RolledBackError: The mirror has rows that the ledger lacks.
+            RolledBackError: The mirror has rows that the ledger lacks, or peers have seen some.
             StorageError: There is no ledger, it is torn, altered or another key's, or another process has it.
             ConfigError: The policy on record is another.
         """
@@ -220,6 +204,16 @@ class Ledger:
             self._store.append(Reserved, round=round, stage=stage, draw=draw, terms=terms)
             self._open.add(place)
             return Reservation(place, charged, again=False)
+
+    def resume(self, reservation: Reservation) -> None:
+        """Take a reservation as this object's that the same process made while it had the ledger open before.
+
+        Args:
+            reservation: As `reserve` gave it, and as nobody has asked for it since.
+        """
+        with self._lock:
+            if not reservation.again:
+                self._open.add(reservation.draw)
 
     def settle(self, reservation: Reservation, steps: int) -> int:
         """Say how many of the reserved steps ran: the charge is lowered to them, once and never raised.
@@ -368,12 +362,11 @@ class Ledger:
         """Refuse to go on where others have seen more of this ledger than it has.
 
         Raises:
-            RolledBackError: They have; every later call is refused as well. Replay the rows, or write the cap
-                off (`repair.py`), and open it anew.
+            RolledBackError: They have; every later call is refused as well, and so is whoever opens it, until
+                the rows are replayed or the cap is written off (`repair.py`).
         """
         with self._lock:
-            for head in heads:
-                self._store.require(head)
+            self._store.require(heads)
 
     @property
     def book(self) -> Book:

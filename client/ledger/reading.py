@@ -8,10 +8,11 @@ from pathlib import Path
 
 from wardround.client.ledger.book import Book
 from wardround.client.ledger.chain import TORN, Chain, chained, whole_lines
-from wardround.client.ledger.heads import Head, head_of
+from wardround.client.ledger.heads import Head, head_of, require
 from wardround.client.ledger.keys import KEY_FILE, LedgerKeys
 from wardround.client.ledger.row_file import FILE, refuse_if_ahead
 from wardround.client.ledger.rows import AnyRow, Opened, fields_of, typed
+from wardround.client.ledger.seen import Seen, read_seen
 from wardround.client.ledger.store import check_keys, read_file, read_rows
 from wardround.core.errors import ConfigError, StorageError
 
@@ -26,6 +27,8 @@ class Verified:
         head: Stands for all of it: to compare with what others have seen.
         lists: Lists of units that are as their rows say; none of an export.
         mirror: Rows that the mirror is behind; None where none was looked at.
+        strangers: Peers who gave back heads of another ledger, and none of this; as `Seen`.
+        strangers_at: When, likewise.
     """
 
     rows: int
@@ -33,6 +36,8 @@ class Verified:
     head: Head
     lists: int
     mirror: int | None
+    strangers: int = 0
+    strangers_at: int = 0
 
 
 def look(folder: Path) -> tuple[Book, bool]:
@@ -56,6 +61,7 @@ def verify(path: Path, *, key: str | None = None, mirror: Path | None = None) ->
         mirror: The ledger's mirror.
 
     Raises:
+        RolledBackError: The mirror has, or peers have seen, rows that it lacks.
         StorageError: Something is not as it was written; says what and where.
         ConfigError: A mirror is named of an export.
     """
@@ -78,6 +84,11 @@ def verify(path: Path, *, key: str | None = None, mirror: Path | None = None) ->
     chain.check_signatures(opened.key)
     if is_folder and (path / KEY_FILE).exists():
         check_keys(LedgerKeys.read(path), opened)
+    seen = Seen()
+    if book is not None:
+        seen = read_seen(path)
+        for told in seen.known:
+            require(told, chain, book)
     behind = None
     if mirror is not None:
         held, _ = whole_lines(read_file(mirror / FILE))
@@ -85,7 +96,8 @@ def verify(path: Path, *, key: str | None = None, mirror: Path | None = None) ->
         behind = len(chain) - held.count(b"\n")
     epoch = sum(row.kind == "write_off" for row in rows)
     head = head_of(chain, epoch)
-    return Verified(len(chain), opened.key, head, 0 if book is None else len(book.sources), behind)
+    lists = 0 if book is None else len(book.sources)
+    return Verified(len(chain), opened.key, head, lists, behind, seen.strangers, seen.at)
 
 
 def exported(folder: Path) -> tuple[bytes, Chain]:

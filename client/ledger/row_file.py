@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from wardround.client.ledger.chain import whole_lines
-from wardround.client.ledger.heads import RolledBackError
-from wardround.core.errors import StorageError
+from wardround.core.errors import RolledBackError, StorageError
 from wardround.runtime.files import private_folder, storing, sync_folder
 
 FILE: Final = "ledger.jsonl"

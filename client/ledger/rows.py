@@ -22,6 +22,8 @@ Text: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=256,
 Reason: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=2000, strict=True)]
 Digest: TypeAlias = HexKey
 """SHA-256, in hex."""
+HeadDigest: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{56}$", strict=True)]
+"""First part of a row's head, in hex, as peers keep it."""
 Count: TypeAlias = Annotated[int, Field(ge=0, strict=True)]
 Unit: TypeAlias = Literal["patient", "example"]
 """What one clipped contribution was of. Whatever it was, the patient is charged."""
@@ -164,6 +166,20 @@ class WrittenOff(Row):
     why: Reason
     runs: tuple[Text, ...] = ()
     """Runs that the lost rows may have been about, beside those in the rows before this one."""
+    beside: bool = False
+    """The ledger went on after it was put back: what stands before this row counts beside the cap."""
+    epsilon: float | None = None
+    """A cap that the lost rows had, where it was higher than the one here."""
+
+
+class Joined(Row):
+    """A ledger that was put back had gone another way: those rows are counted after the true ones."""
+
+    kind: Literal["branch"] = "branch"
+    common: Count
+    """Rows that both have."""
+    heads: tuple[HeadDigest, ...]
+    """Of the other rows, in order, and of branches in them: peers may have seen any."""
 
 
 class Mended(Row):
@@ -178,7 +194,7 @@ class Mended(Row):
 
 AnyRow: TypeAlias = Annotated[
     Opened | Amended | SourceAdded | Disjoint | Reserved | Settled | Sealed | Released | Refused
-    | WrittenOff | Mended,
+    | WrittenOff | Mended | Joined,
     Field(discriminator="kind"),
 ]  # fmt: skip
 _ROWS: Final[TypeAdapter[AnyRow]] = TypeAdapter(AnyRow)

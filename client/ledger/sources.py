@@ -42,13 +42,24 @@ def add_source(
 ) -> Source:
     """As `Ledger.source`."""
     store.check()
-    units = UnitList.of(store.keys, unit_ids, contents)
+    units, book = UnitList.of(store.keys, unit_ids, contents), store.book
+    if book.source_of(units.digest) is None:
+        arrival = book.population.arrival(units)
+        check_delta(book.policy.delta, max(book.units, book.population.size + arrival.unknown))
+    return name_list(store, name, units)
+
+
+def name_list(store: Store, name: str, units: UnitList) -> Source:
+    """The source of a list, whatever δ comes to; one that is there keeps its number.
+
+    Raises:
+        StorageError: It cannot be kept.
+    """
     book = store.book
     number = book.source_of(units.digest)
     unknown = contested = 0
     if number is None:
         arrival = book.population.arrival(units)
-        check_delta(book.policy.delta, max(book.units, book.population.size + arrival.unknown))
         store.add_list(units)
         if book.population.size:  # the first source brings nobody who could be known already
             unknown, contested = arrival.unknown, arrival.contested

@@ -3,6 +3,7 @@
     ledger.key      the secret of which both keys are made
     ledger.jsonl    the rows
     units/          lists of units, one file each
+    seen.json       what peers have seen and the ledger lacks, where that ever was so (`seen.py`)
 
 All of it is backed up together. Rows and lists, not the key, are in the mirror.
 """
@@ -10,7 +11,7 @@ All of it is backed up together. Rows and lists, not the key, are in the mirror.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ from typing import Any, Final, TypeVar
 
 from wardround.client.ledger.book import Book
 from wardround.client.ledger.chain import TORN, Chain, chained, whole_lines
-from wardround.client.ledger.heads import Head, RolledBackError, head_of, require
+from wardround.client.ledger.heads import Head, head_of, is_covered, require
 from wardround.client.ledger.keys import KEY_FILE, LedgerKeys
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.row_file import FILE, RowFile, mirrored
 from wardround.client.ledger.rows import Opened, Row, canonical, checked
+from wardround.client.ledger.seen import note_heads, read_seen
 from wardround.client.ledger.units import FOLDER, UnitList, copy_lists, read_list, write_list
-from wardround.core.errors import StorageError
+from wardround.core.errors import RolledBackError, StorageError
 from wardround.runtime.files import atomic_folder, private_folder, storing, write_atomic
 
 PRIVATE: Final = 0o700
@@ -88,7 +90,7 @@ class Store:
             repair: For whoever mends it: a torn line is no obstacle, and no mirror is looked at.
 
         Raises:
-            RolledBackError: The mirror is ahead.
+            RolledBackError: The mirror is ahead, or peers have seen rows that are missing.
             StorageError: There is none, another process has it, or it is torn, altered, or another key's.
         """
         path = folder / FILE
@@ -108,6 +110,9 @@ class Store:
             check_keys(keys, book.opened)
             chain.check_last(book.opened.key)
             store = Store(folder, keys, file, chain, book, torn)
+            if not repair:
+                for head in read_seen(folder).known:
+                    require(head, chain, book)
             if mirror is not None and not repair:
                 store.mirror = mirrored(mirror / FILE, whole)
                 undo.callback(store.mirror.close)
@@ -174,16 +179,20 @@ class Store:
         if self.mirror is not None and self.mirror.size < self.file.size:
             self.mirror.append(self.file.read(self.mirror.size))
 
-    def require(self, head: Head) -> None:
-        """Refuse to go on, now and later, if others have seen more of this ledger than it has.
+    def require(self, heads: Iterable[Head]) -> None:
+        """Refuse to go on, now and whenever it is opened, if others have seen more of it than it has.
 
         Raises:
             RolledBackError: They have.
         """
+        lacking = sorted({head for head in heads if not is_covered(head, self.chain, self.book)})
+        if not lacking:
+            return
         try:
-            require(head, self.chain, self.book.write_offs)
+            require(lacking[-1], self.chain, self.book)
         except RolledBackError as error:
             self.stopped = error
+            note_heads(self.folder, lacking)
             raise
 
     def close(self) -> None:

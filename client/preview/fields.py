@@ -66,7 +66,7 @@ FIELDS: Final[Mapping[str, Mapping[str, str]]] = {
         "mask_key": "public key, made for this attempt",
         "commitment": "to a random seed",
         "graph_commitment": "to random bytes for the draw of the graph",
-        "ledger_head": "encrypted head of the privacy ledger; empty for now",
+        "ledger_head": "head of the privacy ledger, which this site alone can read; zeros where it has none",
     },
     "opening": {
         "kind": "name of the message",
@@ -85,6 +85,7 @@ FIELDS: Final[Mapping[str, Mapping[str, str]]] = {
     "box": {
         "recipient": "the neighbour's name",
         "sealed": "shares of this attempt's secrets, encrypted to the neighbour",
+        "head": "the neighbour's own ledger_head of an earlier sum, given back; zeros where there is none",
         "signature": _SIGNATURE,
     },
     "masked": {

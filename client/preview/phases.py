@@ -15,6 +15,7 @@ from wardround.privacy.sealed import public_key, seal
 from wardround.privacy.secagg.draw import Agreed, Committed, Shown
 from wardround.privacy.secagg.identity import KeySigner
 from wardround.privacy.secagg.messages import (
+    NO_HEAD,
     SEALED_BYTES,
     Advertisement,
     Box,
@@ -64,7 +65,12 @@ def phases_of(plan: TrainingPlan, offer: Offer, site: str) -> list[tuple[str, by
             ADVERTISE,
             encode(
                 Advertisement(
-                    site=site, channel_key=_ZEROS, mask_key=_ZEROS, commitment=_ZEROS, graph_commitment=_ZEROS
+                    site=site,
+                    channel_key=_ZEROS,
+                    mask_key=_ZEROS,
+                    commitment=_ZEROS,
+                    graph_commitment=_ZEROS,
+                    ledger_head=NO_HEAD,
                 )
             ),
         ),
@@ -106,7 +112,7 @@ def _others(site: str, members: Sequence[str]) -> list[str]:
 
 
 def _box(recipient: str) -> Box:
-    return Box(recipient=recipient, sealed=bytes(SEALED_BYTES))
+    return Box(recipient=recipient, sealed=bytes(SEALED_BYTES), head=NO_HEAD)
 
 
 def _masked(site: str, coordinates: bytes, counters: bytes) -> bytes:

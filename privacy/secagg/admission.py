@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from pydantic import Field
 
@@ -55,6 +56,59 @@ class Record(Protocol):
         """Keep it."""
 
 
+class Heads(Protocol):
+    """The heads of privacy ledgers that the members of a consortium keep for each other.
+
+    So a site is told of rows that its ledger has lost. A head is at most `HEAD_BYTES`, which its own site
+    alone can read; `NO_HEAD`, or nothing at all, is none.
+    """
+
+    def own(self) -> bytes:
+        """Head of this site's ledger, to be shown.
+
+        Raises:
+            StorageError: The ledger cannot be opened; or others have seen rows that it lacks.
+        """
+
+    def kept(self, sites: Collection[str]) -> Mapping[str, bytes]:
+        """What is given back to each of these sites, where there is anything."""
+
+    def keep(self, heads: Mapping[str, bytes]) -> None:
+        """Keep what these sites have shown, in place of what was kept of them; durable when it returns.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+
+    def returned(self, heads: Mapping[str, bytes]) -> None:
+        """Judge what peers give back: by site, a head of this one's, none, or rubbish.
+
+        Raises:
+            StorageError: A peer has seen rows that the ledger lacks: now, and until a person has seen to it.
+        """
+
+
+class NoHeads:
+    """Nothing is shown, kept or judged: simulations, and whoever has no ledger to lose."""
+
+    def own(self) -> bytes:
+        """As `Heads`."""
+        return b""
+
+    def kept(self, sites: Collection[str]) -> Mapping[str, bytes]:  # noqa: ARG002 - the protocol's
+        """As `Heads`."""
+        return {}
+
+    def keep(self, heads: Mapping[str, bytes]) -> None:
+        """As `Heads`."""
+
+    def returned(self, heads: Mapping[str, bytes]) -> None:
+        """As `Heads`."""
+
+
+NO_HEADS: Final = NoHeads()
+
+
 @dataclass(frozen=True)
 class Member:
     """Who takes part, under which rules.
@@ -70,6 +124,7 @@ class Member:
         record: What survives a crash.
         least_change: Sites; the survivors of two sums, one opened after the other, are the same or differ by
             so many: of what is counted of the same rows each time, their difference is that of a few sites.
+        heads: Of ledgers: this site's own, and those that it keeps for its peers.
     """
 
     name: str
@@ -81,6 +136,7 @@ class Member:
     plan: bytes
     record: Record
     least_change: int = 0
+    heads: Heads = NO_HEADS
 
 
 def read(member: Member, signed: SignedOffer, broadcast: bytes) -> Offer:

@@ -36,8 +36,8 @@ class DummySite(SecureSite):
     def _split(secret: Secret, threshold: int, places: Sequence[int]) -> list[Secret]:  # noqa: ARG004 - the real one's
         return [_NO_SHARE] * len(places)
 
-    def _box(self, keyed: object, peer: Advertisement, *rest: object) -> Box:  # noqa: ARG002 - the real one's
-        return Box(recipient=peer.site, sealed=bytes(SEALED_BYTES))
+    def _box(self, keyed: object, peer: Advertisement, head: bytes, *rest: object) -> Box:  # noqa: ARG002 - the real one's
+        return Box(recipient=peer.site, sealed=bytes(SEALED_BYTES), head=head)
 
     def _open_boxes(self, dealt: object, message: Delivery) -> dict[str, tuple[Secret, Secret]]:  # noqa: ARG002 - the real one's
         return dict.fromkeys(sorted(message.boxes), (_NO_SHARE, _NO_SHARE))

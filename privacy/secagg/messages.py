@@ -30,10 +30,14 @@ LARGEST_HEAD = 1 << 26
 LARGEST_SHORT_HEAD = 1 << 12
 """Of a message that holds no list: a complaint is one, and the head of a masked vector."""
 SEALED_BYTES = 2 * SHARE_BYTES + 16
+HEAD_BYTES = 64
+NO_HEAD = bytes(HEAD_BYTES)
+"""In place of a ledger's head that there is not, where all messages are to have one length."""
 
 PublicKey = Annotated[bytes, Field(min_length=32, max_length=32)]
 Signature = Annotated[bytes, Field(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
 Share = Annotated[bytes, Field(min_length=SHARE_BYTES, max_length=SHARE_BYTES)]
+LedgerHead = Annotated[bytes, Field(max_length=HEAD_BYTES)]
 Sealed = Annotated[bytes, Field(min_length=SEALED_BYTES, max_length=SEALED_BYTES)]
 
 
@@ -66,8 +70,8 @@ class Advertisement(Message):
     """To the seed of the self-mask."""
     graph_commitment: Digest
     """To what this site adds to the draw of the graph."""
-    ledger_head: Annotated[bytes, Field(max_length=64)] = b""
-    """Head of the site's privacy ledger, so that peers would see it turned back."""
+    ledger_head: LedgerHead = b""
+    """Head of the site's privacy ledger, which nobody else can read: peers keep it, and give it back."""
 
     def content(self) -> tuple[bytes | str | int, ...]:
         """Everything."""
@@ -93,11 +97,18 @@ class Box(Wire):
 
     recipient: SiteName
     sealed: Sealed
+    head: LedgerHead = b""
+    """The recipient's ledger's, as the dealer has kept it of earlier sums; `boxes.py` binds it."""
     signature: Signature = bytes(SIGNATURE_BYTES)
+
+    @property
+    def parts(self) -> tuple[bytes | str, ...]:
+        """All of it but the signature."""
+        return self.recipient, self.sealed, self.head
 
     def statement(self, context: bytes, dealer: str, agreed: bytes) -> bytes:
         """The signed bytes."""
-        return statement("box", context, dealer, agreed, self.recipient, self.sealed)
+        return statement("box", context, dealer, agreed, *self.parts)
 
 
 class Dealing(Message):
@@ -111,7 +122,7 @@ class Dealing(Message):
 
     def content(self) -> tuple[bytes | str | int, ...]:
         """Everything, the boxes' own signatures included."""
-        parts = (part for box in self.boxes for part in (box.recipient, box.sealed, box.signature))
+        parts = (part for box in self.boxes for part in (*box.parts, box.signature))
         return self.agreed, digest("boxes", *parts)
 
 
@@ -126,7 +137,7 @@ class Complaint(Message):
 
     def content(self) -> tuple[bytes | str | int, ...]:
         """Everything."""
-        return self.dealer, self.box.recipient, self.box.sealed, self.box.signature, self.channel_secret
+        return self.dealer, *self.box.parts, self.box.signature, self.channel_secret
 
 
 class Laned(Wire):

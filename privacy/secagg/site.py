@@ -4,13 +4,18 @@ advertise → (open_graph) → deal → mask → confirm → unmask
 
 Each phase is bound to the transcript of all before it, happens once, and is refused out of order. What must
 survive a crash is in the member's `Record`; secrets live in memory only, and go as soon as they are used.
+
+Beside that the sites keep each other's ledgers' heads (`admission.py:Heads`): a site shows its own with its
+keys, its peers give back with their shares what they have of earlier sums, and it judges that before anything
+of its vector leaves. What it showed is kept by whoever helps to open a sum that has its vector in it. Not
+sooner: a site whose ledger was turned back, and which vanished before it was told so, would have made
+everybody forget.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -18,10 +23,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from wardround.core.errors import InternalError, PeerError
 from wardround.core.packed import Array
 from wardround.privacy.packing import packed, packed_size, word_of
-from wardround.privacy.secagg import transcript
+from wardround.privacy.secagg import standing, transcript
 from wardround.privacy.secagg.admission import Member, accept
 from wardround.privacy.secagg.boxes import open_box, seal
-from wardround.privacy.secagg.graph import Graph
 from wardround.privacy.secagg.masks import Mask, under_masks
 from wardround.privacy.secagg.messages import (
     Advertised,
@@ -45,48 +49,6 @@ from wardround.privacy.secagg.policy import check_change
 from wardround.privacy.secagg.secret import Secret
 from wardround.privacy.secagg.shamir import split
 
-
-@dataclass(frozen=True, repr=False)
-class _Keyed:
-    offer: Offer
-    channel: X25519PrivateKey
-    mask: X25519PrivateKey
-    seed: Secret
-    graph_value: Secret
-    own: Advertisement
-
-
-@dataclass(frozen=True, repr=False)
-class _Drawn:
-    keyed: _Keyed
-    advertisements: Mapping[str, Advertisement]
-
-
-@dataclass(frozen=True, repr=False)
-class _Dealt:
-    keyed: _Keyed
-    advertisements: Mapping[str, Advertisement]
-    graph: Graph
-    agreed: bytes
-    own_shares: tuple[Secret, Secret]
-
-
-@dataclass(frozen=True, repr=False)
-class _Masked:
-    offer: Offer
-    graph: Graph
-    dealers: tuple[str, ...]
-    dealt: bytes
-    held: Mapping[str, tuple[Secret, Secret]]
-
-
-@dataclass(frozen=True, repr=False)
-class _Confirmed:
-    masked: _Masked
-    survivors: tuple[str, ...]
-    survived: bytes
-
-
 P = TypeVar("P")
 M = TypeVar("M", bound=Message)
 
@@ -100,21 +62,22 @@ class SecureSite:
         self.member = member
         self._phase: object = None
 
-    def advertise(self, signed: SignedOffer, broadcast: bytes, *, ledger_head: bytes = b"") -> Advertisement:
+    def advertise(self, signed: SignedOffer, broadcast: bytes) -> Advertisement:
         """Accept an offer: fresh keys for this attempt, and commitments.
 
         Args:
             signed: What the relay proposes.
             broadcast: Digest of the state that this site was really sent.
-            ledger_head: Head of its privacy ledger.
 
         Raises:
             PolicyError: The site's own rules refuse.
             PeerError: The offer is not the server's, or contradicts itself, plan, roster, an earlier one.
+            StorageError: As `Heads.own`.
         """
         state = self.member.record.load()
         offer = accept(self.member, state, signed, broadcast)
         self._phase = None  # whatever was under way has ended: its keys die here
+        ledger_head = self.member.heads.own()
         self.member.record.save(state.after(signed))
         channel, mask = X25519PrivateKey.generate(), X25519PrivateKey.generate()
         seed, graph_value = Secret.fresh(), Secret.fresh()
@@ -129,7 +92,7 @@ class SecureSite:
             ),
             offer,
         )
-        self._phase = _Keyed(offer, channel, mask, seed, graph_value, own)
+        self._phase = standing.Keyed(offer, channel, mask, seed, graph_value, own)
         return own
 
     def open_graph(self, message: Advertised) -> Opening:
@@ -138,7 +101,7 @@ class SecureSite:
         Raises:
             PeerError: An advertisement is missing, unsigned or altered.
         """
-        keyed = self._take(_Keyed)
+        keyed = self._take(standing.Keyed)
         if not keyed.offer.degree:
             raise PeerError("the complete graph is not drawn")
         advertisements = self._advertisements(keyed, message)
@@ -147,7 +110,7 @@ class SecureSite:
             advertised=transcript.advertised(keyed.offer.context, advertisements),
             value=keyed.graph_value.reveal(),
         )
-        self._phase = _Drawn(keyed, advertisements)
+        self._phase = standing.Drawn(keyed, advertisements)
         return self._signed(opening, keyed.offer)
 
     def deal(self, message: Advertised | Opened) -> Dealing:
@@ -158,13 +121,13 @@ class SecureSite:
         """
         openings: Mapping[str, Opening] = {}
         if isinstance(message, Opened):
-            drawn = self._take(_Drawn)
+            drawn = self._take(standing.Drawn)
             keyed, advertisements = drawn.keyed, drawn.advertisements
             openings = transcript.check_openings(
                 keyed.offer, self.member.roster, advertisements, message.openings
             )
         else:
-            keyed = self._take(_Keyed)
+            keyed = self._take(standing.Keyed)
             if keyed.offer.degree:
                 raise PeerError("shares were asked for before the graph was drawn")
             advertisements = self._advertisements(keyed, message)
@@ -177,10 +140,12 @@ class SecureSite:
         keys = self._split(Secret(keyed.mask.private_bytes_raw()), offer.shares_needed, places)
         shares = dict(zip(holders, zip(seeds, keys, strict=True), strict=True))
         own_shares = shares.pop(name)
+        heads = self.member.heads.kept(tuple(shares))
         boxes = tuple(
-            self._box(keyed, advertisements[holder], agreed, *pair) for holder, pair in shares.items()
+            self._box(keyed, advertisements[holder], heads.get(holder, b""), agreed, *pair)
+            for holder, pair in shares.items()
         )
-        self._phase = _Dealt(keyed, advertisements, graph, agreed, own_shares)
+        self._phase = standing.Dealt(keyed, advertisements, graph, agreed, own_shares)
         return self._signed(Dealing(site=name, agreed=agreed, boxes=boxes), offer)
 
     def mask(self, message: Delivery, coordinates: Array, counters: Array) -> MaskedInput | Complaint:
@@ -196,9 +161,10 @@ class SecureSite:
 
         Raises:
             PeerError: The dealers are not a possible set, a box is missing or not signed by its dealer.
+            StorageError: A dealer has seen rows that this site's ledger lacks (`Heads.returned`).
             InternalError: A lane has the wrong size or type, or a counter is above the offer's bound.
         """
-        dealt = self._take(_Dealt)
+        dealt = self._take(standing.Dealt)
         offer, name = dealt.keyed.offer, self.member.name
         for lane, vector, size, word in (
             ("coordinates", coordinates, offer.coordinates, word_of(offer.bits)),
@@ -217,6 +183,7 @@ class SecureSite:
         opened = self._open_boxes(dealt, message)
         if isinstance(opened, Complaint):
             return self._signed(opened, offer)
+        self.member.heads.returned({dealer: box.head for dealer, box in message.boxes.items()})
         after = transcript.dealt(dealt.agreed, dealers)
         masks = self._masks(dealt, opened, after)
         pieces = itertools.chain(
@@ -226,7 +193,10 @@ class SecureSite:
         sizes = packed_size(coordinates.size, offer.bits), packed_size(counters.size, 64)
         draft = MaskedInput(site=name, dealt=after)
         answer = laned(draft, pieces, sizes, lambda whole: self._signed(whole, offer))
-        self._phase = _Masked(offer, dealt.graph, dealers, after, {**opened, name: dealt.own_shares})
+        shown = {peer: dealt.advertisements[peer].ledger_head for peer in dealers if peer != name}
+        self._phase = standing.Masked(
+            offer, dealt.graph, dealers, after, {**opened, name: dealt.own_shares}, shown
+        )
         return answer
 
     def confirm(self, message: Survivors) -> Confirmation:
@@ -236,7 +206,7 @@ class SecureSite:
             PeerError: The set is not sorted, holds others than the dealers, or misses this site.
             PolicyError: It is smaller than the site's policy allows, or differs too little from the last one.
         """
-        masked = self._take(_Masked)
+        masked = self._take(standing.Masked)
         survivors = message.sites
         if list(survivors) != sorted(set(survivors)) or not set(survivors) <= set(masked.dealers):
             raise PeerError("the survivors are not a subset of the sites that dealt shares")
@@ -254,7 +224,7 @@ class SecureSite:
                 remedy="the round is lost; the next one trains afresh",
             )  # fmt: skip
         survived = transcript.survived(masked.dealt, survivors)
-        self._phase = _Confirmed(masked, survivors, survived)
+        self._phase = standing.Confirmed(masked, survivors, survived)
         return self._signed(Confirmation(site=self.member.name, survived=survived), offer)
 
     def unmask(self, message: Confirmed) -> Unmasking:
@@ -262,8 +232,9 @@ class SecureSite:
 
         Raises:
             PeerError: Fewer than the threshold confirmed this very set.
+            StorageError: What has to outlive a crash cannot be written.
         """
-        confirmed = self._take(_Confirmed)
+        confirmed = self._take(standing.Confirmed)
         masked, offer = confirmed.masked, confirmed.masked.offer
         signers = {confirmation.site for confirmation in message.confirmations}
         if len(signers) != len(message.confirmations) or not signers <= set(confirmed.survivors):
@@ -279,6 +250,8 @@ class SecureSite:
                 "too few confirmations", found=len(signers), expected=f"at least {offer.threshold}"
             )
         survivors = set(confirmed.survivors)
+        # Before the answer: after a crash it is repeated as it is, and nothing would be kept any more.
+        self.member.heads.keep({site: head for site, head in masked.heads.items() if site in survivors})
         answer = self._signed(
             Unmasking(
                 site=self.member.name,
@@ -311,23 +284,29 @@ class SecureSite:
         answer = self.member.record.load().answer
         return answer if answer is not None and answer.survived == survived else None
 
-    def _advertisements(self, keyed: _Keyed, message: Advertised) -> dict[str, Advertisement]:
+    def _advertisements(self, keyed: standing.Keyed, message: Advertised) -> dict[str, Advertisement]:
         found = transcript.check_advertisements(keyed.offer, self.member.roster, message.advertisements)
         if found.get(self.member.name) != keyed.own:
             raise PeerError("this site's own advertisement was altered or left out")
         return found
 
     def _box(
-        self, keyed: _Keyed, peer: Advertisement, agreed: bytes, seed_share: Secret, key_share: Secret
+        self,
+        keyed: standing.Keyed,
+        peer: Advertisement,
+        head: bytes,
+        agreed: bytes,
+        seed_share: Secret,
+        key_share: Secret,
     ) -> Box:
         name = self.member.name
         channel = transcript.shared_secret(keyed.channel, peer.channel_key)
         key = transcript.box_key(channel, agreed, name, peer.site)
-        box = Box(recipient=peer.site, sealed=seal(key, seed_share, key_share, agreed))
+        box = Box(recipient=peer.site, sealed=seal(key, seed_share, key_share, agreed, head), head=head)
         signature = self.member.signer.sign(box.statement(keyed.offer.context, name, agreed))
         return box.model_copy(update={"signature": signature})
 
-    def _masks(self, dealt: _Dealt, peers: Iterable[str], after: bytes) -> list[Mapping[str, Mask]]:
+    def _masks(self, dealt: standing.Dealt, peers: Iterable[str], after: bytes) -> list[Mapping[str, Mask]]:
         keyed, name = dealt.keyed, self.member.name
         masks: list[Mapping[str, Mask]] = [transcript.self_masks(keyed.seed, after, name)]
         for peer in peers:
@@ -335,7 +314,7 @@ class SecureSite:
             masks.append(transcript.pair_masks(shared, after, name, peer))
         return masks
 
-    def _dealers(self, dealt: _Dealt, message: Delivery) -> tuple[str, ...]:
+    def _dealers(self, dealt: standing.Dealt, message: Delivery) -> tuple[str, ...]:
         offer, name, dealers = dealt.keyed.offer, self.member.name, message.dealers
         if list(dealers) != sorted(set(dealers)) or not set(dealers) <= set(dealt.advertisements):
             raise PeerError("the dealers are not a subset of the sites that advertised")
@@ -357,7 +336,9 @@ class SecureSite:
             )  # fmt: skip
         return dealers
 
-    def _open_boxes(self, dealt: _Dealt, message: Delivery) -> dict[str, tuple[Secret, Secret]] | Complaint:
+    def _open_boxes(
+        self, dealt: standing.Dealt, message: Delivery
+    ) -> dict[str, tuple[Secret, Secret]] | Complaint:
         opened: dict[str, tuple[Secret, Secret]] = {}
         offer, name = dealt.keyed.offer, self.member.name
         for dealer, box in sorted(message.boxes.items()):
@@ -386,14 +367,7 @@ class SecureSite:
         phase, self._phase = self._phase, None
         if not isinstance(phase, kind):
             raise PeerError(
-                "a phase is asked for out of its order", found=_name(type(phase)), expected=_name(kind),
-                remedy="a new attempt",
+                "a phase is asked for out of its order", found=standing.name_of(type(phase)),
+                expected=standing.name_of(kind), remedy="a new attempt",
             )  # fmt: skip
         return phase
-
-
-def _name(kind: type) -> str:
-    return {
-        "_Keyed": "after the keys", "_Drawn": "after the draw", "_Dealt": "after the shares",
-        "_Masked": "after the masked vector", "_Confirmed": "after the confirmation",
-    }.get(kind.__name__, "no attempt under way")  # fmt: skip

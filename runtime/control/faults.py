@@ -26,6 +26,7 @@ _CODES: dict[str, grpc.StatusCode] = {
     "BudgetError": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "TrainingError": grpc.StatusCode.ABORTED,
     "StorageError": grpc.StatusCode.DATA_LOSS,
+    "RolledBackError": grpc.StatusCode.DATA_LOSS,
     "UnreachableError": grpc.StatusCode.UNAVAILABLE,
     "InternalError": grpc.StatusCode.INTERNAL,
 }

@@ -113,11 +113,12 @@ def ledger_declare(
 def ledger_replay(
     folder: LEDGER,
     source: Annotated[Path, typer.Argument(help="Folder of the mirror, or of another copy.")],
+    mirror: MIRROR = None,
 ) -> None:
-    """Append the rows that another copy has and a restored ledger lacks."""
+    """Take the rows that another copy has and a restored ledger lacks."""
     from wardround.client.ledger.commands import replay_rows
 
-    replay_rows(folder, source)
+    replay_rows(folder, source, mirror)
 
 
 @ledger_app.command("mend")
@@ -137,9 +138,16 @@ def ledger_write_off(
         Optional[list[str]],  # noqa: UP045 - typer reads Optional
         typer.Option(help="A run that the lost rows may have been about; once for each."),
     ] = None,
+    went_on: Annotated[
+        bool, typer.Option("--went-on", help="It was used after it was put back: that counts beside the cap.")
+    ] = False,
+    epsilon: Annotated[
+        Optional[float],  # noqa: UP045 - as above
+        typer.Option(help="Of a cap that the lost rows had, where it was raised in them."),
+    ] = None,
     mirror: MIRROR = None,
 ) -> None:
     """Charge the whole cap for rows that are lost for good."""
     from wardround.client.ledger.commands import write_cap_off
 
-    write_cap_off(folder, who, why, run or [], mirror)
+    write_cap_off(folder, who, why, run or [], mirror, went_on=went_on, epsilon=epsilon)

@@ -212,8 +212,8 @@ def test_who_deals_a_bad_share_is_named_and_cannot_stop_the_run_twice(
 
     seal, calls = secure_site.seal, list[int]()
 
-    def spoiled(key: Any, first: Any, second: Any, agreed: bytes) -> bytes:
-        sealed = seal(key, first, second, agreed)
+    def spoiled(key: Any, first: Any, second: Any, agreed: bytes, head: bytes) -> bytes:
+        sealed = seal(key, first, second, agreed, head)
         calls.append(1)
         return sealed[:-1] + bytes([sealed[-1] ^ 1]) if cheating else sealed
 

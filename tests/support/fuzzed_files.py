@@ -29,7 +29,7 @@ from wardround.client.site_settings import STARTER, read_site_settings
 from wardround.core.plan_offers import PlanAnswer
 from wardround.core.selection import Selection
 from wardround.privacy.accounting.mechanisms import SampledGaussian
-from wardround.privacy.secagg.admission import SiteState
+from wardround.privacy.secagg.admission import NO_HEADS, SiteState
 from wardround.privacy.secagg.hashing import digest
 from wardround.privacy.secagg.identity import KeySigner, statement
 from wardround.privacy.secagg.messages import Confirmation
@@ -257,6 +257,12 @@ class _Keeper:
     def reserve(self, _: Any) -> float:
         return 0.1
 
+    def settle(self, *_: Any) -> None:
+        """Nothing."""
+
+    def heads(self, _: str) -> Any:
+        return NO_HEADS
+
 
 @kind("request of a worker to its supervisor")
 def _worker(_: Path, __: Any) -> Made:
@@ -276,6 +282,10 @@ def _worker(_: Path, __: Any) -> Made:
         (pb.SignRequest(statement=statement(Confirmation.KIND, context, "ward", b"x" * 32)), service._sign),
         (pb.SaveRecordRequest(place=place, record=SiteState().model_dump_json().encode()), service._save),
         (pb.ReserveRequest(charge=charge.model_dump_json().encode()), service._reserve),
+        (pb.SettleRequest(run_id="run1", round=1, draw="d", steps=2), service._settle),
+        (pb.KeptHeadsRequest(sum="training", sites=["clinic"]), service._kept_heads),
+        (pb.KeepHeadsRequest(sum="training", heads={"clinic": b"h" * 64}), service._keep_heads),
+        (pb.JudgeHeadsRequest(sum="training", heads={"clinic": b"h" * 64}), service._judge_heads),
     ]
 
     def read(data: bytes) -> None:

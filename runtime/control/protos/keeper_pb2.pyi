@@ -1,6 +1,7 @@
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -98,3 +99,90 @@ class HasLedgerReply(_message.Message):
     HAS_FIELD_NUMBER: _ClassVar[int]
     has: bool
     def __init__(self, has: _Optional[bool] = ...) -> None: ...
+
+class SettleRequest(_message.Message):
+    __slots__ = ("run_id", "round", "draw", "steps")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    DRAW_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    round: int
+    draw: str
+    steps: int
+    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., draw: _Optional[str] = ..., steps: _Optional[int] = ...) -> None: ...
+
+class SettleReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class OwnHeadRequest(_message.Message):
+    __slots__ = ("sum",)
+    SUM_FIELD_NUMBER: _ClassVar[int]
+    sum: str
+    def __init__(self, sum: _Optional[str] = ...) -> None: ...
+
+class OwnHeadReply(_message.Message):
+    __slots__ = ("head",)
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    head: bytes
+    def __init__(self, head: _Optional[bytes] = ...) -> None: ...
+
+class KeptHeadsRequest(_message.Message):
+    __slots__ = ("sum", "sites")
+    SUM_FIELD_NUMBER: _ClassVar[int]
+    SITES_FIELD_NUMBER: _ClassVar[int]
+    sum: str
+    sites: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, sum: _Optional[str] = ..., sites: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class KeptHeadsReply(_message.Message):
+    __slots__ = ("heads",)
+    class HeadsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    heads: _containers.ScalarMap[str, bytes]
+    def __init__(self, heads: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+
+class KeepHeadsRequest(_message.Message):
+    __slots__ = ("sum", "heads")
+    class HeadsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    SUM_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    sum: str
+    heads: _containers.ScalarMap[str, bytes]
+    def __init__(self, sum: _Optional[str] = ..., heads: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+
+class KeepHeadsReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class JudgeHeadsRequest(_message.Message):
+    __slots__ = ("sum", "heads")
+    class HeadsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    SUM_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    sum: str
+    heads: _containers.ScalarMap[str, bytes]
+    def __init__(self, sum: _Optional[str] = ..., heads: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+
+class JudgeHeadsReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -14,11 +14,12 @@ import pytest
 from private_site import UNITS
 
 from wardround.client import sealed_files, work
+from wardround.client.charges import LedgerCharges
 from wardround.client.checkpoints import CheckpointFile, RoundPlace
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.round import answer
 from wardround.client.sealed_files import Owner, storage_key
-from wardround.core.errors import StorageError
+from wardround.core.errors import StorageError, TrainingError
 from wardround.core.messages import SPENT, Request
 from wardround.privacy.secagg.hashing import digest
 from wardround.privacy.sums.contract import EVALUATION, TRAINING
@@ -283,3 +284,119 @@ def test_a_site_that_ends_between_keeping_and_sealing_seals_what_it_kept(
     assert charged(again) == [3]
     with again.site.privacy.charges.ledger() as ledger:
         assert ledger.sealed(run="run", round=1, stage=0) == work.digest_of(lanes)
+
+
+def closing_after(server: Any, folder: Path, steps: list[int], step: int) -> Any:
+    """The site, whose hours are over once so many steps are taken; it then ends."""
+
+    def ends() -> None:
+        raise Killed
+
+    file = replace(file_in(folder, every_s=1e9), closing=lambda: len(steps) >= step, leave=ends)
+    return replace(server, site=replace(server.site, checkpoints=file))
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_private_round_that_the_hours_end_costs_what_it_would_have_cost(
+    private: Make, tmp_path: Path, steps: list[int], step: int
+) -> None:
+    """The steps that ran are charged then, the others when it goes on: together they are the plan's."""
+    server = closing_after(private(cap=20.0), tmp_path, steps, step)
+    with pytest.raises(Killed):
+        answer(server.request(sums=(TRAINING,)), server.site)
+    assert len(steps) == step
+    assert left(server) == [step]
+    again = keeping(private(cap=20.0), tmp_path)
+    reply = answer(again.request(sums=(TRAINING,)), again.site)
+    assert reply.status == "ok"
+    assert left(again) == [step, 3 - step]
+    (tmp_path / "ledger").rename(tmp_path / "before")
+    whole = private(cap=20.0)
+    undisturbed = answer(whole.request(sums=(TRAINING,)), whole.site)
+    assert reply.local[SPENT] == undisturbed.local[SPENT], "ε says nothing of the hours"
+
+
+def left(server: Any) -> list[int]:
+    """Steps for which each reservation of round 1 counts."""
+    with server.site.privacy.charges.ledger() as ledger:
+        stage = ("run", 1, 0)
+        return [ledger.book.steps_left((*stage, charge.draw)) for charge in ledger.book.draws.of(stage)]
+
+
+def test_twice_ended_by_the_hours_it_counts_each_part_once(
+    private: Make, tmp_path: Path, steps: list[int]
+) -> None:
+    """A part begins where the one before ended."""
+    for step in (1, 2):
+        server = closing_after(private(cap=20.0), tmp_path, steps, step)
+        with pytest.raises(Killed):
+            answer(server.request(sums=(TRAINING,)), server.site)
+    assert left(server) == [1, 1]
+
+
+def test_a_private_round_that_fails_stays_charged_in_full(
+    private: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
+) -> None:
+    """At which step it failed may hang on one patient's rows, and ε would tell it."""
+
+    def fails(self: Any, checkpoint: Checkpoint, place: RoundPlace) -> None:
+        raise TrainingError("non_finite_loss", "a loss is not finite")
+
+    monkeypatch.setattr(CheckpointFile, "write", fails)
+    server = keeping(private(cap=20.0), tmp_path)
+    reply = answer(server.request(sums=(TRAINING,)), server.site)
+    assert (reply.status, reply.code) == ("failed", "non_finite_loss")
+    assert len(steps) == 1
+    assert left(server) == [3]
+
+
+def test_what_cannot_be_settled_stays_charged_and_the_site_ends_all_the_same(
+    private: Make, tmp_path: Path, steps: list[int], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """A full disk."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise StorageError("no room")
+
+    server = closing_after(private(cap=20.0), tmp_path, steps, 1)
+    monkeypatch.setattr(Ledger, "settle", full)
+    with pytest.raises(Killed):
+        answer(server.request(sums=(TRAINING,)), server.site)
+    assert left(server) == [3]
+    assert "stays charged in full" in caplog.text
+
+
+def test_a_round_whose_checkpoint_cannot_be_kept_is_not_left_nor_settled(
+    private: Make, tmp_path: Path, steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on, and is charged for all of it."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise StorageError("no room")
+
+    monkeypatch.setattr(CheckpointFile, "write", full)
+    server = closing_after(private(cap=20.0), tmp_path, steps, 1)
+    assert answer(server.request(sums=(TRAINING,)), server.site).status == "ok"
+    assert left(server) == [3]
+
+
+def test_only_who_reserved_it_settles_it(private: Make) -> None:
+    """Not another process, nor who asked twice; and not once it is sealed."""
+    privacy, plan = private(cap=20.0).site.privacy, private(cap=20.0).site.plan
+    asked = {"cohort": 1, "coordinates": 1}
+    privacy.reserve(plan, "run", 1, draw="mine", **asked)
+    other = replace(privacy, charges=LedgerCharges(privacy.charges.ledger))
+    other.settle("run", 1, "mine", 1)
+    privacy.reserve(plan, "run", 1, draw="twice", **asked)
+    privacy.reserve(plan, "run", 1, draw="twice", **asked)
+    privacy.settle("run", 1, "twice", 1)
+    privacy.reserve(plan, "run", 2, draw="sealed", **asked)
+    privacy.seal("run", 2, "11" * 32)
+    privacy.settle("run", 2, "sealed", 1)
+    with privacy.charges.ledger() as ledger:
+        reserved = [("run", 1, 0, "mine"), ("run", 1, 0, "twice"), ("run", 2, 0, "sealed")]
+        assert [ledger.book.steps_left(draw) for draw in reserved] == [3, 3, 3]
+    privacy.settle("run", 1, "mine", 2)
+    privacy.settle("run", 1, "mine", 1)
+    with privacy.charges.ledger() as ledger:
+        assert ledger.book.steps_left(reserved[0]) == 2, "once"

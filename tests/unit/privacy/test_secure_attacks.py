@@ -281,8 +281,8 @@ def test_a_dealer_whose_shares_fit_nothing_is_named(consortium: Any) -> None:
     site = group.sites[B]
     honest = site._box
 
-    def lying(keyed: Any, peer: Any, agreed: bytes, seed: Secret, key: Secret) -> Any:
-        return honest(keyed, peer, agreed, split(Secret.fresh(), 1, [1])[0], key)
+    def lying(keyed: Any, peer: Any, head: bytes, agreed: bytes, seed: Secret, key: Secret) -> Any:
+        return honest(keyed, peer, head, agreed, split(Secret.fresh(), 1, [1])[0], key)
 
     site._box = lying
     for name in group.names:

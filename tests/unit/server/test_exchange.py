@@ -168,8 +168,8 @@ def lies_when_dealing(transport: Any, site: str) -> None:
     dealer = transport.parties[site].parties[TRAINING]._site
     right = dealer._box
 
-    def wrong(keyed: Any, peer: Any, agreed: bytes, *shares: Any) -> Box:
-        box = right(keyed, peer, agreed, *shares)
+    def wrong(keyed: Any, peer: Any, head: bytes, agreed: bytes, *shares: Any) -> Box:
+        box = right(keyed, peer, head, agreed, *shares)
         box = box.model_copy(update={"sealed": flipped(box.sealed, 0)})
         signed = box.statement(keyed.offer.context, site, agreed)
         return box.model_copy(update={"signature": dealer.member.signer.sign(signed)})

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from wardround.client.ledger.ledger import Ledger, Reservation
+from wardround.client.ledger.draws import Reservation
+from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.sources import Source
 from wardround.core.errors import BudgetError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from wardround.privacy.secagg.admission import Member, SiteState
 from wardround.privacy.secagg.draw import Agreed, Committed, Shown
 from wardround.privacy.secagg.dummy import TrustingRoster
 from wardround.privacy.secagg.identity import KeySigner, Roster
-from wardround.privacy.secagg.messages import encode
+from wardround.privacy.secagg.messages import NO_HEAD, encode
 from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.privacy.secagg.secret import Secret
@@ -43,6 +44,24 @@ class Memory:
     def save(self, state: SiteState) -> None:
         """Keep it."""
         self.state = state
+
+
+class Full:
+    """Heads as long as a real site's are, whether or not there is anything in them."""
+
+    def own(self) -> bytes:
+        """None."""
+        return NO_HEAD
+
+    def kept(self, sites: Collection[str]) -> dict[str, bytes]:
+        """Of each."""
+        return dict.fromkeys(sites, NO_HEAD)
+
+    def keep(self, heads: Mapping[str, bytes]) -> None:
+        """Nothing."""
+
+    def returned(self, heads: Mapping[str, bytes]) -> None:
+        """Nothing."""
 
 
 def said(
@@ -75,6 +94,7 @@ def said(
                 run,
                 digest,
                 Memory(),
+                heads=Full(),
             ),
         )
         for site, key in keys.items()
