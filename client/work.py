@@ -141,7 +141,9 @@ def train(
         moving = {name: p for name, p in site.bench.parameters().items() if name not in rules.frozen}
         # Whatever can be refused is refused before it is charged.
         require_rules(site.bench.model, moving)
-        private = privacy.private_round(request.round, kept.clip_norm, resumed)
+        stand = privacy.stand(request.round, sum(p.numel() for p in moving.values()))
+        resumed = privacy.usable(resumed, stand)
+        private = privacy.private_round(request.round, kept.clip_norm, resumed, stand)
         local[SPENT] = privacy.reserve(
             site.plan,
             site.run_id,
@@ -149,6 +151,7 @@ def train(
             cohort=len(offer.cohort),
             coordinates=offer.coordinates,
             done=private.done,
+            stand=stand,
         )
     job = replace(
         job_of(request.round, site, kept, start, rules), private=private, resumed=resumed,
@@ -156,6 +159,8 @@ def train(
     )  # fmt: skip
     together = None if site.together is None else site.together(request, broadcast, site, job)
     result = train_locally(site.bench, job) if together is None else together
+    if privacy is not None:
+        privacy.keep(result, request.round)
     if privacy is not None and privacy.simulation:
         local |= private_figures(result.private)
     return Trained(
