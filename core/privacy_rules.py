@@ -73,6 +73,8 @@ class PrivacyRules(Frozen):
     def _goes_together(self) -> Self:
         if (self.epsilon is None) == (self.sigma is None):
             raise ValueError("give exactly one of epsilon (a target for the whole run) and sigma")
+        for fault in self._of_bands():
+            raise ValueError(fault)
         allowed: dict[str, tuple[Noise, ...]] = {
             "patient": ("local", "distributed"),
             "example": ("local",),
@@ -104,8 +106,6 @@ class PrivacyRules(Frozen):
             raise ValueError(
                 "distributed noise is one for all sites, and so is their sample rate: give sample_rate"
             )
-        for fault in self._of_bands():
-            raise ValueError(fault)
         return self
 
     def _of_bands(self) -> Iterator[str]:

@@ -73,7 +73,7 @@ class RoundCost:
         return self.sigma * math.sqrt(float(variances(self.bands, self.steps * self.rounds)[-1]))
 
     def after(self, done: int) -> RoundCost:
-        """What is left of a round once so many of its steps are done.
+        """What is left of a round once so many of its steps are done; all, where the run is one mechanism.
 
         Raises:
             ConfigError: Nothing would be left.
@@ -82,7 +82,7 @@ class RoundCost:
             raise ConfigError(
                 "no step of the round is left", found=f"{done} done", expected=f"fewer than {self.steps}"
             )
-        return replace(self, steps=self.steps - done)
+        return self if self.bands else replace(self, steps=self.steps - done)
 
     def account(self, rounds: int) -> Account:
         """What so many rounds do to a unit; the first one as much as all, where the run is one mechanism."""

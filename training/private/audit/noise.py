@@ -127,6 +127,7 @@ def _fresh(stage: Stage) -> Iterator[Noise]:
     columns = columns_of(parameters)
     private = replace(
         stage.private, units=[str(row) for row in range(len(stage.rows))],
+        cost=replace(stage.private.cost, steps=_A_CUT * len(CUTS), rounds=1),
         state=NoiseState.begin(stage.private.batches),
     )  # fmt: skip
     steps = private.steps()
