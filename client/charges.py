@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pydantic import Field
 
-from wardround.client.ledger.guards import WHOLE
+from wardround.client.ledger.guards import WHOLE, check_noise
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.rows import Unit
 from wardround.core.checked import Frozen
@@ -95,7 +95,7 @@ class LedgerCharges:
                 return math.inf
             whole = isinstance(charge.mechanism, BandedGaussian)
             if whole:
-                ledger.require_unsealed(run=run, after=charge.after, round=charge.round)
+                check_noise(ledger.book, run, charge.after, charge.round)
             ledger.reserve(
                 source, run=run, plan=charge.plan, round=WHOLE if whole else charge.round, stage=0,
                 draw=charge.draw, mechanism=charge.mechanism, unit=charge.unit,

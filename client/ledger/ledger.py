@@ -28,15 +28,7 @@ from typing import Self
 from wardround.client.ledger.book import Book
 from wardround.client.ledger.charging import for_patient, met_in_run, refusal, spent
 from wardround.client.ledger.draws import Draw
-from wardround.client.ledger.guards import (
-    WHOLE,
-    admit,
-    check_noise,
-    check_open,
-    check_run,
-    check_same,
-    record,
-)
+from wardround.client.ledger.guards import WHOLE, admit, check_open, check_run, check_same, record
 from wardround.client.ledger.heads import Head
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.rows import Released, Reserved, Sealed, Settled, Terms, Unit, checked
@@ -200,8 +192,8 @@ class Ledger:
             round: Which.
             stage: Which.
             draw: Names the batches and the noise that will be drawn, and none other.
-            mechanism: What will be done, with the steps of this stage; of a `BandedGaussian`, under round 0,
-                those of the whole run: it is charged once, as one step, and not settled.
+            mechanism: What will be done, with the steps of this stage; a `BandedGaussian`, of a whole run,
+                stands under round 0, and counts as one step.
             unit: What is clipped: a patient's contribution, or an example's.
             most_examples: K, where examples are clipped apart: no patient has more of them. Without it they
                 have no privacy.
@@ -301,15 +293,6 @@ class Ledger:
                     "a contribution is sealed for which nothing was reserved", found=f"round {round}"
                 )
             self._store.append(Sealed, run=run, round=round, stage=stage, digest=digest)
-
-    def require_unsealed(self, *, run: str, after: int, round: int) -> None:
-        """Refuse to go on with noise that stands after one round where a later one, but for this, is sealed.
-
-        Raises:
-            PolicyError: Another one is.
-        """
-        with self._lock:
-            check_noise(self.book, run, after, round)
 
     def sealed(self, *, run: str, round: int, stage: int) -> str | None:
         """Digest of a stage's contribution; None where it has none."""
