@@ -35,6 +35,7 @@ class Charge(Frozen):
         most_examples: As in the plan.
         delta: Of the plan's privacy: at which the run's ε is told.
         after: Under a `BandedGaussian`: the round whose steps the noise that this one begins with ends with.
+        repeatable: Likewise: drawn from a seed, a sealed round gives the same again.
     """
 
     source: str
@@ -48,6 +49,7 @@ class Charge(Frozen):
     most_examples: int | None = None
     delta: float = Field(gt=0, lt=1)
     after: int = Field(default=0, ge=0)
+    repeatable: bool = False
 
 
 class Charges(Protocol):
@@ -61,7 +63,8 @@ class Charges(Protocol):
 
         Raises:
             BudgetError: It would go beyond the site's cap.
-            PolicyError: The noise that it begins with is older than a contribution of the run.
+            PolicyError: The noise that it begins with is older than a contribution of the run, or the round
+                is sealed already.
             StorageError: The ledger cannot be written, or does not hold what was written.
         """
 
@@ -95,7 +98,8 @@ class LedgerCharges:
                 return math.inf
             whole = isinstance(charge.mechanism, BandedGaussian)
             if whole:
-                check_noise(ledger.book, run, charge.after, charge.round)
+                again = charge.round if charge.repeatable else None
+                check_noise(ledger.book, run, charge.after, again)
             ledger.reserve(
                 source, run=run, plan=charge.plan, round=WHOLE if whole else charge.round, stage=0,
                 draw=charge.draw, mechanism=charge.mechanism, unit=charge.unit,

@@ -160,7 +160,7 @@ class SitePrivacy:
                 source=plan.name, units=tuple(self.patients), run=run_id, plan=plan.digest, round=round,
                 draw=self.draw(round) if stand is None else stand.name, mechanism=mechanism,
                 unit=self.cost.unit, most_examples=self.rules.most_examples, delta=self.rules.delta,
-                after=0 if stand is None else stand.round,
+                after=0 if stand is None else stand.round, repeatable=self.simulation,
             )
         )  # fmt: skip
         # The ledger's figure is the patient's.

@@ -51,13 +51,22 @@ def check_same(held: Terms, asked: Terms, lowered: int | None) -> None:
     )
 
 
-def check_noise(book: Book, run: str, after: int, round: int) -> None:
+def check_noise(book: Book, run: str, after: int, again: int | None) -> None:
     """Refuse correlated noise that is older than what left the site under it.
 
+    Of a round that is sealed nothing is drawn anew either: what stands after it would be another noise than
+    the one that left.
+
+    Args:
+        book: Of the ledger.
+        run: Of the noise.
+        after: The round after which it stands.
+        again: A round that may be sealed, since it gives the same bits again; None: none may.
+
     Raises:
-        PolicyError: It is.
+        PolicyError: A later one is sealed.
     """
-    later = [sealed for name, sealed, _ in book.seals if name == run and sealed > after and sealed != round]
+    later = [sealed for name, sealed, _ in book.seals if name == run and sealed > after and sealed != again]
     if later:
         raise PolicyError(
             "the noise of this run's earlier steps is not that of the last round which left this site",

@@ -96,7 +96,9 @@ def block_of(unit: str, bands: int, key: bytes) -> int:
 
     Some blocks are likelier than others by up to b 2⁻⁶⁴, which costs nobody privacy.
     """
-    found = hashlib.blake2b(unit.encode(), digest_size=_HASH_BYTES, key=key, person=b"wardround block")
+    found = hashlib.blake2b(
+        unit.encode(errors="surrogatepass"), digest_size=_HASH_BYTES, key=key, person=b"wardround block"
+    )
     return int.from_bytes(found.digest(), "big") % bands
 
 

@@ -171,11 +171,20 @@ def test_a_round_goes_on_at_its_checkpoint_with_the_noise_that_it_had(
     assert steps == [3, 4, 0, 1, 2]
 
 
-def test_after_the_seal_no_step_is_done_again(banded: Callable[..., Any]) -> None:
-    """A new process without the kept contribution refuses: other noise of the same steps would tell both."""
+def test_after_the_seal_no_step_is_done_again(
+    banded: Callable[..., Any], tmp_path: Path, steps: list[int]
+) -> None:
+    """A new process without the kept contribution refuses: other noise of the same steps would tell both.
+
+    Nor is there other noise to go on from: what left is what the next steps take back.
+    """
     assert asked(banded()).status == "ok"
+    kept = (tmp_path / NOISE_FOLDER / "round-00001.safetensors").read_bytes()
     reply = asked(banded())
     assert (reply.status, reply.code, reply.sums) == ("refused", "policy", {})
+    assert (tmp_path / NOISE_FOLDER / "round-00001.safetensors").read_bytes() == kept
+    assert asked(banded(), 2).status == "ok"
+    assert steps == list(range(6))
 
 
 def test_a_simulated_site_gives_the_same_bits_again(banded: Callable[..., Any], tmp_path: Path) -> None:
