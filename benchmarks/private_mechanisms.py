@@ -1,7 +1,7 @@
 """Two mechanisms at equal ε: steps that are sampled (DP-SGD), and blocks in turn with correlated noise.
 
     python benchmarks/private_mechanisms.py sums
-    python benchmarks/private_mechanisms.py heart [--epsilons 1 8] [--seeds 0 1 2] [--rates 1]
+    python benchmarks/private_mechanisms.py heart [--batch 16 --passes 10 --rate 1] [--epsilons 1 8]
     python benchmarks/private_mechanisms.py table
 
 `sums` trains nothing: root mean square, over the steps of a run, of the noise on the prefix sums of clipped
@@ -19,6 +19,7 @@ import json
 import math
 import statistics
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,13 +41,14 @@ SITES = (
 """Patients, batch, passes."""
 EPSILONS = (1.0, 3.0, 8.0)
 MECHANISMS = ("poisson", "banded")
+NAMES = ("mechanism", "batch", "passes", "epsilon", "seed", "rate")
 
 
 def noise_on_sums(units: int, batch: int, passes: int, epsilon: float, spend: Any) -> dict[str, float]:
     """Mechanism → root mean square of the noise on prefix sums, in clip norms."""
     bands = max(1, math.floor(units / batch + 0.5))
     steps = bands * passes
-    noise = partial(least_noise, epsilon, DELTA, units=units, spend=spend, tolerance=1e-2)
+    noise = partial(least_noise, epsilon, DELTA, units=units, spend=spend, tolerance=1e-3)
     return {
         "poisson": noise(sample_rate=1 / bands, steps=steps) * error_of_sums(1, steps),
         "banded": noise(sample_rate=1.0, steps=1) * sensitivity(bands, steps) * error_of_sums(bands, steps),
@@ -67,32 +69,30 @@ def sums(spend: Literal["reserve", "report"]) -> None:
     Console(width=200).print(shown)
 
 
-def config_of(mechanism: str, epsilon: float, seed: int, rate: float) -> RunConfig:
-    """`heart_head` in batches of 16, ten passes over each hospital, one a round."""
+def config_of(mechanism: str, batch: int, passes: int, epsilon: float, seed: int, rate: float) -> RunConfig:
+    """`heart_head` in small batches, one pass over each hospital a round."""
     return quality.parsed(
         [
             "experiment=heart_head", f"privacy={'patient' if mechanism == 'poisson' else 'banded'}",
             f"privacy.epsilon={epsilon:g}", "++privacy.delta=1e-4", "privacy.sample_rate=null",
-            "local.steps=null", "local.epochs=1", "local.batch_size=16", f"local.learning_rate={rate:g}",
-            "rounds.rounds=10", "encoding.bits=32", "machine.threads=1", f"seed={seed}",
+            "local.steps=null", "local.epochs=1", f"local.batch_size={batch}",
+            f"local.learning_rate={rate:g}", f"rounds.rounds={passes}", "encoding.bits=32",
+            "machine.threads=1", f"seed={seed}",
         ]
     )  # fmt: skip
 
 
-def heart(epsilons: list[float], seeds: list[int], rates: list[float]) -> None:
+def heart(batch: int, passes: int, epsilons: list[float], seeds: list[int], rate: float) -> None:
     """Train and score what is missing."""
-    known = {(r["mechanism"], r["epsilon"], r["seed"], r["rate"]) for r in read()}
-    for seed in seeds:
-        for epsilon in epsilons:
-            for rate in rates:
-                for mechanism in MECHANISMS:
-                    if (mechanism, epsilon, seed, rate) in known:
-                        continue
-                    found = score(config_of(mechanism, epsilon, seed, rate), held_out=False)
-                    line = {"mechanism": mechanism, "epsilon": epsilon, "seed": seed, "rate": rate, **found}
-                    with RESULTS.open("a", encoding="utf-8") as file:
-                        file.write(quality.compact(line) + "\n")
-                    print(mechanism, epsilon, seed, rate, found["values"], found["wall_s"], flush=True)
+    known = [tuple(record[name] for name in NAMES) for record in read()]
+    for seed, epsilon, mechanism in product(seeds, epsilons, MECHANISMS):
+        what = (mechanism, batch, passes, epsilon, seed, rate)
+        if what in known:
+            continue
+        found = score(config_of(*what), held_out=False)
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(quality.compact(dict(zip(NAMES, what, strict=True)) | found) + "\n")
+        print(*what, found["values"]["macro_f1"], found["wall_s"], flush=True)
 
 
 def read() -> list[dict[str, Any]]:
@@ -104,15 +104,16 @@ def read() -> list[dict[str, Any]]:
 
 def table() -> None:
     """Macro-F1 and loss on the test rows, by mechanism, ε and learning rate."""
-    shown = Table("mechanism", "ε", "rate", "seeds", "macro-F1", "mean", "loss")
-    groups: dict[tuple[str, float, float], list[dict[str, Any]]] = {}
+    shown = Table("batch", "passes", "rate", "ε", "mechanism", "seeds", "macro-F1", "mean", "loss")
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in read():
-        groups.setdefault((record["mechanism"], record["epsilon"], record["rate"]), []).append(record)
-    for (mechanism, epsilon, rate), records in sorted(groups.items(), key=lambda item: item[0][1:]):
+        place = tuple(record[name] for name in ("batch", "passes", "rate", "epsilon", "mechanism"))
+        groups.setdefault(place, []).append(record)
+    for place, records in sorted(groups.items()):
         scores = [record["values"]["macro_f1"] for record in records]
         losses = [record["values"]["loss"] for record in records]
         shown.add_row(
-            mechanism, f"{epsilon:g}", f"{rate:g}", ", ".join(str(record["seed"]) for record in records),
+            *map(str, place), ", ".join(str(record["seed"]) for record in records),
             ", ".join(f"{score:.3f}" for score in scores), f"{statistics.mean(scores):.3f}",
             f"{statistics.mean(losses):.3f}",
         )  # fmt: skip
@@ -128,13 +129,15 @@ def main() -> None:
     of_heart = commands.add_parser("heart")
     of_heart.add_argument("--epsilons", type=float, nargs="+", default=[1.0, 8.0])
     of_heart.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    of_heart.add_argument("--rates", type=float, nargs="+", default=[1.0])
+    of_heart.add_argument("--batch", type=int, default=16)
+    of_heart.add_argument("--passes", type=int, default=10)
+    of_heart.add_argument("--rate", type=float, default=1.0)
     commands.add_parser("table")
     asked = parser.parse_args()
     if asked.command == "sums":
         sums(asked.spend)
     elif asked.command == "heart":
-        heart(asked.epsilons, asked.seeds, asked.rates)
+        heart(asked.batch, asked.passes, asked.epsilons, asked.seeds, asked.rate)
     else:
         table()
 
