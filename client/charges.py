@@ -11,14 +11,18 @@ from typing import Protocol
 from pydantic import Field
 
 from wardround.client.ledger.draws import Draw, Reservation
+from wardround.client.ledger.guards import WHOLE, check_noise
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.rows import Unit
 from wardround.core.checked import Frozen
-from wardround.privacy.accounting.mechanisms import Mechanism, NoPrivacy
+from wardround.privacy.accounting.mechanisms import BandedGaussian, Mechanism, NoPrivacy
 
 
 class Charge(Frozen):
     """One round, before a row is touched; or with `NoPrivacy` a whole run, before it is accepted.
+
+    A `BandedGaussian` is a whole run as well: charged in the first round that asks, and found again by its
+    draw in every later one.
 
     Attributes:
         source: Name of the source, for people.
@@ -31,6 +35,8 @@ class Charge(Frozen):
         unit: What is clipped.
         most_examples: As in the plan.
         delta: Of the plan's privacy: at which the run's ε is told.
+        after: Under a `BandedGaussian`: the round whose steps the noise that this one begins with ends with.
+        repeatable: Likewise: drawn from a seed, a sealed round gives the same again.
     """
 
     source: str
@@ -43,6 +49,8 @@ class Charge(Frozen):
     unit: Unit
     most_examples: int | None = None
     delta: float = Field(gt=0, lt=1)
+    after: int = Field(default=0, ge=0)
+    repeatable: bool = False
 
 
 class Charges(Protocol):
@@ -56,6 +64,8 @@ class Charges(Protocol):
 
         Raises:
             BudgetError: It would go beyond the site's cap.
+            PolicyError: The noise that it begins with is older than a contribution of the run, or the round
+                is sealed already.
             StorageError: The ledger cannot be written, or does not hold what was written.
         """
 
@@ -110,9 +120,14 @@ class LedgerCharges:
             if isinstance(charge.mechanism, NoPrivacy):
                 ledger.release_without_privacy(source, run=run, plan=charge.plan)
                 return math.inf
+            whole = isinstance(charge.mechanism, BandedGaussian)
+            if whole:
+                again = charge.round if charge.repeatable else None
+                check_noise(ledger.book, run, charge.after, again)
             reservation = ledger.reserve(
-                source, run=run, plan=charge.plan, round=charge.round, stage=0, draw=charge.draw,
-                mechanism=charge.mechanism, unit=charge.unit, most_examples=charge.most_examples,
+                source, run=run, plan=charge.plan, round=WHOLE if whole else charge.round, stage=0,
+                draw=charge.draw, mechanism=charge.mechanism, unit=charge.unit,
+                most_examples=charge.most_examples,
             )  # fmt: skip
             self.made.reservations[reservation.draw] = reservation
             return ledger.epsilon(source, run=run, delta=charge.delta).value

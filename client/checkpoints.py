@@ -25,6 +25,7 @@ from wardround.client.child import CLOSED, CLOSING
 from wardround.client.sealed_files import ForeignFileError, Label, Owner, SealedFile
 from wardround.core.errors import PeerError, StorageError, WardroundError
 from wardround.core.packed import Layout, Packed
+from wardround.privacy.noise.correlated import NoiseState
 from wardround.privacy.secagg.secret import Secret
 from wardround.training.checkpoint import Checkpoint, Checkpoints
 
@@ -36,6 +37,7 @@ NOTES: Final = "notes"
 OPTIMISER: Final = "optimiser/"
 GENERATOR: Final = "generator/"
 GRADIENT: Final = "gradient"
+NOISE, NOISE_KEY = "noise/kept", "noise/key"
 _REMEDY: Final = "nothing has to be done: the round begins anew"
 
 
@@ -188,6 +190,7 @@ def _content(checkpoint: Checkpoint, rows: str) -> bytes:
         "targets": checkpoint.targets,
         "clip_norm": checkpoint.clip_norm,
         "layout": checkpoint.adapter.layout.digest,
+        "noised": None if checkpoint.noise is None else checkpoint.noise.done,
     }
     arrays: dict[str, NDArray[Any]] = {
         ADAPTER: checkpoint.adapter.vector,
@@ -198,6 +201,9 @@ def _content(checkpoint: Checkpoint, rows: str) -> bytes:
     arrays |= {GENERATOR + name: array for name, array in checkpoint.generators.items()}
     if checkpoint.gradient is not None:
         arrays[GRADIENT] = checkpoint.gradient.vector
+    if checkpoint.noise is not None:
+        arrays[NOISE] = checkpoint.noise.kept
+        arrays[NOISE_KEY] = np.frombuffer(checkpoint.noise.key, dtype=np.uint8)
     return safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in arrays.items()})
 
 
@@ -222,6 +228,9 @@ def _checkpoint(content: bytes, layout: Layout) -> tuple[Checkpoint, str]:
             generators=_under(GENERATOR, arrays),
             clip_norm=notes["clip_norm"],
             gradient=Packed(layout, arrays[GRADIENT]) if GRADIENT in arrays else None,
+            noise=NoiseState(arrays[NOISE_KEY].tobytes(), int(notes["noised"]), arrays[NOISE])
+            if NOISE in arrays
+            else None,
         )
     except (SafetensorError, KeyError, ValueError, TypeError, PeerError) as error:
         raise StorageError(

@@ -117,11 +117,13 @@ class SealedMemory:
         folder: Of this site and run.
         owner: Whose they are.
         key: The site's storage key.
+        kind: Of what they hold.
     """
 
     folder: Path
     owner: Owner
     key: Secret
+    kind: str = KIND
 
     @staticmethod
     def open(folder: Path, owner: Owner, key: Secret) -> SealedMemory:
@@ -174,7 +176,7 @@ class SealedMemory:
 
     def _file(self, place: Place) -> SealedFile:
         path = self.folder / f"{place.name}{SEALED}"
-        return SealedFile(path, Label(owner=self.owner, kind=KIND), self.key, _REMEDY)
+        return SealedFile(path, Label(owner=self.owner, kind=self.kind), self.key, _REMEDY)
 
 
 def _marks(place: Place) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from wardround.client.grouping import Grouped
 from wardround.client.keeper import Keeper
 from wardround.client.local_data import LocalData, check_policy, open_bench, ready
 from wardround.client.memory import MEMORY_FOLDER, SiteStore
+from wardround.client.noise_file import NoiseFile
 from wardround.client.parties import Parties
 from wardround.client.policy import RefusedPlanError, month_refusals, sentence
 from wardround.client.private import SitePrivacy, released
@@ -300,7 +301,7 @@ class Node:
             self._grouped(plan, strategy, member(GROUPS), run_id, folds.groups)
             if isinstance(strategy, GroupStrategy)
             else None,
-            self._privacy(plan, local),
+            self._privacy(plan, local, run_id),
             self._checkpoints(folder, self._owner(run_id, plan)),
             self.settings().plans.figures,
             *self._cells(local),
@@ -354,8 +355,8 @@ class Node:
             return  # no patient has an account here
         released(plan, run_id, local.rows.everybody, charges)
 
-    def _privacy(self, plan: TrainingPlan, local: LocalData) -> SitePrivacy | None:
-        """The site's side of the plan's privacy.
+    def _privacy(self, plan: TrainingPlan, local: LocalData, run_id: str | None = None) -> SitePrivacy | None:
+        """The site's side of the plan's privacy; of no run as long as it is not accepted.
 
         Raises:
             PolicyError: The site has no ledger, or δ is too large for its units.
@@ -370,7 +371,11 @@ class Node:
             rules, cost, units, float(plan.local.batch_size), self.keeper.charges(),
             lambda purpose, round: SystemSource(f"{purpose.value} of round {round}"), simulation=False,
             mark=mark_of(self.storage, local.rows)[:MARK_DIGITS],
+            noise=None if run_id is None else self._noise(plan, run_id),
         )  # fmt: skip
+
+    def _noise(self, plan: TrainingPlan, run_id: str) -> NoiseFile:
+        return NoiseFile.sealed(self.runs.of(run_id), self._owner(run_id, plan), self.storage)
 
 
 def _scored_last(site: Site) -> bool:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from wardround.client.charges import Charge, Charges
 from wardround.client.ledger.ledger import WHOLE_RUN
-from wardround.core.errors import PolicyError
+from wardround.client.noise_file import NoiseFile, Stand, require_room
+from wardround.core.errors import InternalError, PolicyError
 from wardround.core.plan import TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.core.seeds import Purpose
@@ -20,6 +21,7 @@ from wardround.privacy.accounting.of_plan import RoundCost
 from wardround.privacy.noise.source import RandomSource
 from wardround.privacy.sums.noise import ring_noise
 from wardround.training.checkpoint import Checkpoint
+from wardround.training.local_round import LocalResult
 from wardround.training.private.local import PrivateRound
 
 Sources = Callable[[Purpose, int], RandomSource]
@@ -60,6 +62,7 @@ class SitePrivacy:
         sources: Randomness of batches and noise.
         simulation: Says "not private": the randomness comes from a seed.
         mark: Of the rows as they were read (`rows_noted.py`): it stands in each reservation of theirs.
+        noise: Where noise is kept that is correlated over the rounds of the run.
     """
 
     rules: PrivacyRules
@@ -70,12 +73,52 @@ class SitePrivacy:
     sources: Sources
     simulation: bool
     mark: str = ""
+    noise: NoiseFile | None = None
 
     @property
     def units(self) -> Sequence[str]:
         """What is sampled: the unit of each training row."""
         of_rows = self.cost.unit == "example"
         return [str(row) for row in range(len(self.patients))] if of_rows else self.patients
+
+    def stand(self, round: int, trained: int) -> Stand | None:
+        """Where correlated noise stands before a round, durably; None where every step has its own.
+
+        Args:
+            round: Counts from 1.
+            trained: Coordinates that are noised.
+
+        Raises:
+            ConfigError: The noise of so many is more than a site can keep.
+            PolicyError: Its key comes from a seed, and this is no simulation.
+            StorageError: It cannot be read, or not be begun.
+        """
+        if not self.cost.bands:
+            return None
+        if self.noise is None:
+            raise InternalError("a site with correlated noise has nowhere to keep it")
+        require_room(self.cost.bands, trained)
+        return self.noise.before(round, lambda: self._words(Purpose.BATCH, 0))
+
+    def keep(self, result: LocalResult, round: int) -> None:
+        """Keep where correlated noise stands after a round, before anything of it may leave.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        banded, state = self.cost.banded, result.noise
+        if self.noise is None or banded is None or state is None:
+            return
+        if state.done < banded.steps:  # after the last step nothing takes any noise back
+            self.noise.keep(state, round=round)
+
+    def usable(self, resumed: Checkpoint | None, stand: Stand | None) -> Checkpoint | None:
+        """The checkpoint of a round, if correlated noise goes on in it from where it stood before."""
+        if resumed is None or stand is None:
+            return resumed
+        found, before = resumed.noise, stand.state
+        goes_on = found is not None and (found.key, found.done) == (before.key, before.done + resumed.done)
+        return resumed if goes_on else None
 
     def reserve(
         self,
@@ -87,8 +130,11 @@ class SitePrivacy:
         coordinates: int,
         done: int = 0,
         draw: str | None = None,
+        stand: Stand | None = None,
     ) -> float:
         """Charge a round to every unit of the site, durably, before it is trained.
+
+        Where noise is correlated, the whole run, once.
 
         Args:
             plan: What this site accepted.
@@ -99,12 +145,14 @@ class SitePrivacy:
             done: Steps that an earlier process did, under its own reservation; the others are drawn afresh,
                 and charged beside all that it reserved.
             draw: Names the randomness, as `draw` gave it; None: nobody settles it.
+            stand: Where correlated noise stands; it names the run's one draw.
 
         Returns:
             ε that the run has cost the units, this round included.
 
         Raises:
             BudgetError: It would go beyond the site's cap.
+            PolicyError: Correlated noise is older than what left the site.
             StorageError: The ledger cannot be written, or does not hold what was written.
         """
         added = ring_noise(plan, cohort=cohort, coordinates=coordinates, round=round)
@@ -112,8 +160,9 @@ class SitePrivacy:
         spent = self.charges.reserve(
             Charge(
                 source=plan.name, units=tuple(self.patients), run=run_id, plan=plan.digest, round=round,
-                draw=draw or self.draw(round), mechanism=mechanism, unit=self.cost.unit,
-                most_examples=self.rules.most_examples, delta=self.rules.delta,
+                draw=draw or (self.draw(round) if stand is None else stand.name), mechanism=mechanism,
+                unit=self.cost.unit, most_examples=self.rules.most_examples, delta=self.rules.delta,
+                after=0 if stand is None else stand.round, repeatable=self.simulation,
             )
         )  # fmt: skip
         # The ledger's figure is the patient's.
@@ -154,7 +203,11 @@ class SitePrivacy:
         return self._words(Purpose.SHARE, round) if self.rules.noise == "distributed" else None
 
     def private_round(
-        self, round: int, clip_norm: float | None, resumed: Checkpoint | None = None
+        self,
+        round: int,
+        clip_norm: float | None,
+        resumed: Checkpoint | None = None,
+        stand: Stand | None = None,
     ) -> PrivateRound:
         """What the local round is handed.
 
@@ -162,15 +215,17 @@ class SitePrivacy:
             round: Counts from 1.
             clip_norm: What the round before left, where it adapts.
             resumed: Where an earlier process left this round.
+            stand: Where correlated noise stands before the round.
 
         Raises:
             PolicyError: Batches or noise come from a seed, and this is no simulation.
         """
         left = clip_norm if resumed is None else resumed.clip_norm
+        state = None if stand is None else stand.state if resumed is None else resumed.noise
         return PrivateRound(
             self.rules, self.cost, self.expected_batch, self.units, left or self.rules.clip_norm,
             self._words(Purpose.BATCH, round), self._words(Purpose.NOISE, round), self.simulation,
-            0 if resumed is None else resumed.done,
+            0 if resumed is None else resumed.done, state,
         )  # fmt: skip
 
     def _words(self, purpose: Purpose, round: int) -> RandomSource:

@@ -145,8 +145,10 @@ def train(
         moving = {name: p for name, p in site.bench.parameters().items() if name not in rules.frozen}
         # Whatever can be refused is refused before it is charged.
         require_rules(site.bench.model, moving)
-        private = privacy.private_round(request.round, kept.clip_norm, resumed)
-        draw = privacy.draw(request.round)
+        stand = privacy.stand(request.round, sum(p.numel() for p in moving.values()))
+        resumed = privacy.usable(resumed, stand)
+        private = privacy.private_round(request.round, kept.clip_norm, resumed, stand)
+        draw = privacy.draw(request.round) if stand is None else stand.name
         local[SPENT] = privacy.reserve(
             site.plan,
             site.run_id,
@@ -155,6 +157,7 @@ def train(
             coordinates=offer.coordinates,
             done=private.done,
             draw=draw,
+            stand=stand,
         )
         left = partial(_settle, privacy, site.run_id, request.round, draw, private.done)
     job = replace(
@@ -163,6 +166,8 @@ def train(
     )  # fmt: skip
     together = None if site.together is None else site.together(request, broadcast, site, job)
     result = train_locally(site.bench, job) if together is None else together
+    if privacy is not None:
+        privacy.keep(result, request.round)
     if privacy is not None and privacy.simulation:
         local |= private_figures(result.private)
     return Trained(

@@ -285,6 +285,8 @@ class TrainingPlan(Frozen):
                 del fields["secure"]["aggregator"]
             if self.privacy is None:
                 del fields["privacy"]
+            elif self.privacy.mechanism == "poisson":
+                del fields["privacy"]["mechanism"], fields["privacy"]["bands"]
             if self.encoding.compression is None:
                 del fields["encoding"]["compression"]
             return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -6,6 +6,7 @@ noise, steps) is `privacy/accounting/of_plan.py`'s; what is spent stands in the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
@@ -13,6 +14,7 @@ from pydantic import Field, model_validator
 from wardround.core.checked import Frozen
 
 Noise: TypeAlias = Literal["local", "distributed", "central"]
+Steps: TypeAlias = Literal["poisson", "banded"]
 
 
 class AdaptiveClipping(Frozen):
@@ -33,7 +35,7 @@ class AdaptiveClipping(Frozen):
 class PrivacyRules(Frozen):
     """Differential privacy of a run: (ε, δ) per unit and site, under adding or removing one unit.
 
-    Local noise: every step of DP-SGD adds its own at the site. Distributed: each site adds a share to its one
+    Local noise: every step adds some at the site. Distributed: each site adds a share to its one
     clipped sum, and the sum over the sites has the wanted noise. Central: the server adds it to the opened
     sum, and has to be trusted to.
     """
@@ -57,6 +59,12 @@ class PrivacyRules(Frozen):
     most_examples: int | None = Field(default=None, ge=1)
     """K: a step reads at most so many rows of a unit; None reads all. Under unit=example the owner of K rows
     is accounted for."""
+    mechanism: Steps = "poisson"
+    """Of local noise: `poisson` samples the units of each step, and its noise is its own; `banded` takes
+    fixed blocks of them in turn, with noise that is correlated over the run's steps: one mechanism."""
+    bands: int | None = Field(default=None, ge=1, le=100_000)
+    """b, under mechanism=banded: so many blocks, each unit in one of them and so in every b-th step; and so
+    many bands has the matrix of the noise. None: a site's units over local.batch_size."""
 
     colluders: int = Field(default=1, ge=0)
     """Under distributed noise: sites assumed to tell the server their shares of it."""
@@ -65,6 +73,8 @@ class PrivacyRules(Frozen):
     def _goes_together(self) -> Self:
         if (self.epsilon is None) == (self.sigma is None):
             raise ValueError("give exactly one of epsilon (a target for the whole run) and sigma")
+        for fault in self._of_bands():
+            raise ValueError(fault)
         allowed: dict[str, tuple[Noise, ...]] = {
             "patient": ("local", "distributed"),
             "example": ("local",),
@@ -97,6 +107,36 @@ class PrivacyRules(Frozen):
                 "distributed noise is one for all sites, and so is their sample rate: give sample_rate"
             )
         return self
+
+    def _of_bands(self) -> Iterator[str]:
+        """What does not go with the mechanism."""
+        if self.mechanism == "poisson":
+            if self.bands is not None:
+                yield (
+                    f"bands={self.bands} has no effect under mechanism=poisson: leave it out, or set "
+                    "mechanism to banded"
+                )
+            return
+        if self.unit != "patient":
+            yield (
+                f"mechanism=banded gives every patient a block of steps, and unit={self.unit} has none: set "
+                "unit to patient, or mechanism to poisson"
+            )
+        if self.noise != "local":
+            yield (
+                f"mechanism=banded correlates the noise of a site's own steps, and noise={self.noise} is "
+                "drawn once a round: set noise to local, or mechanism to poisson"
+            )
+        if self.clipping == "adaptive":
+            yield (
+                "mechanism=banded has one noise for the whole run, and clipping=adaptive would scale it anew "
+                "in every step: set clipping to flat, per_layer or automatic"
+            )
+        if self.sample_rate is not None:
+            yield (
+                "nothing is sampled under mechanism=banded: leave sample_rate out, and set bands to its "
+                "reciprocal"
+            )
 
     @property
     def trains_privately(self) -> bool:

@@ -27,6 +27,7 @@ class PrivacyResult(Frozen):
     Attributes:
         unit: Whom one neighbour lacks: a patient, an example or a site.
         noise: Where it was drawn: local, distributed or central.
+        mechanism: Of local noise: each step's own, or banded, correlated over the whole run.
         delta: δ of every ε here.
         sites: Site → ε that this run has reserved of its units by Rényi DP, as the site last told it (of
             `unit=site` as the plan has it). Its own ledger is what counts: a draw that was lost with a
@@ -37,13 +38,15 @@ class PrivacyResult(Frozen):
     noise: Literal["local", "distributed", "central"]
     delta: float = Field(gt=0, lt=1)
     sites: dict[str, float]
+    mechanism: Literal["poisson", "banded"] = "poisson"
 
     @property
     def text(self) -> str:
         """One line for people."""
         most = f"at most ε = {max(self.sites.values()):.4g}" if self.sites else "no ε was told"
         whom = self.unit if self.unit == "site" else f"{self.unit} and site"
-        return f"differential privacy: {most} at δ = {self.delta:g} per {whom} ({self.noise} noise)"
+        noise = f"{self.noise} noise" + (", banded over the whole run" if self.mechanism == "banded" else "")
+        return f"differential privacy: {most} at δ = {self.delta:g} per {whom} ({noise})"
 
 
 class ResultRecord(Frozen):

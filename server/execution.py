@@ -236,7 +236,9 @@ def privacy_of(signed: SignedPlan, events: Path) -> PrivacyResult | None:
     for event in read_events(events):
         if isinstance(event, PrivacySpent):  # a server that was resumed tells of those that still take part
             sites |= event.sites
-    return PrivacyResult(unit=rules.unit, noise=rules.noise, delta=rules.delta, sites=sites)
+    return PrivacyResult(
+        unit=rules.unit, noise=rules.noise, delta=rules.delta, sites=sites, mechanism=rules.mechanism
+    )
 
 
 def write_result(

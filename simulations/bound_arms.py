@@ -130,7 +130,7 @@ def _bounds(plan: TrainingPlan, rows: SiteRows) -> PrivateBounds | None:
     return (
         None
         if cost is None or plan.privacy is None
-        else PrivateBounds(plan.privacy, cost.sigma, 1, cost.units)
+        else PrivateBounds(plan.privacy, cost.widest, 1, cost.units)
     )
 
 

@@ -14,6 +14,7 @@ from typing import Final
 from wardround.client.charges import LedgerCharges
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
+from wardround.client.noise_file import NoiseFile
 from wardround.client.private import SitePrivacy
 from wardround.core.plan import TrainingPlan, cohort_size
 from wardround.core.privacy_rules import PrivacyRules
@@ -65,8 +66,9 @@ def simulated_privacy(
             yield opened
 
     return SitePrivacy(
-        rules, cost, units, float(plan.local.batch_size), LedgerCharges(ledger), sources, simulation=True
-    )
+        rules, cost, units, float(plan.local.batch_size), LedgerCharges(ledger), sources, simulation=True,
+        noise=NoiseFile.plain(folder),
+    )  # fmt: skip
 
 
 def granted(rules: PrivacyRules, cap: float | None) -> float | None:

@@ -11,6 +11,10 @@ from wardround.runtime.events import Event, PrivacyReported, PrivacySpent
 from wardround.simulations.arm_names import FEDERATED
 from wardround.simulations.markdown import markdown_table
 
+BANDED = (
+    "one mechanism for the whole run, drawn at the site (banded matrix factorisation): a patient is in every "
+    "b-th step, and the noise of a step takes a part of that of the b − 1 before it back"
+)
 NOISE = {
     "local": "every step's noise is drawn at the site (DP-SGD)",
     "distributed": "every site draws a share of the noise of the sum",
@@ -51,6 +55,7 @@ def privacy_record(plan: TrainingPlan, events: Iterable[Event]) -> dict[str, Any
     known = {
         "differential_privacy": claim(rules, epsilon),
         "accounting": accounting(epsilon, reserved),
+        "mechanism": rules.mechanism,
         "rules": rules.model_dump(mode="json"),
         "epsilon": epsilon,
         "reserved": reserved,
@@ -84,6 +89,7 @@ def privacy_text(record: Mapping[str, Any]) -> str:
     if record["differential_privacy"] == "none":
         return "No differential privacy: what the adapter gives away of a single patient is not bounded."
     rules, unit = record["rules"], record["unit"]
+    banded = record.get("mechanism") == "banded"
     figures = sorted(figures["spent"] for figures in record["sites"].values())
     sites = f"; {figures[0]:.3g} to {figures[-1]:.3g} over the sites" if figures[1:] else ""
     clipping = f"clip norm {rules['clip_norm']:g}, {rules['clipping']} clipping"
@@ -97,7 +103,7 @@ def privacy_text(record: Mapping[str, Any]) -> str:
         (
             f"Differential privacy: **{record['differential_privacy']}** ({record['accounting']}; at "
             f"the site that spent most{sites}), under adding or removing one {unit}: "
-            f"{NOISE[rules['noise']]}; {clipping}."
+            f"{BANDED if banded else NOISE[rules['noise']]}; {clipping}."
         ),
         (
             "**Not private as it was run: batches and noise came from the simulation's seed**, so that it "
@@ -141,8 +147,17 @@ def privacy_table(record: Mapping[str, Any]) -> str:
         )
         for site, of in named
     ]  # fmt: skip
+    return f"\n\n{markdown_table(head, rows)}\n\n{_legend(record)}; every ε at δ = {record['delta']:g}."
+
+
+def _legend(record: Mapping[str, Any]) -> str:
+    unit = record["unit"]
+    if record.get("mechanism") == "banded":
+        return (
+            f"q: share of the {unit}s that a step takes, 1/b; σ: standard deviation of what is fresh in a "
+            "step's noise over the clip norm; steps: of all planned rounds, which are one mechanism"
+        )
     return (
-        f"\n\n{markdown_table(head, rows)}\n\nq: probability with which a step takes a {record['unit']}; σ: "
-        f"standard deviation of the noise over what one {record['unit']} can change; every ε at δ = "
-        f"{record['delta']:g}."
+        f"q: probability with which a step takes a {unit}; σ: standard deviation of the noise over what one "
+        f"{unit} can change"
     )

@@ -34,12 +34,14 @@ class SiteAccount:
         sample_rate: q.
         sigma: σ, over what one unit can change.
         account: Everything that was done to one.
+        steps: Planned ones, where all of them are one mechanism; None: those that are in the account.
     """
 
     units: int
     sample_rate: float
     sigma: float
     account: Account
+    steps: int | None = None
 
 
 def privacy_report(arm: Arm, outcome: Outcome, run_id: str, folder: Path) -> PrivacyReported | None:
@@ -74,7 +76,8 @@ def privacy_report(arm: Arm, outcome: Outcome, run_id: str, folder: Path) -> Pri
         if cost is None:
             found[site] = SiteAccount(len(arm.sites), 1.0, sigma_of_sums(rules, plan.rounds.rounds), account)
         else:
-            found[site] = SiteAccount(cost.units, cost.sample_rate, cost.sigma, account)
+            steps = cost.banded.steps if cost.banded and account.mechanisms else None
+            found[site] = SiteAccount(cost.units, cost.sample_rate, cost.sigma, account, steps)
     return PrivacyReported(
         arm.name, outcome.last.round, rounds, rules.unit, rules.delta, figures_of(found, rules.delta)
     )
@@ -101,7 +104,7 @@ def figures_of(
             "units": float(of.units),
             "sample_rate": of.sample_rate,
             "sigma": of.sigma,
-            "steps": float(sum(counted(of.account.mechanisms).values())),
+            "steps": float(of.steps or sum(counted(of.account.mechanisms).values())),
             "reserved": reserved[site],
             "spent": composed.get(of.account, reserved[site]),
         }

@@ -17,7 +17,7 @@ from wardround.simulations.arm_names import FEDERATED
 from wardround.simulations.comparison import EVERYBODY, local_site, part_of, support_unit
 from wardround.simulations.config import RunConfig
 from wardround.simulations.finished_run import own_folder
-from wardround.simulations.privacy_record import TUNING
+from wardround.simulations.privacy_record import BANDED, TUNING
 from wardround.simulations.rows import Rows
 from wardround.simulations.secure_costs import secure_text
 from wardround.simulations.traffic import traffic_text
@@ -70,6 +70,8 @@ def print_result(result: SimulationResult, console: Console) -> None:
             "Not private as it was run: batches and noise came from the seed.",
             highlight=False,
         )
+        if private["mechanism"] == "banded":
+            console.print(f"Mechanism: {BANDED}.", highlight=False)
     console.print(secure_text(result.summary["secure"]), highlight=False)
     console.print(traffic_text(result.summary["traffic"]), highlight=False)
     outcome, own = result.federated.outcome, result.federated.own

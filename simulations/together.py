@@ -204,6 +204,8 @@ class SharedPasses:
         """Whether a job may go with others, or to another process."""
         if job.checkpoints is not None or job.resumed is not None:
             return False
+        if job.private is not None and job.private.cost.bands:
+            return False  # its noise goes on from where the last round left it, which is known in its turn
         return self.size == 1 or (job.rest is None and job.private is None)
 
     def _finish(self, request: Request, broadcast: Broadcast, site: Site, job: LocalJob) -> None:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from wardround.core.packed import Adapter, Packed
+from wardround.privacy.noise.correlated import NoiseState
 from wardround.training.optimisers import OptimiserState
 
 Generators = Mapping[str, NDArray[np.uint8]]
@@ -31,6 +32,7 @@ class Checkpoint:
         generators: What dropout draws from next; empty in a private round, which draws a fresh seed a step.
         clip_norm: Of the next private step, where it adapts.
         gradient: Sum of the steps' own gradients, float32, where the strategy wants their mean.
+        noise: Where correlated noise stands: it is resumed, and never begun anew.
     """
 
     done: int
@@ -42,6 +44,7 @@ class Checkpoint:
     generators: Generators
     clip_norm: float | None = None
     gradient: Packed | None = None
+    noise: NoiseState | None = None
 
 
 class Checkpoints(Protocol):

@@ -27,6 +27,7 @@ class MeanGradients:
         figures: A private round's; none here.
         clip_norm: Likewise.
         noise_variance: Of an entry of the gradient: there is no noise.
+        state: Of correlated noise, likewise.
     """
 
     rows: Sequence[Encoded]
@@ -34,6 +35,7 @@ class MeanGradients:
     figures: tuple[()] = ()
     clip_norm: None = None
     noise_variance: float = 0.0
+    state: None = None
 
     @property
     def steps(self) -> int:

@@ -22,6 +22,7 @@ from wardround.core.packed import Adapter, Layout, Packed, zeros
 from wardround.core.plan import LocalWork
 from wardround.core.schedules import rate, single_rate
 from wardround.core.seeds import Purpose, generator, seed_for
+from wardround.privacy.noise.correlated import NoiseState
 from wardround.strategies.contract import LocalRules
 from wardround.training.batches import Indices, plan_batches
 from wardround.training.checkpoint import Checkpoint, Checkpoints, generators, restore_generators
@@ -57,6 +58,7 @@ class LocalResult:
         clip_norm: What adaptive clipping leaves to the next round.
         gradient: Mean over the steps of the loss's own gradient, float32, where the strategy asked for it;
             zero of a frozen tensor.
+        noise: Where correlated noise stands after the round; secret.
     """
 
     adapter: Adapter
@@ -69,6 +71,7 @@ class LocalResult:
     private: tuple[StepFigures, ...] = ()
     clip_norm: float | None = None
     gradient: Packed | None = None
+    noise: NoiseState | None = None
 
 
 @dataclass(frozen=True)
@@ -223,6 +226,7 @@ def local_round(bench: Place, job: LocalJob) -> Steps:
                         generators=generators(bench.device) if private is None else {},
                         clip_norm=gradients.clip_norm,
                         gradient=None if mean is None else mean.total(bench.layout),
+                        noise=gradients.state,
                     )
                 )
         kept = export_state(optimiser, parameters) if work.optimiser_state == "keep" else None
@@ -237,6 +241,7 @@ def local_round(bench: Place, job: LocalJob) -> Steps:
         private=tuple(gradients.figures),
         clip_norm=gradients.clip_norm,
         gradient=None if mean is None else mean.over(gradients.steps, bench.layout),
+        noise=gradients.state,
     )
 
 

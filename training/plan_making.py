@@ -286,5 +286,5 @@ def private_bounds(config: PlanConfig, expected: ExpectedSites) -> PrivateBounds
     if rules.noise == "distributed":
         least = config.secure.threshold or default_threshold(cohort)
         shares = honest_shares(least_survivors=least, colluders=rules.colluders, site_is_adversary=True)
-    sigma, most = (max((getattr(cost, name) for cost in costs), default=1) for name in ("sigma", "units"))
+    sigma, most = (max((getattr(cost, name) for cost in costs), default=1) for name in ("widest", "units"))
     return PrivateBounds(rules, sigma, cohort, most, shares)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from wardround.core.compression import Blocks, TopK, keeps_a_rest
 from wardround.core.errors import ConfigError
 from wardround.core.lora import pairs
-from wardround.core.packed import Layout
+from wardround.core.packed import Layout, zeros
 from wardround.core.plan import LocalWork, ReleaseRule, SecureRules, StrategySpec, TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.accounting.of_plan import joint_length
@@ -17,6 +17,7 @@ from wardround.strategies.contract import (
     OptionsOfPlan,
     PersonalStrategy,
     RememberingStrategy,
+    SiteMemory,
     StartingStrategy,
     SumStrategy,
 )
@@ -29,8 +30,9 @@ def bind_strategy(plan: TrainingPlan, *, allow_dotted: bool = False) -> SumStrat
     Raises:
         ConfigError: Unknown strategy or option, or one that does not go with the rest of the plan, or as
             `check_memory`, `check_release`, `check_moments`, `check_seen` where the strategy sees
-            individuals, `check_compression` where contributions travel compressed, and `check_noise_of_sums`
-            and `check_one_gradient` where noise is added to sums.
+            individuals, `check_compression` where contributions travel compressed, `check_noise_of_sums`
+            and `check_one_gradient` where noise is added to sums, and `check_same_parameters` where noise is
+            correlated over the rounds.
     """
     strategy, options = choose_strategy(plan.strategy, allow_dotted=allow_dotted)
     if isinstance(options, OptionsOfPlan):
@@ -44,6 +46,8 @@ def bind_strategy(plan: TrainingPlan, *, allow_dotted: bool = False) -> SumStrat
     check_compression(bound, plan)
     if rules is not None and rules.noise != "local":
         check_noise_of_sums(bound)
+    if rules is not None and rules.mechanism == "banded":
+        check_same_parameters(bound, plan)
     if rules is not None and rules.noise == "distributed":
         check_one_gradient(bound, plan.strategy)
     if rules is None or not rules.adapts_to_sites:
@@ -163,6 +167,27 @@ def check_one_gradient(strategy: SumStrategy, spec: StrategySpec) -> None:
             "the sum of clipped gradients alone",
             found=f"strategy.name={spec.name} with privacy.noise=distributed", expected="a linear strategy",
             remedy="set strategy.name to ffa_lora or fedavg, or privacy.noise to local",
+        )  # fmt: skip
+
+
+def check_same_parameters(strategy: SumStrategy, plan: TrainingPlan) -> None:
+    """Refuse correlated noise where a step's noise cannot take back that of the steps before.
+
+    Raises:
+        ConfigError: Rounds train other tensors in turn, or directions that the strategy turns or draws anew.
+    """
+    moved = isinstance(strategy, StartingStrategy) or product_strategy(strategy) is not None
+    if not moved:
+        broadcast = strategy.broadcast(strategy.begin(zeros(plan.adapter.layout)), 1, 0)
+        frozen = {strategy.local_rules(broadcast, SiteMemory(), round).frozen for round in (1, 2)}
+        moved = len(frozen) > 1
+    if moved:
+        raise ConfigError(
+            f"strategy {plan.strategy.name!r} does not train the same parameters in every round, and "
+            "correlated noise cancels on those alone",
+            found=f"strategy.name={plan.strategy.name} with privacy.mechanism=banded",
+            expected="a mean of updates, such as fedavg or ffa_lora",
+            remedy="set strategy.name to fedavg or ffa_lora, or privacy.mechanism to poisson",
         )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from wardround.core.compression import described
 from wardround.core.counting import TRAINING_LAYOUT, metric_layout
@@ -101,7 +101,7 @@ def _privacy(plan: TrainingPlan, cohort: int, units: Iterable[int]) -> dict[str,
         epsilon = max((cost.epsilon().value for cost in costs if cost is not None), default=None)
     return {
         "unit": rules.unit, "noise": rules.noise, "epsilon": epsilon, "sigma": rules.sigma,
-        "delta": rules.delta,
+        "delta": rules.delta, "mechanism": rules.mechanism,
     }  # fmt: skip
 
 
@@ -153,6 +153,9 @@ def _secure_text(record: Mapping[str, Any]) -> str:
     )
 
 
+NOISE_OF: Final = {"poisson": "", "banded": ", correlated over the run's steps (banded matrix factorisation)"}
+
+
 def _privacy_text(record: Mapping[str, Any] | None) -> str:
     if record is None:
         return "none"
@@ -160,5 +163,5 @@ def _privacy_text(record: Mapping[str, Any] | None) -> str:
     told = epsilon or f"at most {record['epsilon']:.4g}"
     return (
         f"ε {told} a {record['unit']} at each site over the whole run, δ {record['delta']:g}, "
-        f"{record['noise']} noise"
+        f"{record['noise']} noise{NOISE_OF[record['mechanism']]}"
     )

@@ -127,7 +127,7 @@ class PrivateBounds:
 
     Attributes:
         rules: The plan's.
-        sigma: The largest of the sites'.
+        sigma: The largest of the sites', of a step.
         cohort: Sites that are asked in a round.
         units: Of the largest site.
         shares: Of noise in the ring, so many are sure to be in a sum.
@@ -148,7 +148,10 @@ class PrivateBounds:
         if rules.noise == "distributed":
             together = math.sqrt(self.cohort / self.shares) / self.cohort
             return step * (rules.clip_norm * self.units + tail * together)
-        units = rules.clip_norm * min(self.units, 2 * local.batch_size) * steps
+        together = (
+            local.batch_size if rules.bands is None else max(local.batch_size, self.units / rules.bands)
+        )
+        units = rules.clip_norm * min(self.units, 2 * together) * steps
         return step * (units + tail * math.sqrt(steps)) / (1 - local.momentum)
 
 

@@ -22,6 +22,7 @@ from wardround.core.packed import Array
 from wardround.privacy.accounting.account import Epsilon
 from wardround.privacy.accounting.cap import Cap
 from wardround.privacy.accounting.mechanisms import (
+    BandedGaussian,
     BoundedMixture,
     Gaussian,
     Mechanism,
@@ -70,6 +71,9 @@ def for_patient(mechanism: Mechanism, unit: Unit, most_examples: int | None) -> 
                 return BoundedMixture(sample_rate=q, sigma=sigma, most_examples=most_examples, steps=steps)
             case Gaussian(sigma=sigma, count=count):
                 return BoundedMixture(sample_rate=1.0, sigma=sigma, most_examples=most_examples, steps=count)
+            case BandedGaussian():  # whatever blocks they are in, K of them move it by K times as much
+                whole = mechanism.whole.sigma
+                return BoundedMixture(sample_rate=1.0, sigma=whole, most_examples=most_examples)
             case SampledDiscreteGaussians():  # nobody has worked out what K of them do
                 return NoPrivacy()
     except ValidationError as error:

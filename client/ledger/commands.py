@@ -249,6 +249,9 @@ def _short(mechanism: Mechanism, steps: int) -> str:
         case "sampled_discrete_gaussians":
             rate, shares = mechanism.sample_rate, mechanism.shares
             return f"{steps} × q {rate:.4g}, σ {mechanism.sigma:.4g} of {shares} shares"
+        case "banded_gaussian":
+            whole, bands = mechanism.steps, mechanism.bands
+            return f"{steps} × a run of {whole} steps, {bands} bands, σ {mechanism.sigma:.4g}"
         case "no_privacy":
             return "no privacy"
 

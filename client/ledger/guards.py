@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from wardround.client.ledger.book import Book
 from wardround.client.ledger.charging import Refusal
 from wardround.client.ledger.draws import Draw
 from wardround.client.ledger.rows import Refused, Terms, Why
 from wardround.client.ledger.store import Store
 from wardround.core.errors import PolicyError
+
+WHOLE: Final = 0
+"""Round under which what is reserved for a whole run stands."""
 
 
 def check_run(book: Book, run: str, plan: str) -> None:
@@ -44,6 +49,31 @@ def check_same(held: Terms, asked: Terms, lowered: int | None) -> None:
         expected="the draw as it was reserved",
         remedy="give a new draw an id of its own: it is charged as well",
     )
+
+
+def check_noise(book: Book, run: str, after: int, again: int | None) -> None:
+    """Refuse correlated noise that is older than what left the site under it.
+
+    Of a round that is sealed nothing is drawn anew either: what stands after it would be another noise than
+    the one that left.
+
+    Args:
+        book: Of the ledger.
+        run: Of the noise.
+        after: The round after which it stands.
+        again: A round that may be sealed, since it gives the same bits again; None: none may.
+
+    Raises:
+        PolicyError: A later one is sealed.
+    """
+    later = [sealed for name, sealed, _ in book.seals if name == run and sealed > after and sealed != again]
+    if later:
+        raise PolicyError(
+            "the noise of this run's earlier steps is not that of the last round which left this site",
+            found=f"noise after round {after}", expected=f"noise after round {max(later)}",
+            remedy="nothing is drawn a second time: the run goes on without this site; a folder that was "
+            "restored from a backup joins the next one",
+        )  # fmt: skip
 
 
 def check_open(store: Store, place: Draw, source: int) -> None:

@@ -27,7 +27,7 @@ from typing import Self
 from wardround.client.ledger.book import Book
 from wardround.client.ledger.charging import for_patient, met_in_run, refusal, spent
 from wardround.client.ledger.draws import Draw, Reservation
-from wardround.client.ledger.guards import admit, check_open, check_run, check_same, record
+from wardround.client.ledger.guards import WHOLE, admit, check_open, check_run, check_same, record
 from wardround.client.ledger.heads import Head
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.rows import Released, Reserved, Sealed, Settled, Terms, Unit, checked
@@ -176,7 +176,8 @@ class Ledger:
             round: Which.
             stage: Which.
             draw: Names the batches and the noise that will be drawn, and none other.
-            mechanism: What will be done, with the steps of this stage.
+            mechanism: What will be done, with the steps of this stage; a `BandedGaussian`, of a whole run,
+                stands under round 0, and counts as one step.
             unit: What is clipped: a patient's contribution, or an example's.
             most_examples: K, where examples are clipped apart: no patient has more of them. Without it they
                 have no privacy.
@@ -280,7 +281,8 @@ class Ledger:
                 )  # fmt: skip
             check_run(self.book, run, self.book.plans.get(run, ""))
             released = any(t.released for (_, name), t in self.book.runs.items() if name == run)
-            if not released and not self.book.is_drawn(place):
+            drawn = self.book.is_drawn(place) or self.book.is_drawn((run, WHOLE, 0))
+            if not released and not drawn:
                 raise InternalError(
                     "a contribution is sealed for which nothing was reserved", found=f"round {round}"
                 )

@@ -13,6 +13,7 @@ from wardround.client.ledger.charging import reported, room, spent
 from wardround.client.ledger.draws import Charge
 from wardround.privacy.accounting.account import Account, Epsilon
 from wardround.privacy.accounting.mechanisms import Mechanism
+from wardround.privacy.accounting.steps import steps_of
 
 MOST_REPORTED: Final = 10
 """Runs whose losses are composed, the last ones: about a second each."""
@@ -188,6 +189,6 @@ def reservations(book: Book) -> Iterator[ReservationLine]:
 def _alone(mechanism: Mechanism, steps: int, delta: float, units: int) -> Epsilon:
     if not steps:
         return Account().epsilon(delta, units=units)
-    field = "count" if mechanism.kind == "gaussian" else "steps"
-    ran = mechanism if mechanism.kind == "no_privacy" else mechanism.model_copy(update={field: steps})
+    found = steps_of(mechanism)
+    ran = mechanism if found is None else found[0].mechanism(steps)
     return Account(mechanisms=(ran,)).epsilon(delta, units=units)

@@ -1,6 +1,7 @@
 """Accounting for differential privacy: what a unit has lost so far, and how much noise a run needs.
 
     mechanisms.py    what was done to a unit, as values: each says all of its mathematics
+    banded.py        the matrix of noise that is correlated over steps, and what one unit can change
     steps.py         mechanisms counted, each as one step of its kind
     account.py       everything that was done to one unit, and its epsilon
     tally.py         a running account, for whoever keeps a hundred thousand entries

@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 from pydantic import Field
 
 from wardround.core.checked import Frozen
+from wardround.privacy.accounting.banded import MOST_BANDS, sensitivity
 from wardround.privacy.accounting.lattice import LEAST_SHARE_SIGMA
 
 MOST_STEPS: Final = 10**9
@@ -127,6 +128,31 @@ class SampledDiscreteGaussians(Frozen):
         return self.sample_rate, self.sigma, self.share_sigma, self.shares, self.coordinates
 
 
+class BandedGaussian(Frozen):
+    """Banded matrix factorisation over a whole run: sums of blocks in turn, with noise correlated over steps.
+
+    Step t = 0, …, n − 1 releases Σ_(i in block t mod b) clip_C(v_i) + w_t, where w solves C w = z for the
+    matrix of `banded.py`: lower triangular, b bands of the square root of the prefix sums, 1 on its diagonal.
+
+    Guarantee: neighbours differ by one unit (added or removed), clipped once to C in each of its steps. Its
+        block follows from itself alone, and it is in no step of another block. Less of the run (its first
+        steps, or some of them without being shown) costs no more.
+    """
+
+    kind: Literal["banded_gaussian"] = "banded_gaussian"
+    sigma: Sigma
+    """σ: standard deviation of z over C."""
+    bands: Annotated[int, Field(ge=1, le=MOST_BANDS, strict=True)]
+    """b: of the matrix, and as many blocks."""
+    steps: Steps
+    """n: of the whole run, all rounds together."""
+
+    @property
+    def whole(self) -> Gaussian:
+        """The one Gaussian mechanism that it is: σ over what a unit moves all of it by."""
+        return Gaussian(sigma=self.sigma / sensitivity(self.bands, self.steps))
+
+
 class NoPrivacy(Frozen):
     """A release without noise, or one whose mathematics nobody knows: ε is infinite from here on."""
 
@@ -134,6 +160,6 @@ class NoPrivacy(Frozen):
 
 
 Mechanism: TypeAlias = Annotated[
-    SampledGaussian | Gaussian | BoundedMixture | SampledDiscreteGaussians | NoPrivacy,
+    SampledGaussian | Gaussian | BoundedMixture | SampledDiscreteGaussians | BandedGaussian | NoPrivacy,
     Field(discriminator="kind"),
 ]

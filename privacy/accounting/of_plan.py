@@ -15,8 +15,9 @@ from wardround.core.errors import ConfigError
 from wardround.core.plan import LocalWork, RoundRules, TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.accounting.account import Account, Epsilon
+from wardround.privacy.accounting.banded import sensitivity, variances
 from wardround.privacy.accounting.calibrate import least_noise, sample_rate
-from wardround.privacy.accounting.mechanisms import SampledGaussian
+from wardround.privacy.accounting.mechanisms import BandedGaussian, SampledGaussian
 from wardround.privacy.clip_norm import JointLength, vector_sigma
 
 RING_MARGIN: Final = 1e-4
@@ -29,12 +30,13 @@ class RoundCost:
 
     Attributes:
         units: Units that may be sampled at the site, N.
-        sample_rate: q.
-        sigma: Standard deviation of the noise over the clip norm.
+        sample_rate: q; under bands the share of the units that a step takes.
+        sigma: Standard deviation of the noise over the clip norm; under bands of what is fresh in a step.
         steps: Of one round.
         rounds: Of the whole run.
         delta: δ.
         unit: Whom a neighbour lacks.
+        bands: b, where the whole run is one mechanism with correlated noise; 0 where every step has its own.
     """
 
     units: int
@@ -44,14 +46,34 @@ class RoundCost:
     rounds: int
     delta: float
     unit: Literal["patient", "example"]
+    bands: int = 0
 
     @property
-    def mechanism(self) -> SampledGaussian:
-        """What one round does to a unit; where the noise is in the ring, what that stands for."""
-        return SampledGaussian(sample_rate=self.sample_rate, sigma=self.sigma, steps=self.steps)
+    def mechanism(self) -> SampledGaussian | BandedGaussian:
+        """What one round does to a unit; where the noise is in the ring, what that stands for.
+
+        Under bands what the whole run does: it is reserved before the first round, and never again.
+        """
+        return self.banded or SampledGaussian(
+            sample_rate=self.sample_rate, sigma=self.sigma, steps=self.steps
+        )
+
+    @property
+    def banded(self) -> BandedGaussian | None:
+        """The whole run's one mechanism; None where every round has its own."""
+        if not self.bands:
+            return None
+        return BandedGaussian(sigma=self.sigma, bands=self.bands, steps=self.steps * self.rounds)
+
+    @property
+    def widest(self) -> float:
+        """The largest standard deviation of a step's noise over the clip norm."""
+        if not self.bands:
+            return self.sigma
+        return self.sigma * math.sqrt(float(variances(self.bands, self.steps * self.rounds)[-1]))
 
     def after(self, done: int) -> RoundCost:
-        """What is left of a round once so many of its steps are done.
+        """What is left of a round once so many of its steps are done; all, where the run is one mechanism.
 
         Raises:
             ConfigError: Nothing would be left.
@@ -60,11 +82,12 @@ class RoundCost:
             raise ConfigError(
                 "no step of the round is left", found=f"{done} done", expected=f"fewer than {self.steps}"
             )
-        return replace(self, steps=self.steps - done)
+        return self if self.bands else replace(self, steps=self.steps - done)
 
     def account(self, rounds: int) -> Account:
-        """What so many rounds do to a unit."""
-        return Account(unit=self.unit, mechanisms=(self.mechanism,) * rounds)
+        """What so many rounds do to a unit; the first one as much as all, where the run is one mechanism."""
+        times = min(rounds, 1) if self.bands else rounds
+        return Account(unit=self.unit, mechanisms=(self.mechanism,) * times)
 
     def epsilon(self, rounds: int | None = None) -> Epsilon:
         """ε after so many rounds; None: after the whole run. As it is reserved, by Rényi DP.
@@ -125,6 +148,8 @@ def round_cost(plan: TrainingPlan, units: int) -> RoundCost | None:
 @lru_cache(maxsize=1024)
 def cost_of(rules: PrivacyRules, local: LocalWork, rounds: RoundRules, units: int) -> RoundCost:
     """As `round_cost`, from the parts of the plan that decide it."""
+    if rules.mechanism == "banded":
+        return _banded(rules, local, rounds, units)
     rate = rules.sample_rate or sample_rate(local.batch_size, units)
     steps = local.steps or max(1, math.floor((local.epochs or 0.0) / rate + 0.5))
     sigma = rules.sigma if rules.noise == "local" else sigma_of_sums(rules, rounds.rounds)
@@ -138,6 +163,28 @@ def cost_of(rules: PrivacyRules, local: LocalWork, rounds: RoundRules, units: in
     cost = RoundCost(
         units, rate, sigma, steps, rounds.rounds, rules.delta,
         "example" if rules.unit == "example" else "patient",
+    )  # fmt: skip
+    cost.epsilon()  # names a δ that is too large for so few units
+    return cost
+
+
+def _banded(rules: PrivacyRules, local: LocalWork, rounds: RoundRules, units: int) -> RoundCost:
+    """Blocks in turn: the noise of the one Gaussian mechanism, times what a unit moves the whole run by."""
+    bands = rules.bands or max(1, math.floor(1 / sample_rate(local.batch_size, units) + 0.5))
+    if bands > units:
+        raise ConfigError(
+            "there are more blocks than units to be in them", found=f"{bands} bands, {units} units",
+            expected=f"at most {units}", remedy="set privacy.bands to less, or to null",
+        )  # fmt: skip
+    steps = local.steps or max(1, math.floor((local.epochs or 0.0) * bands + 0.5))
+    sigma = rules.sigma
+    if sigma is None:
+        if rules.epsilon is None:
+            raise ConfigError("a plan's privacy has neither a target nor a noise", expected="one of them")
+        whole = least_noise(rules.epsilon, rules.delta, units=units, sample_rate=1.0, steps=1)
+        sigma = whole * sensitivity(bands, steps * rounds.rounds)
+    cost = RoundCost(
+        units, 1 / bands, sigma, steps, rounds.rounds, rules.delta, "patient", bands
     )  # fmt: skip
     cost.epsilon()  # names a δ that is too large for so few units
     return cost

@@ -12,6 +12,7 @@ from wardround.core.errors import BudgetError
 from wardround.core.packed import Array
 from wardround.privacy.accounting.lattice import rdp_of_lattice_step
 from wardround.privacy.accounting.mechanisms import (
+    BandedGaussian,
     BoundedMixture,
     Gaussian,
     Mechanism,
@@ -85,6 +86,8 @@ def steps_of(mechanism: Mechanism) -> tuple[Step, int] | None:
         case SampledDiscreteGaussians(sample_rate=q, sigma=sigma, steps=count):
             parts = (mechanism.shares, mechanism.share_sigma, mechanism.coordinates)
             return Step(q, sigma, shares=parts), count
+        case BandedGaussian():
+            return Step(1.0, mechanism.whole.sigma), 1
         case NoPrivacy():
             return None
         case _:

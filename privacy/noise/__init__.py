@@ -2,6 +2,7 @@
 
     source.py    random words: from the operating system, or repeatable in a simulation ("not private")
     gaussian.py  a sum of floats, and the Gaussian mechanism's answer on a grid
+    correlated.py  the same, where the noise of a step takes some of the earlier ones back
     discrete.py  the discrete Gaussian on the integers
     shares.py    distributed noise: a site's share, rounding, sensitivity, what is left in the worst case
     exact.py     the few decisions that float64 cannot make

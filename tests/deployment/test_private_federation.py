@@ -221,3 +221,29 @@ def test_a_worker_killed_in_mid_round_costs_an_extra_charge_and_contributes_once
     (line,) = [line for line in summarise(book).runs if line.run == run_id]
     assert run.fetched.record.privacy is not None
     assert run.fetched.record.privacy.sites[victim] == pytest.approx(line.epsilon.value, rel=1e-9)
+
+
+def test_a_banded_run_is_charged_once_although_a_worker_was_killed_in_mid_round(
+    federation: Federation, deployed: Deployed
+) -> None:
+    """The whole run, in its first round, which is done again from the noise that the site had kept."""
+    victim = "cork"
+    plan = private_plan(federation, "banded", PATIENT | {"mechanism": "banded"}, epochs=40)
+    run_id = deployed.submit(plan, "banded")
+    ledger, folder = federation.ledger(victim), federation.practice.sites[victim].path / "runs" / run_id
+    wait_for(lambda: any(line.run == run_id for line in reservations(look(ledger)[0])), 600)
+    worker = deployed.sites[victim].states()[1]
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    assert not any(run == run_id for run, *_ in look(ledger)[0].seals), "it was killed too late"
+    run = ended(federation, deployed, run_id)
+    book, _ = look(ledger)
+    (reserved,) = [line for line in reservations(book) if line.run == run_id]
+    assert (reserved.round, reserved.stage, reserved.steps) == (0, 0, 1)
+    sealed = [round for name, round, _ in book.seals if name == run_id]
+    assert sealed == [round for round, sites in run.survivors().items() if victim in sites]
+    assert sealed[-1] == ROUNDS
+    assert run.fetched.record.privacy is not None
+    assert run.fetched.record.privacy.sites[victim] == pytest.approx(reserved.epsilon.value, rel=1e-9)
+    kept = sorted(path.name for path in (folder / "noise").iterdir())
+    assert kept == ["round-00000.sealed", "round-00001.sealed"]

@@ -11,6 +11,7 @@ from typing import Any
 from wardround.client.charges import LedgerCharges
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
+from wardround.client.noise_file import NoiseFile
 from wardround.client.private import SitePrivacy
 from wardround.core.plan import StrategySpec
 from wardround.core.privacy_rules import PrivacyRules
@@ -72,7 +73,10 @@ def private_server(
         with opened:
             yield opened
 
-    privacy = SitePrivacy(rules, cost, UNITS, 2.0, LedgerCharges(ledger), sources, simulation=simulation)
+    privacy = SitePrivacy(
+        rules, cost, UNITS, 2.0, LedgerCharges(ledger), sources, simulation=simulation,
+        noise=NoiseFile.plain(folder),
+    )  # fmt: skip
     consortium = Consortium.of(plain.wards, plain.consortium.policy)
     parties = consortium.parties("ward", plan, "run")
     folds = replace(site.folds, plan=plan)

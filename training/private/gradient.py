@@ -8,10 +8,14 @@ g̃ = (1/B) (Σ_u f(‖h_u‖) h_u + N(0, (σ C)² I)): Abadi et al. 2016, arXiv
 3. Noise, once for the logical batch, whatever it holds; an empty one is noise alone.
 4. Division by B, a constant of the plan.
 5. `.grad`, in float32, under PEFT's own names; any optimiser may take it from there.
+
+Where the run is one mechanism with correlated noise (`blocks.py`, `privacy/noise/correlated.py`) 1 is the
+block whose turn it is, and 3 takes a part of earlier steps' noise back.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,10 +28,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from wardround.core.errors import BudgetError, ConfigError, InternalError, PolicyError
-from wardround.privacy.accounting.mechanisms import BoundedMixture, SampledGaussian
+from wardround.privacy.accounting.mechanisms import BandedGaussian, BoundedMixture, SampledGaussian
+from wardround.privacy.noise.correlated import CorrelatedNoise
 from wardround.privacy.noise.gaussian import noised
 from wardround.privacy.noise.source import RandomSource
 from wardround.training.device_memory import fitted
+from wardround.training.private.blocks import BlockBatch, Pattern
 from wardround.training.private.clipping import Adaptive, Clipping
 from wardround.training.private.guards import (
     AdapterStart,
@@ -43,6 +49,26 @@ from wardround.training.workbench import Workbench
 
 Sampled: TypeAlias = SampledGaussian | BoundedMixture
 """What was reserved for the steps to come: q, σ and how many."""
+
+
+@dataclass(frozen=True)
+class Correlated:
+    """What was reserved for a whole run whose noise is correlated over its steps, and where it stands.
+
+    Attributes:
+        mechanism: b, σ and the steps of the run.
+        noise: Of the steps to come.
+        pattern: Who is in which of them.
+    """
+
+    mechanism: BandedGaussian
+    noise: CorrelatedNoise
+    pattern: Pattern
+
+    @property
+    def sigma(self) -> float:
+        """σ, of what is fresh in a step."""
+        return self.mechanism.sigma
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,7 +101,7 @@ def private_gradients(
     bench: Workbench,
     parameters: Mapping[str, nn.Parameter],
     rows: Sequence[Encoded],
-    mechanism: Sampled,
+    mechanism: Sampled | Correlated,
     clipping: Clipping,
     *,
     expected_batch: float,
@@ -96,7 +122,7 @@ def private_gradients(
         bench: Model, task, microbatch size; in training mode, with only `parameters` requiring gradients.
         parameters: What trains, by its name in the layout.
         rows: All rows that batches are drawn from, in the order of the sampler's units.
-        mechanism: q, σ and the number of steps, as reserved.
+        mechanism: q, σ and the number of steps, as reserved; or what was reserved for the whole run.
         clipping: Rule and bound C.
         expected_batch: B, a constant of the plan, never the size of a batch.
         source: Of noise and of dropout's seeds.
@@ -121,6 +147,8 @@ def private_gradients(
         )  # fmt: skip
     if not (np.isfinite(expected_batch) and expected_batch > 0):
         raise ConfigError("the expected batch is none", found=expected_batch, expected="a number above 0")
+    if isinstance(clipping, Adaptive) and isinstance(mechanism, Correlated):
+        raise InternalError("correlated noise has one scale in all steps, and adaptive clipping has many")
     if isinstance(clipping, Adaptive):
         clipping.gradient_sigma(mechanism.sigma)  # refused before anything runs
     with (
@@ -149,7 +177,7 @@ class PrivateGradients:
         bench: Workbench,
         recorder: ExampleGradients,
         rows: Sequence[Encoded],
-        mechanism: Sampled,
+        mechanism: Sampled | Correlated,
         clipping: Clipping,
         frozen: FrozenWeights,
         expected_batch: float,
@@ -164,10 +192,10 @@ class PrivateGradients:
         self._mechanism, self._expected, self._source = mechanism, expected_batch, source
         self._frozen, self._simulation = frozen, simulation
         self._start: AdapterStart | None = AdapterStart(recorder.parameters)
-        self._used: set[PoissonBatch] = set()
+        self._used: set[PoissonBatch | BlockBatch] = set()
         self._open = False
 
-    def write(self, batch: PoissonBatch) -> StepFigures:
+    def write(self, batch: PoissonBatch | BlockBatch) -> StepFigures:
         """Put the noised gradient of a batch into `.grad`; `stepped` has to follow the optimiser's step.
 
         Raises:
@@ -184,7 +212,7 @@ class PrivateGradients:
             )
         clipped, figures = self.clipped_sum(batch)
         deviation = self._deviation()
-        total = add_noise(clipped.total.cpu().numpy(), deviation, self._source)
+        total = self._noised(clipped.total.cpu().numpy())
         mean = torch.from_numpy(total / self._expected).to(torch.float32).to(self._bench.device)
         for name, place in self._recorder.columns.items():
             parameter = self._recorder.parameters[name]
@@ -197,7 +225,7 @@ class PrivateGradients:
         self._open = True
         return figures
 
-    def clipped_sum(self, batch: PoissonBatch) -> tuple[ClippedUnits, StepFigures]:
+    def clipped_sum(self, batch: PoissonBatch | BlockBatch) -> tuple[ClippedUnits, StepFigures]:
         """The clipped sum of a batch, without noise: for whoever adds it elsewhere (in the ring).
 
         It counts as a step.
@@ -244,6 +272,12 @@ class PrivateGradients:
             self._start.require_moved()
             self._start = None
 
+    def _noised(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
+        if isinstance(self._mechanism, Correlated):
+            fresh = self._mechanism.sigma * self.clipping.bound
+            return add_correlated(total, fresh, self._source, self._mechanism.noise)
+        return add_noise(total, self._deviation(), self._source)
+
     def _gradients(self, rows: Sequence[Encoded], counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Gradients (n, P) of a microbatch, and its summed loss without what is not finite."""
         bench = self._bench
@@ -260,33 +294,32 @@ class PrivateGradients:
         gradients, losses = self._recorder.of(means, lines)
         return gradients, (losses * counts).nan_to_num(0.0, 0.0, 0.0).sum()
 
-    def _admit(self, batch: object) -> None:
+    def _admit(self, batch: PoissonBatch | BlockBatch) -> None:
         """Take a batch that the account knows of, once."""
-        if not isinstance(batch, PoissonBatch):
-            raise InternalError(
-                "the account says Poisson, and the batch is none", found=type(batch).__name__,
-                expected="what PoissonSampler draws",
-            )  # fmt: skip
-        if batch.rate != self._mechanism.sample_rate or batch.population != len(self._rows):
-            raise InternalError(
-                "a batch was drawn in another way than the account says",
-                found=f"rate {batch.rate:g}, {batch.population} rows",
-                expected=f"rate {self._mechanism.sample_rate:g}, {len(self._rows)} rows",
-            )  # fmt: skip
+        mechanism = self._mechanism
+        if isinstance(mechanism, Correlated):
+            done, steps = mechanism.noise.done, mechanism.mechanism.steps
+        else:
+            done, steps = len(self._used), mechanism.steps
+            _require_drawn(batch, mechanism, len(self._rows))
         if batch.repeatable and not self._simulation:
             raise _repeatable("batch")
         if batch in self._used:
             raise InternalError("a batch serves one step", remedy="draw another one")
-        if len(self._used) >= self._mechanism.steps:
+        if done >= steps:
             raise BudgetError(
-                "more private steps than were reserved", found=f"step {len(self._used) + 1}",
-                expected=f"{self._mechanism.steps} steps",
-            )  # fmt: skip
+                "more private steps than were reserved", found=f"step {done + 1}", expected=f"{steps} steps"
+            )
+        if isinstance(mechanism, Correlated):
+            mechanism.pattern.require(batch, done)
         self._used.add(batch)
 
     def _deviation(self) -> float:
-        """σ C, of the sum's noise."""
-        rule, sigma = self.clipping, self._mechanism.sigma
+        """Standard deviation of the next sum's noise: σ C, or of what it is under correlated noise."""
+        rule, mechanism = self.clipping, self._mechanism
+        if isinstance(mechanism, Correlated):
+            return mechanism.sigma * rule.bound * math.sqrt(mechanism.noise.variance)
+        sigma = mechanism.sigma
         return (rule.gradient_sigma(sigma) if isinstance(rule, Adaptive) else sigma) * rule.bound
 
     def _figures(self, clipped: ClippedUnits, indices: Sequence[int], loss: float) -> StepFigures:
@@ -303,7 +336,7 @@ class PrivateGradients:
         )
 
 
-# Each of the three below is a step of the mathematics; tests break them one at a time, and have to notice.
+# Each of the four below is a step of the mathematics; tests break them one at a time, and have to notice.
 
 
 def example_means(task: Task, model: nn.Module, tensors: Batch, counts: torch.Tensor) -> torch.Tensor:
@@ -323,6 +356,28 @@ def fold_piece(total: ClippedSum, gradients: torch.Tensor, units: Sequence[int])
 def add_noise(total: NDArray[np.float64], deviation: float, source: RandomSource) -> NDArray[np.float64]:
     """N(0, deviation²) on every entry of the sum: once a logical batch."""
     return noised(total, deviation, source)
+
+
+def add_correlated(
+    total: NDArray[np.float64], deviation: float, source: RandomSource, noise: CorrelatedNoise
+) -> NDArray[np.float64]:
+    """The same with noise that takes some of the earlier steps' back: N(0, deviation²) of it is fresh."""
+    return noise.add(total, deviation, source)
+
+
+def _require_drawn(batch: object, mechanism: Sampled, population: int) -> None:
+    """Refuse what is no draw of the account's sampler from these rows."""
+    if not isinstance(batch, PoissonBatch):
+        raise InternalError(
+            "the account says Poisson, and the batch is none", found=type(batch).__name__,
+            expected="what PoissonSampler draws",
+        )  # fmt: skip
+    if batch.rate != mechanism.sample_rate or batch.population != population:
+        raise InternalError(
+            "a batch was drawn in another way than the account says",
+            found=f"rate {batch.rate:g}, {batch.population} rows",
+            expected=f"rate {mechanism.sample_rate:g}, {population} rows",
+        )  # fmt: skip
 
 
 def _repeatable(what: str) -> PolicyError:

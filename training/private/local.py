@@ -9,20 +9,38 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
+from wardround.core.errors import InternalError
 from wardround.core.privacy_rules import PrivacyRules
+from wardround.privacy.accounting.mechanisms import SampledGaussian
 from wardround.privacy.accounting.of_plan import RoundCost
+from wardround.privacy.noise.correlated import CorrelatedNoise, NoiseState
 from wardround.privacy.noise.source import RandomSource
+from wardround.training.private.blocks import BlockBatch, BlockSampler, Pattern
 from wardround.training.private.clipping import Adaptive, Automatic, Clipping, Flat, split_by_layer
-from wardround.training.private.gradient import PrivateGradients, StepFigures, private_gradients
+from wardround.training.private.gradient import (
+    Correlated,
+    PrivateGradients,
+    Sampled,
+    StepFigures,
+    private_gradients,
+)
 from wardround.training.private.per_example import columns_of
-from wardround.training.private.sampling import PoissonSampler
+from wardround.training.private.sampling import PoissonBatch, PoissonSampler
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
+
+
+class Sampler(Protocol):
+    """Gives the batch of each step."""
+
+    def draw(self) -> PoissonBatch | BlockBatch:
+        """The next one."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,6 +57,7 @@ class PrivateRound:
         noise: Words for the noise.
         simulation: Says "not private": batches and noise may come from a seed.
         done: Steps that an earlier process did, under a reservation of its own; this one may do the rest.
+        state: Where the run's correlated noise stands; None where every step has its own.
     """
 
     rules: PrivacyRules
@@ -50,10 +69,28 @@ class PrivateRound:
     noise: RandomSource
     simulation: bool = False
     done: int = 0
+    state: NoiseState | None = None
 
-    def sampler(self) -> PoissonSampler:
-        """Draws the batches of the round."""
+    def steps(self) -> Sampled | Correlated:
+        """What was reserved for the steps to come.
+
+        Raises:
+            InternalError: Noise is correlated, and nobody knows where it stands.
+        """
+        banded = self.cost.banded
+        if banded is None:
+            left = self.cost.after(self.done)
+            return SampledGaussian(sample_rate=left.sample_rate, sigma=left.sigma, steps=left.steps)
+        if self.state is None:
+            raise InternalError("a round with correlated noise begins without the noise of the steps before")
+        noise = CorrelatedNoise(banded.bands, banded.steps, self.state)
+        return Correlated(banded, noise, Pattern(self.units, banded.bands, noise.key))
+
+    def sampler(self, steps: Sampled | Correlated) -> Sampler:
+        """Draws the batches of those steps."""
         most = self.rules.most_examples if self.rules.unit == "patient" else None
+        if isinstance(steps, Correlated):
+            return BlockSampler(steps.pattern, self.units, steps.noise.done, self.batches, most)
         return PoissonSampler(self.units, self.cost.sample_rate, self.batches, most)
 
     def clipping(self, columns: Mapping[str, slice]) -> Clipping:
@@ -88,16 +125,18 @@ class NoisedGradients:
 
     Attributes:
         steps: Of the whole round, whoever does them.
+        noise: Of a run whose noise is correlated over its steps.
         figures: Of the steps so far; exact, hence for the site's own eyes.
     """
 
     gradients: PrivateGradients
-    sampler: PoissonSampler
+    sampler: Sampler
     steps: int
     device: torch.device
+    noise: CorrelatedNoise | None = None
     figures: list[StepFigures] = field(default_factory=list)
 
-    def write(self, step: int) -> tuple[torch.Tensor, int]:  # noqa: ARG002 - every draw is a fresh one
+    def write(self, step: int) -> tuple[torch.Tensor, int]:  # noqa: ARG002 - the sampler knows whose turn it is
         """Draw a batch and put its noised gradient into `.grad`."""
         self.figures.append(self.gradients.write(self.sampler.draw()))
         return torch.zeros((), device=self.device), 0
@@ -116,6 +155,11 @@ class NoisedGradients:
         """C of the next step: a function of what was released."""
         return self.gradients.clipping.bound
 
+    @property
+    def state(self) -> NoiseState | None:
+        """Where correlated noise stands."""
+        return None if self.noise is None else self.noise.state
+
 
 @contextmanager
 def noised_gradients(
@@ -127,8 +171,10 @@ def noised_gradients(
         ConfigError: A parameter trains that has no rule, or rows are packed.
         InternalError: A weight outside the adapter moved.
     """
-    with _opened(bench, parameters, rows, private) as gradients:
-        yield NoisedGradients(gradients, private.sampler(), private.cost.steps, bench.device)
+    steps = private.steps()
+    with _opened(bench, parameters, rows, private, steps) as gradients:
+        noise = steps.noise if isinstance(steps, Correlated) else None
+        yield NoisedGradients(gradients, private.sampler(steps), private.cost.steps, bench.device, noise)
 
 
 def clipped_sum(
@@ -142,8 +188,9 @@ def clipped_sum(
     Raises:
         ConfigError: As `noised_gradients`.
     """
-    with _opened(bench, parameters, rows, private) as gradients:
-        clipped, figures = gradients.clipped_sum(private.sampler().draw())
+    steps = private.steps()
+    with _opened(bench, parameters, rows, private, steps) as gradients:
+        clipped, figures = gradients.clipped_sum(private.sampler(steps).draw())
     columns = columns_of(parameters)
     mean = clipped.total.cpu().numpy() / private.expected_batch
     return {name: mean[columns[name]].reshape(parameters[name].shape) for name in parameters}, figures
@@ -151,11 +198,14 @@ def clipped_sum(
 
 @contextmanager
 def _opened(
-    bench: Workbench, parameters: Mapping[str, nn.Parameter], rows: Sequence[Encoded], private: PrivateRound
+    bench: Workbench,
+    parameters: Mapping[str, nn.Parameter],
+    rows: Sequence[Encoded],
+    private: PrivateRound,
+    steps: Sampled | Correlated,
 ) -> Iterator[PrivateGradients]:
     with private_gradients(
-        bench, parameters, rows, private.cost.after(private.done).mechanism,
-        private.clipping(columns_of(parameters)),
+        bench, parameters, rows, steps, private.clipping(columns_of(parameters)),
         expected_batch=private.expected_batch, source=private.noise, simulation=private.simulation,
     ) as gradients:  # fmt: skip
         yield gradients

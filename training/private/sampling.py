@@ -80,7 +80,7 @@ class PoissonSampler:
         self._below = math.floor(rate * 2.0**64)  # a power of two: exact
         self._source = source
         self._most = most_examples
-        self._rows = _by_unit(units)
+        self._rows = rows_by_unit(units)
         self._population = len(units)
 
     def draw(self) -> PoissonBatch:
@@ -90,7 +90,7 @@ class PoissonSampler:
             InternalError: The source gave another number of words than was asked for.
         """
         taken = self._taken()
-        chosen = [self._bounded(self._rows[unit]) for unit in taken]
+        chosen = [some_rows(self._rows[unit], self._most, self._source) for unit in taken]
         return PoissonBatch(
             indices=tuple(row for rows in chosen for row in rows),
             units=tuple(unit for unit, rows in zip(taken, chosen, strict=True) for _ in rows),
@@ -105,21 +105,35 @@ class PoissonSampler:
             return list(range(len(self._rows)))
         return [int(unit) for unit in np.flatnonzero(words < np.uint64(self._below))]
 
-    def _bounded(self, rows: list[int]) -> list[int]:
-        """At most K of a unit's rows, every K of them alike, in their order."""
-        if self._most is None or len(rows) <= self._most:
-            return rows
-        order = np.argsort(self._words(len(rows)), kind="stable")
-        return [rows[place] for place in sorted(order[: self._most])]
-
     def _words(self, count: int) -> NDArray[np.uint64]:
-        words = self._source.words(count) if count else np.zeros(0, np.uint64)
-        if words.shape != (count,) or words.dtype != np.uint64:
-            raise InternalError(
-                "a random source gave something else than it was asked for",
-                found=f"{words.dtype} {words.shape}", expected=f"uint64 ({count},)",
-            )  # fmt: skip
-        return words
+        return words_of(self._source, count)
+
+
+def some_rows(rows: list[int], most_examples: int | None, source: RandomSource) -> list[int]:
+    """At most K of a unit's rows, every K of them alike, in their order.
+
+    Raises:
+        InternalError: The source gave another number of words than was asked for.
+    """
+    if most_examples is None or len(rows) <= most_examples:
+        return rows
+    order = np.argsort(words_of(source, len(rows)), kind="stable")
+    return [rows[place] for place in sorted(order[:most_examples])]
+
+
+def words_of(source: RandomSource, count: int) -> NDArray[np.uint64]:
+    """So many words.
+
+    Raises:
+        InternalError: The source gave something else.
+    """
+    words = source.words(count) if count else np.zeros(0, np.uint64)
+    if words.shape != (count,) or words.dtype != np.uint64:
+        raise InternalError(
+            "a random source gave something else than it was asked for",
+            found=f"{words.dtype} {words.shape}", expected=f"uint64 ({count},)",
+        )  # fmt: skip
+    return words
 
 
 def bounded_rows(units: Sequence[Hashable], most_examples: int, *, seed: int) -> list[int]:
@@ -142,7 +156,7 @@ def bounded_rows(units: Sequence[Hashable], most_examples: int, *, seed: int) ->
     """
     _require_some(most_examples)
     kept: list[int] = []
-    for rows in _by_unit(units):
+    for rows in rows_by_unit(units):
         ranks = [_rank(seed, units[row], place) for place, row in enumerate(rows)]
         kept += [row for _, row in sorted(zip(ranks, rows, strict=True))[:most_examples]]
     return sorted(kept)
@@ -152,7 +166,7 @@ def _rank(seed: int, unit: Hashable, place: int) -> bytes:
     return hashlib.blake2b(f"{seed}\x1f{place}\x1f{unit!r}".encode(), digest_size=16).digest()
 
 
-def _by_unit(units: Iterable[Hashable]) -> list[list[int]]:
+def rows_by_unit(units: Iterable[Hashable]) -> list[list[int]]:
     """Rows of each unit, units in the order in which they come."""
     members: dict[Hashable, list[int]] = {}
     for row, unit in enumerate(units):

@@ -29,6 +29,8 @@ def test_each_sites_last_figure_stands_in_the_result(tmp_path: Path) -> None:
     assert (
         patients.text == "differential privacy: no ε was told at δ = 0.001 per patient and site (local noise)"
     )
+    banded = patients.model_copy(update={"mechanism": "banded"})
+    assert banded.text.endswith("(local noise, banded over the whole run)")
 
 
 def test_a_run_without_privacy_claims_none(tmp_path: Path) -> None:

@@ -282,6 +282,9 @@ def test_the_summary_tells_epsilon() -> None:
     assert "is not known before" in summary_text(summary_of(given, 5))
     few, many = (summary_of(given, 5, [units])["privacy"]["epsilon"] for units in (20, 200))
     assert few > many > 0
+    blocks = PrivacyRules(epsilon=3.0, mechanism="banded", **rules)
+    banded = SignedPlan(plan=sound(privacy=blocks, **sections), enrolment=enrolment)
+    assert "local noise, correlated over the run's steps" in summary_text(summary_of(banded, 5))
 
 
 def test_a_plan_is_checked_without_torch() -> None:

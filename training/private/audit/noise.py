@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Final
 
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from wardround.core.errors import InternalError
+from wardround.privacy.accounting.banded import coefficients
+from wardround.privacy.noise.correlated import NoiseState
 from wardround.training.private.audit.findings import RARE, Finding
 from wardround.training.private.audit.stage import CUTS, Stage, written
 from wardround.training.private.clipping import Clipping
@@ -26,6 +28,8 @@ from wardround.training.private.per_example import columns_of
 
 _KEPT: Final = 1 << 16
 """Coordinates of a step that are kept, to compare steps with each other."""
+_A_CUT: Final = 2
+"""Steps of a run with correlated noise, of each cut."""
 _FULL: Final = 4
 """Units of a batch that is not empty: more than one microbatch where rows are cut."""
 
@@ -64,6 +68,21 @@ def noise_of_steps(stages: Sequence[Stage], *, repeats: int = 1) -> list[Finding
     return judged([noise for stage in stages for _ in range(repeats) for noise in _observed(stage)])
 
 
+def noise_of_run(stages: Sequence[Stage]) -> list[Finding]:
+    """The same of noise that is correlated over the steps of a run: of what is fresh in each of them.
+
+    Whoever knows the steps before can take their part off, and nobody more than that: what is left is the z
+    that the account counts on.
+
+    Args:
+        stages: Of runs with bands: several rounds or sites, whose noise has to be independent as well.
+
+    Raises:
+        InternalError: Stages of adapters of other sizes.
+    """
+    return judged([noise for stage in stages for noise in _fresh(stage)])
+
+
 def judged(found: Sequence[Noise], *, shape: bool = True) -> list[Finding]:
     """The findings on some steps' noise; `shape`: that of a continuous distribution.
 
@@ -100,6 +119,31 @@ def _observed(stage: Stage) -> Iterator[Noise]:
                 values = (written(parameters) * stage.private.expected_batch - total).numpy() / deviation
                 step.stepped()
                 yield _summed(values, columns, f"{name}, cut into {size or 'one'}")
+
+
+def _fresh(stage: Stage) -> Iterator[Noise]:
+    """What is fresh in the first steps of a run over the rows, cut in every way."""
+    parameters = stage.bench.parameters()
+    columns = columns_of(parameters)
+    private = replace(
+        stage.private, units=[str(row) for row in range(len(stage.rows))],
+        cost=replace(stage.private.cost, steps=_A_CUT * len(CUTS), rounds=1),
+        state=NoiseState.begin(stage.private.batches),
+    )  # fmt: skip
+    steps = private.steps()
+    sampler, same = private.sampler(steps), private.sampler(steps)
+    earlier: list[Floats] = []
+    for size in CUTS:
+        with stage.step(size, steps) as step:
+            for _ in range(_A_CUT):
+                total = step.clipped_sum(same.draw())[0].total.cpu()
+                step.write(sampler.draw())
+                earlier.insert(0, (written(parameters) * private.expected_batch - total).numpy())
+                step.stepped()
+                of_before = zip(coefficients(private.cost.bands), earlier, strict=False)
+                fresh = sum((c * noise for c, noise in of_before), np.zeros(len(total)))
+                values = fresh / planned_deviation(stage, step.clipping)
+                yield _summed(values, columns, f"cut into {size or 'one'}")
 
 
 def _summed(values: Floats, columns: dict[str, slice], kind: str) -> Noise:

@@ -19,7 +19,7 @@ from wardround.core.errors import ConfigError
 from wardround.privacy.accounting.mechanisms import SampledGaussian
 from wardround.training.base_model import switch_dropout_off
 from wardround.training.private.clipping import Clipping
-from wardround.training.private.gradient import PrivateGradients, private_gradients
+from wardround.training.private.gradient import Correlated, PrivateGradients, Sampled, private_gradients
 from wardround.training.private.local import PrivateRound
 from wardround.training.private.per_example import columns_of
 from wardround.training.private.sampling import PoissonBatch
@@ -89,15 +89,21 @@ class Stage:
         return self.private.clipping(columns_of(self.bench.parameters()))
 
     @contextmanager
-    def step(self, microbatch_size: int | None) -> Iterator[PrivateGradients]:
+    def step(
+        self, microbatch_size: int | None, steps: Sampled | Correlated | None = None
+    ) -> Iterator[PrivateGradients]:
         """The real step over the rows, cut into microbatches of a size.
+
+        Args:
+            microbatch_size: Most rows at once; None leaves a batch whole.
+            steps: What is taken; None: batches that are chosen, with noise of their own.
 
         Raises:
             ConfigError: As `private_gradients`.
         """
         machine = self.bench.machine.model_copy(update={"microbatch_size": microbatch_size})
         with private_gradients(
-            replace(self.bench, machine=machine), self.bench.parameters(), self.rows, self.mechanism,
+            replace(self.bench, machine=machine), self.bench.parameters(), self.rows, steps or self.mechanism,
             self.clipping(), expected_batch=self.private.expected_batch, source=self.private.noise,
             simulation=True,
         ) as gradients:  # fmt: skip

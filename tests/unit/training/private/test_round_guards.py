@@ -84,7 +84,7 @@ def test_a_loader_that_is_not_poisson_is_refused(
         def draw(self) -> list[int]:
             return [0, 2, 4]
 
-    monkeypatch.setattr(PrivateRound, "sampler", lambda _: Shuffled())
+    monkeypatch.setattr(PrivateRound, "sampler", lambda *_: Shuffled())
     with pytest.raises(InternalError, match="the account says Poisson"):
         train(rules)
 
@@ -96,7 +96,7 @@ def test_a_loader_at_another_rate_is_refused(
     """Larger than the one that was paid for, or smaller."""
     for rate in (0.6, 0.4):
         monkeypatch.setattr(
-            PrivateRound, "sampler", lambda self, q=rate: PoissonSampler(self.units, q, self.batches)
+            PrivateRound, "sampler", lambda self, _, q=rate: PoissonSampler(self.units, q, self.batches)
         )
         with pytest.raises(InternalError, match="in another way than the account says"):
             train(rules)
