@@ -5,7 +5,7 @@ An arm is a plan and the rows of its sites; every arm goes through the same roun
 A simulation has no deadline. Its sites work one after another, so that an exchange takes the sum over the
 sites, on whatever machine; the clock by which the loop keeps the deadline therefore stands still, every site
 is waited for, and nothing of the result depends on the machine's speed. What a site that does not answer does
-to a run is simulated by one that fails.
+to a run is simulated by one that fails. With `simulation.realism` it has one, by a virtual clock.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ from wardround.simulations.last_fold import LastFold
 from wardround.simulations.outages import Outages
 from wardround.simulations.privacy import simulated_privacy
 from wardround.simulations.together import Announcing, SharedPasses, sites_at_once
+from wardround.simulations.virtual.settings import PLAIN, Realism
+from wardround.simulations.virtual.timed import timed
 from wardround.strategies.contract import ServerState, SumStrategy
 from wardround.training.alone import rounds_alone, work_alone
 from wardround.training.batches import plan_batches
@@ -157,12 +159,17 @@ def steps_a_round(arm: Arm) -> int:
 
 def site_steps(plan: TrainingPlan, rows: SiteRows) -> int:
     """Optimiser steps that a site with these rows takes in one round: the batches that its training plans."""
+    return len(site_batches(plan, rows))
+
+
+def site_batches(plan: TrainingPlan, rows: SiteRows) -> list[int]:
+    """Rows of each of these steps; of private ones as many as are expected."""
     cost = round_cost(plan, units_of(plan, rows))
     if cost is not None:
-        return cost.steps
+        return [plan.local.batch_size] * cost.steps
     task = TASKS.get(plan.task.name, allow_dotted=True)
     usable = sum(1 for row in rows.training if task.targets(row) > 0)
-    return len(plan_batches(usable, plan.local, generator(plan.seed, Purpose.SHUFFLE)))
+    return list(map(len, plan_batches(usable, plan.local, generator(plan.seed, Purpose.SHUFFLE))))
 
 
 def cohort_share(arm: Arm) -> float:
@@ -244,6 +251,7 @@ def run_arms(
     ranks: Sequence[int] | Mapping[str, int] = (),
     together: int | Literal["auto"] = 1,
     outage: float = 0.0,
+    realism: Realism = PLAIN,
 ) -> list[T]:
     """Run arms one after another on Flower's engine, in this process.
 
@@ -261,6 +269,7 @@ def run_arms(
         ranks: Sites' own ranks, in turn or by name; none: the plan's.
         together: So many sites of an arm train together.
         outage: Probability that a site of the federation is lost in a round.
+        realism: How slow, far or away the federation's sites are.
 
     Raises:
         ConfigError: As `sites_at_once`; or two arms, or two sites of one, have the same name: they would
@@ -332,6 +341,10 @@ def run_arms(
                 lambda round: RepeatableSource(arm.plan.seed, Purpose.NOISE, round=round, site=""),
                 simulation=True,
             )
+            if arm.name == FEDERATED and realism.on:
+                where = journal.folder.parent
+                with timed(run, realism, arm.sites, site_batches, policy.least_cohort, where) as own:
+                    return run_rounds(own, initial)
             return run_rounds(run, initial)
 
         return train

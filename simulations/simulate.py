@@ -34,6 +34,7 @@ from wardround.simulations.privacy import drowned, uncounted
 from wardround.simulations.privacy_report import privacy_report
 from wardround.simulations.result_folder import ResultFolder, alone_in
 from wardround.simulations.scoring import Scorer
+from wardround.simulations.virtual.sites import check_sites
 from wardround.strategies.contract import ServerState
 
 
@@ -90,6 +91,7 @@ def run_simulation(config: RunConfig, *, sinks: tuple[EventSink, ...] = ()) -> S
     """
     check_first(config)
     prepared = prepare(config)
+    check_sites(config.simulation.realism, list(prepared.rows.sites))
     path = Path(config.resume or config.output)
     with alone_in(path):
         folder = ResultFolder.open(path, config, prepared.plan, prepared.rows)
@@ -124,6 +126,7 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
         ranks=config.simulation.ranks,
         together=config.simulation.together,
         outage=config.simulation.outage,
+        realism=config.simulation.realism,
         each=lambda arm, train: train_and_score(
             arm,
             train,
