@@ -23,6 +23,8 @@ from wardround.simulations.virtual.settings import Diurnal, Trace
 
 HOUR_S: Final = 3600.0
 KEYS: Final = ("site", "from", "to")
+LONGEST: Final = 80
+"""Characters of a line that a message shows."""
 Span = tuple[float, float]
 """From, and to."""
 
@@ -238,10 +240,11 @@ def check_trace(settings: Trace, trace: TraceFile, sites: Sequence[str]) -> None
     Raises:
         ConfigError: It names one that there is not, or none of its lines names one that there is.
     """
+    known = set(sites)
     for name in trace.spans:
-        if name not in sites:
+        if name not in known:
             raise unknown_name(f"site in {settings.path}", name, sites)
-    if left := sorted(set(sites) - trace.spans.keys()):
+    if left := sorted(known - trace.spans.keys()):
         raise ConfigError(
             f"the availability trace {settings.path} leaves sites out",
             found=f"no line of {', '.join(left[:5])}", expected="a line of every site of the run",
@@ -264,9 +267,12 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]]]:
             yield number, found
         return
     if lines and [name.strip() for name in lines[0][1].split(",")] != list(KEYS):
-        raise _wrong(path, lines[0][0], lines[0][1][:80], ",".join(KEYS))
+        raise _wrong(path, lines[0][0], lines[0][1], ",".join(KEYS))
     for number, line in lines[1:]:
-        cells = next(csv.reader([line]))
+        try:
+            cells = next(csv.reader([line]))
+        except csv.Error as error:
+            raise _wrong(path, number, "no line of a CSV", ",".join(KEYS)) from error
         if len(cells) != len(KEYS):
             raise _wrong(path, number, f"{len(cells)} fields", ",".join(KEYS))
         yield number, dict(zip(KEYS, (cell.strip() for cell in cells), strict=True))
@@ -284,7 +290,7 @@ def _span(path: Path, number: int, line: Mapping[str, object], settings: Trace) 
             value = math.inf if open_ended else float(given)  # type: ignore[arg-type]  # what is none raises
             if isinstance(given, bool) or math.isnan(value) or (math.isinf(value) and not open_ended):
                 raise ValueError  # noqa: TRY301 - one way out for all that is no number
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             expected = "a number" if key == "from" else "a number, or nothing: for good"
             raise _wrong(path, number, f"{key}: {given!r}", expected) from None
         values.append(value)
@@ -298,6 +304,6 @@ def _span(path: Path, number: int, line: Mapping[str, object], settings: Trace) 
 
 def _wrong(path: Path, number: int, found: str, expected: str) -> ConfigError:
     return ConfigError(
-        f"line {number} of the availability trace {path} is not one", found=found, expected=expected,
-        remedy="see docs/realism.md",
+        f"line {number} of the availability trace {path} is not one", found=found[:LONGEST],
+        expected=expected, remedy="see docs/realism.md",
     )  # fmt: skip

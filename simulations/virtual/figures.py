@@ -141,11 +141,11 @@ def check_names(setting: str, figure: Figure, sites: Iterable[str]) -> None:
     """
     if not isinstance(figure, Table):
         return
-    names = list(sites)
+    names = set(sites)
     for name in figure.sites:
         if name not in names:
             raise unknown_name(f"site in {setting}", name, names)
-    if figure.other is None and (left := sorted(set(names) - figure.sites.keys())):
+    if figure.other is None and (left := sorted(names - figure.sites.keys())):
         raise ConfigError(
             f"{setting} leaves sites out", found=f"no value for {', '.join(left[:5])}",
             expected="every site of the run, or `other` for those that are not named",

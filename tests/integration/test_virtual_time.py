@@ -399,3 +399,40 @@ def test_what_does_not_fit_the_sites_is_refused_before_anything_is_trained(
             run_simulation(settings("b", availability={"kind": "trace", "path": path}))
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("strategy", ["two_pass", "tangent"])
+def test_every_stage_of_a_round_is_paid_for(
+    settings: Settings, undisturbed: Undisturbed, strategy: str
+) -> None:
+    """A method of two passes takes a round trip more; it computes in the first one alone."""
+    sections = {"strategy": {"name": strategy}}
+    result = undisturbed(settings(strategy, sections, latency_s=3.0, compute_s=5.0, scoring=0.0))
+    stages = 2 if strategy == "two_pass" else 1
+    assert [event.virtual_s for event in times(result)] == [stages * 6.0 + 10.0] * ROUNDS + [6.0]
+
+
+def test_groups_keep_their_places_while_some_are_away(notes: Callable[..., Any], tmp_path: Path) -> None:
+    """Drawn before the first round, when everybody is there, in no time; the same in a resumed run."""
+    make = notes(rows=96, wards=12, rounds=3)
+    path = trace(tmp_path, "site,from,to\nw0,1,1\nw1,2,3\n" + "".join(f"w{n},1,\n" for n in range(2, 12)))
+    policy = {"group_strategies": ["group_median"], "least_cohort": 4, "modes": ["off"]}
+    given = {
+        "strategy": {"name": "group_median", "options": {"group_size": 4}},
+        "secure": {"mode": "off", "policy": policy}, "rounds": within(50.0),
+        "simulation": {
+            "realism": {
+                "latency_s": {"kind": "uniform", "low": 1.0, "high": 2.0, "each": "round"},
+                "availability": {"kind": "trace", "path": path, "unit": "round"},
+            }
+        },
+    }  # fmt: skip
+    whole = run_simulation(make("whole", **given))
+    assert [event.missing for event in of(whole, RoundFolded)] == [("w1",), ("w0",), ("w0",)]
+    assert all(event.late == () and 2.0 < event.virtual_s < 4.0 for event in times(whole))
+    config = make("cut", **given)
+    with pytest.raises(KeyboardInterrupt):
+        run_simulation(config, sinks=(Stop(),))
+    again = run_simulation(config.model_copy(update={"resume": config.output}))
+    assert times(again) == times(whole)
+    assert digest(again) == digest(whole)
