@@ -217,7 +217,7 @@ class RoundRules(Frozen):
     quorum: float = Field(default=0.5, gt=0, le=1)
     """Share of the cohort that has to answer for the round to count."""
     deadline_s: float = Field(default=3600.0, gt=0)
-    """Of one exchange; a site that has not answered by then is late. A simulation has none (`arms.py`)."""
+    """Of one exchange; a site that has not answered by then is late. A simulation has a virtual one."""
 
 
 class ReleaseRule(Frozen):

@@ -19,11 +19,12 @@ from wardround.runtime.events import (
     RoundBurnt,
     RoundFolded,
     RoundStarted,
+    RoundTimed,
     RunFinished,
     RunStarted,
     SiteReplied,
 )
-from wardround.runtime.sizes import size_text
+from wardround.runtime.sizes import seconds_text, size_text
 
 PREFERRED = ("macro_f1", "accuracy", "auroc", "bits_per_byte", "loss", "perplexity")
 """Metrics shown where the caller names none, as far as the run has them."""
@@ -51,6 +52,7 @@ class _Arm:
     start_waits: bool = False
     headed: bool = False
     spent: dict[int, float] = field(default_factory=dict)
+    timed: dict[int, float] = field(default_factory=dict)
 
 
 class RichSink:
@@ -96,6 +98,8 @@ class RichSink:
                 self._refresh(event.arm, event.round, completed=event.round)
             case PrivacySpent():
                 arm.spent[event.round] = max(event.sites.values(), default=0.0)
+            case RoundTimed():
+                arm.timed[event.round] = event.virtual_s
             case RoundBurnt():
                 self._print(Text(f"  round {event.round} is lost: {event.reason}", style="bold red"))
                 self._refresh(event.arm, event.round, completed=event.round)
@@ -189,7 +193,8 @@ class RichSink:
             self._metrics = _columns(next(iter(arm.scores.values())), arm.metric)
         names = "".join(f"{name:>15}" for name in self._metrics)
         epsilon = f"{'ε reserved':>12}" if arm.spent else ""
-        title = f"  {'round':>5}{'train loss':>12}{names}{epsilon}{'sites':>9}{'up':>11}{'time':>9}"
+        virtual = f"{'virtual':>11}" if arm.timed else ""
+        title = f"  {'round':>5}{'train loss':>12}{names}{epsilon}{'sites':>9}{'up':>11}{'time':>9}{virtual}"
         self._print(Text(title, style="bold"))
 
     def _refresh(self, name: str, round: int, completed: int | None = None) -> None:
@@ -230,6 +235,8 @@ def _line(arm: _Arm, round: int, folded: RoundFolded | None, metrics: Sequence[s
         asked = len(folded.survivors) + len(folded.missing)
         line.append(f"{len(folded.survivors):>5}/{asked:<3}", style="red" if folded.missing else "")
         line.append(f"{size_text(folded.bytes_up):>11}{folded.wall_s:>7.1f} s")
+        if round in arm.timed:
+            line.append(f"{seconds_text(arm.timed[round]):>11}")
     if arm.best == round:
         line.append("  ★ best so far", style="green")
     return line

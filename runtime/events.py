@@ -202,6 +202,25 @@ class RoundFolded:
 
 
 @dataclass(frozen=True)
+class RoundTimed:
+    """How long a round took by a simulation's virtual clock; its wall time stands in `RoundFolded`.
+
+    `virtual_s` are its seconds, `waited_s` those of them that it waited for sites to come before it asked
+    any; `since_start_s` is the clock at its end. `late` are the sites that let a deadline pass, `sites` maps
+    a site to the seconds that its messages and its work took. The exchange that scores the last adapter is
+    numbered as the round after it.
+    """
+
+    arm: str
+    round: int
+    virtual_s: float
+    since_start_s: float
+    waited_s: float = 0.0
+    late: tuple[str, ...] = ()
+    sites: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Improved:
     """The released round changes to `round`."""
 
@@ -249,6 +268,7 @@ Event: TypeAlias = (
     | Evaluated
     | RoundFolded
     | RoundBurnt
+    | RoundTimed
     | Improved
     | Notice
     | RunFinished

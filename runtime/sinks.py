@@ -17,6 +17,7 @@ from wardround.runtime.events import (
     PrivacyReported,
     PrivacySpent,
     RoundFolded,
+    RoundTimed,
     RunStarted,
     SiteReplied,
 )
@@ -91,6 +92,12 @@ class TensorBoardSink:
                 }  # fmt: skip
                 self._scalars(event.arm, event.round, "round", figures)
                 self._writer(event.arm).flush()
+            case RoundTimed():
+                figures = {
+                    "virtual_seconds": event.virtual_s, "virtual_clock": event.since_start_s,
+                    "waited_seconds": event.waited_s, "late": len(event.late),
+                }  # fmt: skip
+                self._scalars(event.arm, event.round, "round", figures)
             case _:
                 pass
 

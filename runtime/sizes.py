@@ -1,4 +1,4 @@
-"""Bytes as people read them."""
+"""Bytes and seconds as people read them."""
 
 from __future__ import annotations
 
@@ -14,3 +14,13 @@ def size_text(size_bytes: float) -> str:
             break
         amount, unit = amount / KILO, larger
     return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def seconds_text(seconds: float) -> str:
+    """Such as `0.3 s`, `12.0 min`, `5.5 h`, `2.1 d`."""
+    amount, unit = seconds, "s"
+    for larger, many in (("min", 60.0), ("h", 60.0), ("d", 24.0)):
+        if amount < 2 * many:
+            break
+        amount, unit = amount / many, larger
+    return f"{amount:.1f} {unit}"

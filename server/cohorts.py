@@ -15,19 +15,28 @@ def require_some(sites: Sequence[str]) -> None:
     """Refuse a round that nobody is asked for.
 
     Raises:
-        QuorumError: Every site was caught, or excluded. The journal stands.
+        QuorumError: Every site was caught or excluded, or is away. The journal stands.
     """
     if not sites:
         raise QuorumError(
             "no site of the run is left to be asked",
-            expected="one at least that was neither excluded nor caught",
+            expected="one at least that was neither excluded nor caught, and is there",
             remedy="start a new run with the sites that may take part",
         )
 
 
-def choose_cohort(plan: TrainingPlan, sites: Sequence[str], round: int) -> list[str]:
-    """Sites that train in this round: a share of all, drawn from the seed tree."""
-    size = cohort_size(plan.rounds, len(sites))
+def choose_cohort(
+    plan: TrainingPlan, sites: Sequence[str], round: int, *, of: int | None = None
+) -> list[str]:
+    """Sites that train in this round, drawn from the seed tree.
+
+    Args:
+        plan: Its share of the sites, and the seed.
+        sites: Who may be asked.
+        round: Counts from 1.
+        of: The share is of so many sites, where some of them are away; None: of `sites`.
+    """
+    size = cohort_size(plan.rounds, of or len(sites))
     if size >= len(sites):
         return sorted(sites)
     draw = generator(plan.seed, Purpose.COHORT, round=round)

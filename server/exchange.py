@@ -21,9 +21,8 @@ from wardround.privacy.sums.offers import offer_of
 from wardround.privacy.sums.phased import PhasedCollector
 from wardround.runtime.events import BytesMoved, Notice, RoundStarted, SiteReplied, SumOpened
 from wardround.server.round_control import stopped
-from wardround.server.stage import Channel, Collected, Stage
+from wardround.server.stage import Channel, Collected, Stage, look_s
 
-POLL_S = 0.2
 LATE_S = 5.0
 """So long a further attempt waits for sites that let a deadline pass, once everybody else has answered."""
 
@@ -199,7 +198,7 @@ class _Attempt:
                 deadline = min(deadline, channel.clock() + self._grace_s(waiting.keys()))
             if channel.control.stop_requested:
                 raise stopped()
-            for reply, size in channel.transport.receive(POLL_S):
+            for reply, size in channel.transport.receive(look_s(channel, deadline)):
                 self.collected.bytes_up += size
                 if reply.site in requests:
                     self.collected.up[reply.site] += size

@@ -27,9 +27,8 @@ from wardround.privacy.secagg.messages import Message, decode, encode
 from wardround.privacy.sums.contract import GROUPS
 from wardround.privacy.sums.offers import run_of
 from wardround.runtime.events import Notice
-from wardround.server.exchange import POLL_S
 from wardround.server.round_control import stopped
-from wardround.server.stage import Channel
+from wardround.server.stage import Channel, look_s
 from wardround.strategies.contract import GroupStrategy
 
 M = TypeVar("M", bound=Message)
@@ -182,7 +181,7 @@ class _Draw:
         while waiting and channel.clock() < deadline:
             if channel.control.stop_requested:
                 raise stopped()
-            for reply, _ in channel.transport.receive(POLL_S):
+            for reply, _ in channel.transport.receive(look_s(channel, deadline)):
                 request = waiting.get(reply.site)
                 if request is not None and answers(reply, request):
                     del waiting[reply.site]

@@ -48,7 +48,7 @@ from wardround.server.outcome import Outcome, outcome_of
 from wardround.server.relay_journals import RelayJournals
 from wardround.server.round_control import RoundControl, Unasked, stopped
 from wardround.server.scoring import Scored, evaluators_of, judge, scored_of
-from wardround.server.stage import Channel, Stage
+from wardround.server.stage import POLL_S, Channel, Stage
 from wardround.server.stage_sums import (
     BurntError,
     added,
@@ -89,6 +89,9 @@ class Run:
         attempts: How often each round was asked for, where sites outlive the server; a simulation's do not.
         journals: Of the sums' relays, likewise.
         following: As of `Channel`.
+        poll_s: As of `Channel`.
+        away: Round → sites that cannot be reached as it begins: they are asked for nothing in it. Called
+            once, and it may take its time.
     """
 
     run_id: str
@@ -109,6 +112,8 @@ class Run:
     attempts: Attempts | None = None
     journals: RelayJournals | None = None
     following: set[str] = field(default_factory=set)
+    poll_s: float = POLL_S
+    away: Callable[[int], frozenset[str]] = field(default=lambda _: frozenset())
 
     @property
     def channel(self) -> Channel:
@@ -128,6 +133,7 @@ class Run:
             self.attempts,
             self.journals,
             self.following,
+            self.poll_s,
         )
 
 
@@ -192,11 +198,14 @@ def run_rounds(run: Run, initial: Adapter) -> Outcome:
             raise stopped()
         round_started, before = time.perf_counter(), at.state
         asking = leaving_out(run, at)
-        require_some(asked_of(run, asking))
-        # Groups are fixed for the run, whoever was caught or excluded since.
-        asked = run.sites if groups else choose_cohort(run.plan, asked_of(run, asking), before.round + 1)
+        away = run.away(before.round + 1)
+        there = [site for site in asked_of(run, asking) if site not in away]
+        require_some(there)
+        every = len(asked_of(run, asking))
+        # Groups are fixed for the run, whoever was caught or excluded since, or is away.
+        asked = run.sites if groups else choose_cohort(run.plan, there, before.round + 1, of=every)
         cohort = list(asked)
-        folded = train_round(run, asking, cohort, groups)
+        folded = train_round(run, asking, cohort, groups, away)
         at = Position(
             folded.state,
             judge(run.channel, at.selection, before, folded.scored),
@@ -250,6 +259,11 @@ def asked_of(run: Run, at: Position) -> list[str]:
     return sorted(set(run.sites) - at.left_out)
 
 
+def without(sites: Sequence[str], away: frozenset[str]) -> tuple[str, ...]:
+    """The sites that are not away."""
+    return tuple(site for site in sites if site not in away)
+
+
 def tell_spent(run: Run, state: ServerState, spent: Mapping[str, float]) -> None:
     """What the rounds so far cost in privacy, burnt ones included; nothing where nobody trains privately."""
     privacy, round = run.plan.privacy, state.round
@@ -276,7 +290,9 @@ def groups_of(run: Run, at: Position) -> Groups:
     return grouping.groups
 
 
-def train_round(run: Run, at: Position, cohort: Sequence[str], groups: Groups = ()) -> Folded:
+def train_round(
+    run: Run, at: Position, cohort: Sequence[str], groups: Groups = (), away: frozenset[str] = frozenset()
+) -> Folded:
     """One round, all stages of it.
 
     The state between two stages is not journalled: a resumed run begins the round anew, and each site
@@ -287,6 +303,7 @@ def train_round(run: Run, at: Position, cohort: Sequence[str], groups: Groups = 
         at: After the round before.
         cohort: Sites that train.
         groups: Over which their contributions are summed; none: over all of them.
+        away: Sites that are asked for nothing.
 
     Raises:
         QuorumError: Fewer sites than the quorum contributed. Nothing was opened: the run can be resumed.
@@ -307,11 +324,11 @@ def train_round(run: Run, at: Position, cohort: Sequence[str], groups: Groups = 
                 stage,
                 run.strategy.broadcast(state, round, stage),
                 run.strategy.statistics_layout(stage),
-                {**members, EVALUATION: () if stage else evaluators},
+                {**members, EVALUATION: () if stage else without(evaluators, away)},
                 {name: least_of(run.plan, sites, survivors, stage) for name, sites in members.items()}
                 | {EVALUATION: 1},
                 # Cohort and threshold are a round's; who was lost in an earlier stage counts as dropped out.
-                (frozenset(cohort) - set(survivors)) | (at.left_out & frozenset(cohort)),
+                (frozenset(cohort) - set(survivors)) | ((at.left_out | away) & frozenset(cohort)),
                 () if stage else at.opened,
                 least_alone(run.plan, run.strategy, len(cohort)),
             ),
@@ -365,6 +382,7 @@ def judge_last(run: Run, at: Position) -> Selection:
     round = state.round + 1
     if run.attempts is not None and run.attempts.burnt(round):
         return selection  # sites open no second sum: this adapter stays without a score
+    asked = without(evaluators, run.away(round))
     collected = collect(
         run.channel,
         Stage(
@@ -372,7 +390,7 @@ def judge_last(run: Run, at: Position) -> Selection:
             0,
             run.strategy.broadcast(state, round, 0),
             run.strategy.statistics_layout(0),
-            {EVALUATION: evaluators},
+            {EVALUATION: asked},
             {EVALUATION: 1},
             opened=at.opened,
         ),

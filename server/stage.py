@@ -18,6 +18,8 @@ from wardround.server.relay_journals import RelayJournals
 from wardround.server.round_control import RoundControl, Unasked
 from wardround.server.transport import Transport
 
+POLL_S = 0.2
+
 
 @dataclass(frozen=True)
 class Channel:
@@ -40,6 +42,7 @@ class Channel:
         journals: Of the sums' relays, likewise.
         following: Sites that answered to the last broadcast: they can make the next one themselves, of the
             opened sums. It is a guess: a site that cannot says so, and is sent it.
+        poll_s: The loop looks at what it is asked at least so often while it waits for replies.
     """
 
     run_id: str
@@ -56,6 +59,12 @@ class Channel:
     attempts: Attempts | None = None
     journals: RelayJournals | None = None
     following: set[str] = field(default_factory=set)
+    poll_s: float = POLL_S
+
+
+def look_s(channel: Channel, deadline: float) -> float:
+    """Seconds of one look for replies: never beyond the deadline."""
+    return min(channel.poll_s, max(0.0, deadline - channel.clock()))
 
 
 @dataclass(frozen=True)

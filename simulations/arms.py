@@ -5,7 +5,7 @@ An arm is a plan and the rows of its sites; every arm goes through the same roun
 A simulation has no deadline. Its sites work one after another, so that an exchange takes the sum over the
 sites, on whatever machine; the clock by which the loop keeps the deadline therefore stands still, every site
 is waited for, and nothing of the result depends on the machine's speed. What a site that does not answer does
-to a run is simulated by one that fails.
+to a run is simulated by one that fails. With `simulation.realism` it has one, by a virtual clock.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ from wardround.simulations.last_fold import LastFold
 from wardround.simulations.outages import Outages
 from wardround.simulations.privacy import simulated_privacy
 from wardround.simulations.shared_objects import SharedObjects
+from wardround.simulations.site_work import site_batches
 from wardround.simulations.together import Announcing, Crew, Here, SharedPasses, Trainer, sites_at_once
+from wardround.simulations.virtual.settings import PLAIN, Realism
+from wardround.simulations.virtual.timed import timed
 from wardround.simulations.waiting import contributions_of
 from wardround.strategies.contract import ServerState, SumStrategy
 from wardround.training.plan_strategy import bind_strategy, check_rank
@@ -114,6 +117,7 @@ def run_arms(
     together: int | Literal["auto"] = 1,
     outage: float = 0.0,
     crew: Crew | None = None,
+    realism: Realism = PLAIN,
 ) -> list[T]:
     """Run arms one after another on Flower's engine, in this process.
 
@@ -132,6 +136,7 @@ def run_arms(
         together: So many sites of an arm train together.
         outage: Probability that a site of the federation is lost in a round.
         crew: Trains the sites; None: this process.
+        realism: How slow, far or away the federation's sites are.
 
     Raises:
         ConfigError: As `sites_at_once`; or two arms, or two sites of one, have the same name: they would
@@ -208,7 +213,12 @@ def run_arms(
                 lambda round: RepeatableSource(arm.plan.seed, Purpose.NOISE, round=round, site=""),
                 simulation=True,
             )
-            outcome = run_rounds(run, initial)
+            if arm.name == FEDERATED and realism.on:
+                where = journal.folder.parent
+                with timed(run, realism, arm.sites, site_batches, policy.least_cohort, where) as own:
+                    outcome = run_rounds(own, initial)
+            else:
+                outcome = run_rounds(run, initial)
             for name in names:
                 sites[run.run_id, name].parties.kept.forget(round=outcome.last.round + 1)
             return outcome

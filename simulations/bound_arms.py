@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan, cohort_size
-from wardround.core.seeds import Purpose, generator
 from wardround.privacy.accounting.of_plan import round_cost
 from wardround.server.cohorts import round_half_up
 from wardround.simulations.arm_names import CENTRALISED
 from wardround.simulations.arms import Arm
 from wardround.simulations.config import BoundOptimiser, RunConfig
+from wardround.simulations.site_work import site_steps, units_of
 from wardround.training.alone import rounds_alone, work_alone
-from wardround.training.batches import plan_batches
 from wardround.training.planning import PrivateBounds
 from wardround.training.planning import bounds_of as encoding_bounds
 from wardround.training.site_rows import SiteRows
-from wardround.training.tasks import TASKS
 
 POOL: Final = "everybody"
 ALONE_BITS: Final = 32
@@ -104,25 +102,9 @@ def steps_a_round(arm: Arm) -> int:
     return max(1, round_half_up(total * cohort_share(arm)))
 
 
-def site_steps(plan: TrainingPlan, rows: SiteRows) -> int:
-    """Optimiser steps that a site with these rows takes in one round: the batches that its training plans."""
-    cost = round_cost(plan, units_of(plan, rows))
-    if cost is not None:
-        return cost.steps
-    task = TASKS.get(plan.task.name, allow_dotted=True)
-    usable = sum(1 for row in rows.training if task.targets(row) > 0)
-    return len(plan_batches(usable, plan.local, generator(plan.seed, Purpose.SHUFFLE)))
-
-
 def cohort_share(arm: Arm) -> float:
     """Share of the sites that are asked in a round: `participation`, rounded to whole sites."""
     return cohort_size(arm.plan.rounds, len(arm.sites)) / len(arm.sites)
-
-
-def units_of(plan: TrainingPlan, rows: SiteRows) -> int:
-    """Units that a site trains on, as the plan's privacy counts them."""
-    of_rows = plan.privacy is not None and plan.privacy.unit == "example"
-    return len(rows.training) if of_rows else len(set(rows.units))
 
 
 def _bounds(plan: TrainingPlan, rows: SiteRows) -> PrivateBounds | None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, ValidationError
 
 from wardround.core.checked import Frozen, invalid, known_keys
+from wardround.simulations.virtual.settings import Realism
 from wardround.training.plan_config import PlanConfig
 
 Rank: TypeAlias = Annotated[int, Field(ge=1)]
@@ -77,6 +78,8 @@ class SimulationConfig(Frozen):
     """So many sites train together, over one pass of the base; changes the result by rounding alone."""
     outage: float = Field(default=0.0, ge=0, lt=1)
     """Probability that a site of the federation is lost in a round."""
+    realism: Realism = Realism()
+    """Sites of the federation that are slow, far or away, and the virtual time that rounds take with them."""
     privacy_cap: float | None = Field(default=None, gt=0)
     """ε that every simulated site grants its patients in its ledger; None: what the plan asks for."""
 

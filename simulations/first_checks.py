@@ -9,6 +9,7 @@ from wardround.runtime.locations import locate
 from wardround.simulations.config import RunConfig
 from wardround.simulations.new_folder import require_new
 from wardround.simulations.partitions import PARTITIONS
+from wardround.simulations.virtual.sites import check_settings as check_settings_of_realism
 from wardround.training.adapters import ADAPTERS
 from wardround.training.settings import check_settings, choose_strategy, resolve
 from wardround.training.source_spec import source_of
@@ -22,7 +23,7 @@ def check_first(config: RunConfig) -> None:
 
     Raises:
         ConfigError: The folder can hold no new run, or none to resume; an unknown name; an unknown option
-            of the strategy; a setting that the optimiser does not read.
+            of the strategy; a setting that the optimiser does not read; an availability trace that is none.
         DataError: A source of rows is not there, or has an unknown ending.
         ModelError: The base model is not there.
     """
@@ -34,6 +35,7 @@ def check_first(config: RunConfig) -> None:
     ADAPTERS.require(config.adapter.method)
     if not config.data.sites:
         PARTITIONS.require(config.partition.kind)
+    check_settings_of_realism(config.simulation.realism)
     choose_strategy(config.strategy, allow_dotted=True)
     check_settings(config.local)
     data = config.data

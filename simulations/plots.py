@@ -25,10 +25,12 @@ from wardround.runtime.events import (
     PrivacyReported,
     PrivacySpent,
     RoundFolded,
+    RoundTimed,
     RunFinished,
     RunStarted,
 )
 from wardround.runtime.files import write_atomic
+from wardround.runtime.sizes import seconds_text
 from wardround.simulations.arm_names import CENTRALISED, FEDERATED
 from wardround.simulations.comparison import EVERYBODY, LOCAL, local_site, mean_where_all, site_of
 
@@ -40,6 +42,8 @@ LABELS = {
 PREFERRED = ("macro_f1", "accuracy", "bits_per_byte", "loss")
 TRAIN_LOSS = "train_loss"
 LONGEST_TEXT = 70
+MOST_MOMENTS = 5
+"""Of virtual time, above the curves."""
 
 
 @dataclass
@@ -57,6 +61,7 @@ class Curves:
         reserved: Round → the largest ε that the federation's sites had reserved, where it trained privately.
         spent: The largest ε that a site has spent in the end, by privacy losses where they give less.
         claim: What these mean: δ and unit.
+        clock: Round → virtual time at its end, of the federation.
     """
 
     name: str = ""
@@ -69,6 +74,7 @@ class Curves:
     reserved: dict[int, float] = field(default_factory=dict)
     spent: float | None = None
     claim: str = ""
+    clock: dict[int, float] = field(default_factory=dict)
 
 
 def plot_run(events: Path | Iterable[Event], out: Path, *, metric: str | None = None) -> None:
@@ -101,6 +107,8 @@ def curves_of(events: Sequence[Event], metric: str | None = None) -> Curves:
         elif isinstance(event, PrivacySpent) and event.arm == FEDERATED:
             curves.reserved[event.round] = max(event.sites.values(), default=0.0)
             curves.claim = f"at δ = {event.delta:g} per {event.unit}"
+        elif isinstance(event, RoundTimed) and event.arm == FEDERATED:
+            curves.clock[event.round] = event.since_start_s
         elif isinstance(event, PrivacyReported) and event.arm == FEDERATED:
             curves.spent = max((figures["spent"] for figures in event.sites.values()), default=0.0)
     for event in scored:
@@ -167,6 +175,22 @@ def _draw_rounds(axes: Axes, curves: Curves) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if curves.reserved:
         _draw_epsilon(axes, curves)
+    if curves.clock:
+        _draw_clock(axes, curves)
+
+
+def _draw_clock(axes: Axes, curves: Curves) -> None:
+    """Virtual time at the end of some rounds, along the upper edge."""
+    shown = set(curves.by_round.get(FEDERATED, {}))
+    rounds = [round for round in sorted(curves.clock) if round in shown] or sorted(curves.clock)
+    step = -(-len(rounds) // MOST_MOMENTS)
+    marked = rounds[::-1][::step][::-1]
+    top = axes.twiny()
+    top.set_xlim(axes.get_xlim())
+    top.set_xticks(marked, [seconds_text(curves.clock[round]) for round in marked], fontsize=8.5)
+    top.set_xlabel("virtual time", fontsize=8.5)
+    for spine in top.spines.values():
+        spine.set_visible(False)
 
 
 def _draw_epsilon(axes: Axes, curves: Curves) -> None:

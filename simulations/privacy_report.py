@@ -18,7 +18,7 @@ from wardround.privacy.sums.noise import account_of_sums
 from wardround.runtime.events import PrivacyReported
 from wardround.server.outcome import Outcome
 from wardround.simulations.arms import Arm, bounded, run_of
-from wardround.simulations.bound_arms import units_of
+from wardround.simulations.site_work import units_of
 from wardround.training.plan_strategy import bind_strategy
 
 MOST_SCHEDULES: Final = 32

@@ -21,6 +21,7 @@ from wardround.simulations.privacy_record import BANDED, TUNING
 from wardround.simulations.rows import Rows
 from wardround.simulations.secure_costs import secure_text
 from wardround.simulations.traffic import traffic_text
+from wardround.simulations.virtual.record import virtual_text
 from wardround.training.tasks.contract import Example, Task
 from wardround.training.workbench import Workbench
 
@@ -39,12 +40,14 @@ def site_rows(rows: Rows, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     columns = {"before_training": summary["before_training"]}
     columns |= {arm: record["test"] for arm, record in summary["arms"].items()}
     records, moved = [], summary["traffic"]["sites"]
+    took = summary.get("virtual", {}).get("sites", {})
     for site, examples in rows.sites.items():
         record: dict[str, Any] = {
             "site": site,
             "rows": len(examples),
             "test_rows": len(rows.site_tests.get(site, [])),
             **moved.get(site, {}),
+            **{f"virtual_{name}": value for name, value in took.get(site, {}).items()},
         }
         for arm, parts in columns.items():
             alone = local_site(arm)
@@ -74,6 +77,9 @@ def print_result(result: SimulationResult, console: Console) -> None:
             console.print(f"Mechanism: {BANDED}.", highlight=False)
     console.print(secure_text(result.summary["secure"]), highlight=False)
     console.print(traffic_text(result.summary["traffic"]), highlight=False)
+    if "virtual" in result.summary:
+        text = virtual_text(result.summary["virtual"], result.federated.wall_s)
+        console.print(text, highlight=False)
     outcome, own = result.federated.outcome, result.federated.own
     if own:
         console.print(

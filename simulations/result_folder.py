@@ -33,6 +33,7 @@ from wardround.simulations.privacy_record import privacy_record
 from wardround.simulations.rows import Rows
 from wardround.simulations.secure_costs import secure_record
 from wardround.simulations.traffic import traffic_record
+from wardround.simulations.virtual.record import ROUNDS_FILE, round_rows, round_table, virtual_record
 from wardround.training.plan_config import DataConfig
 from wardround.training.processors import TOKENIZER
 from wardround.training.source_spec import SourceSpec
@@ -140,6 +141,7 @@ class ResultFolder:
 
         self.save_adapters(bench, results[FEDERATED])
         told = read_events(self.events)
+        virtual = virtual_record(told)
         summary = {
             "name": plan.name,
             "run_id": self.run_id,
@@ -155,6 +157,7 @@ class ResultFolder:
             "privacy": privacy_record(plan, told),
             "secure": secure_record(plan, told),
             "traffic": traffic_record(told),
+            **({} if virtual is None else {"virtual": virtual}),
             "data": data_record(config.data),
             "sites": {name: len(examples) for name, examples in rows.sites.items()},
             "test_rows": {
@@ -169,6 +172,8 @@ class ResultFolder:
         }
         write_json(self.path / "summary.json", summary)
         write_report(self.path, config, plan, rows, bench, results, summary)
+        if virtual is not None:
+            write_atomic(self.path / ROUNDS_FILE, round_table(round_rows(told)))
         return summary
 
 

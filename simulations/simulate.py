@@ -19,7 +19,7 @@ from wardround.runtime.events import EventSink, EventStream, Notice
 from wardround.server.outcome import Outcome
 from wardround.simulations.arm_names import FEDERATED
 from wardround.simulations.arms import Arm, Train, run_arms
-from wardround.simulations.bound_arms import bounds_of, units_of
+from wardround.simulations.bound_arms import bounds_of
 from wardround.simulations.comparison import local_site
 from wardround.simulations.config import RunConfig
 from wardround.simulations.first_checks import check_first
@@ -29,7 +29,9 @@ from wardround.simulations.privacy import drowned, uncounted
 from wardround.simulations.privacy_report import privacy_report
 from wardround.simulations.result_folder import ResultFolder, alone_in
 from wardround.simulations.scoring import Scorer
+from wardround.simulations.site_work import units_of
 from wardround.simulations.together import Crew
+from wardround.simulations.virtual.sites import check_sites
 from wardround.strategies.contract import ServerState
 from wardround.training.workbench import Workbench
 
@@ -87,6 +89,7 @@ def run_simulation(config: RunConfig, *, sinks: tuple[EventSink, ...] = ()) -> S
     """
     check_first(config)
     prepared = prepare(config)
+    check_sites(config.simulation.realism, list(prepared.rows.sites))
     path = Path(config.resume or config.output)
     with alone_in(path):
         folder = ResultFolder.open(path, config, prepared.plan, prepared.rows)
@@ -122,6 +125,7 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
             ranks=config.simulation.ranks,
             together=config.simulation.together,
             outage=config.simulation.outage,
+            realism=config.simulation.realism,
             crew=crew,
             each=lambda arm, train: train_and_score(
                 arm,

@@ -52,6 +52,7 @@ class StudyRun:
         bytes_down: Likewise down.
         wall_s: Seconds of the federated arm.
         metric: That chose the released round.
+        virtual_s: Virtual seconds of it; None of a run without a virtual clock.
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class StudyRun:
     bytes_down: int | None
     wall_s: float
     metric: str
+    virtual_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ def read_run(folder: Path) -> StudyRun:
             traffic.get("bytes_down_a_site"),
             float(arms[FEDERATED]["wall_s"]),
             config["release"]["metric"],
+            summary.get("virtual", {}).get("seconds"),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
@@ -237,7 +240,9 @@ def rows_of(variants: Sequence[Variant]) -> list[dict[str, Value]]:
                         SEED: run.seed, "arm": arm, "scored_on": run.scored_on, **scores,
                         "bytes_up_a_site_and_round": run.bytes_up if federated else None,
                         "bytes_down_a_site_and_round": run.bytes_down if federated else None,
-                        "wall_s": run.wall_s if federated else None, "folder": str(run.folder),
+                        "wall_s": run.wall_s if federated else None,
+                        **({"virtual_s": run.virtual_s} if federated and run.virtual_s is not None else {}),
+                        "folder": str(run.folder),
                     }
                 )  # fmt: skip
     return rows

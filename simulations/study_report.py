@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from rich.table import Table
 
 from wardround.runtime.files import write_atomic
+from wardround.runtime.sizes import seconds_text
 from wardround.simulations.arm_names import FEDERATED
 from wardround.simulations.study import Interval, Value, Variant, mean_curve, metrics_of, rows_of
 
@@ -75,12 +76,14 @@ def terminal_table(variants: Sequence[Variant], metric: str) -> Table:
     title = f"{count} runs, scored on {scored_on(variants)}; means with 95 % intervals"
     table = Table(title=title)
     table.add_column("variant", overflow="fold")
-    for name in ("arm", "seeds", *_shown(variants, metric), "KiB up a round"):
+    timed = ["virtual time"] if _timed(variants) else []
+    for name in ("arm", "seeds", *_shown(variants, metric), "KiB up a round", *timed):
         table.add_column(name, justify="left" if name == "arm" else "right")
     for variant in variants:
         for arm in variant.arms():
             cells = [shown(variant.interval(arm, name)) for name in _shown(variants, metric)]
-            table.add_row(variant.label, arm, str(len(variant.runs)), *cells, _bytes_up(variant, arm))
+            last = [_bytes_up(variant, arm), _virtual(variant, arm)][: 1 + len(timed)]
+            table.add_row(variant.label, arm, str(len(variant.runs)), *cells, *last)
     return table
 
 
@@ -145,6 +148,7 @@ def page(variants: Sequence[Variant], metric: str, png: bytes) -> str:
             "seeds": ", ".join(str(run.seed) for run in variant.runs),
             "cells": [shown(variant.interval(arm, name)) for name in names],
             "bytes": _bytes_up(variant, arm),
+            "virtual": _virtual(variant, arm),
         }
         for variant in variants
         for arm in variant.arms()
@@ -162,6 +166,7 @@ def page(variants: Sequence[Variant], metric: str, png: bytes) -> str:
             metric=metric,
             names=names,
             lines=lines,
+            timed=_timed(variants),
             runs=runs,
             picture=base64.b64encode(png).decode("ascii"),
         )
@@ -175,6 +180,16 @@ def _shown(variants: Sequence[Variant], metric: str) -> list[str]:
 def _bytes_up(variant: Variant, arm: str) -> str:
     counted = [run.bytes_up for run in variant.runs if run.bytes_up is not None]
     return f"{sum(counted) / len(counted) / 1024:.1f}" if arm == FEDERATED and counted else ""
+
+
+def _timed(variants: Sequence[Variant]) -> bool:
+    return any(run.virtual_s is not None for variant in variants for run in variant.runs)
+
+
+def _virtual(variant: Variant, arm: str) -> str:
+    """Mean virtual time of the federation, where a run has any."""
+    found = [run.virtual_s for run in variant.runs if run.virtual_s is not None]
+    return seconds_text(sum(found) / len(found)) if arm == FEDERATED and found else ""
 
 
 PAGE_TEMPLATE: Final = """<!DOCTYPE html>
@@ -193,10 +208,12 @@ img { max-width: 100% }
 where there is more than one.</p>
 <table><thead><tr><th>variant</th><th>arm</th><th>seeds</th>
 {% for name in names %}<th class="number">{{ name }}</th>{% endfor %}
-<th class="number">KiB up, a site and round</th></tr></thead><tbody>
+<th class="number">KiB up, a site and round</th>
+{% if timed %}<th class="number">virtual time</th>{% endif %}</tr></thead><tbody>
 {% for line in lines %}<tr><td>{{ line.variant }}</td><td>{{ line.arm }}</td><td>{{ line.seeds }}</td>
 {% for cell in line.cells %}<td class="number">{{ cell }}</td>{% endfor %}
-<td class="number">{{ line.bytes }}</td></tr>
+<td class="number">{{ line.bytes }}</td>
+{% if timed %}<td class="number">{{ line.virtual }}</td>{% endif %}</tr>
 {% endfor %}</tbody></table>
 <h2>{{ metric }} by round</h2>
 <p>Of the federation, on the sites' validation parts: means, and the range over seeds.</p>

@@ -26,6 +26,7 @@ from wardround.client.ledger_place import LedgerPlace
 from wardround.client.membership.site_folder import AboutSite
 from wardround.client.sealed_files import Label, Owner, SealedFile
 from wardround.client.site_settings import STARTER, read_site_settings
+from wardround.core.errors import ConfigError
 from wardround.core.plan_offers import PlanAnswer
 from wardround.core.selection import Selection
 from wardround.privacy.accounting.mechanisms import SampledGaussian
@@ -47,6 +48,8 @@ from wardround.server.enrolment import Enrolment, EnrolmentBook
 from wardround.server.journal import Journal, Position
 from wardround.server.run_live import read_lines, viewed
 from wardround.server.run_record import RunRecord, make_run
+from wardround.simulations.virtual.availability import presence_of, read_trace
+from wardround.simulations.virtual.settings import Trace
 from wardround.strategies.contract import ServerState
 
 # ---- files
@@ -298,3 +301,29 @@ def _worker(_: Path, __: Any) -> Made:
         behave(asked, None)
 
     return [bytes([at]) + one.SerializeToString() for at, (one, _) in enumerate(requests)], read
+
+
+@kind("availability trace")
+def _trace(folder: Path, _: Any) -> Made:
+    path = folder / "trace"
+
+    def read() -> None:
+        """As a run does, in hours and by round, and when its sites are there."""
+        wrong: list[ConfigError] = []
+        for unit in ("h", "round"):
+            settings = Trace.model_validate({"kind": "trace", "path": str(path), "unit": unit, "repeat": 24})
+            try:
+                sites = list(read_trace(settings).spans)
+            except ConfigError as error:
+                wrong.append(error)
+                continue
+            presence = presence_of(settings, sites, 0)
+            for site in sites:
+                presence.after(site, presence.next(site, 5000.0, 3), 1e6, 3)
+        if wrong:
+            raise wrong[0]
+
+    return [
+        b"site,from,to\nward_a,1,8\nward_a,20,32\nward_b,3,\n",
+        b'{"site": "ward_a", "from": 1, "to": 8}\n{"site": "ward_b", "from": 3, "to": null}\n',
+    ], of_file(path, read)

@@ -20,6 +20,7 @@ from wardround.core.plan import LocalWork, ReleaseRule, RoundRules, Schedule, Se
 from wardround.core.registry import Registry
 from wardround.privacy.secagg.policy import SecurePolicy
 from wardround.simulations.config import BoundsConfig, RunConfig, SimulationConfig
+from wardround.simulations.virtual.settings import Realism
 from wardround.training.plan_config import DataConfig, EncodingConfig
 from wardround.training.workbench import Machine
 
@@ -157,6 +158,7 @@ def test_every_setting_is_explained() -> None:
             ("strategy", StrategySpec),
         ),
         *(("simulation", SimulationConfig), ("data", DataConfig), ("bounds", BoundsConfig)),
+        ("simulation.realism", Realism),
     ],
 )
 def test_the_defaults_of_the_page_are_those_of_the_code(section: str, model: type[BaseModel]) -> None:

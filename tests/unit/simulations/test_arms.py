@@ -29,10 +29,10 @@ from wardround.simulations.bound_arms import (
     bounds_of,
     centralised_arm,
     local_arm,
-    site_steps,
     steps_a_round,
 )
 from wardround.simulations.config import BoundsConfig
+from wardround.simulations.site_work import site_steps
 from wardround.training.batches import plan_batches
 from wardround.training.encoded_text import EncodedText
 from wardround.training.planning import SLACK

@@ -32,6 +32,7 @@ from wardround.runtime.events import (
     PrivacyReported,
     PrivacySpent,
     RoundFolded,
+    RoundTimed,
     RunFinished,
     RunStarted,
 )
@@ -329,6 +330,25 @@ def test_the_picture_shows_what_was_reserved_and_what_was_spent() -> None:
     assert (list(mark.get_xdata()), list(mark.get_ydata())) == ([4], [7.0])
     assert mark.get_label() == "ε spent: 7"
     assert not [line for line in lines_of(draw(curves_of(run_events())).axes[0]) if "ε" in line]
+
+
+def test_the_picture_shows_virtual_time_above_the_rounds() -> None:
+    """At the ends of some rounds, the last one among them; no such axis without a virtual clock."""
+    timed = [
+        RoundTimed(name, round, 60.0, scale * 60.0 * round)
+        for name, scale in (("federated", 5), ("local/b", 9))
+        for round in (1, 2, 3, 4, 5)
+    ]
+    left, top = draw(curves_of([*run_events(), *timed])).axes[:2]
+    labels = {
+        tick: label.get_text() for tick, label in zip(top.get_xticks(), top.get_xticklabels(), strict=True)
+    }
+    assert labels == {1: "5.0 min", 2: "10.0 min", 3: "15.0 min", 4: "20.0 min"}
+    assert top.get_xlim() == left.get_xlim()
+    assert len(draw(curves_of(run_events())).axes) == 2
+    many = [RoundTimed("federated", round, 1.0, float(round)) for round in range(1, 12)]
+    top = draw(curves_of(many)).axes[1]
+    assert list(top.get_xticks()) == [2, 5, 8, 11]
 
 
 def test_without_site_tests_there_is_one_panel() -> None:

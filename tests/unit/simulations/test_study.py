@@ -138,6 +138,29 @@ def test_everything_is_written_and_read_back(
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_virtual_time_stands_where_a_run_has_any(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In every table a mean of the federation; no column of it where nobody has any."""
+    for name in ("plain", "timed"):
+        if name == "timed":
+            for number in (0, 1, 2):
+                path = sweep / str(number) / "summary.json"
+                found = json.loads(path.read_text()) | {"virtual": {"seconds": 60.0 * (number + 4)}}
+                path.write_text(json.dumps(found))
+        compare_runs([sweep], tmp_path / name)
+        shown, timed = capsys.readouterr().out, name == "timed"
+        page = (tmp_path / name / "report.html").read_text(encoding="utf-8")
+        assert ("virtual time" in page) is timed
+        assert ("5.0 min" in page) is timed
+        assert ("5.0 min" in shown) is timed
+        with (tmp_path / name / "runs.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert ("virtual_s" in rows[0]) is timed
+        told = [row["virtual_s"] for row in rows if row.get("virtual_s")]
+        assert sorted(told) == (["240.0", "300.0", "360.0"] if timed else [])
+
+
 def test_what_a_name_holds_is_no_markup(tmp_path: Path) -> None:
     """A value comes from a file that anybody may have written."""
     for index, name in enumerate(("<script>x</script>", "b")):

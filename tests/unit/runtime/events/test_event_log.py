@@ -19,6 +19,7 @@ from wardround.runtime.events import (
     RoundBurnt,
     RoundFolded,
     RoundStarted,
+    RoundTimed,
     RunFinished,
     RunStarted,
     SiteReplied,
@@ -153,6 +154,7 @@ def test_the_exchanges_and_attempts_of_a_stage_are_told_apart(story: Any, tmp_pa
         *story.sums_opened("federated", 1),
         SumOpened("federated", 1, "training", "real", 2, 2, 5, 1, 1, 0.0, 0.0, 1),
         *(BytesMoved("federated", 1, {"budapest": 3}, {"budapest": 4}, stage) for stage in (0, 1)),
+        RoundTimed("federated", 1, 5.5, 7.25, 1.0, ("budapest",), {"budapest": 2.5}),
     ]
     story.emit(JsonlSink(tmp_path / "m"), events)
     story.emit(JsonlSink(tmp_path / "m"), events)

@@ -22,6 +22,7 @@ from wardround.runtime.events import (
     PrivacySpent,
     RoundFolded,
     RoundStarted,
+    RoundTimed,
     RunStarted,
     SiteReplied,
 )
@@ -34,6 +35,21 @@ def test_the_recorder_keeps_everything(story: Any) -> None:
     recorder = RecorderSink()
     story.emit(recorder, story.run_events() * 2)
     assert recorder.events == story.run_events() * 2
+
+
+def test_virtual_time_stands_beside_wall_time(story: Any) -> None:
+    """Where there is any: a column of its own, in units that people read."""
+    events = story.run_events()
+    for round, seconds in ((1, 90.0), (2, 600.0), (3, 3 * 86_400.0)):
+        place = next(i for i, e in enumerate(events) if isinstance(e, RoundFolded) and e.round == round)
+        events.insert(place, RoundTimed("federated", round, seconds, seconds))
+    lines = story.shown(events, terminal=False).splitlines()
+    rows = [line.split() for line in lines if line.strip()[:1] in ("1", "2", "3")]
+    header = next(line for line in lines if line.split()[:1] == ["round"])
+    assert header.split()[-2:] == ["time", "virtual"]
+    shown = [row[row.index("s") + 1 : row.index("s") + 3] for row in rows]
+    assert shown == [["90.0", "s"], ["10.0", "min"], ["3.0", "d"]]
+    assert "virtual" not in story.shown(story.run_events(), terminal=False)
 
 
 def test_a_log_file_gets_one_plain_row_a_round(story: Any) -> None:
@@ -187,6 +203,14 @@ def test_tensorboard_reads_the_figures(story: Any, tmp_path: Path) -> None:
     arm = reader.EventAccumulator(str(tmp_path / "moved" / "federated")).Reload()
     assert [(point.step, point.value) for point in arm.Scalars("site/a/bytes_up")] == [(1, 10.0), (2, 20.0)]
     assert [point.value for point in arm.Scalars("site/b/stage_1/bytes_down")] == [9.0, 9.0]
+    timed = [RoundTimed("federated", 1, 5.0, 5.0), RoundTimed("federated", 2, 7.0, 12.0, 3.0, ("a", "b"))]
+    story.emit(TensorBoardSink(tmp_path / "timed"), timed)
+    arm = reader.EventAccumulator(str(tmp_path / "timed" / "federated")).Reload()
+    for name, values in (
+        *(("virtual_seconds", [5.0, 7.0]), ("virtual_clock", [5.0, 12.0])),
+        *(("waited_seconds", [0.0, 3.0]), ("late", [0.0, 2.0])),
+    ):
+        assert [point.value for point in arm.Scalars(f"round/{name}")] == values
 
 
 def test_a_full_disk_under_tensorboard_is_a_storage_error(
