@@ -42,7 +42,6 @@ from wardround.simulations.last_fold import LastFold
 from wardround.simulations.outages import Outages
 from wardround.simulations.privacy import simulated_privacy
 from wardround.simulations.shared_objects import SharedObjects
-from wardround.simulations.site_work import site_batches
 from wardround.simulations.together import Announcing, Crew, Here, SharedPasses, Trainer, sites_at_once
 from wardround.simulations.virtual.settings import PLAIN, Realism
 from wardround.simulations.virtual.timed import timed
@@ -215,7 +214,7 @@ def run_arms(
             )
             if arm.name == FEDERATED and realism.on:
                 where = journal.folder.parent
-                with timed(run, realism, arm.sites, site_batches, policy.least_cohort, where) as own:
+                with timed(run, realism, arm.sites, policy.least_cohort, where) as own:
                     outcome = run_rounds(own, initial)
             else:
                 outcome = run_rounds(run, initial)

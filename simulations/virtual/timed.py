@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from wardround.core.plan import TrainingPlan
 from wardround.runtime.events import EventStream
 from wardround.server.rounds import Run
+from wardround.simulations.site_work import site_batches
 from wardround.simulations.virtual.clock import VirtualClock
 from wardround.simulations.virtual.settings import Realism
 from wardround.simulations.virtual.sites import VirtualSites, work_of
@@ -23,7 +23,6 @@ def timed(
     run: Run,
     settings: Realism,
     rows: Mapping[str, SiteRows],
-    batches: Callable[[TrainingPlan, SiteRows], Sequence[int]],
     least_cohort: int,
     folder: Path,
 ) -> Iterator[Run]:
@@ -33,7 +32,6 @@ def timed(
         run: As it would go without one.
         settings: Checked.
         rows: Site → its rows.
-        batches: Rows of each step that a site takes in a round.
         least_cohort: What the sites' policy asks for.
         folder: Of the arm; it keeps there what it needs to go on.
 
@@ -41,7 +39,7 @@ def timed(
         ConfigError: As `VirtualSites.of`.
     """
     work = {
-        name: work_of(settings, run.plan, own.training, own.validation, batches(run.plan, own))
+        name: work_of(settings, run.plan, own.training, own.validation, site_batches(run.plan, own))
         for name, own in rows.items()
     }
     clock = VirtualClock(run.transport, VirtualSites.of(settings, run.plan, work, least_cohort))
