@@ -4,92 +4,95 @@
 # source: wardround/runtime/control/protos/keeper.proto
 # Protobuf Python Version: 6.33.5
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 6, 33, 5, "", "wardround/runtime/control/protos/keeper.proto"
+    _runtime_version.Domain.PUBLIC,
+    6,
+    33,
+    5,
+    '',
+    'wardround/runtime/control/protos/keeper.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n-wardround/runtime/control/protos/keeper.proto\x12\x11wardround.site.v1"\x11\n\x0f\x44\x65scribeRequest"/\n\rDescribeReply\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\x0c" \n\x0bSignRequest\x12\x11\n\tstatement\x18\x01 \x01(\x0c"\x1e\n\tSignReply\x12\x11\n\tsignature\x18\x01 \x01(\x0c"2\n\x05Place\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04plan\x18\x02 \x01(\x0c\x12\x0b\n\x03sum\x18\x03 \x01(\t"<\n\x11LoadRecordRequest\x12\'\n\x05place\x18\x01 \x01(\x0b\x32\x18.wardround.site.v1.Place"!\n\x0fLoadRecordReply\x12\x0e\n\x06record\x18\x01 \x01(\x0c"L\n\x11SaveRecordRequest\x12\'\n\x05place\x18\x01 \x01(\x0b\x32\x18.wardround.site.v1.Place\x12\x0e\n\x06record\x18\x02 \x01(\x0c"\x11\n\x0fSaveRecordReply" \n\x0eReserveRequest\x12\x0e\n\x06\x63harge\x18\x01 \x01(\x0c"\x1f\n\x0cReserveReply\x12\x0f\n\x07\x65psilon\x18\x01 \x01(\x01"<\n\x0bSealRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t"\x0b\n\tSealReply"\x12\n\x10HasLedgerRequest"\x1d\n\x0eHasLedgerReply\x12\x0b\n\x03has\x18\x01 \x01(\x08"K\n\rSettleRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0c\n\x04\x64raw\x18\x03 \x01(\t\x12\r\n\x05steps\x18\x04 \x01(\r"\r\n\x0bSettleReply"\x1d\n\x0eOwnHeadRequest\x12\x0b\n\x03sum\x18\x01 \x01(\t"\x1c\n\x0cOwnHeadReply\x12\x0c\n\x04head\x18\x01 \x01(\x0c".\n\x10KeptHeadsRequest\x12\x0b\n\x03sum\x18\x01 \x01(\t\x12\r\n\x05sites\x18\x02 \x03(\t"{\n\x0eKeptHeadsReply\x12;\n\x05heads\x18\x01 \x03(\x0b\x32,.wardround.site.v1.KeptHeadsReply.HeadsEntry\x1a,\n\nHeadsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01"\x8c\x01\n\x10KeepHeadsRequest\x12\x0b\n\x03sum\x18\x01 \x01(\t\x12=\n\x05heads\x18\x02 \x03(\x0b\x32..wardround.site.v1.KeepHeadsRequest.HeadsEntry\x1a,\n\nHeadsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01"\x10\n\x0eKeepHeadsReply"\x8e\x01\n\x11JudgeHeadsRequest\x12\x0b\n\x03sum\x18\x01 \x01(\t\x12>\n\x05heads\x18\x02 \x03(\x0b\x32/.wardround.site.v1.JudgeHeadsRequest.HeadsEntry\x1a,\n\nHeadsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01"\x11\n\x0fJudgeHeadsReply2\xd7\x07\n\x06Keeper\x12P\n\x08\x44\x65scribe\x12".wardround.site.v1.DescribeRequest\x1a .wardround.site.v1.DescribeReply\x12\x44\n\x04Sign\x12\x1e.wardround.site.v1.SignRequest\x1a\x1c.wardround.site.v1.SignReply\x12V\n\nLoadRecord\x12$.wardround.site.v1.LoadRecordRequest\x1a".wardround.site.v1.LoadRecordReply\x12V\n\nSaveRecord\x12$.wardround.site.v1.SaveRecordRequest\x1a".wardround.site.v1.SaveRecordReply\x12M\n\x07Reserve\x12!.wardround.site.v1.ReserveRequest\x1a\x1f.wardround.site.v1.ReserveReply\x12\x44\n\x04Seal\x12\x1e.wardround.site.v1.SealRequest\x1a\x1c.wardround.site.v1.SealReply\x12S\n\tHasLedger\x12#.wardround.site.v1.HasLedgerRequest\x1a!.wardround.site.v1.HasLedgerReply\x12J\n\x06Settle\x12 .wardround.site.v1.SettleRequest\x1a\x1e.wardround.site.v1.SettleReply\x12M\n\x07OwnHead\x12!.wardround.site.v1.OwnHeadRequest\x1a\x1f.wardround.site.v1.OwnHeadReply\x12S\n\tKeptHeads\x12#.wardround.site.v1.KeptHeadsRequest\x1a!.wardround.site.v1.KeptHeadsReply\x12S\n\tKeepHeads\x12#.wardround.site.v1.KeepHeadsRequest\x1a!.wardround.site.v1.KeepHeadsReply\x12V\n\nJudgeHeads\x12$.wardround.site.v1.JudgeHeadsRequest\x1a".wardround.site.v1.JudgeHeadsReplyb\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-wardround/runtime/control/protos/keeper.proto\x12\x11wardround.site.v1\"\x11\n\x0f\x44\x65scribeRequest\"/\n\rDescribeReply\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\x0c\" \n\x0bSignRequest\x12\x11\n\tstatement\x18\x01 \x01(\x0c\"\x1e\n\tSignReply\x12\x11\n\tsignature\x18\x01 \x01(\x0c\"2\n\x05Place\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04plan\x18\x02 \x01(\x0c\x12\x0b\n\x03sum\x18\x03 \x01(\t\"<\n\x11LoadRecordRequest\x12\'\n\x05place\x18\x01 \x01(\x0b\x32\x18.wardround.site.v1.Place\"!\n\x0fLoadRecordReply\x12\x0e\n\x06record\x18\x01 \x01(\x0c\"L\n\x11SaveRecordRequest\x12\'\n\x05place\x18\x01 \x01(\x0b\x32\x18.wardround.site.v1.Place\x12\x0e\n\x06record\x18\x02 \x01(\x0c\"\x11\n\x0fSaveRecordReply\" \n\x0eReserveRequest\x12\x0e\n\x06\x63harge\x18\x01 \x01(\x0c\"\x1f\n\x0cReserveReply\x12\x0f\n\x07\x65psilon\x18\x01 \x01(\x01\"<\n\x0bSealRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"\x0b\n\tSealReply\"\x12\n\x10HasLedgerRequest\"\x1d\n\x0eHasLedgerReply\x12\x0b\n\x03has\x18\x01 \x01(\x08\"K\n\rSettleRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0c\n\x04\x64raw\x18\x03 \x01(\t\x12\r\n\x05steps\x18\x04 \x01(\r\"\r\n\x0bSettleReply\"\x1d\n\x0eOwnHeadRequest\x12\x0b\n\x03sum\x18\x01 \x01(\t\"\x1c\n\x0cOwnHeadReply\x12\x0c\n\x04head\x18\x01 \x01(\x0c\".\n\x10KeptHeadsRequest\x12\x0b\n\x03sum\x18\x01 \x01(\t\x12\r\n\x05sites\x18\x02 \x03(\t\"{\n\x0eKeptHeadsReply\x12;\n\x05heads\x18\x01 \x03(\x0b\x32,.wardround.site.v1.KeptHeadsReply.HeadsEntry\x1a,\n\nHeadsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\x8c\x01\n\x10KeepHeadsRequest\x12\x0b\n\x03sum\x18\x01 \x01(\t\x12=\n\x05heads\x18\x02 \x03(\x0b\x32..wardround.site.v1.KeepHeadsRequest.HeadsEntry\x1a,\n\nHeadsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\x10\n\x0eKeepHeadsReply\"\x8e\x01\n\x11JudgeHeadsRequest\x12\x0b\n\x03sum\x18\x01 \x01(\t\x12>\n\x05heads\x18\x02 \x03(\x0b\x32/.wardround.site.v1.JudgeHeadsRequest.HeadsEntry\x1a,\n\nHeadsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\x11\n\x0fJudgeHeadsReply2\xd7\x07\n\x06Keeper\x12P\n\x08\x44\x65scribe\x12\".wardround.site.v1.DescribeRequest\x1a .wardround.site.v1.DescribeReply\x12\x44\n\x04Sign\x12\x1e.wardround.site.v1.SignRequest\x1a\x1c.wardround.site.v1.SignReply\x12V\n\nLoadRecord\x12$.wardround.site.v1.LoadRecordRequest\x1a\".wardround.site.v1.LoadRecordReply\x12V\n\nSaveRecord\x12$.wardround.site.v1.SaveRecordRequest\x1a\".wardround.site.v1.SaveRecordReply\x12M\n\x07Reserve\x12!.wardround.site.v1.ReserveRequest\x1a\x1f.wardround.site.v1.ReserveReply\x12\x44\n\x04Seal\x12\x1e.wardround.site.v1.SealRequest\x1a\x1c.wardround.site.v1.SealReply\x12S\n\tHasLedger\x12#.wardround.site.v1.HasLedgerRequest\x1a!.wardround.site.v1.HasLedgerReply\x12J\n\x06Settle\x12 .wardround.site.v1.SettleRequest\x1a\x1e.wardround.site.v1.SettleReply\x12M\n\x07OwnHead\x12!.wardround.site.v1.OwnHeadRequest\x1a\x1f.wardround.site.v1.OwnHeadReply\x12S\n\tKeptHeads\x12#.wardround.site.v1.KeptHeadsRequest\x1a!.wardround.site.v1.KeptHeadsReply\x12S\n\tKeepHeads\x12#.wardround.site.v1.KeepHeadsRequest\x1a!.wardround.site.v1.KeepHeadsReply\x12V\n\nJudgeHeads\x12$.wardround.site.v1.JudgeHeadsRequest\x1a\".wardround.site.v1.JudgeHeadsReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "wardround.runtime.control.protos.keeper_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wardround.runtime.control.protos.keeper_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_KEPTHEADSREPLY_HEADSENTRY"]._loaded_options = None
-    _globals["_KEPTHEADSREPLY_HEADSENTRY"]._serialized_options = b"8\001"
-    _globals["_KEEPHEADSREQUEST_HEADSENTRY"]._loaded_options = None
-    _globals["_KEEPHEADSREQUEST_HEADSENTRY"]._serialized_options = b"8\001"
-    _globals["_JUDGEHEADSREQUEST_HEADSENTRY"]._loaded_options = None
-    _globals["_JUDGEHEADSREQUEST_HEADSENTRY"]._serialized_options = b"8\001"
-    _globals["_DESCRIBEREQUEST"]._serialized_start = 68
-    _globals["_DESCRIBEREQUEST"]._serialized_end = 85
-    _globals["_DESCRIBEREPLY"]._serialized_start = 87
-    _globals["_DESCRIBEREPLY"]._serialized_end = 134
-    _globals["_SIGNREQUEST"]._serialized_start = 136
-    _globals["_SIGNREQUEST"]._serialized_end = 168
-    _globals["_SIGNREPLY"]._serialized_start = 170
-    _globals["_SIGNREPLY"]._serialized_end = 200
-    _globals["_PLACE"]._serialized_start = 202
-    _globals["_PLACE"]._serialized_end = 252
-    _globals["_LOADRECORDREQUEST"]._serialized_start = 254
-    _globals["_LOADRECORDREQUEST"]._serialized_end = 314
-    _globals["_LOADRECORDREPLY"]._serialized_start = 316
-    _globals["_LOADRECORDREPLY"]._serialized_end = 349
-    _globals["_SAVERECORDREQUEST"]._serialized_start = 351
-    _globals["_SAVERECORDREQUEST"]._serialized_end = 427
-    _globals["_SAVERECORDREPLY"]._serialized_start = 429
-    _globals["_SAVERECORDREPLY"]._serialized_end = 446
-    _globals["_RESERVEREQUEST"]._serialized_start = 448
-    _globals["_RESERVEREQUEST"]._serialized_end = 480
-    _globals["_RESERVEREPLY"]._serialized_start = 482
-    _globals["_RESERVEREPLY"]._serialized_end = 513
-    _globals["_SEALREQUEST"]._serialized_start = 515
-    _globals["_SEALREQUEST"]._serialized_end = 575
-    _globals["_SEALREPLY"]._serialized_start = 577
-    _globals["_SEALREPLY"]._serialized_end = 588
-    _globals["_HASLEDGERREQUEST"]._serialized_start = 590
-    _globals["_HASLEDGERREQUEST"]._serialized_end = 608
-    _globals["_HASLEDGERREPLY"]._serialized_start = 610
-    _globals["_HASLEDGERREPLY"]._serialized_end = 639
-    _globals["_SETTLEREQUEST"]._serialized_start = 641
-    _globals["_SETTLEREQUEST"]._serialized_end = 716
-    _globals["_SETTLEREPLY"]._serialized_start = 718
-    _globals["_SETTLEREPLY"]._serialized_end = 731
-    _globals["_OWNHEADREQUEST"]._serialized_start = 733
-    _globals["_OWNHEADREQUEST"]._serialized_end = 762
-    _globals["_OWNHEADREPLY"]._serialized_start = 764
-    _globals["_OWNHEADREPLY"]._serialized_end = 792
-    _globals["_KEPTHEADSREQUEST"]._serialized_start = 794
-    _globals["_KEPTHEADSREQUEST"]._serialized_end = 840
-    _globals["_KEPTHEADSREPLY"]._serialized_start = 842
-    _globals["_KEPTHEADSREPLY"]._serialized_end = 965
-    _globals["_KEPTHEADSREPLY_HEADSENTRY"]._serialized_start = 921
-    _globals["_KEPTHEADSREPLY_HEADSENTRY"]._serialized_end = 965
-    _globals["_KEEPHEADSREQUEST"]._serialized_start = 968
-    _globals["_KEEPHEADSREQUEST"]._serialized_end = 1108
-    _globals["_KEEPHEADSREQUEST_HEADSENTRY"]._serialized_start = 921
-    _globals["_KEEPHEADSREQUEST_HEADSENTRY"]._serialized_end = 965
-    _globals["_KEEPHEADSREPLY"]._serialized_start = 1110
-    _globals["_KEEPHEADSREPLY"]._serialized_end = 1126
-    _globals["_JUDGEHEADSREQUEST"]._serialized_start = 1129
-    _globals["_JUDGEHEADSREQUEST"]._serialized_end = 1271
-    _globals["_JUDGEHEADSREQUEST_HEADSENTRY"]._serialized_start = 921
-    _globals["_JUDGEHEADSREQUEST_HEADSENTRY"]._serialized_end = 965
-    _globals["_JUDGEHEADSREPLY"]._serialized_start = 1273
-    _globals["_JUDGEHEADSREPLY"]._serialized_end = 1290
-    _globals["_KEEPER"]._serialized_start = 1293
-    _globals["_KEEPER"]._serialized_end = 2276
+  DESCRIPTOR._loaded_options = None
+  _globals['_KEPTHEADSREPLY_HEADSENTRY']._loaded_options = None
+  _globals['_KEPTHEADSREPLY_HEADSENTRY']._serialized_options = b'8\001'
+  _globals['_KEEPHEADSREQUEST_HEADSENTRY']._loaded_options = None
+  _globals['_KEEPHEADSREQUEST_HEADSENTRY']._serialized_options = b'8\001'
+  _globals['_JUDGEHEADSREQUEST_HEADSENTRY']._loaded_options = None
+  _globals['_JUDGEHEADSREQUEST_HEADSENTRY']._serialized_options = b'8\001'
+  _globals['_DESCRIBEREQUEST']._serialized_start=68
+  _globals['_DESCRIBEREQUEST']._serialized_end=85
+  _globals['_DESCRIBEREPLY']._serialized_start=87
+  _globals['_DESCRIBEREPLY']._serialized_end=134
+  _globals['_SIGNREQUEST']._serialized_start=136
+  _globals['_SIGNREQUEST']._serialized_end=168
+  _globals['_SIGNREPLY']._serialized_start=170
+  _globals['_SIGNREPLY']._serialized_end=200
+  _globals['_PLACE']._serialized_start=202
+  _globals['_PLACE']._serialized_end=252
+  _globals['_LOADRECORDREQUEST']._serialized_start=254
+  _globals['_LOADRECORDREQUEST']._serialized_end=314
+  _globals['_LOADRECORDREPLY']._serialized_start=316
+  _globals['_LOADRECORDREPLY']._serialized_end=349
+  _globals['_SAVERECORDREQUEST']._serialized_start=351
+  _globals['_SAVERECORDREQUEST']._serialized_end=427
+  _globals['_SAVERECORDREPLY']._serialized_start=429
+  _globals['_SAVERECORDREPLY']._serialized_end=446
+  _globals['_RESERVEREQUEST']._serialized_start=448
+  _globals['_RESERVEREQUEST']._serialized_end=480
+  _globals['_RESERVEREPLY']._serialized_start=482
+  _globals['_RESERVEREPLY']._serialized_end=513
+  _globals['_SEALREQUEST']._serialized_start=515
+  _globals['_SEALREQUEST']._serialized_end=575
+  _globals['_SEALREPLY']._serialized_start=577
+  _globals['_SEALREPLY']._serialized_end=588
+  _globals['_HASLEDGERREQUEST']._serialized_start=590
+  _globals['_HASLEDGERREQUEST']._serialized_end=608
+  _globals['_HASLEDGERREPLY']._serialized_start=610
+  _globals['_HASLEDGERREPLY']._serialized_end=639
+  _globals['_SETTLEREQUEST']._serialized_start=641
+  _globals['_SETTLEREQUEST']._serialized_end=716
+  _globals['_SETTLEREPLY']._serialized_start=718
+  _globals['_SETTLEREPLY']._serialized_end=731
+  _globals['_OWNHEADREQUEST']._serialized_start=733
+  _globals['_OWNHEADREQUEST']._serialized_end=762
+  _globals['_OWNHEADREPLY']._serialized_start=764
+  _globals['_OWNHEADREPLY']._serialized_end=792
+  _globals['_KEPTHEADSREQUEST']._serialized_start=794
+  _globals['_KEPTHEADSREQUEST']._serialized_end=840
+  _globals['_KEPTHEADSREPLY']._serialized_start=842
+  _globals['_KEPTHEADSREPLY']._serialized_end=965
+  _globals['_KEPTHEADSREPLY_HEADSENTRY']._serialized_start=921
+  _globals['_KEPTHEADSREPLY_HEADSENTRY']._serialized_end=965
+  _globals['_KEEPHEADSREQUEST']._serialized_start=968
+  _globals['_KEEPHEADSREQUEST']._serialized_end=1108
+  _globals['_KEEPHEADSREQUEST_HEADSENTRY']._serialized_start=921
+  _globals['_KEEPHEADSREQUEST_HEADSENTRY']._serialized_end=965
+  _globals['_KEEPHEADSREPLY']._serialized_start=1110
+  _globals['_KEEPHEADSREPLY']._serialized_end=1126
+  _globals['_JUDGEHEADSREQUEST']._serialized_start=1129
+  _globals['_JUDGEHEADSREQUEST']._serialized_end=1271
+  _globals['_JUDGEHEADSREQUEST_HEADSENTRY']._serialized_start=921
+  _globals['_JUDGEHEADSREQUEST_HEADSENTRY']._serialized_end=965
+  _globals['_JUDGEHEADSREPLY']._serialized_start=1273
+  _globals['_JUDGEHEADSREPLY']._serialized_end=1290
+  _globals['_KEEPER']._serialized_start=1293
+  _globals['_KEEPER']._serialized_end=2276
 # @@protoc_insertion_point(module_scope)
