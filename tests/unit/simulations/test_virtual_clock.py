@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_plans import toy_plan
 from virtual_sites import Instant, asking, heard, virtual_clock
 
+from wardround.core.errors import ConfigError
 from wardround.core.messages import BEHIND, reply_to
+from wardround.core.plan import SecureRules
 from wardround.privacy.sums.contract import EVALUATION, TRAINING
 from wardround.simulations.outages import CODE
 from wardround.simulations.virtual import clock as clock_file
 from wardround.simulations.virtual.clock import VirtualClock
+from wardround.simulations.virtual.settings import Diurnal, Realism
+from wardround.simulations.virtual.sites import VirtualSites, Work
 
 ABC = ("a", "b", "c")
 TABLE = {"kind": "sites", "sites": {"b": 3.0, "c": 2.0}, "other": 1.0}
@@ -203,7 +208,36 @@ def test_by_round_a_site_is_there_or_not(tmp_path: Path) -> None:
 
 def test_not_more_sites_are_waited_for_than_there_are() -> None:
     """Said before anything is trained."""
-    from wardround.core.errors import ConfigError
-
     with pytest.raises(ConfigError, match="never begin"):
         virtual_clock(Instant(), ABC, availability={"kind": "diurnal", "share": 0.5, "least": 4})
+
+
+def test_a_round_waits_for_as_many_as_the_sites_policy_asks_for_where_sums_are_hidden() -> None:
+    """Unless the settings say a number; never for more than there are, and for nobody where each is seen."""
+    work = {site: Work(1.0, 1.0) for site in ABC}
+    day = Diurnal(kind="diurnal", share=0.5)
+
+    def least(mode: Any, cohort: int, **more: Any) -> int:
+        plan = toy_plan(secure=SecureRules(mode=mode))
+        settings = Realism(availability=day.model_copy(update=more))
+        return VirtualSites.of(settings, plan, work, cohort).least
+
+    assert [least(mode, 2) for mode in ("real", "accounted", "off")] == [2, 2, 1]
+    assert least("real", 5) == 3
+    assert [least(mode, 2, least=3) for mode in ("real", "off")] == [3, 3]
+
+
+def test_few_answers_at_a_time_never_go_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are in the end."""
+    monkeypatch.setattr(clock_file, "IN_MEMORY", 1000)
+    held = clock_file._Held()
+    for _ in range(5):
+        held.put(reply_to(asking("a"), sums={"training": b"x" * 900}), 900)
+        assert held.take("a")[0].sums == {"training": b"x" * 900}
+    assert held._file is None
+    for site in "ab":
+        held.put(reply_to(asking(site), sums={"training": b"x" * 900}), 900)
+    assert held._file is not None
+    assert held.take("b")[0].sums == {"training": b"x" * 900}
+    held.clear()
+    assert held._file is None
