@@ -20,7 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import quality
+import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from wardround.runtime.events import EventStream
 from wardround.runtime.locations import locate
@@ -32,14 +34,16 @@ PARTS = ("title", "first", "second", "third", "fourth", "last")
 LEAST_SENTENCES = 5
 SHORTEST = 20
 SENTENCE_END = re.compile(r"(?<=[.?!])\s+(?=[A-Z(])")
+POOLER, SMALL = "bert.pooler.dense", 0.05
 PUBLIC_TEXTS, ASKED = 64, 32
 TEXTS = "public_texts.json"
 SETTINGS = [
     "experiment=pqa_sections", "data.unit_column=null", f"data.labels=[{','.join(PARTS)}]",
     "partition.kind=iid", "~partition.options", "+partition.options={sites: 5}", "secure.mode=off",
-    "adapter.options={r: 16, alpha: 32, targets: all-linear}", "rounds.rounds=2", "release.every=1",
-    "++local.epochs=0.5", "local.batch_size=32", "bounds.centralised_learning_rate=2.0e-3",
-    "machine.threads=1", "machine.microbatch_size=16",
+    "adapter.options={r: 64, alpha: 64, targets: all-linear}", "rounds.rounds=10", "release.every=1",
+    "++local.epochs=0.5", "local.batch_size=32", "bounds.centralised_learning_rate=4.0e-4",
+    "local.schedule.warmup=0.06", "model.dropout=off", "machine.precision=bf16", "machine.threads=1",
+    "machine.microbatch_size=16",
 ]  # fmt: skip
 
 
@@ -82,9 +86,24 @@ def pretrain(folder: Path, extra: list[str]) -> None:
         )
     if not report.passed:
         sys.exit(report.reason)
+    pass_through(folder)
     texts = [text for _, text in rows[:: len(rows) // PUBLIC_TEXTS]][:PUBLIC_TEXTS]
     (folder / TEXTS).write_text(json.dumps(texts, indent=1), encoding="utf-8")
     print(f"{len(rows)} sentences; {folder}: logits differ by {report.parity.relative:.1e}")
+
+
+def pass_through(folder: Path) -> None:
+    """Let a head of its own read the first token's state, and not what the old head's pooler made of it.
+
+    The pooler becomes tanh(x / 20), which is nearly a line there: what it had learnt is of the task before,
+    and its tanh, pushed to its ends, has forgotten the rest. A head that is normalised by public texts does
+    not see the factor.
+    """
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors[POOLER + ".weight"] = torch.eye(len(tensors[POOLER + ".bias"])) * SMALL
+    tensors[POOLER + ".bias"] = torch.zeros_like(tensors[POOLER + ".bias"])
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":
