@@ -120,9 +120,10 @@ def tune(
     """
     own_modules()
     study, console = Study(*split(arguments), metric, scores_test), console or Console()
-    base = checked(study)
-    if base is None:
+    configs = checked(study)
+    if not configs:
         return None
+    base = configs[0]
     folder = output or Path("runs") / base.name / "tune"
     # Only now, since torch comes with them: what is wrong so far is told without waiting for it.
     from wardround.simulations.result_folder import alone_in
@@ -130,9 +131,8 @@ def tune(
     from wardround.simulations.tuning.trials import Trials, open_study
     from wardround.training.plan_making import choices_of
 
-    for values in study.probes():
-        if (config := study.config(values)) is not None:
-            choices_of(config, allow_dotted=True)
+    for config in configs:
+        choices_of(config, allow_dotted=True)
 
     def config_of(values: Mapping[str, Any], place: Path) -> RunConfig:
         config = study.config(values, place)
@@ -148,7 +148,7 @@ def tune(
             {one.name: one.distribution for one in study.tuned}, config_of, lambda: (RichSink(console),),
         )  # fmt: skip
         for notice in notices(base, scores_test=scores_test):
-            console.print(notice, highlight=False)
+            console.print(notice, soft_wrap=True, highlight=False)
         try:
             run.recover()
             _run(run, study, trials, console)
@@ -173,21 +173,21 @@ def _run(run: Trials, study: Study, trials: int, console: Console) -> None:
         console.print(told(run.run_next(begins), run.metric), soft_wrap=True, highlight=False)
 
 
-def checked(study: Study) -> RunConfig | None:
-    """The first configuration of a study, once every choice has been read; None where Hydra showed something.
+def checked(study: Study) -> list[RunConfig]:
+    """Configurations in which every choice has been read; none where Hydra only showed something.
 
     Raises:
         ConfigError: A trial's configuration is refused, its trials would not be judged alike, or nothing
             would judge them.
     """
-    base: RunConfig | None = None
+    found: list[RunConfig] = []
     for values in study.probes():
         config = study.config(values, Path("runs") / "never made")
         if config is None:
-            return None
-        base = base or config
+            return []
+        found.append(config)
         check_first(config)
-        _require_alike(base, config)
+        _require_alike(found[0], config)
         if config.data.validation_fraction == 0:
             raise ConfigError(
                 "nothing would judge the trials", found="data.validation_fraction=0",
@@ -195,7 +195,7 @@ def checked(study: Study) -> RunConfig | None:
                 remedy="set data.validation_fraction, such as 0.1; privacy=client covers no scores of a "
                 "site's rows, and cannot be tuned",
             )  # fmt: skip
-    return base
+    return found
 
 
 def notices(config: RunConfig, *, scores_test: bool) -> list[str]:

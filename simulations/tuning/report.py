@@ -94,10 +94,12 @@ def print_study(run: Trials, study: Study, console: Console) -> None:
     for trial in ranked[:MOST_SHOWN]:
         values = [_shown(trial.params[name]) for name in run.space]
         table.add_row(str(trial.number), f"{trial.value:.4f}", str(trial.user_attrs.get(ROUND)), *values)
-    console.print(table)
     if ranked:
+        console.print(table)
         best = pasted([*study.arguments, *study.overrides(ranked[0].params)])
         console.print(f"best: wardround simulate {best}", soft_wrap=True, highlight=False, markup=False)
+    else:
+        console.print(f"no trial has finished, of {len(settled)}: {text}", soft_wrap=True, highlight=False)
     console.print(f"wrote {run.folder / CSV} and {run.folder / PARQUET}", soft_wrap=True, highlight=False)
 
 

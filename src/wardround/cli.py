@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -241,7 +241,8 @@ def tune(
         typer.Option(help="Validation metric that judges; release.metric without it."),
     ] = None,
     pruner: Annotated[
-        str, typer.Option(help="Who ends bad trials early: median, hyperband or none.")
+        Literal["median", "hyperband", "none"],
+        typer.Option(help="Who ends bad trials early: median, hyperband or none."),
     ] = "median",
     output: Annotated[
         Optional[Path],  # noqa: UP045 - as above
