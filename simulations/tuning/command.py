@@ -35,6 +35,7 @@ JUDGED: Final = ("seed", "task", "partition", "release", "data")
 FREE: Final = ("data.max_length", "data.packing", "data.template")
 """Of these, what changes how rows are read and not which ones."""
 PLACES: Final = ("output", "resume")
+MOST_NAMED: Final = 5
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,7 @@ def _keep(folder: Path, study: Study, base: RunConfig) -> None:
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     absent = object()
     names = [name for name in {**one, **other} if one.get(name, absent) != other.get(name, absent)]
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")  # noqa: PLR2004
+    return ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
 
 
 def pasted(overrides: Sequence[str]) -> str:
