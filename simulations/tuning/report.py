@@ -45,7 +45,7 @@ def told(trial: FrozenTrial, metric: str) -> str:
     if trial.state == TrialState.COMPLETE:
         found = f"{metric} {trial.value:.4f} in round {trial.user_attrs.get(ROUND)}"
     elif trial.state == TrialState.PRUNED:
-        found = f"pruned after {rounds} rounds"
+        found = f"pruned after round {rounds}"
     else:
         found = f"failed: {trial.user_attrs.get(ERROR)}"
     return f"trial {trial.number}: {found}{again}"

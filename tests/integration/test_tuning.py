@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
@@ -176,6 +179,27 @@ def test_an_interrupted_study_goes_on_with_what_is_missing(
     assert best is not None
     assert again is not None
     assert best.params == again.params
+
+
+def test_a_killed_study_goes_on(settings: tuple[str, ...], tmp_path: Path) -> None:
+    """SIGKILL in the second trial: the same command runs that one again, and the first one stays."""
+    asked = (*settings, "rounds.rounds=8", "local.learning_rate=range(0.001,0.02,0.001)")
+    code = "import sys; from wardround.cli import main; main(sys.argv[1:])"
+    options = ("--trials", "2", "--pruner", "none", "--output", "study")
+    process = warm.start(code, ("tune", *asked, *options), tmp_path, tmp_path / "killed.txt")
+    metrics = tmp_path / "study" / "trial_0001" / "metrics.jsonl"
+    for _ in range(2400):
+        if metrics.exists() and "RoundFolded" in metrics.read_text():
+            break
+        time.sleep(0.02)
+    process.kill()
+    assert warm.ended(process) == -signal.SIGKILL
+    first = Path("study/trial_0000/summary.json").stat().st_mtime_ns
+    study(*asked, trials=2, pruner="none")
+    states = [(row["trial"], row["state"]) for row in table()]
+    assert states == [("0", "finished"), ("1", "interrupted"), ("2", "finished")]
+    assert Path("study/trial_0000/summary.json").stat().st_mtime_ns == first
+    assert record(1)["values"] == record(2)["values"]
 
 
 def test_a_run_that_had_ended_is_not_run_again(
