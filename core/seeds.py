@@ -50,6 +50,8 @@ class Purpose(StrEnum):
     """Which units a private batch holds, only in a simulation, which then says "not private"."""
     SHARE = "share"
     """A site\'s share of the noise of a sum, likewise."""
+    TUNING = "tuning"
+    """What a study's sampler draws a trial's values with; the number of trials before stands for a round."""
 
 
 def seed_for(root: int, purpose: Purpose, *, round: int = 0, site: str = "") -> int:

@@ -164,7 +164,7 @@ def read_run(folder: Path) -> StudyRun:
         return StudyRun(
             folder,
             int(config[SEED]),
-            {name: value for name, value in _flat(config) if _compared(name)},
+            {name: value for name, value in flat(config) if _compared(name)},
             tested or held_out,
             EVERYBODY if tested else "validation",
             curve,
@@ -276,10 +276,11 @@ def _curve(events: Path) -> dict[int, dict[str, float]]:
     return found
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Value]]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Value]]:
+    """Dotted name and value of everything in a tree of settings."""
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

@@ -6,7 +6,7 @@ import base64
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -47,13 +47,7 @@ def write_report(variants: Sequence[Variant], out: Path, metric: str) -> list[Pa
     """
     out.mkdir(parents=True, exist_ok=True)
     rows = rows_of(variants)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files = {CSV: text.getvalue().encode("utf-8")}
-    files[PARQUET] = _parquet([{name: row.get(name) for name in columns} for row in rows])
+    files = {CSV: csv_bytes(rows), PARQUET: parquet_bytes(rows)}
     files[PICTURE] = picture(variants, metric)
     files[PAGE] = page(variants, metric, files[PICTURE]).encode("utf-8")
     for name, content in files.items():
@@ -61,12 +55,28 @@ def write_report(variants: Sequence[Variant], out: Path, metric: str) -> list[Pa
     return [out / name for name in files]
 
 
-def _parquet(rows: list[dict[str, Value]]) -> bytes:
+def _columns(rows: Sequence[Mapping[str, Value]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def csv_bytes(rows: Sequence[Mapping[str, Value]]) -> bytes:
+    """A table as CSV, with every column that a row has."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _columns(rows), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8")
+
+
+def parquet_bytes(rows: Sequence[Mapping[str, Value]]) -> bytes:
+    """The same as Parquet."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    sink = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(rows), sink)
+    sink, columns = io.BytesIO(), _columns(rows)
+    parquet.write_table(
+        pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows]), sink
+    )
     return sink.getvalue()
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -229,6 +229,36 @@ def compare(
     compare_runs(runs, output, metric)
 
 
+TUNE_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=TUNE_ARGUMENTS)
+def tune(
+    context: typer.Context,
+    trials: Annotated[int, typer.Option(min=1, help="Trials of the study in all.")] = 20,
+    metric: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads Optional
+        typer.Option(help="Validation metric that judges; release.metric without it."),
+    ] = None,
+    pruner: Annotated[
+        Literal["median", "hyperband", "none"],
+        typer.Option(help="Who ends bad trials early: median, hyperband or none."),
+    ] = "median",
+    output: Annotated[
+        Optional[Path],  # noqa: UP045 - as above
+        typer.Option(help="Folder of the study; runs/NAME/tune without it. One that is there goes on."),
+    ] = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="Score the test rows as well; they choose nothing.")
+    ] = False,
+) -> None:
+    """Find good settings by an Optuna study: Hydra overrides, some with a distribution as value."""
+    _needs_torch()
+    from wardround.simulations.tuning.command import tune as run_study
+
+    run_study(context.args, trials=trials, metric=metric, pruner=pruner, output=output, scores_test=test)
+
+
 @audit_app.command("privacy")
 def audit_privacy(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
@@ -264,7 +294,7 @@ EXTRA_OF = dict.fromkeys(
         "tensorboardX", "tokenizers", "torch", "transformers",
     ),
     "simulation",
-)  # fmt: skip
+) | {"optuna": "tune"}  # fmt: skip
 """Module that the base install lacks → the extra that brings it."""
 
 

@@ -41,6 +41,21 @@ def test_the_base_install_says_which_extra_a_command_needs(command: list[str], t
     assert "Traceback" not in done.stderr
 
 
+def test_a_study_says_which_extra_it_needs(tmp_path: object) -> None:
+    """Without Optuna: the install command and exit code 2, before anything is read."""
+    blocked = BLOCKED.replace('("torch", "transformers", "peft")', '("optuna",)')
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, "tune", "seed=1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=str(tmp_path),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'wardround[tune]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_module_that_no_extra_brings_is_not_explained_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing module of the user's own, or a bug of ours, keeps its traceback."""
     from wardround import cli

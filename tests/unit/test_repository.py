@@ -183,7 +183,7 @@ def declared(*extras: str) -> set[str]:
     ("rooms", "extras"),
     [
         (("core", "privacy", "strategies", "server"), ()),
-        (ROOMS, ("training", "simulation", "quantised", "demo", "ray")),
+        (ROOMS, ("training", "simulation", "ray", "quantised", "tune", "demo")),
     ],
     ids=["torch-free rooms need the base install", "all rooms"],
 )

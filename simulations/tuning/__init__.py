@@ -1,0 +1,1 @@
+"""`wardround tune`: an Optuna study over values of the configuration."""
