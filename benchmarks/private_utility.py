@@ -42,7 +42,8 @@ SETS: dict[str, list[str]] = {
     "pqa_sections": [
         *quality.SETS["pqa_sections_unit"], "model.dtype=float32", "adapter.options.targets=none",
         "data.validation_fraction=0", "local.epochs=null", "local.steps=1", "local.batch_size=62",
-        "local.optimiser=sgd", "local.learning_rate=20.0", "local.schedule.warmup=0.0", "rounds.rounds=40",
+        "local.optimiser=sgd", "local.learning_rate=4.0", "local.schedule.warmup=0.0", "rounds.rounds=40",
+        "strategy=fedavgm", "strategy.options.momentum=0.8", "strategy.weighting=uniform",
         "secure.threshold=9",  # of ten sites: shares of the noise are sized for it
         "++privacy.sample_rate=1.0", "++privacy.clip_norm=1.0", "machine.threads=1",
         "machine.microbatch_size=256",
