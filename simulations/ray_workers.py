@@ -252,7 +252,7 @@ def ray_crew(config: RunConfig, plan: TrainingPlan, bench: Workbench) -> Iterato
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": {name: os.environ[name] for name in CARRIED if name in os.environ}},
         )  # fmt: skip
-        recipe = ray.put(Recipe.of(config, plan, bench))
+        recipe = Recipe.of(config, plan, bench)  # by value: a restart needs nobody's memory
         workers = [kind.remote(recipe) for _ in range(count)]
         try:
             for fault in ray.get([worker.ready.remote() for worker in workers]):
