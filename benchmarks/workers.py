@@ -8,7 +8,7 @@ process of its own, and all that train in float32 one site at a time with one th
 adapter of the first one, bit for bit; the others' loss has to be within 2 % of its. Reported: site-rounds a
 second over the rounds after the first (all of them: exchange, sums, journal), and over `inline, 1 thread`.
 
-No figures stand in docs/benchmarks.md yet: this wants a machine that nobody else uses.
+What was seen stands in docs/benchmarks.md; it wants a machine that nobody else uses.
 """
 
 from __future__ import annotations
