@@ -40,6 +40,7 @@ from wardround.privacy.sums.contract import SUMS, TRAINING
 from wardround.privacy.sums.offers import offer_of, scale_of
 from wardround.privacy.sums.opened import opened
 from wardround.simulations.consortium import Consortium
+from wardround.training import local_round
 from wardround.training.adapters import ADAPTERS
 from wardround.training.base_model import BaseModelConfig
 from wardround.training.examples import Example
@@ -204,3 +205,17 @@ def private(make: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
         return private_server(make(max_grad_norm=None), tmp_path, *arguments, **options)
 
     return server
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for every step that is taken."""
+    taken: list[int] = []
+    real = local_round.set_rate
+
+    def counting(optimiser: Any, rate: float) -> None:
+        taken.append(len(taken))
+        real(optimiser, rate)
+
+    monkeypatch.setattr(local_round, "set_rate", counting)
+    return taken

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpointed_site import Killed, keeping, killed_at
 from private_site import UNITS, seeded, system
 
 from wardround.client import work
-from wardround.client.checkpoints import CheckpointFile
 from wardround.client.noise_file import NOISE_FOLDER, NoiseFile, require_room
 from wardround.client.round import answer
 from wardround.client.sealed_files import Owner, storage_key
@@ -30,10 +30,6 @@ from wardround.privacy.sums.contract import TRAINING
 from wardround.training.private.blocks import BlockBatch, Pattern
 
 RULES = PrivacyRules(unit="patient", epsilon=4.0, delta=1e-2, mechanism="banded")
-
-
-class Killed(BaseException):
-    """The process has ended here."""
 
 
 @pytest.fixture
@@ -139,27 +135,16 @@ def test_a_round_goes_on_at_its_checkpoint_with_the_noise_that_it_had(
     banded: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
 ) -> None:
     """The run's next step follows; nothing more is charged. A checkpoint of other noise is left alone."""
-    owner = Owner(run_id="run", plan=digest("plan"), site="ward")
-    file = CheckpointFile(tmp_path / "kept", owner, storage_key(tmp_path), 1e-9)
 
-    def keeping(server: Any) -> Any:
-        return replace(server, site=replace(server.site, checkpoints=file))
+    def kept() -> Any:
+        return keeping(banded(cap=20.0), tmp_path)
 
     def killed_after(step: int, round: int) -> None:
-        real = CheckpointFile.write
-
-        def write(self: CheckpointFile, checkpoint: Any, place: Any) -> None:
-            real(self, checkpoint, place)
-            if checkpoint.done == step:
-                raise Killed
-
-        with monkeypatch.context() as patched:
-            patched.setattr(CheckpointFile, "write", write)
-            with pytest.raises(Killed):
-                asked(keeping(banded(cap=20.0)), round)
+        with killed_at(monkeypatch, step):
+            asked(kept(), round)
 
     killed_after(2, 1)
-    again = keeping(banded(cap=20.0))
+    again = kept()
     assert asked(again).status == "ok"
     assert steps == [0, 1, 2]
     assert list(reservations(again)) == [0]
@@ -167,7 +152,7 @@ def test_a_round_goes_on_at_its_checkpoint_with_the_noise_that_it_had(
     killed_after(2, 2)
     shutil.rmtree(tmp_path / NOISE_FOLDER)
     (tmp_path / "ledger").rename(tmp_path / "elsewhere")  # or it would refuse noise that is begun anew
-    assert asked(keeping(banded(cap=20.0)), 2).status == "ok"
+    assert asked(kept(), 2).status == "ok"
     assert steps == [3, 4, 0, 1, 2]
 
 
