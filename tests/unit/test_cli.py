@@ -23,37 +23,33 @@ main(sys.argv[1:])
 """
 
 
+def require_hint(code: str, command: list[str], folder: object, extra: str) -> None:
+    """A command that lacks an extra ends with code 2 and says how to install it, without a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=str(folder),
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"pip install 'wardround[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     "command",
     [["simulate"], ["demo"], ["merge", "run"], ["predict", "run", "rows.jsonl"], ["audit", "privacy", "run"]],
 )
 def test_the_base_install_says_which_extra_a_command_needs(command: list[str], tmp_path: object) -> None:
     """Without torch: the install command and exit code 2, no traceback."""
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=str(tmp_path),
-    )
-    assert done.returncode == 2, done.stderr
-    assert "pip install 'wardround[simulation]'" in done.stderr
-    assert "Traceback" not in done.stderr
+    require_hint(BLOCKED, command, tmp_path, "simulation")
 
 
 def test_a_study_says_which_extra_it_needs(tmp_path: object) -> None:
     """Without Optuna: the install command and exit code 2, before anything is read."""
     blocked = BLOCKED.replace('("torch", "transformers", "peft")', '("optuna",)')
-    done = subprocess.run(
-        [sys.executable, "-c", blocked, "tune", "seed=1"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=str(tmp_path),
-    )
-    assert done.returncode == 2, done.stderr
-    assert "pip install 'wardround[tune]'" in done.stderr
-    assert "Traceback" not in done.stderr
+    require_hint(blocked, ["tune", "seed=1"], tmp_path, "tune")
 
 
 def test_a_module_that_no_extra_brings_is_not_explained_away(monkeypatch: pytest.MonkeyPatch) -> None:
