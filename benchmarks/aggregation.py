@@ -94,6 +94,7 @@ CORES = ["adapter.options.r=64", "adapter.options.alpha=1024", "adapter.options.
 KEPT = ["local.optimiser_state=keep"]
 FEW = ["rounds.rounds=4", "release.every=4", "++local.steps=40"]
 """A quarter of the rounds, and of the bytes, at the same local work; of a case of 16 rounds."""
+HALF = ["rounds.rounds=8", "release.every=8", "++local.steps=20"]
 METHODS: dict[str, list[str]] = {
     "FedIT": ["strategy=fedavg"],
     "FedProx 0.1": ["strategy=fedavg", "strategy.options.proximal=0.1"],
@@ -125,6 +126,16 @@ METHODS: dict[str, list[str]] = {
     "Fed-SB, r 64": ["strategy=fedavg", "adapter=lora_sb", *CORES],
     "FedIT, moments kept": ["strategy=fedavg", *KEPT],
     "tangent, moments kept": ["strategy=tangent", *KEPT],
+    "tangent, int4, moments kept": ["strategy=tangent", *KEPT, "+compression=int4"],
+    "tangent, r 4, int4, moments kept": [
+        "strategy=tangent", *KEPT, "+compression=int4", "adapter.options.r=4", "adapter.options.alpha=16",
+    ],
+    "tangent, 8 rounds of 20 steps, int4, moments kept": [
+        "strategy=tangent", *KEPT, "+compression=int4", *HALF,
+    ],
+    "tangent, r 4, 8 rounds of 20 steps, moments kept": [
+        "strategy=tangent", *KEPT, "adapter.options.r=4", "adapter.options.alpha=16", *HALF,
+    ],
     "FedIT, int8": ["strategy=fedavg", "+compression=int8"],
     "FedIT, int4": ["strategy=fedavg", "+compression=int4"],
     "FedIT, top 1 %": ["strategy=fedavg", "+compression=top_k"],

@@ -53,6 +53,8 @@ class FoldCheck:
         broken: Whether a broadcast was refused.
         groups: Over which the run sums, once they are drawn; none: over the whole cohort.
         memory: Keeps all that for a site that is restarted, where there is one.
+        resumed_after: The last round of a simulation that is resumed, whose server is this process: the sums
+            that come with the next broadcast need no check. 0 of a real site.
         fold: The strategy's, or what stands in for it where many sites of a process fold the same; None: the
             strategy's.
     """
@@ -63,6 +65,7 @@ class FoldCheck:
     broken: bool = False
     groups: Groups = ()
     memory: FoldMemory | None = None
+    resumed_after: int = 0
     fold: Callable[[ServerState, Statistics, float, int], ServerState] | None = field(
         default=None, repr=False
     )
@@ -105,8 +108,8 @@ class FoldCheck:
             confirmed: Stage → the survivors that this site confirmed in the round before, where it did.
 
         Returns:
-            Whether the site knew enough to check; never of a strategy that sees individuals, unless the round
-            before was burnt, since then the broadcast is the same again.
+            Whether the site knew enough to check, or need not (`resumed_after`); never of a strategy that
+            sees individuals, unless the round before was burnt, since then the broadcast is the same again.
 
         Raises:
             PeerError: The broadcast is another, of an earlier round, or a sum is malformed, beyond the plan's
@@ -129,7 +132,7 @@ class FoldCheck:
             return self._taken(known, round, adapter, broadcast)
         if known is None or known.round < round - 2:
             self._keep(self._adopted(round - 1, adapter, broadcast), self.groups)
-            return False
+            return 0 < self.resumed_after == round - 1
         try:
             if known.round == round - 1:
                 self._require_same(known, round, broadcast)

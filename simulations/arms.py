@@ -197,6 +197,9 @@ def run_arms(
 
         def train(on_state: Callable[[ServerState], None]) -> Outcome:
             journal = Journal(folder_of(arm.name) / "journal", arm.plan)
+            if (at := journal.resume()) is not None:
+                for name in names:
+                    sites[run_of(run_id, arm), name].folds.resumed_after = at.state.round
             run = Run(
                 run_of(run_id, arm),
                 arm.name,

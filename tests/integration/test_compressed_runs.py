@@ -157,6 +157,34 @@ def test_what_was_not_sent_is_sent_later_unless_nothing_arrived(
     assert store(result, "w2") == ["round-00001.safetensors", "round-00003.safetensors"]
 
 
+@pytest.mark.parametrize("compression", [TOP, None], ids=["top_k", "scaffold"])
+def test_a_run_cut_off_after_a_sum_without_a_site_ends_with_the_same_bits(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, compression: Any
+) -> None:
+    """What the site had made of that round is forgotten, though nobody could tell it before the run ended."""
+    answer, broken = flower_app.answer, list[bool]()
+
+    def fault(request: Request, site: Any) -> Reply:
+        if broken and request.round == 3:
+            return reply_to(request, status="failed", code="gone", reason="gone")
+        reply = answer(request, site)
+        if request.round == 2 and request.site == "w2":
+            return reply_to(request, status="failed", code="gone", reason="gone")
+        return reply
+
+    monkeypatch.setattr(flower_app, "answer", fault)
+    strategy = {} if compression else {"strategy": {"name": "scaffold"}}
+    secure = {"mode": "off", "attempts": 1}
+    whole, _ = run(settings("whole", compression, rounds={"rounds": 3}, secure=secure, **strategy))
+    broken.append(True)
+    config = settings("part", compression, rounds={"rounds": 3}, secure=secure, **strategy)
+    with pytest.raises(QuorumError):
+        run_simulation(config)
+    broken.clear()
+    resumed = run_simulation(config.model_copy(update={"resume": config.output}))
+    assert np.array_equal(adapter(resumed), adapter(whole))
+
+
 def test_bytes_both_ways_stand_in_the_result(settings: Settings) -> None:
     """Of every site: in the summary, in the table of sites, and for TensorBoard."""
     result, recorder = run(settings("run", INT8))
