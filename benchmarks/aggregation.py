@@ -3,13 +3,16 @@
     python benchmarks/aggregation.py screen [--cases NAME …] [--methods NAME …] [--minutes 60] [--part 0/2]
     python benchmarks/aggregation.py full [--cases NAME …] [--methods NAME …] [--seeds 0 1 2] [--minutes 600]
     python benchmarks/aggregation.py table
+    python benchmarks/aggregation.py versus METHOD [--cases NAME …]
     python benchmarks/aggregation.py server
 
 `screen` trains each method with each rate of a small grid on nine tenths of a subset's units, and scores the
 last tenth: no test row is used. `full` trains each method at the best rate of its screen, or at `--rates`, on
 all rows of the subset, and scores the test rows, seed by seed. Both skip what stands in
 benchmarks/results/aggregation.jsonl, so that they can be stopped anywhere and started again; `--part 1/2`
-takes every second run, for two processes beside each other.
+takes every second run, for two processes beside each other. `versus` puts a 95 % interval around the ratio of
+each method's test figure to that of one method, by a paired bootstrap over the test rows, all seeds in each
+draw.
 
 The figures are the loss on the scored rows (nats a row, or bits a byte of a causal LM), macro-F1 where there
 are labels, and the bytes of all replies. `server` folds on the layout of a 7 B model, for N contributions
@@ -22,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import resource
 import statistics
 import time
@@ -32,13 +34,15 @@ from typing import Any
 
 import numpy as np
 import quality
+from _aggregation_table import best_rates, compared, table
 from quality import Bench, compact, parsed, read, without_a_tenth
 
 from wardround.core.checked import parse_options
 from wardround.core.errors import PeerError, QuorumError, TrainingError
-from wardround.core.packed import Layout, Packed, TensorSpec, zeros
+from wardround.core.packed import Array, Layout, Packed, TensorSpec, zeros
 from wardround.runtime.events import EventStream, RoundFolded, SiteReplied
 from wardround.runtime.sinks import RecorderSink
+from wardround.simulations.preparation import prepare
 from wardround.simulations.rows import gather
 from wardround.strategies import STRATEGIES
 from wardround.strategies.contract import LocalUpdate, SiteMemory
@@ -231,66 +235,11 @@ def run(kind: str, wanted: Iterator[Trial], minutes: float, part: str) -> None:
         print(compact({"set": trial.case, "arm": trial.method, **told}), flush=True)
 
 
-def best_rates(kind: str = "screen") -> dict[tuple[str, str], tuple[float, float]]:
-    """Case and method → the best rate of its screen, and the loss there."""
-    best: dict[tuple[str, str], tuple[float, float]] = {}
-    for line in read(FILE):
-        if line["kind"] == kind and "values" in line:
-            found = loss_of(line), line["rate"]
-            key = line["set"], line["arm"]
-            if key not in best or found < (best[key][1], best[key][0]):
-                best[key] = (found[1], found[0])
-    return best
-
-
-def loss_of(line: dict[str, Any]) -> float:
-    """Bits a byte of a causal LM, nats a row of a classifier."""
-    values = line["values"]
-    return float(values.get("bits_per_byte", values["loss"]))
-
-
-def table() -> None:
-    """The screen, case by case: each method at the best of its rates; then the full runs."""
-    best = best_rates()
-    screened = {
-        (line["set"], line["arm"], line["rate"]): line for line in read(FILE) if line["kind"] == "screen"
-    }
-    for case in CASES:
-        known = [method for method in (*METHODS, *BOUNDS) if (case, method) in best]
-        if not known:
-            continue
-        lines = {method: screened[case, method, best[case, method][0]] for method in known}
-        whole = lines["FedIT"]["bytes_up"] if "FedIT" in lines else 0
-        print(f"\n| {case} | rate | loss | macro-F1 | bytes up, of FedIT's |\n|---|---|---|---|---|")
-        for method in sorted(known, key=lambda name: best[case, name][1]):
-            (rate, loss), line = best[case, method], lines[method]
-            share = f"{line['bytes_up'] / whole:.2f}" if whole and line["bytes_up"] else ""
-            print(f"| {method} | {rate:g} | {loss:.4f} | {f1_of(line)} | {share} |")
-    for case in CASES:
-        full = [
-            line for line in read(FILE) if (line["kind"], line["set"]) == ("full", case) and "values" in line
-        ]
-        if not full:
-            continue
-        print(
-            f"\n| {case}, test rows | rate | loss: mean (seeds) | macro-F1: mean (seeds) |\n|---|---|---|---|"
-        )
-        for method, rate in sorted({(line["arm"], line["rate"]) for line in full}):
-            own = [line for line in full if (line["arm"], line["rate"]) == (method, rate)]
-            own.sort(key=lambda line: line["seed"])
-            f1 = [line["values"].get("macro_f1", math.nan) for line in own]
-            print(f"| {method} | {rate:g} | {shown([*map(loss_of, own)], 4)} | {shown(f1, 3)} |")
-
-
-def f1_of(line: dict[str, Any]) -> str:
-    """Where there are labels."""
-    found = line["values"].get("macro_f1")
-    return "" if found is None else f"{found:.3f}"
-
-
-def shown(values: list[float], digits: int) -> str:
-    """Mean and each."""
-    return f"{statistics.fmean(values):.{digits}f} ({', '.join(f'{v:.{digits}f}' for v in values)})"
+def truth_of(case: str) -> Array:
+    """Labels of the test rows, −1 where there are none; a case has the same ones with every seed."""
+    config = parsed(Trial(case, "FedIT", 1e-3, 0).overrides())
+    test = prepare(config, gather(config, *task_of(config))).rows.test
+    return np.array([-1 if row.label is None else row.label for row in test])
 
 
 def layout_7b(rank: int) -> Layout:
@@ -342,7 +291,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("screen", "full", "table", "server"))
+    parser.add_argument("command", choices=("screen", "full", "table", "versus", "server"))
+    parser.add_argument("method", nargs="?", default="FedIT", choices=list(METHODS), help="of `versus`")
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--methods", nargs="*", default=[*METHODS, *BOUNDS], choices=[*METHODS, *BOUNDS])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
@@ -357,7 +307,7 @@ def main() -> None:
             rates = args.rates or RATES
             run("screen", trials(args.cases, args.methods, rates, 0), args.minutes, args.part)
         case "full":
-            best = best_rates()
+            best = best_rates(read(FILE))
             wanted = (
                 Trial(case, method, rate, seed)
                 for case, seed, method in itertools.product(args.cases, args.seeds, args.methods)
@@ -365,7 +315,11 @@ def main() -> None:
             )
             run("full", wanted, args.minutes, args.part)
         case "table":
-            table()
+            table(read(FILE), list(CASES), [*METHODS, *BOUNDS])
+        case "versus":
+            for case in args.cases:
+                for line in compared(read(FILE), case, args.method, truth_of(case)):
+                    print(line, flush=True)
         case "server":
             server(args.ranks, args.sites)
 

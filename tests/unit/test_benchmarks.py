@@ -64,6 +64,25 @@ def test_equal_answers_have_the_ratio_one_and_no_spread(quality: ModuleType) -> 
     assert quality.ratio(record, record, truth) == [1.0, 1.0, 1.0]
 
 
+def test_methods_are_compared_over_the_seeds_that_both_have(quality: ModuleType) -> None:
+    """Equal answers: the ratio one; a worse second seed lowers the mean alone; a third seed has no pair."""
+    table = importlib.import_module("_aggregation_table")
+    truth = np.array([0, 1] * 50)
+    right, worse = [0, 1] * 50, [0, 1] * 40 + [1, 0] * 10
+
+    def line(arm: str, seed: int, guesses: list[int]) -> dict[str, Any]:
+        own = {"kind": "full", "set": "case", "arm": arm, "rate": 0.1, "seed": seed}
+        return {**own, "values": {}, "guesses": guesses}
+
+    records = [line("a", 0, right), line("a", 1, worse), line("b", 0, right), line("b", 1, right)]
+    records.append(line("a", 2, right))
+    (found,) = table.compared(records, "case", "b", truth)
+    assert "| 0.900 [0.8" in found
+    assert found.endswith("| 1.000, 0.800 |")
+    (same,) = table.compared([line("a", 0, worse), line("b", 0, worse)], "case", "b", truth)
+    assert same.endswith("| 1.000 [1.000, 1.000] | 1.000 |")
+
+
 def test_a_better_federation_is_above_one_in_both_kinds_of_figure(quality: ModuleType) -> None:
     """Higher F1, or fewer bits a byte; the interval holds the ratio."""
     truth = np.array([0, 1] * 50)
