@@ -23,6 +23,7 @@ from wardround.core.plan import (
 )
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.secagg.policy import SecurePolicy
+from wardround.training.chosen_strategy import with_strategy
 from wardround.training.settings import BaseModelConfig, Machine
 from wardround.training.source_spec import SourceSpec
 
@@ -126,3 +127,8 @@ class PlanConfig(Frozen):
     release: ReleaseRule = ReleaseRule()
     privacy: PrivacyRules | None = None
     machine: Machine = Machine()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_auto(cls, values: Any) -> Any:
+        return with_strategy(values)

@@ -16,7 +16,7 @@ NAMES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CON
 PRIMARY = [name for name in NAMES if "/" not in name]
 GROUPED = [name for name in NAMES if "/" in name]
 ENTRY = "config"
-COUNT = 63
+COUNT = 64
 """A new YAML raises it; one that no test finds cannot hide."""
 
 
