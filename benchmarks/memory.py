@@ -36,8 +36,8 @@ def inside(sites: int) -> None:
         composed = compose(
             "config",
             overrides=[
-                "experiment=demo", "rounds.rounds=1", "bounds.local_only=false", "bounds.centralised=false",
-                "data.test=null", "partition.kind=iid", f"+partition.options.sites={sites}",
+                "experiment=demo", "strategy=fedavg", "rounds.rounds=1", "bounds.local_only=false",
+                "bounds.centralised=false", "data.test=null", "partition.kind=iid", f"+partition.options.sites={sites}",
                 f"output={folder}/run",
             ],
         )  # fmt: skip

@@ -39,6 +39,7 @@ def demo(rounds: int) -> tuple[Arm, Workbench, Adapter]:
             "config",
             overrides=[
                 "experiment=demo",
+                "strategy=fedavg",  # what the bare loop does
                 f"rounds.rounds={rounds}",
                 "data.validation_fraction=0",
                 "machine.microbatch_size=null",  # the bare loop cuts no batch

@@ -155,7 +155,12 @@ def config_of(name: str, seed: int, extra: list[str]) -> RunConfig:
 
 
 def parsed(overrides: list[str]) -> RunConfig:
-    """The checked configuration of these overrides."""
+    """The checked configuration of these overrides, over what the figures on record were made with.
+
+    Where neither a strategy nor an experiment is named that is FedAvg; sites train one at a time.
+    """
+    named = any(text.startswith(("strategy=", "experiment=")) for text in overrides)
+    overrides = ["simulation.together=1", *([] if named else ["strategy=fedavg"]), *overrides]
     with initialize_config_module("wardround.conf", version_base="1.3"):
         composed = compose("config", overrides=overrides)
     return RunConfig.parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]  # a mapping

@@ -231,7 +231,7 @@ def test_new_check_and_sign_from_the_command_line(made: Path, command_line: Call
     document = read_plan(folder)
     for part in (
         document.digest, document.plan.base.digest, "4 of 5 confirm a sum", "round 1 waits for 4",
-        "16 bits a coordinate", "2 of fedavg", "no differential privacy", "lora",
+        "16 bits a coordinate", "2 of tangent", "no differential privacy", "lora",
     ):  # fmt: skip
         assert part in shown, part
     assert sorted(path.name for path in folder.iterdir()) == [INITIAL, PLAN]
