@@ -37,8 +37,8 @@ def inside(sites: int) -> None:
             "config",
             overrides=[
                 "experiment=demo", "strategy=fedavg", "rounds.rounds=1", "bounds.local_only=false",
-                "bounds.centralised=false", "data.test=null", "partition.kind=iid", f"+partition.options.sites={sites}",
-                f"output={folder}/run",
+                "bounds.centralised=false", "data.test=null", "partition.kind=iid",
+                f"+partition.options.sites={sites}", f"output={folder}/run",
             ],
         )  # fmt: skip
         result = run_composed(composed, console=Console(quiet=True))
