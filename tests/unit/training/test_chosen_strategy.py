@@ -26,7 +26,7 @@ def checked(*overrides: str) -> RunConfig:
     ("overrides", "name", "state"),
     [
         ((), "tangent", "keep"),
-        (("experiment=demo",), "tangent", "keep"),
+        (("experiment=demo",), "fedavg", "reset"),
         (("strategy.options.proximal=0.1",), "tangent", "keep"),
         (("+compression=int4", "secure.mode=off"), "tangent", "keep"),
         (
