@@ -36,13 +36,15 @@ from wardround.runtime.signed import sign_document
 from wardround.runtime.signed_plan import read_signed_plan
 from wardround.server.attempts import Attempts
 from wardround.server.enrolment import ARM, Enrolling, EnrolmentBook, enrol
+from wardround.server.folded import BetweenStages
 from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
 from wardround.server.offer_grid import GridOffers
 from wardround.server.outcome import Outcome
 from wardround.server.relay_journals import RelayJournals
 from wardround.server.round_control import stopped
-from wardround.server.rounds import Run, run_rounds
+from wardround.server.rounds import run_rounds
+from wardround.server.run import Run
 from wardround.server.run_control import RunControl
 from wardround.server.run_record import RunFolder
 from wardround.training.plan_check import plan_faults
@@ -52,6 +54,7 @@ ROSTER: Final = "roster.json"
 ENROLMENT: Final = "enrolment.json"
 ATTEMPTS: Final = "attempts.json"
 RELAYS: Final = "relays"
+BETWEEN: Final = "between.safetensors"
 RESULT: Final = "result"
 RECORD, RELEASED, LAST = "result.signed.json", "released.safetensors", "last.safetensors"
 POLL_S: Final = 0.2
@@ -218,6 +221,7 @@ def train(
             control=control,
             attempts=Attempts(work.path / ATTEMPTS),
             journals=RelayJournals(work.path / RELAYS, work.run_id, plan, roster),
+            between=BetweenStages(work.path / BETWEEN, plan),
         ),
         initial,
     )
