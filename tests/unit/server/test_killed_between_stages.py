@@ -32,7 +32,7 @@ class KilledError(Exception):
     """The server dies here."""
 
 
-class Twice(FEDAVG):  # type: ignore[misc, valid-type]
+class Twice(FEDAVG):  # type: ignore[misc, valid-type]  # its class, by its value
     """FedAvg over two sums of the same updates, each rounded by itself: x ← x + (m₀ + m₁) / 2.
 
     The second broadcast is m₀.
