@@ -17,10 +17,14 @@ from wardround.client.sealed_files import Owner
 from wardround.client.site_settings import FILE, read_site_settings
 from wardround.core.errors import PeerError, PolicyError
 from wardround.core.plan import TrainingPlan
+from wardround.privacy.sealed import context_of
 from wardround.privacy.secagg.admission import Member, Record, SiteState, accept, accept_seen
 from wardround.privacy.secagg.draw import DrawOffer, SignedDraw
+from wardround.privacy.secagg.offer import Offer
 from wardround.privacy.sums.contract import GROUPS
+from wardround.privacy.sums.form import Form
 from wardround.privacy.sums.offers import run_of
+from wardround.privacy.sums.trusted import header_of
 from wardround.runtime.signed_plan import read_signed_plan
 from wardround.strategies.contract import GroupStrategy
 from wardround.training.plan_strategy import bind_strategy
@@ -52,6 +56,19 @@ class AcceptedRun:
         judge(self.member, known, new.offer, new.offer.offer.broadcast)
         if new != known.after(new.offer):
             raise PolicyError("a record is not what follows from its offer")
+
+    def envelope(self, offer: Offer) -> bytes | None:
+        """What the signature over the site's envelope is bound to; None where contributions are not sealed.
+
+        Raises:
+            PolicyError: The site's own rules trust no aggregator, or another one.
+            PeerError: The contribution is too long to be sealed.
+        """
+        rules, member = self.plan.secure, self.member
+        if rules.mode != "trusted":
+            return None
+        key = member.policy.trusted_key(rules.aggregator)
+        return context_of(header_of(offer, member.name, key, Form.of(self.plan)))
 
     def check_draw(self, signed: SignedDraw | None) -> DrawOffer:
         """The offer of a draw, if the server made it to this site in this run.

@@ -278,12 +278,12 @@ class FoldCheck:
 
     def _adopted(self, round: int, adapter: Adapter, broadcast: Broadcast) -> ServerState | None:
         """The state after a round whose sum this site did not see, if the broadcast tells all of it."""
-        if self.strategy.stages != 1:
-            return None
         if self._kept is None:  # whatever the server keeps of any round
-            begun = self.strategy.begin(zeros(self.plan.adapter.layout))
-            first = zeros(self.strategy.statistics_layout(0), np.float64)
-            self._kept = self.strategy.fold(begun, first, 1.0, 0).slots
+            state = self.strategy.begin(zeros(self.plan.adapter.layout))
+            for stage in range(self.strategy.stages):
+                nothing = zeros(self.strategy.statistics_layout(stage), np.float64)
+                state = self.strategy.fold(state, nothing, 1.0, stage)
+            self._kept = state.slots
         told = _told(self._kept, broadcast)
         return ServerState(round, adapter, told) if told.keys() == self._kept.keys() else None
 

@@ -120,11 +120,13 @@ class KeeperService:
             record.save(state)
             self._spoken.draw(state)
             return
+        envelope = None
         if state.place > known.place:
             run.check(known, state)
+            envelope = run.envelope(state.offer.offer) if state.offer is not None else None
         record.save(state)
         if state.place > known.place and state.offer is not None:
-            self._spoken.begin(state.offer.offer)
+            self._spoken.begin(state.offer.offer, envelope)
 
     def _reserve(self, request: Any, _: Call) -> Any:
         try:

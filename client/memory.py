@@ -157,6 +157,16 @@ class SiteStore:
         """
         self._files.remove(Place(round))
 
+    def forget_stages(self, *, round: int) -> None:
+        """Drop what the stages of this round or an earlier one left: nobody asks for a later one any more.
+
+        Raises:
+            StorageError: It cannot be removed.
+        """
+        for place in self._files.places():
+            if place.stage is not None and place.round <= round:
+                self._files.remove(place)
+
     def load_stage(self, *, round: int, stage: int) -> tuple[Trained, Kept] | None:
         """What was trained in a round, and the state after that stage of it; None where there is nothing.
 

@@ -228,6 +228,7 @@ def work(
     # The broadcast passed as the fold of the round before, or that one is burnt or was missed; and the server
     # signed that another one begins. Not sooner: whoever cannot sign must not make a site lose anything.
     site.parties.kept.forget(round=request.round - 1)
+    site.store.forget_stages(round=request.round - 1)
     if site.checkpoints is not None:
         site.checkpoints.forget(round=request.round - 1)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from wardround.core.errors import PolicyError
+from wardround.privacy import sealed
 from wardround.privacy.secagg.draw import Agreed, Committed, DrawState, Shown
 from wardround.privacy.secagg.hashing import DIGEST_BYTES, framed, unframed
 from wardround.privacy.secagg.identity import PROTOCOL, SIGNATURE_BYTES
@@ -45,6 +46,7 @@ OF_SUMS: Final[Mapping[str, Shape]] = {
     MaskedInput.KIND: (_D, _D, _D),
     Confirmation.KIND: (_D,),
     Unmasking.KIND: (_D, _D, _D),
+    sealed.KIND: (_D, _D),
 }
 OF_DRAWS: Final[Mapping[str, Shape]] = {Committed.KIND: (_D,), Shown.KIND: (_D, _D), Agreed.KIND: (_D,)}
 SHAPES: Final[Mapping[str, Shape]] = {**OF_SUMS, **OF_DRAWS}
@@ -101,6 +103,27 @@ def _fits(part: bytes | str | int, shape: int | range | type[str]) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class _Attempt:
+    """The last one at a sum.
+
+    Attributes:
+        offer: That was accepted.
+        sealed: Context of the envelope that answers it, where contributions are sealed; None: they are not.
+        said: Digest of what was said, by kind and recipient.
+    """
+
+    offer: Offer
+    sealed: bytes | None
+    said: dict[tuple[str, str], bytes] = field(default_factory=dict)
+
+    def belongs(self, statement: Statement) -> bool:
+        """Whether a statement is of this attempt; where contributions are sealed, its envelope alone is."""
+        if self.sealed is not None:
+            return (statement.kind, statement.context) == (sealed.KIND, self.sealed)
+        return statement.kind != sealed.KIND and statement.context == self.offer.context
+
+
 @dataclass
 class Spoken:
     """What the site may say now, and has said; of attempts that began since the supervisor started.
@@ -112,15 +135,20 @@ class Spoken:
     """
 
     site: str
-    _attempts: dict[str, tuple[Offer, dict[tuple[str, str], bytes]]] = field(default_factory=dict)
-    """Run of a sum → its last offer, and the digest of what was said, by kind and recipient."""
+    _attempts: dict[str, _Attempt] = field(default_factory=dict)
+    """Run of a sum → its last attempt."""
     _draws: dict[str, DrawState] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def begin(self, offer: Offer) -> None:
-        """An offer was accepted: of its sum's earlier attempts nothing is said any more."""
+    def begin(self, offer: Offer, envelope: bytes | None = None) -> None:
+        """An offer was accepted: of its sum's earlier attempts nothing is said any more.
+
+        Args:
+            offer: The offer.
+            envelope: Context of the one envelope that answers it, where contributions are sealed.
+        """
         with self._lock:
-            self._attempts[offer.run_id] = offer, {}
+            self._attempts[offer.run_id] = _Attempt(offer, envelope)
 
     def draw(self, state: DrawState) -> None:
         """A draw has come so far."""
@@ -143,11 +171,10 @@ class Spoken:
 
     def _take_of_sum(self, statement: Statement) -> None:
         kind, parts = statement.kind, statement.parts
-        offer, said = next(
-            (held for held in self._attempts.values() if held[0].context == statement.context), (None, {})
-        )
-        if offer is None:
+        attempt = next((held for held in self._attempts.values() if held.belongs(statement)), None)
+        if attempt is None:
             raise _no_attempt(kind)
+        offer, said = attempt.offer, attempt.said
         names = {part for part in parts if isinstance(part, str)}
         if not names <= set(offer.cohort) or (kind == BOX and self.site in names):
             raise PolicyError(f"a statement of the kind {kind!r} names a site that is none of its peers")

@@ -35,6 +35,8 @@ from wardround.privacy.secagg.offer import Digest, SiteName, Wire
 from wardround.privacy.secagg.secret import Secret
 
 SUITE: Final = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
+KIND: Final = "sealed"
+"""Of the statement that a site signs over an envelope."""
 MAGIC: Final = b"WSE1"
 LARGEST_HEAD: Final = 4096  # bytes; the longest run id and site name, escaped, stay below it
 LARGEST_LANE: Final = 2**31 - 1
@@ -130,6 +132,11 @@ class Contribution:
 def public_key(key: Secret) -> bytes:
     """The X25519 key, 32 bytes, that sites pin for whoever holds `key` (made by `Secret.fresh()`)."""
     return X25519PrivateKey.from_private_bytes(key.reveal()).public_key().public_bytes_raw()
+
+
+def context_of(header: Header) -> bytes:
+    """What the signature over an envelope is bound to."""
+    return digest("sealed header", header.head)
 
 
 def seal(header: Header, coordinates: Octets, counters: Octets, signer: Signer) -> bytes:
@@ -249,4 +256,4 @@ def _info(header: Header, lane: int) -> bytes:
 def _signed(header: Header, sealed: Sequence[Octets]) -> bytes:
     """What the site signs: header, and hashes of both ciphertexts with their ephemeral keys."""
     hashes = (hashlib.sha256(lane).digest() for lane in sealed)
-    return statement("sealed", digest("sealed header", header.head), header.site, *hashes)
+    return statement(KIND, context_of(header), header.site, *hashes)

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     EllipticCurvePublicKey,
 )
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -117,6 +118,11 @@ def read_private(path: Path, *, largest: int = LARGEST_KEY) -> Secret:
     return opened(path, content)
 
 
+def exchange_pem(key: X25519PrivateKey) -> bytes:
+    """An X25519 private key as PEM (PKCS 8), not encrypted."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
 def identity_pem(key: Ed25519PrivateKey, passphrase: Secret | None = None) -> bytes:
     """An Ed25519 private key as PEM (PKCS 8), encrypted where there is a passphrase."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, _encryption(passphrase))
@@ -177,6 +183,14 @@ def read_curve_key(path: Path, passphrase: Secret | None = None) -> EllipticCurv
     key = _read_pem(path, passphrase)
     if not (isinstance(key, EllipticCurvePrivateKey) and isinstance(key.curve, SECP256R1)):
         raise _no_key(path, "a P-256 key")
+    return key
+
+
+def read_exchange(path: Path) -> X25519PrivateKey:
+    """An X25519 private key from its file; raises as `read_identity`."""
+    key = _read_pem(path, None)
+    if not isinstance(key, X25519PrivateKey):
+        raise _no_key(path, "an X25519 key")
     return key
 
 

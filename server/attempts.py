@@ -52,14 +52,20 @@ class Attempts:
         tried = self._load()
         return tried.attempt + 1 if (tried.round, tried.stage) == (round, stage) else 0
 
-    def burnt(self, round: int) -> bool:
-        """Whether a server was killed when sites may have helped to open a sum of this round.
+    def burnt(self, round: int, stage: int = 0) -> bool:
+        """Whether a server was killed when sites may have helped to open a sum of a stage, or of a later one.
+
+        Args:
+            round: Counts from 1.
+            stage: That the round would go on with: of a later one nothing that went before is known any more.
 
         Raises:
             StorageError: The record cannot be read.
         """
         tried = self._load()
-        return tried.round == round and tried.opening
+        if tried.round != round:
+            return False
+        return tried.stage > stage or (tried.stage == stage and tried.opening)
 
     def begin(self, round: int, stage: int, attempt: int) -> None:
         """Note an attempt, before anybody is asked.
@@ -68,7 +74,7 @@ class Attempts:
             StorageError: It cannot be written.
         """
         before = self._load()
-        opening = before.round == round and before.opening  # by an earlier attempt: that stays so
+        opening = (before.round, before.stage) == (round, stage) and before.opening  # that stays so
         self._save(_Tried(round=round, stage=stage, attempt=attempt, opening=opening))
 
     def opening(self) -> None:

@@ -37,7 +37,7 @@ from wardround.server.consortium.server_folder import (
 )
 from wardround.server.control_service import serve_control
 from wardround.server.desk import Desk
-from wardround.server.execution import Deployment, execute
+from wardround.server.execution import Deployment, execute, own_aggregator
 from wardround.server.listener import ASGIApp, OwnBody
 from wardround.server.member_routes import member_routes
 from wardround.server.metrics import Gauges, Meter
@@ -121,7 +121,7 @@ def running_server(
         watcher = threading.Thread(target=watch.run, args=(done,), name="wardround-watch", daemon=True)
         registry = CollectorRegistry()
         desk = Desk(
-            own.path, executor(own, link), check=lambda plan: _name_of(plan, own), observer=Meter(registry)
+            own.path, executor(own, link), check=lambda plan: name_of(plan, own), observer=Meter(registry)
         )
         registry.register(
             Gauges(desk, link.online, lambda: link.serving, lambda: first_ends(own), metrics.lost)
@@ -179,6 +179,7 @@ def executor(own: ServerFolder, link: SuperLink) -> Execution:
             own.signed_roster,
             lambda data: read_roster(data, own.consortium_key),
             link.open_run,
+            own.aggregator,
         )
     )
 
@@ -273,6 +274,15 @@ def _changed(own: ServerFolder) -> tuple[int, ...]:
     return tuple(path.stat().st_mtime_ns for path in (own.tls_certificate, own.tls_key))
 
 
-def _name_of(plan: bytes, own: ServerFolder) -> str:
-    """The plan's name, if the consortium signed it; raises PeerError."""
-    return read_signed_plan(plan, own.consortium_key).plan.name
+def name_of(plan: bytes, own: ServerFolder) -> str:
+    """The plan's name, if the consortium signed it and this server can open its sums.
+
+    Raises:
+        PeerError: The consortium did not sign it.
+        ConfigError: As `own_aggregator`.
+        StorageError: The aggregator's key cannot be read.
+    """
+    found = read_signed_plan(plan, own.consortium_key).plan
+    if found.secure.mode == "trusted":
+        own_aggregator(found, own.aggregator())
+    return found.name

@@ -24,8 +24,10 @@ from wardround.core.packed import Adapter
 from wardround.core.plan import TrainingPlan
 from wardround.core.plan_offers import PlanOffer
 from wardround.privacy.secagg.identity import KeySigner, Roster
+from wardround.privacy.secagg.secret import Secret
 from wardround.privacy.sums.aggregation import Aggregation
 from wardround.privacy.sums.form import Form
+from wardround.privacy.sums.trusted import Aggregator
 from wardround.runtime.event_log import missing_of, read_events
 from wardround.runtime.events import EventStream, PrivacySpent
 from wardround.runtime.files import save_tensors, storing, write_atomic
@@ -36,13 +38,15 @@ from wardround.runtime.signed import sign_document
 from wardround.runtime.signed_plan import read_signed_plan
 from wardround.server.attempts import Attempts
 from wardround.server.enrolment import ARM, Enrolling, EnrolmentBook, enrol
+from wardround.server.folded import BetweenStages
 from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
 from wardround.server.offer_grid import GridOffers
 from wardround.server.outcome import Outcome
 from wardround.server.relay_journals import RelayJournals
 from wardround.server.round_control import stopped
-from wardround.server.rounds import Run, run_rounds
+from wardround.server.rounds import run_rounds
+from wardround.server.run import Run
 from wardround.server.run_control import RunControl
 from wardround.server.run_record import RunFolder
 from wardround.training.plan_check import plan_faults
@@ -52,6 +56,7 @@ ROSTER: Final = "roster.json"
 ENROLMENT: Final = "enrolment.json"
 ATTEMPTS: Final = "attempts.json"
 RELAYS: Final = "relays"
+BETWEEN: Final = "between.safetensors"
 RESULT: Final = "result"
 RECORD, RELEASED, LAST = "result.signed.json", "released.safetensors", "last.safetensors"
 POLL_S: Final = 0.2
@@ -87,6 +92,7 @@ class Deployment:
         roster: The signed roster as it is now, as its bytes.
         read_roster: Signed bytes → the roster.
         open_run: Opens a run in Flower's sense.
+        aggregator: The X25519 key to which sites seal contributions, as it is now; None without one.
         clock: Seconds, monotonic.
     """
 
@@ -96,6 +102,7 @@ class Deployment:
     roster: Callable[[], bytes]
     read_roster: Callable[[bytes], RosterDocument]
     open_run: Callable[[str], Carrier]
+    aggregator: Callable[[], Secret | None] = lambda: None
     clock: Callable[[], float] = time.monotonic
 
 
@@ -114,7 +121,7 @@ def execute(
     """
     signed = read_signed_plan(work.signed_plan, deployment.consortium_key)
     plan, initial = signed.plan, read_initial(work.path, signed.plan)
-    require_own_mode(plan)
+    aggregator = own_aggregator(plan, deployment.aggregator())
     members = roster_of(work, deployment)
     roster = members.roster()
     carrier = deployment.open_run(work.run_id)
@@ -122,23 +129,40 @@ def execute(
         sites = accepted_sites(work, signed, roster, control, events, deployment, carrier)
         for fault in plan_faults(signed, (len(sites),)):  # of a number that nobody knew when it was signed
             raise fault
-        outcome = train(work, signed, roster, sites, control, events, deployment, carrier, initial)
+        outcome = train(
+            work, signed, roster, sites, control, events, deployment, carrier, initial, aggregator
+        )
     finally:
         carrier.close()
     return write_result(work, signed, roster, sites, outcome, deployment)
 
 
-def require_own_mode(plan: TrainingPlan) -> None:
-    """Refuse a plan whose sums another party opens.
+def own_aggregator(plan: TrainingPlan, key: Secret | None) -> Aggregator | None:
+    """What opens contributions that are sealed; None of a plan whose contributions are not.
+
+    Args:
+        plan: What is to be trained.
+        key: The X25519 key that lies here.
 
     Raises:
-        ConfigError: `secure.mode=trusted`: its aggregator's key does not lie here.
+        ConfigError: `secure.mode=trusted`: the aggregator that the plan names is not this server.
     """
-    if plan.secure.mode == "trusted":
+    if plan.secure.mode != "trusted":
+        return None
+    if key is None:
         raise ConfigError(
-            "this server cannot open what is sealed to a trusted aggregator", found="secure.mode=trusted",
-            expected="real, accounted or off", remedy="make the plan with secure.mode=real",
+            "this server cannot open what is sealed to a trusted aggregator",
+            found="no aggregator.key in the server's folder", expected=f"that of {plan.secure.aggregator}",
+            remedy="wardround server aggregator-key makes one; make the plan with the key that it shows",
         )  # fmt: skip
+    found = Aggregator(key)
+    if found.public.hex() != plan.secure.aggregator:
+        raise ConfigError(
+            "the plan's contributions are sealed to another aggregator than this server",
+            found=f"secure.aggregator={plan.secure.aggregator}", expected=found.public.hex(),
+            remedy="make the plan with the key of this server: wardround server aggregator-key shows it",
+        )  # fmt: skip
+    return found
 
 
 def roster_of(work: RunFolder, deployment: Deployment) -> RosterDocument:
@@ -199,6 +223,7 @@ def train(
     deployment: Deployment,
     carrier: Carrier,
     initial: Adapter,
+    aggregator: Aggregator | None = None,
 ) -> Outcome:
     """The round loop over the accepted sites, from the journal on."""
     plan = signed.plan
@@ -210,7 +235,7 @@ def train(
             bind_strategy(plan),
             sites,
             GridTransport(carrier.grid, carrier.node_of, POLL_S, MESSAGE_LIFE_S, carrier.withdraw),
-            Aggregation(plan.secure.mode, KeySigner(deployment.identity), roster, form=Form.of(plan)),
+            Aggregation(plan.secure.mode, KeySigner(deployment.identity), roster, aggregator, Form.of(plan)),
             Journal(work.journal, plan),
             events,
             clock=deployment.clock,
@@ -218,6 +243,7 @@ def train(
             control=control,
             attempts=Attempts(work.path / ATTEMPTS),
             journals=RelayJournals(work.path / RELAYS, work.run_id, plan, roster),
+            between=BetweenStages(work.path / BETWEEN, plan),
         ),
         initial,
     )

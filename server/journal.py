@@ -6,6 +6,7 @@ complete before the line that names it is written, so a server killed anywhere r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,19 +136,11 @@ class Journal:
             return path.read_bytes()
 
     def _write(self, state: ServerState, opened: tuple[bytes, ...]) -> None:
-        layouts = {f"layout/{name}": slot.layout.model_dump_json() for name, slot in state.slots.items()}
-        tensors: dict[str, Array] = {"adapter": state.adapter.vector}
-        tensors |= {f"slot/{name}": slot.vector for name, slot in state.slots.items()}
-        tensors |= {
-            f"{OPENED}{place:05}": np.frombuffer(total, np.uint8) for place, total in enumerate(opened)
-        }
-        notes = {"round": str(state.round), "plan_digest": self.plan.digest, **layouts}
-        save_tensors(self._path(state.round), tensors, notes)
+        tensors, notes = state_tensors(state, opened)
+        save_tensors(self._path(state.round), tensors, {**notes, "plan_digest": self.plan.digest})
 
     def _opened(self, round: int) -> tuple[bytes, ...]:
-        tensors, _ = load_tensors(self._path(round))
-        found = [tensors[name].tobytes() for name in sorted(tensors) if name.startswith(OPENED)]
-        return tuple(found)
+        return opened_in(load_tensors(self._path(round))[0])
 
     def released(self, last: ServerState, selection: Selection) -> tuple[int, Adapter]:
         """Round and adapter of the best scored state; the last one where nothing was scored."""
@@ -188,13 +181,36 @@ class Journal:
         tensors, metadata = load_tensors(path)
         if metadata.get("plan_digest") != self.plan.digest:
             raise StorageError(f"{path.name} belongs to another plan")
-        slots = {
-            key.removeprefix("layout/"): Packed(
-                Layout.model_validate_json(text), tensors["slot/" + key.removeprefix("layout/")]
-            )
-            for key, text in metadata.items()
-            if key.startswith("layout/")
-        }
-        return ServerState(
-            int(metadata["round"]), Packed(self.plan.adapter.layout, tensors["adapter"]), slots
+        return state_in(tensors, metadata, self.plan.adapter.layout)
+
+
+def state_tensors(state: ServerState, opened: tuple[bytes, ...]) -> tuple[dict[str, Array], dict[str, str]]:
+    """A state and the sums that led to it, as arrays and notes of a file."""
+    notes = {f"layout/{name}": slot.layout.model_dump_json() for name, slot in state.slots.items()}
+    tensors: dict[str, Array] = {"adapter": state.adapter.vector}
+    tensors |= {f"slot/{name}": slot.vector for name, slot in state.slots.items()}
+    tensors |= {f"{OPENED}{place:05}": np.frombuffer(total, np.uint8) for place, total in enumerate(opened)}
+    return tensors, {"round": str(state.round), **notes}
+
+
+def opened_in(tensors: Mapping[str, Array]) -> tuple[bytes, ...]:
+    """The sums of such a file, in their order."""
+    return tuple(tensors[name].tobytes() for name in sorted(tensors) if name.startswith(OPENED))
+
+
+def state_in(tensors: Mapping[str, Array], notes: Mapping[str, str], layout: Layout) -> ServerState:
+    """The state of such a file.
+
+    Args:
+        tensors: Of the file.
+        notes: Likewise.
+        layout: Of the adapter.
+    """
+    slots = {
+        key.removeprefix("layout/"): Packed(
+            Layout.model_validate_json(text), tensors["slot/" + key.removeprefix("layout/")]
         )
+        for key, text in notes.items()
+        if key.startswith("layout/")
+    }
+    return ServerState(int(notes["round"]), Packed(layout, tensors["adapter"]), slots)

@@ -34,7 +34,8 @@ from wardround.runtime.events import EventStream
 from wardround.server.grid_transport import GridTransport
 from wardround.server.journal import Journal
 from wardround.server.outcome import Outcome
-from wardround.server.rounds import Run, run_rounds
+from wardround.server.rounds import run_rounds
+from wardround.server.run import Run
 from wardround.simulations.arm_names import FEDERATED
 from wardround.simulations.consortium import Consortium
 from wardround.simulations.flower_engine import simulate

@@ -145,7 +145,8 @@ def pinned(secure: SecureConfig, seed: int) -> SecureConfig:
     if secure.aggregator is None:
         raise ConfigError(
             "secure.mode=trusted needs the public key of a real aggregator", found="secure.aggregator=null",
-            expected="its X25519 key, 64 digits in hex", remedy="ask the aggregator's own people for it",
+            expected="its X25519 key, 64 digits in hex",
+            remedy="ask the server's people: wardround server aggregator-key shows it",
         )  # fmt: skip
     refuse_simulated(secure.aggregator, seed)
     policy = secure.policy.model_copy(update={"aggregator": secure.policy.aggregator or secure.aggregator})

@@ -41,6 +41,7 @@ from wardround.runtime.signed import Hex32
 from wardround.runtime.small_files import (
     read_bounded,
     read_curve_key,
+    read_exchange,
     read_identity,
     read_private,
     read_value,
@@ -58,6 +59,8 @@ from wardround.server.consortium.operator_folder import (
 SERVER_FILE: Final = "server.json"
 TLS_KEY: Final = "server.key"
 IDENTITY_KEY: Final = "identity.key"
+AGGREGATOR_KEY: Final = "aggregator.key"
+"""There where the consortium has chosen its server as the trusted aggregator (`aggregator.py`)."""
 TOKEN: Final = "operator.token"  # noqa: S105 - a file name
 CERTIFICATE_ENDS: Final = "the server's certificate from the consortium key"
 TLS_ENDS: Final = "the server's TLS certificate"
@@ -141,6 +144,17 @@ class ServerFolder:
             )
         return signer
 
+    def aggregator(self) -> Secret | None:
+        """The X25519 key to which sites seal contributions under `secure.mode=trusted`; None without one.
+
+        Raises:
+            StorageError: The key is open to others, or is none.
+        """
+        path = self.path / AGGREGATOR_KEY
+        if not path.is_symlink() and not path.exists():
+            return None
+        return Secret(read_exchange(path).private_bytes_raw())
+
     def signed_certificate(self) -> bytes:
         """The file of the certificate; raises StorageError."""
         return read_bounded(self.path / CERTIFICATE, LARGEST_CERTIFICATE)
@@ -185,6 +199,7 @@ class ServerFolder:
             raise StorageError(f"{self.path} mixes files of two consortia", remedy=_REMEDY)
         self.signer()
         self.token()
+        self.aggregator()
         tls = read_server_certificate(read_bounded(self.tls_certificate, LARGEST_BUNDLE))
         authorities = read_authorities(read_bounded(self.ca, LARGEST_BUNDLE))
         public = tls.public_key()

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wardround.runtime.events import EventStream
-from wardround.server.rounds import Run
+from wardround.server.run import Run
 from wardround.simulations.site_work import site_batches
 from wardround.simulations.virtual.clock import VirtualClock
 from wardround.simulations.virtual.settings import Realism

@@ -34,3 +34,17 @@ def server_start(
     from wardround.server.start_command import start_server
 
     start_server(folder, listen, metrics)
+
+
+@server_app.command("aggregator-key")
+def server_aggregator_key(
+    folder: Annotated[Path, typer.Argument(help="The server's folder, on the server's machine.")],
+    new: Annotated[
+        bool,
+        typer.Option("--new", help="Destroy the key that is there: nothing sealed to it opens any more."),
+    ] = False,
+) -> None:
+    """Make the server the trusted aggregator, once; then show the key that plan and sites have to name."""
+    from wardround.server.consortium.aggregator import show_aggregator_key
+
+    show_aggregator_key(folder, new=new)

@@ -37,7 +37,18 @@ INITIAL = Packed(LAYOUT, np.linspace(-1, 1, LAYOUT.size, dtype=np.float32))
 SITES = ("a", "b", "c", "d", "e")
 EVERY = pytest.mark.parametrize(
     "name",
-    ["fedavg", "fedprox", "fedavgm", "fedadam", "rolora", "tangent", "one_pass", "fedsvd", "hetlora"],
+    [
+        "fedavg",
+        "fedprox",
+        "fedavgm",
+        "fedadam",
+        "rolora",
+        "tangent",
+        "one_pass",
+        "fedsvd",
+        "hetlora",
+        "two_pass",
+    ],
 )
 
 
@@ -67,20 +78,23 @@ class Server(Broadcasting):
         """One that knows nothing yet."""
         return FoldCheck(self.plan, self.strategy)
 
-    def total(self) -> Sum:
-        """The sum of a round's contributions."""
-        scale, size = scale_of(self.plan.encoding, 5), self.strategy.statistics_layout(0).size
-        rngs = [np.random.default_rng([self.round, index]) for index in range(5)]
+    def total(self, stage: int = 0) -> Sum:
+        """The sum of a stage's contributions."""
+        scale, size = scale_of(self.plan.encoding, 5), self.strategy.statistics_layout(stage).size
+        rngs = [np.random.default_rng([self.round, index, *[stage] * stage]) for index in range(5)]
         parts = [quantise(rng.uniform(-0.4, 0.4, size), 3, scale, rng).integers for rng in rngs]
         total: Any = sum(centred(part, 16) for part in parts)
         return Sum(total, np.array([15, 0, 0]), SITES, ())
 
     def fold(self) -> None:
-        """One round."""
-        total, round = self.total(), self.round
-        statistics, _ = statistics_of(total, self.strategy.statistics_layout(0), self.plan.encoding, cohort=5)
-        self.state = self.strategy.fold(self.state, statistics, 15.0, 0)
-        self.opened = (opened(total, round=round, stage=0, cohort=5, bits=16),)
+        """One round, all stages of it."""
+        round, told, encoding = self.round, list[bytes](), self.plan.encoding
+        for stage in range(self.strategy.stages):
+            total, layout = self.total(stage), self.strategy.statistics_layout(stage)
+            statistics, _ = statistics_of(total, layout, encoding, cohort=5)
+            self.state = self.strategy.fold(self.state, statistics, 15.0, stage)
+            told.append(opened(total, round=round, stage=stage, cohort=5, bits=16))
+        self.opened = tuple(told)
 
     def burn(self) -> None:
         """A round that is spent without a fold."""

@@ -119,7 +119,7 @@ def test_the_tour_names_every_stop() -> None:
     stops = re.findall(r"^\| (\d+) \| `([\w/]+\.py):", tour, flags=re.MULTILINE)
     assert [int(number) for number, _ in stops] == list(range(1, len(stops) + 1))
     assert {file for _, file in stops} >= {
-        *("server/rounds.py", "core/messages.py", "client/round.py", "training/local_round.py"),
+        *("server/one_round.py", "core/messages.py", "client/round.py", "training/local_round.py"),
         *("privacy/quantisation.py", "privacy/sums/phased.py", "server/exchange.py", "server/journal.py"),
     }
 

@@ -116,6 +116,11 @@ def test_a_stage_leaves_its_training_to_the_next_one(
     assert store.load_stage(round=1, stage=0) is None
     assert store.load_stage(round=2, stage=1) is None
     assert value(store, 3) == 1  # a stage is not a round that has ended
+    store.forget_stages(round=1)
+    assert store.load_stage(round=2, stage=0) is not None
+    store.forget_stages(round=2)
+    assert store.load_stage(round=2, stage=0) is None
+    assert value(store, 3) == 1
 
 
 def test_a_stage_that_holds_something_else_is_said(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_every_kind_that_a_site_signs_is_known() -> None:
     """Those of the protocol's messages, of the draw, and of a box; no offer, which is the server's."""
     assert set(SHAPES) == {
         "advertise", "opening", "box", "deal", "complain", "masked", "confirm", "unmask", "draw commit",
-        "draw show", "draw agree",
+        "draw show", "draw agree", "sealed",
     }  # fmt: skip
 
 

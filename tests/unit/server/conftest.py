@@ -39,7 +39,7 @@ from wardround.privacy.sums.offers import scale_of
 from wardround.privacy.sums.trusted import simulated_aggregator
 from wardround.runtime.events import Event, EventStream
 from wardround.server.journal import Journal
-from wardround.server.rounds import Run
+from wardround.server.run import Run
 from wardround.simulations.consortium import Consortium
 from wardround.strategies.contract import SumStrategy
 from wardround.strategies.fedavg import STRATEGY as FEDAVG
