@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from wardround.core.errors import PeerError
 
-Role: TypeAlias = Literal["lora_a", "lora_b", "dense", "counter"]
+Role: TypeAlias = Literal["lora_a", "lora_b", "magnitude", "dense", "counter"]
 Array: TypeAlias = NDArray[Any]
 
 
@@ -28,7 +28,8 @@ class TensorSpec(BaseModel):
     """One named tensor of a layout.
 
     `role` says how aggregation may treat it: `lora_a` (r, d_in) and `lora_b` (d_out, r) of the same
-    `module` form the product scaling · B · A; `dense` tensors (heads, biases, magnitudes) stand alone.
+    `module` form the product scaling · B · A; all others ride along and are averaged as they are: DoRA's
+    `magnitude` (d_out,) of a `module`, and `dense` tensors (heads, biases).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

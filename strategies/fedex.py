@@ -12,9 +12,9 @@ rank R has r_t directions that train, its first ones, and R − r_t others that 
     s B' A' ← T_{R − r_t}( s B' A' + s E )
 
 T_{R − r_t} is the best approximation of that rank (an SVD), √σ to each factor. E of n sites has at most rank
-n r_t, and adds up over the rounds; nothing is lost while R − r_t directions hold the sum. Heads and biases
-are averaged. A site sends the updates of its r_t directions; one of a lower rank trains the first of them,
-and has the global factors in the others.
+n r_t, and adds up over the rounds; nothing is lost while R − r_t directions hold the sum. Heads, biases and
+magnitudes are averaged. A site sends the updates of its r_t directions; one of a lower rank trains the first
+of them, and has the global factors in the others.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ module:
 The stack is the exact mean of the products, at any mix of ranks. The paper adds it to the base's weights and
 sends the stack to every site. Here the base never changes: G is the global adapter of the plan's rank R, and
 stands frozen beside a site's new directions. T_R is the best approximation of rank R (an SVD), √σ to each
-factor; nothing is lost while G and the stack together have no higher rank than R. Heads and biases are
-averaged as updates.
+factor; nothing is lost while G and the stack together have no higher rank than R. Heads, biases
+and magnitudes are averaged as updates.
 
 A site sends B_i and A_i, zero beyond its own rank. A_i starts within ±1/√d_in, where an update stays within
 the plan's bound L on a coordinate: it travels divided by 1 + 1/(L √d_in), so that the bound lets it through.

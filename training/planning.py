@@ -68,7 +68,8 @@ def make_plan(
 
     Raises:
         ConfigError: As `check_choices`; a saved adapter is scaled in another way than the configured one;
-            parts of the plan that do not go together.
+            parts of the plan that do not go together, and what would train privately without a rule for the
+            gradient of single examples among them.
         ModelError: The saved adapter is not there, does not fit, or belongs to another base.
     """
     check_choices(
@@ -79,8 +80,11 @@ def make_plan(
         release=release,
         allow_dotted=allow_dotted,
     )
+    from wardround.training.private.per_example import require_rules
     from wardround.training.workbench import with_tokenizer
 
+    if privacy is not None and privacy.trains_privately:
+        require_rules(bench.model, bench.parameters())
     layout = bench.layout
     base = base_spec(bench.base)
     initial = (

@@ -1,7 +1,8 @@
 """Local rounds of several sites together: a step is one forward and one backward pass of their shared base.
 
 The frozen base runs once over rows that belong to several adapters. Each layer that trains is linear: where
-one stands, the rows of each site are multiplied by that site's own tensor, in one batched product. So the sum
+one stands, the rows of each site are multiplied by that site's own tensor, in one batched product, and by its
+own magnitudes, where there are any. So the sum
 of all sites' mean losses has each site's own gradient as its derivative by that site's tensors; optimiser,
 clipping and a strategy's terms are each site's own, by the one loop of `local_round.py`.
 
@@ -21,6 +22,7 @@ from torch import nn
 
 from wardround.core.errors import ConfigError, InternalError
 from wardround.core.packed import Adapter, Layout
+from wardround.training.adapters._magnitudes import LinearMagnitudes
 from wardround.training.adapters._trained import read_parameters
 from wardround.training.base_model import drops_out
 from wardround.training.batches import Indices
@@ -211,7 +213,11 @@ def _as_shares(layers: Layers, adapters: Sequence[Tensors]) -> Iterator[None]:
                 attribute: torch.stack([tensors[name] for tensors in adapters])
                 for attribute, name in names.items()
             }
-            layer.__dict__["forward"] = _Shared(stacks["weight"], stacks.get("bias"))
+            layer.__dict__["forward"] = (
+                _SharedMagnitudes(layer, stacks["weight"])
+                if isinstance(layer, LinearMagnitudes)
+                else _Shared(stacks["weight"], stacks.get("bias"))
+            )
         yield
     finally:
         for layer, forward in before.items():
@@ -237,7 +243,7 @@ def linear_layers(bench: Workbench) -> Layers:
         }
         if not own:
             continue
-        if type(module) is not nn.Linear or "weight" not in own:
+        if type(module) not in (nn.Linear, LinearMagnitudes) or "weight" not in own:
             raise ConfigError(
                 "sites are trained together through linear layers alone", found=f"{path} trains",
                 expected="LoRA on linear layers and linear heads", remedy="train them one at a time",
@@ -268,3 +274,24 @@ class _Shared:
             else torch.baddbmm(self.bias[:, None], shares, turned)
         )
         return product.reshape(*inputs.shape[:-1], -1)  # type: ignore[no-any-return]  # a tensor
+
+
+@dataclass(frozen=True)
+class _SharedMagnitudes:
+    """What DoRA adds to a layer's output, of so many sites; the modules of their factors are `_Shared`.
+
+    Attributes:
+        layer: That stands there otherwise.
+        weight: m (sites, d_out).
+    """
+
+    layer: LinearMagnitudes
+    weight: torch.Tensor
+
+    def __call__(self, inputs: torch.Tensor, **given: Any) -> torch.Tensor:
+        b, a = (given[side].__dict__["forward"].weight for side in ("lora_B", "lora_A"))
+        own, learnt = (
+            part.reshape(len(self.weight), -1, part.shape[-1]) for part in self.layer.parts(inputs, **given)
+        )
+        factor = (self.weight / self.layer.norms(b, a))[:, None]
+        return ((factor - 1) * own + factor * learnt).reshape(*inputs.shape[:-1], -1)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from individual_definitions import INDIVIDUALS
 from pydantic import ValidationError
-from strategy_definitions import DEFINITIONS, SCALING, A, B, Moments, Tensors, mean_of_models
+from strategy_definitions import DEFINITIONS, MAGNITUDE, SCALING, A, B, Moments, Tensors, mean_of_models
 
 from wardround.core.checked import parse_options
 from wardround.core.errors import ConfigError, PeerError
@@ -73,11 +73,11 @@ FLOATS = st.floats(-4.0, 4.0, width=32, allow_subnormal=False)
 
 @st.composite
 def cases(draw: st.DrawFn, rounds: int = 3, most_sites: int = 4) -> Case:
-    """Layouts of one to three dense tensors, scalars and empty dimensions included, and two factors."""
+    """One to three dense tensors, scalars and empty dimensions among them, and a module, with DoRA or not."""
     shapes = draw(st.lists(st.lists(st.integers(0, 3), max_size=2).map(tuple), min_size=1, max_size=3))
     dense = (TensorSpec(name=f"t{i}", shape=shape) for i, shape in enumerate(shapes))
     sizes = (draw(st.integers(least, most)) for least, most in ((2, 3), (1, 4), (1, 4)))
-    layout = Layout(tensors=(*dense, *factors(*sizes)))
+    layout = Layout(tensors=(*dense, *module(*sizes, dora=draw(st.booleans()))))
 
     def packed() -> Packed:
         values = draw(st.lists(FLOATS, min_size=layout.size, max_size=layout.size))
@@ -90,11 +90,12 @@ def cases(draw: st.DrawFn, rounds: int = 3, most_sites: int = 4) -> Case:
     return Case(layout, packed(), tuple(sites() for _ in range(draw(st.integers(1, rounds)))))
 
 
-def factors(rank: int, d_out: int, d_in: int) -> tuple[TensorSpec, TensorSpec]:
-    """A and B of one module."""
+def module(rank: int, d_out: int, d_in: int, *, dora: bool = True) -> tuple[TensorSpec, ...]:
+    """A and B of one module, and its magnitudes."""
     return (
         TensorSpec(name=A, shape=(rank, d_in), role="lora_a", module="m", scaling=SCALING),
         TensorSpec(name=B, shape=(d_out, rank), role="lora_b", module="m", scaling=SCALING),
+        *[TensorSpec(name=MAGNITUDE, shape=(d_out,), role="magnitude", module="m")] * dora,
     )
 
 
@@ -178,12 +179,12 @@ def wide(packed: Packed) -> Tensors:
 
 
 def small() -> tuple[Layout, Packed]:
-    """A layout of two dense tensors and two factors, and an adapter."""
+    """A layout of two dense tensors and a module with magnitudes, and an adapter."""
     layout = Layout(
         tensors=(
             TensorSpec(name="a", shape=(2, 3)),
             TensorSpec(name="b", shape=(2,)),
-            *factors(2, 2, 3),
+            *module(2, 2, 3),
         )
     )
     return layout, Packed(layout, np.linspace(-1, 1, layout.size, dtype=np.float32))

@@ -16,6 +16,8 @@ from individual_definitions import INDIVIDUALS
 Tensors = dict[str, np.ndarray[Any, Any]]
 Moments = dict[str, Tensors]
 A, B, SCALING = "m.lora_A.weight", "m.lora_B.weight", 2.0
+MAGNITUDE = "m.lora_magnitude_vector"
+"""Of DoRA: it rides along, as dense tensors do."""
 Definition = Callable[[Any, Tensors, list[tuple[float, Tensors]], Moments], tuple[Tensors, Moments]]
 
 
@@ -68,8 +70,13 @@ def sign(value: float) -> int:
 
 
 def exact_half(role: str) -> Callable[[str], bool]:
-    """Which tensors move: those of a role, and the dense ones."""
-    return lambda name: not name.startswith("m.") or name == role
+    """Which tensors move: a factor, and what rides along."""
+    return lambda name: rides_along(name) or name == role
+
+
+def rides_along(name: str) -> bool:
+    """Whether it is no factor."""
+    return name not in (A, B)
 
 
 def moved_means(x: Tensors, sites: list[tuple[float, Tensors]], moves: Callable[[str], bool]) -> Tensors:
@@ -112,7 +119,7 @@ def by_norm(
             if (y[B][:, k] != x[B][:, k]).any() or (y[A][k] != x[A][k]).any():
                 product += SCALING * np.outer(y[B][:, k], y[A][k])
         weighted.append((w * min(most, np.linalg.norm(product)), y))
-    new = moved_means(x, sites, lambda name: not name.startswith("m."))
+    new = moved_means(x, sites, rides_along)
     if sum(weight for weight, _ in weighted) > 0:
         factors_of = {name: x[name] for name in (A, B)}
         new |= moved_means(factors_of, weighted, lambda name: True)
@@ -157,7 +164,7 @@ def of_products(approximate: Callable[[Any, Tensors, Any], Any]) -> Definition:
         n = sum(w for w, _ in sites)
         g = SCALING * x[B] @ x[A]
         mean = sum(w / n * (SCALING * y[B] @ y[A] - g) for w, y in sites)
-        new = moved_means(x, sites, lambda name: not name.startswith("m."))
+        new = moved_means(x, sites, rides_along)
         new[B], new[A] = best_of_rank(g + approximate(options, x, mean), x[A].shape[0])
         return new, moments
 
@@ -178,7 +185,7 @@ def best_of_rank(matrix: np.ndarray[Any, Any], r: int) -> tuple[np.ndarray[Any, 
 def stacked(options: Any, x: Tensors, sites: list[tuple[float, Tensors]], moments: Moments) -> Any:
     """Wang et al. 2024: the shares and the sites' new factors beside each other, added; a base of rank R."""
     n = sum(w for w, _ in sites)
-    dense = {name: tensor for name, tensor in x.items() if not name.startswith("m.")}
+    dense = {name: tensor for name, tensor in x.items() if rides_along(name)}
     new = moved_means(dense, sites, lambda name: True)
     left, right = [], []
     for w, y in sites:
@@ -193,7 +200,7 @@ def stacked(options: Any, x: Tensors, sites: list[tuple[float, Tensors]], moment
 def with_residual(options: Any, x: Tensors, sites: list[tuple[float, Tensors]], moments: Moments) -> Any:
     """Singhal et al. 2024: B, A averaged; mean(B_i A_i) − mean(B_i) mean(A_i) into the other directions."""
     n, t = sum(w for w, _ in sites), options.trained_rank
-    new = moved_means(x, sites, lambda name: not name.startswith("m."))
+    new = moved_means(x, sites, rides_along)
     b = sum(w / n * y[B][:, :t] for w, y in sites)
     a = sum(w / n * y[A][:t] for w, y in sites)
     residual = sum(w / n * y[B][:, :t] @ y[A][:t] for w, y in sites) - b @ a

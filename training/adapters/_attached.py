@@ -24,10 +24,19 @@ from wardround.training.tasks.contract import Task
 _HEAD_STD: Final = 0.02
 
 
-def put_on(base: LoadedBase, options: FactorOptions, task: Task, seed: int) -> PeftModel:
+def put_on(
+    base: LoadedBase, options: FactorOptions, task: Task, seed: int, *, dora: bool = False
+) -> PeftModel:
     """Fresh factors on the base: B = 0, A and lacking heads drawn from the seed on the CPU.
 
     `finish` has to follow, once a method has changed of the factors what it changes.
+
+    Args:
+        base: Loaded, with nothing on it.
+        options: Where the factors sit, and what rides along.
+        task: Says what kind of model PEFT has before it.
+        seed: Of A and of lacking heads.
+        dora: Whether each layer gets magnitudes beside its factors; drawn is the same.
 
     Raises:
         ModelError: Targets match nothing, or nothing would train.
@@ -48,7 +57,7 @@ def put_on(base: LoadedBase, options: FactorOptions, task: Task, seed: int) -> P
         task_type=task.peft_task_type, r=options.r,
         lora_alpha=cast("int", options.alpha),  # PEFT only divides it: its annotation is too narrow
         target_modules=targets if isinstance(targets, str) else list(targets),
-        use_rslora=options.rslora, lora_dropout=options.dropout, bias=options.bias,
+        use_rslora=options.rslora, use_dora=dora, lora_dropout=options.dropout, bias=options.bias,
         modules_to_save=sorted({*options.modules_to_save, *heads}) or None,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]), without_peft_noise():

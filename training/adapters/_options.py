@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer
 
@@ -28,6 +28,9 @@ class FactorOptions(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    added: ClassVar[frozenset[str]] = frozenset({"public_texts"})
+    """Options that came later. A plan that does not use them does not name them, and keeps its digest."""
 
     r: int = 8
     alpha: float = Field(default=16.0, gt=0)
@@ -63,5 +66,5 @@ class FactorOptions(BaseModel):
 
     @model_serializer(mode="wrap")
     def _as_before(self, write: Callable[[BaseModel], dict[str, Any]]) -> dict[str, Any]:
-        """Without public texts as before there were any: a plan that has none keeps its digest."""
-        return {name: value for name, value in write(self).items() if name != "public_texts" or value}
+        """Without what came later and is not used, as before there was any of it."""
+        return {name: value for name, value in write(self).items() if name not in self.added or value}

@@ -82,7 +82,7 @@ def read_plain(folder: Path, model: PeftModel, layout: Layout, base: BaseModelSp
         raise ModelError(
             f"the adapter in {folder} does not fit this one: {error.what}",
             found=error.found, expected=error.expected,
-            remedy="train with the rank, targets and heads of the saved adapter, or start from none",
+            remedy="train with the rank, targets, heads and dora of the saved adapter, or start from none",
         ) from error  # fmt: skip
     _require_scaling(folder, layout)
     if base is not None:

@@ -1,7 +1,8 @@
 """A PEFT model whose LoRA factors take another rank, in place, with frozen directions beside them or without.
 
-The frozen ones are a second PEFT adapter of the same layers: both are active, one trains. Memory for
-gradients and optimiser goes with the rank that trains.
+The frozen ones are a second PEFT adapter of the same layers: both are active, one trains. Where a layer has
+magnitudes (DoRA), which scale the sum of both, they stand in there (`_magnitudes.py`). Memory for gradients
+and optimiser goes with the rank that trains.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from wardround.core.errors import ConfigError
 from wardround.core.lora import Pair, pairs
 from wardround.core.packed import Adapter, Layout
 from wardround.core.ranks import layout_at
+from wardround.training.adapters._magnitudes import magnitudes_of
 
 REST: Final = "rest"
 """Name of the adapter of frozen directions."""
@@ -43,7 +45,7 @@ def take_rank(model: PeftModel, name: str, present: Layout, wanted: Layout, rest
         Whether anything was changed: not where the two layouts differ in more than ranks.
 
     Raises:
-        ConfigError: A layer's weight says more than its factors do (DoRA).
+        ConfigError: A layer is another variant of LoRA than DoRA.
     """
     same = present.digest == wanted.digest
     if same and rest is None and model not in _WITH_REST:
@@ -54,10 +56,10 @@ def take_rank(model: PeftModel, name: str, present: Layout, wanted: Layout, rest
     kept = {} if rest is None else {pair.module: pair for pair in pairs(rest.layout)}
     for pair in pairs(wanted):
         layer = layers[pair.module]
-        if layer.lora_variant:
+        if layer.lora_variant and magnitudes_of(layer, name) is None:
             raise ConfigError(
                 "this kind of adapter has one rank at all sites", found="a variant of LoRA",
-                expected="plain LoRA", remedy="leave the sites' ranks out",
+                expected="plain LoRA, or DoRA", remedy="leave the sites' ranks out",
             )  # fmt: skip
         _without_rest(layer, name)
         _resize(layer, name, pair)
@@ -102,6 +104,15 @@ def _empty(like: torch.Tensor, shape: tuple[int, ...]) -> nn.Parameter:
 
 
 def _with_rest(layer: LoraLayer, name: str, rest: Adapter, pair: Pair) -> None:
+    magnitudes = magnitudes_of(layer, name)
+    if magnitudes is not None:
+        like = magnitudes.weight
+        b, a = (
+            torch.from_numpy(np.array(rest[spec.name], dtype=np.float32)).to(like.device)
+            for spec in (pair.b, pair.a)
+        )
+        magnitudes.let_rest((b, a))
+        return
     layer.scaling[REST] = layer.scaling[name]
     layer.r[REST], layer.lora_alpha[REST] = pair.rank, layer.lora_alpha[name]
     layer.lora_dropout[REST] = layer.lora_dropout[name]
@@ -121,6 +132,9 @@ def _with_rest(layer: LoraLayer, name: str, rest: Adapter, pair: Pair) -> None:
 
 
 def _without_rest(layer: LoraLayer, name: str) -> None:
+    magnitudes = magnitudes_of(layer, name)
+    if magnitudes is not None:
+        magnitudes.let_rest(None)
     if REST not in layer.scaling:
         return
     for numbers in (layer.scaling, layer.r, layer.lora_alpha):

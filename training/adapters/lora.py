@@ -1,8 +1,10 @@
 """LoRA: W x + s · B A x with a frozen W, A (r, d_in), B (d_out, r).
 
 Hu et al. 2021, arXiv:2106.09685v2, § 4.1.
-s = alpha / r, or alpha / √r with `rslora` (Kalajdzievski 2023, arXiv:2312.03732, § 3). PEFT does the work;
-names in the layout are those of PEFT's own checkpoint, so that what federates is what is saved.
+s = alpha / r, or alpha / √r with `rslora` (Kalajdzievski 2023, arXiv:2312.03732, § 3). With `dora` the weight
+W + s · B A only gives the direction of each output, and a magnitude that trains its length: `_magnitudes.py`.
+PEFT does the work; names in the layout are those of PEFT's own checkpoint, so that what federates is what is
+saved.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from typing import Any, ClassVar, cast, final
 
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 from torch import nn
 
 from wardround.core.packed import Adapter, Layout, Role, TensorSpec
 from wardround.core.plan import BaseModelSpec, DataContract
 from wardround.training.adapters._attached import finish, put_on
+from wardround.training.adapters._magnitudes import SAVED, decompose, require_readable
 from wardround.training.adapters._options import FactorOptions
 from wardround.training.adapters._plain_lora import changed_by_products, read_plain, save_plain
 from wardround.training.adapters._rank import take_rank
@@ -34,7 +37,24 @@ from wardround.training.tasks.contract import Task
 
 @final
 class LoraOptions(FactorOptions):
-    """Options of the plan's adapter: see `FactorOptions`."""
+    """Options of the plan's adapter, beside those of `FactorOptions`.
+
+    Attributes:
+        dora: Whether a layer's weight is decomposed into magnitudes, which train as well, and directions.
+    """
+
+    added: ClassVar[frozenset[str]] = FactorOptions.added | {"dora"}
+
+    dora: bool = False
+
+    @model_validator(mode="after")
+    def _something_to_decompose(self) -> LoraOptions:
+        if self.dora and self.targets == "none":
+            raise ValueError(
+                "dora decomposes the weights that LoRA adapts, and targets=none adapts none: name targets, "
+                "or set dora to false"
+            )
+        return self
 
 
 @final
@@ -47,9 +67,17 @@ class Lora:
     def attach(
         self, base: LoadedBase, options: BaseModel, task: Task, data: DataContract, seed: int
     ) -> PeftModel:
-        """Put a fresh adapter on the base: B = 0, A and lacking heads drawn from the seed on the CPU."""
+        """Put a fresh adapter on the base: B = 0, A and lacking heads drawn from the seed on the CPU.
+
+        Raises:
+            ModelError: As `put_on` and, with `dora`, `require_readable` and `decompose`.
+        """
         options = cast("LoraOptions", options)
-        model = put_on(base, options, task, seed)
+        if options.dora:
+            require_readable(base)
+        model = put_on(base, options, task, seed, dora=options.dora)
+        if options.dora:
+            decompose(model, ADAPTER_NAME)
         finish(model, base, options, data)
         return model
 
@@ -66,7 +94,8 @@ class Lora:
         factors = {id(parameter): (role, scaling) for parameter, role, scaling in _factors(model)}
         specs = []
         for name, parameter in sorted(trained_parameters(model).items()):
-            role, scaling = factors.get(id(parameter), ("dense", 1.0))
+            other: Role = "magnitude" if name.endswith(SAVED) else "dense"
+            role, scaling = factors.get(id(parameter), (other, 1.0))
             module = name.partition(".lora_")[0] if role != "dense" else ""
             specs.append(
                 TensorSpec(name=name, shape=tuple(parameter.shape), role=role, module=module, scaling=scaling)
@@ -102,7 +131,7 @@ class Lora:
         return read_plain(folder, model, self.layout(model), base)
 
     def changed_weights(self, folder: Path) -> list[str]:
-        """Weights whose saved product B A is not zero.
+        """Weights whose saved product B A is not zero; what magnitudes alone change the base has to tell.
 
         Raises:
             ModelError: As `saved_tensors`.

@@ -203,8 +203,8 @@ def _found(model: nn.Module, named: Mapping[int, str]) -> dict[nn.Module, tuple[
         raise ConfigError(
             "no rule gives the gradient of single examples for a parameter that trains",
             found=f"{len(refused)}: " + ", ".join(sorted(refused)[:3]),
-            expected="LoRA on linear layers, Conv1D and embeddings; in full: linear layers, embeddings, "
-            "LayerNorm, RMSNorm, and modules made of them",
+            expected="LoRA on linear layers, Conv1D and embeddings; DoRA on the first two, with biases that "
+            "stay; in full: linear layers, embeddings, LayerNorm, RMSNorm, and modules made of them",
             remedy="leave the module out of adapter.options.targets and modules_to_save, use plain LoRA, "
             "or train without differential privacy",
         )  # fmt: skip

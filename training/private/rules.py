@@ -20,6 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from wardround.training.adapters._magnitudes import LinearMagnitudes, magnitudes_of
+
 Pairs = Iterator[tuple[nn.Parameter, torch.Tensor]]
 """(parameter, its gradients (n, *shape)): one for each parameter that trains."""
 
@@ -71,6 +73,8 @@ def rule_of(module: nn.Module) -> Rule | None:
         return Rule(trained, bound(_linear), multiplies=True)
     if kind is Conv1D:
         return Rule(trained, bound(_conv1d), multiplies=True)
+    if kind is LinearMagnitudes:
+        return Rule(trained, bound(_magnitudes))
     if kind is nn.Embedding:
         usable = _plain_lookup(module) and _opacus(kind) is not None
         return Rule(trained, bound(_embedding), looks_up=True) if usable else None
@@ -93,12 +97,17 @@ def by_distance(name: str) -> bool:
 def unruled_layer(module: nn.Module) -> bool:
     """True for a layer of PEFT that reads its factors in another way than through their own modules.
 
-    DoRA and PEFT's other variants, factors on attention as a whole or on bare parameters, convolutions.
+    PEFT's variants (DoRA but for ours on linear layers whose bias is frozen), factors on attention as a whole
+    or on bare parameters, convolutions.
     """
     if not isinstance(module, lora.LoraLayer):
         return False
-    if module.lora_variant:
-        return True
+    for name in module.lora_variant:
+        # The bias is taken out of what magnitudes scale: past its own module, if it trained.
+        bias = getattr(module.get_base_layer(), "bias", None)
+        known = isinstance(magnitudes_of(module, name), LinearMagnitudes)
+        if not known or (bias is not None and bias.requires_grad):
+            return True
     return type(module).__name__ not in _PRODUCTS
 
 
@@ -114,6 +123,16 @@ def _linear(layer: Any, inputs: torch.Tensor, gradient: torch.Tensor) -> Pairs:
         yield layer.weight, torch.bmm(g.mT, _by_position(inputs).to(g.dtype))
     if layer.bias is not None and layer.bias.requires_grad:
         yield layer.bias, g.sum(1)
+
+
+def _magnitudes(layer: LinearMagnitudes, inputs: torch.Tensor, gradient: torch.Tensor) -> Pairs:
+    """The m of y = (m/n) · V x − W x with V = W + s · B A: Σ_t g_t · V x_t / n, its norms n a constant."""
+    with torch.no_grad():
+        own, learnt = layer.parts(inputs)
+        yield (
+            layer.weight,
+            _by_position(gradient.float() * (own + learnt) / layer.norms(*layer.factors())).sum(1),
+        )
 
 
 def _conv1d(layer: Any, inputs: torch.Tensor, gradient: torch.Tensor) -> Pairs:

@@ -207,6 +207,17 @@ def test_layers_of_the_vocabulary_are_known_by_their_names(name: str) -> None:
         assert "vocabulary" not in names(plan_refusals(PlanPolicy(vocabulary=True), sound(**extra)))
 
 
+def test_magnitudes_are_judged_by_the_module_that_they_scale() -> None:
+    """They are no head, and no more of the vocabulary than the factors beside them."""
+    for module, allowed, refused in (
+        (f"{MODULE}2", PlanPolicy(), []),
+        (f"{MODULE}2", PlanPolicy(modules=("*.query",)), ["modules"]),
+        ("base_model.model.lm_head", PlanPolicy(), ["vocabulary"]),
+    ):
+        own = one(f"{module}.lora_magnitude_vector", (64,), role="magnitude", module=module)
+        assert names(plan_refusals(allowed, sound(**own))) == refused
+
+
 def test_a_core_between_frozen_factors_is_judged_by_its_rank_and_its_module() -> None:
     """It is a dense tensor, and no head."""
     allowed = PlanPolicy(most_rank=16)

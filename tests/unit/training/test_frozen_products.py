@@ -67,9 +67,10 @@ def rounded_in(bench: Workbench) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])
 def test_a_bench_rounds_the_base_and_nothing_of_the_adapter(
-    family: str, tiny_llama: Path, tiny_bert: Path, tiny_gpt2: Path, toys: Any
+    family: str, dora: bool, tiny_llama: Path, tiny_bert: Path, tiny_gpt2: Path, toys: Any
 ) -> None:
     """Every product of the base under a head that trains; loss and gradient are near those in float32."""
     folder = {"llama": tiny_llama, "bert": tiny_bert, "gpt2": tiny_gpt2}[family]
@@ -80,6 +81,7 @@ def test_a_bench_rounds_the_base_and_nothing_of_the_adapter(
             task,
             dtype="float32",
             base_dropout="off",
+            dora=dora,
             machine=Machine(device="cpu", precision=precision),
         )
         for precision in ("fp32", "bf16")

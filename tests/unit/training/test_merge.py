@@ -33,6 +33,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert-bf16": ("tiny_bert", "classifier", {"dtype": "bfloat16"}),
     "bert-bias-rslora": ("tiny_bert", "classifier", {"bias": "all", "rslora": True, "targets": ("query",)}),
     "bert-embeddings": ("tiny_bert", "classifier", {"targets": ("word_embeddings", "key")}),
+    "llama-dora": ("tiny_llama", "causal", {"dora": True}),
+    "gpt2-dora": ("tiny_gpt2", "causal", {"dora": True}),
+    "bert-dora-bf16": ("tiny_bert", "classifier", {"dora": True, "dtype": "bfloat16"}),
+    "bert-dora-embeddings": (
+        "tiny_bert",
+        "classifier",
+        {"dora": True, "targets": ("word_embeddings", "key")},
+    ),
     "gpt2 cores": ("tiny_gpt2", "causal", {"method": "lora_sb"}),
 }
 

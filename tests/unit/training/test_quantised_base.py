@@ -131,3 +131,36 @@ def test_cores_train_between_factors_from_the_seed_on_a_quantised_base(
     bench.method.save(bench.model, tmp_path / "adapter", "base")
     again = bench.method.read_saved(tmp_path / "adapter", bench.model)
     assert np.allclose(again.vector, result.adapter.vector, atol=1e-6)
+
+
+def test_magnitudes_are_of_the_weights_that_the_base_computes_with(
+    tiny_llama: Path, toys: Any, tmp_path: Path
+) -> None:
+    """DoRA begins with the quantised base's own answers, trains, and merges into the plain checkpoint."""
+    options = {"quantisation": "4bit", "dora": True, "targets": ("q_proj", "down_proj")}
+    bench, rows = toys.bench(tiny_llama, toys.causal, **options), toys.rows(6)
+    with bench.model.disable_adapter():
+        expected = answers(bench, rows)
+    assert torch.equal(answers(bench, rows), expected)
+    work, before = LocalWork(steps=3, batch_size=4, learning_rate=1e-2), mean_loss(bench, rows)
+    kwargs: dict[str, Any] = {"round": 1, "rounds": 1, "seed_root": 0, "site": "a"}
+    job = LocalJob(rows, bench.initial_adapter(), work, LocalRules(), **kwargs)
+    trained = train_locally(bench, job).adapter
+    for spec in bench.layout.tensors:
+        assert (trained[spec.name] != bench.fresh[spec.name]).any(), spec.name
+    bench.load_adapter(trained)
+    assert mean_loss(bench, rows) < before
+    bench.method.save(bench.model, tmp_path / "adapter", "base")
+    report = merge_adapter(
+        tmp_path / "adapter", bench.base.config, bench.method, bench.task, bench.data,
+        tmp_path / "merged", samples=rows,
+    )  # fmt: skip
+    assert report.passed, report.reason
+    assert report.against_quantised is not None
+    assert report.against_quantised.relative < 0.5
+
+
+def test_dora_on_eight_bits_is_refused_by_name(tiny_llama: Path, toys: Any) -> None:
+    """Whoever reads such weights through PEFT could not compute with them any more."""
+    with pytest.raises(ModelError, match="none or 4bit"):
+        toys.bench(tiny_llama, toys.causal, quantisation="8bit", dora=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from wardround.core.errors import PeerError
-from wardround.core.lora import pairs
+from wardround.core.lora import dense_specs, pairs
 from wardround.core.packed import Adapter, Layout, zeros
 from wardround.core.plan import LocalWork
 from wardround.core.ranks import at_rank, beside
@@ -23,6 +23,8 @@ KINDS = pytest.mark.parametrize(
         ("tiny_bert", "classifier", {"targets": ("query", "word_embeddings")}),
         ("tiny_gpt2", "causal", {}),
         ("tiny_llama", "causal", {"dtype": "bfloat16"}),
+        ("tiny_bert", "classifier", {"targets": ("query", "word_embeddings"), "dora": True}),
+        ("tiny_gpt2", "causal", {"dora": True}),
     ],
 )
 
@@ -90,9 +92,12 @@ def test_training_moves_the_sites_own_directions(tiny_bert: Any, toys: Any, rank
         np.testing.assert_array_equal(whole[pair.b.name][:, rank:4], adapter[pair.b.name][:, rank:])
 
 
-def test_a_rank_below_the_plans_trains_as_its_first_directions_would(tiny_bert: Any, toys: Any) -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_rank_below_the_plans_trains_as_its_first_directions_would(
+    tiny_bert: Any, toys: Any, dora: bool
+) -> None:
     """The gradient is that of the whole adapter's first directions: the same step of SGD."""
-    bench = toys.bench(tiny_bert, toys.classifier, r=4)
+    bench = toys.bench(tiny_bert, toys.classifier, r=4, dora=dora)
     adapter, work = noise(bench), LocalWork(steps=1, batch_size=8, optimiser="sgd", max_grad_norm=None)
     rows = toys.rows(8)
     start = at_rank(adapter, 2, np.random.default_rng(1))
@@ -104,6 +109,8 @@ def test_a_rank_below_the_plans_trains_as_its_first_directions_would(tiny_bert: 
     for pair in pairs(adapter.layout):
         np.testing.assert_allclose(part[pair.a.name], whole[pair.a.name][:2], atol=1e-7)
         np.testing.assert_allclose(part[pair.b.name], whole[pair.b.name][:, :2], atol=1e-7)
+    for spec in dense_specs(adapter.layout):
+        np.testing.assert_allclose(part[spec.name], whole[spec.name], atol=1e-6)
 
 
 def test_other_modules_are_no_other_rank(tiny_bert: Any, toys: Any) -> None:

@@ -26,11 +26,12 @@ def benches(tiny_llama: Path, tiny_bert: Path, tiny_gpt2: Path, toys: Any) -> di
     """Without dropout; BERT with a head that trains in full."""
     folders = {"llama": tiny_llama, "bert": tiny_bert, "gpt2": tiny_gpt2}
     return {
-        family: toys.bench(
+        family + kind: toys.bench(
             folder, toys.classifier if family == "bert" else toys.causal, base_dropout="off",
-            machine=Machine(device="cpu"), r=3,
+            machine=Machine(device="cpu"), r=3, dora=bool(kind),
         )
         for family, folder in folders.items()
+        for kind in ("", "-dora")
     }  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def require_near(bench: Workbench, pairs: list[tuple[LocalResult, LocalResult]])
         assert np.abs(alone.adapter.vector - bench.initial_adapter().vector).max() > 1e-3
 
 
-@pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "bert", "gpt2", "llama-dora", "bert-dora", "gpt2-dora"])
 def test_each_site_ends_where_it_ends_alone(family: str, benches: dict[str, Workbench], toys: Any) -> None:
     """Of unlike lengths, one with fewer rows than a batch; the model is left in evaluation mode."""
     bench = benches[family]
@@ -95,9 +96,12 @@ def test_sites_of_other_amounts_are_done_at_their_own_time(benches: dict[str, Wo
     require_near(bench, pairs)
 
 
-def test_what_a_strategy_asks_of_a_round_is_each_sites_own(benches: dict[str, Workbench], toys: Any) -> None:
+@pytest.mark.parametrize("family", ["bert", "bert-dora"])
+def test_what_a_strategy_asks_of_a_round_is_each_sites_own(
+    family: str, benches: dict[str, Workbench], toys: Any
+) -> None:
     """Proximal term, offsets, frozen tensors, the mean gradient, and moments that are kept."""
-    bench = benches["bert"]
+    bench = benches[family]
     a = frozenset(spec.name for spec in bench.layout.tensors if spec.role == "lora_a")
     offset = Packed(bench.layout, np.full(bench.layout.size, 0.01, dtype=np.float32))
     rules = LocalRules(proximal=0.3, frozen=a, gradient_offset=offset, mean_gradient=True)
@@ -134,11 +138,15 @@ def test_one_sites_failure_is_no_others(benches: dict[str, Workbench], toys: Any
 
 
 def test_what_keeps_sites_apart_is_named(tiny_bert: Path, tiny_llama: Path, toys: Any) -> None:
-    """Dropout of base or adapter, and a layer that is not linear."""
+    """Dropout of base or adapter, and a layer that is not linear, DoRA's on an embedding among them."""
     assert "dropout" in why_alone(toys.bench(tiny_bert, toys.classifier))
     assert "dropout" in why_alone(toys.bench(tiny_llama, toys.causal, base_dropout="off", dropout=0.1))
     norms = toys.bench(tiny_llama, toys.causal, base_dropout="off", modules_to_save=("norm",))
     assert "linear layers alone" in why_alone(norms)
+    words = {"targets": ("query", "word_embeddings"), "dora": True}
+    assert "linear layers alone" in why_alone(
+        toys.bench(tiny_bert, toys.classifier, base_dropout="off", **words)
+    )
     with pytest.raises(ConfigError, match="linear layers alone"):
         train_together(norms, jobs_of(norms, toys))
 

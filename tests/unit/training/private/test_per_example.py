@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from wardround.core.errors import ConfigError, InternalError
-from wardround.training.private.per_example import record_gradients
+from wardround.training.private.per_example import record_gradients, require_rules
 from wardround.training.workbench import Machine
 
 EXACT = 5e-6
@@ -25,6 +26,8 @@ LLAMA: dict[str, dict[str, Any]] = {
     "embeddings in full": {"targets": ("q_proj",), "modules_to_save": ("embed_tokens",)},
     "layer in full": {"targets": ("q_proj",), "modules_to_save": ("mlp",)},
     "cores": {"method": "lora_sb", "r": 4, "start": "svd"},
+    "dora": {"dora": True},
+    "dora and norms in full": {"targets": ("v_proj",), "modules_to_save": ("norm",), "dora": True},
 }
 BERT: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -34,6 +37,8 @@ BERT: dict[str, dict[str, Any]] = {
     "embeddings": {"targets": ("word_embeddings", "token_type_embeddings", "query")},
     "positions": {"targets": ("position_embeddings", "query")},
     "embeddings in full": {"targets": ("query",), "modules_to_save": ("embeddings",)},
+    "dora": {"dora": True},
+    "dora beside a bias": {"dora": True, "targets": ("query",), "modules_to_save": ("pooler.dense",)},
     "cores and biases": {"method": "lora_sb", "r": 4, "bias": "all", "start": "random"},
 }
 GPT2: dict[str, dict[str, Any]] = {
@@ -43,6 +48,7 @@ GPT2: dict[str, dict[str, Any]] = {
     "embeddings in full": {"targets": ("c_attn",), "modules_to_save": ("wpe",)},
     "conv1d in full": {"targets": ("c_attn",), "modules_to_save": ("c_fc", "ln_f")},
     "cores": {"method": "lora_sb", "r": 4, "start": "random"},
+    "dora": {"dora": True, "r": 3},
 }
 CASES = [
     *(("llama", name, options) for name, options in LLAMA.items()),
@@ -89,11 +95,12 @@ def test_frozen_tensors_have_no_place(opened: Any, toys: Any, rows_of_gradients:
             assert torch.allclose(found[:, place], whole[:, start : start + spec.size], atol=1e-7)
 
 
+@pytest.mark.parametrize("dora", [False, True])
 def test_lora_dropout_draws_the_masks_of_the_plain_path(
-    folders: dict[str, Path], toys: Any, rows_of_gradients: Any
+    folders: dict[str, Path], toys: Any, rows_of_gradients: Any, dora: bool
 ) -> None:
     """Under one seed the rows sum to the plain gradient of the sum."""
-    bench = rows_of_gradients.stirred(toys.bench(folders["llama"], toys.causal, dropout=0.3))
+    bench = rows_of_gradients.stirred(toys.bench(folders["llama"], toys.causal, dropout=0.3, dora=dora))
     rows = toys.rows(5)
     torch.manual_seed(3)
     rows_of_gradients.losses(bench, rows).sum().backward()
@@ -106,12 +113,13 @@ def test_lora_dropout_draws_the_masks_of_the_plain_path(
 
 
 @pytest.mark.parametrize("reentrant", [False, True], ids=["not reentrant", "reentrant"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "llama-dora"])
 def test_recomputed_activations_change_nothing(
     family: str, reentrant: bool, opened: Any, toys: Any, rows_of_gradients: Any
 ) -> None:
     """Both kinds of gradient checkpointing."""
-    bench, rows = opened(family), toys.rows(4)
+    family, _, dora = family.partition("-")
+    bench, rows = opened(family, dora=bool(dora)), toys.rows(4)
     plain = rows_of_gradients.fast(bench, rows)
     base = bench.base.model
     enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
@@ -131,9 +139,10 @@ def test_the_machines_own_checkpointing(opened: Any, toys: Any, rows_of_gradient
     assert rows_of_gradients.error(rows_of_gradients.fast(bench, rows), expected) < EXACT
 
 
-def test_a_base_in_half_precision(opened: Any, toys: Any, rows_of_gradients: Any) -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_base_in_half_precision(opened: Any, toys: Any, rows_of_gradients: Any, dora: bool) -> None:
     """A bfloat16 base under a float32 adapter and head; looser, as batches round in other places."""
-    bench, rows = opened("bert", dtype="bfloat16"), toys.rows(4)
+    bench, rows = opened("bert", dtype="bfloat16", dora=dora), toys.rows(4)
     expected = rows_of_gradients.slow(bench, rows)
     assert rows_of_gradients.error(rows_of_gradients.fast(bench, rows), expected) < 3e-2
 
@@ -270,3 +279,28 @@ def test_a_parameter_that_is_read_past_its_module_is_refused(
     ):
         gradients.of(lambda: rows_of_gradients.losses(bench, rows) + head.weight.square().sum(), 3)
     assert head.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"targets": ("query", "word_embeddings")}, {"targets": ("query",), "bias": "lora_only"}]
+)
+def test_dora_is_refused_by_name_where_it_has_no_rule(options: dict[str, Any], opened: Any) -> None:
+    """On embeddings, and beside biases that train: they are taken out of what magnitudes scale."""
+    bench = opened("bert", dora=True, **options)
+    with pytest.raises(ConfigError, match=r"(?s)no rule .*lora_magnitude_vector"):
+        require_rules(bench.model, bench.parameters())
+
+
+def test_magnitudes_alone_have_the_gradients_of_single_examples(
+    opened: Any, toys: Any, rows_of_gradients: Any
+) -> None:
+    """By themselves: beside the factors' gradients theirs are short."""
+    bench, rows = opened("llama", dora=True), toys.rows(5)
+    places = [
+        np.arange(start, start + spec.size)
+        for start, spec in bench.layout.offsets.values()
+        if spec.role == "magnitude"
+    ]
+    own = np.concatenate(places)
+    fast, slow = (of(bench, rows)[:, own] for of in (rows_of_gradients.fast, rows_of_gradients.slow))
+    assert rows_of_gradients.error(fast, slow) < EXACT

@@ -10,7 +10,7 @@ from wardround.training.settings import Machine
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "bert", "gpt2", "llama-dora"])
 def test_rows_of_a_batch_are_those_of_one_example_after_the_other(
     family: str, checkpointing: bool, opened: Any, toys: Any, rows_of_gradients: Any
 ) -> None:
@@ -19,7 +19,9 @@ def test_rows_of_a_batch_are_those_of_one_example_after_the_other(
     In float32 the two agree to 1e-6 or so.
     """
     machine = Machine(device="cpu", precision="bf16", gradient_checkpointing=checkpointing)
-    bench = opened(family, machine=machine, bias="all" if family == "gpt2" else "none")
+    family, _, dora = family.partition("-")
+    options = {"dora": bool(dora), "bias": "all" if family == "gpt2" else "none"}
+    bench = opened(family, machine=machine, **options)
     rows = toys.rows(5)
     found = rows_of_gradients.fast(bench, rows)
     assert rows_of_gradients.error(found, rows_of_gradients.slow(bench, rows)) < 5e-3
