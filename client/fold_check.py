@@ -147,6 +147,44 @@ class FoldCheck:
         self._keep(replace(known, adapter=adapter, slots={**known.slots, **told}), self.groups)
         return True
 
+    def check_stage(
+        self,
+        round: int,
+        stage: int,
+        broadcast: Broadcast,
+        opened: tuple[bytes, ...],
+        confirmed: dict[int, tuple[str, ...]],
+    ) -> bool:
+        """Refuse a broadcast of a later stage that is not what follows from the round's sums so far.
+
+        Args:
+            round: Under way; its broadcast of stage 0 has passed.
+            stage: 1 or later.
+            broadcast: Of that stage.
+            opened: The sums of the stages before it.
+            confirmed: Stage → the survivors that this site confirmed in this round.
+
+        Returns:
+            Whether the site knew enough to check.
+
+        Raises:
+            PeerError: As `check`.
+            StorageError: That it was refused cannot be kept.
+        """
+        if self.broken:
+            raise PeerError("an earlier broadcast of this run was not the fold of its sum")
+        state = self.known
+        if state is None or state.round != round - 1:
+            return False
+        try:
+            state = self._within(state, round, stage, opened, confirmed)
+            _require_near(self.strategy.broadcast(state, round, stage).vector, broadcast.vector)
+        except PeerError:
+            self.broken = True
+            self._keep(self.known, self.groups)
+            raise
+        return True
+
     def following(
         self, round: int, opened: tuple[bytes, ...], confirmed: dict[int, tuple[str, ...]]
     ) -> Broadcast | None:
@@ -242,6 +280,25 @@ class FoldCheck:
             state = (self.fold or self.strategy.fold)(state, *combined(self.strategy, sums), stage)
         if state.round != round:
             raise PeerError("the sums do not make a round", found=state.round, expected=round)
+        return state
+
+    def _within(
+        self,
+        state: ServerState,
+        round: int,
+        stage: int,
+        opened: tuple[bytes, ...],
+        confirmed: dict[int, tuple[str, ...]],
+    ) -> ServerState:
+        """The state in the middle of a round, as it follows from the sums of the stages before this one."""
+        if len(opened) != stage:
+            raise PeerError(
+                "the broadcast does not come with the sums of the stages before it", found=len(opened),
+                expected=stage,
+            )  # fmt: skip
+        for before, data in enumerate(opened):
+            sums = self._sums(round, before, (data,), confirmed.get(before))
+            state = (self.fold or self.strategy.fold)(state, *combined(self.strategy, sums), before)
         return state
 
     def _sums(

@@ -125,6 +125,11 @@ def check_request(request: Request, site: Site) -> None:
                 checked = site.folds.check(request.round, request.broadcast, request.opened, dict(confirmed))
                 if checked and request.round > 1 and not went_in(request, site):
                     site.store.forget(round=request.round - 1)
+            else:
+                confirmed = site.parties.parties[TRAINING].confirmed(request.round)
+                site.folds.check_stage(
+                    request.round, request.stage, request.broadcast, request.opened, dict(confirmed)
+                )
     except PeerError as error:
         raise RequestError(error.what, found=error.found, expected=error.expected) from error
 

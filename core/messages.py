@@ -49,7 +49,8 @@ class Request:
         follows: Digest of the broadcast in its place, for a site that can make it from the state before and
             the opened sums: they are a third of the bytes. Empty with a broadcast.
         opened: With a broadcast of stage 0, or in its place, the sums of the round before, one a stage
-            (`privacy/sums/opened.py`); empty in round 1, and where the round before was burnt.
+            (`privacy/sums/opened.py`); empty in round 1, and where the round before was burnt. With
+            a broadcast of a later stage, those of the stages before it.
         sums: Name of each sum that the site is asked to take part in → the message of its protocol.
     """
 

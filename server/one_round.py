@@ -87,7 +87,7 @@ def train_round(
                 | {EVALUATION: 1},
                 # Cohort and threshold are a round's; who was lost in an earlier stage counts as dropped out.
                 (frozenset(cohort) - set(survivors)) | ((at.left_out | away) & frozenset(cohort)),
-                () if stage else at.opened,
+                folded.opened if stage else at.opened,
                 least_alone(run.plan, run.strategy, len(cohort)),
             ),
         )

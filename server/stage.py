@@ -80,7 +80,7 @@ class Stage:
             A site is in one of the sums that differ by their group only.
         quorum: Name of a sum → contributions that it needs at least.
         absent: Sites that are not asked although they are in the cohort.
-        opened: The sums of the round before, for the sites to check.
+        opened: The sums of the round before, for the sites to check; in a later stage the round's own so far.
         alone: Of a strategy that sees individuals, where each of its sums is one site's: so many of them are
             enough, and no site can make the broadcast that follows. 0: sums of several sites, each of which
             is needed.

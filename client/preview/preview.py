@@ -214,7 +214,12 @@ class _Making:
         opened = sum(packed_size(self.strategy.statistics_layout(stage).size, bits) for stage in stages)
         if isinstance(self.strategy, GroupStrategy):
             opened *= len(self.members) // self.strategy.group_size or 1
-        return first + rounds * sum(later) + (rounds - 1 + last) * opened
+        earlier = sum(
+            packed_size(self.strategy.statistics_layout(before).size, bits)
+            for stage in stages
+            for before in range(stage)
+        )
+        return first + rounds * (sum(later) + earlier) + (rounds - 1 + last) * opened
 
     def _stage(
         self, when: str, round: int, stage: int, sums: Mapping[str, int], count: int

@@ -133,6 +133,12 @@ class FakeTransport:
         request = asked
         if request.broadcast is not None and request.stage == 0:
             self.folds[request.site].check(request.round, request.broadcast, request.opened, dict(confirmed))
+        if request.broadcast is not None and request.stage:
+            now = self.parties[request.site].parties[TRAINING].confirmed(request.round)
+            known = self.folds[request.site].check_stage(
+                request.round, request.stage, request.broadcast, request.opened, dict(now)
+            )
+            assert known
         for name in sorted(request.sums):
             try:
                 sums[name] = self.answer(name, request)
