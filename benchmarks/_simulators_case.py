@@ -129,7 +129,7 @@ class Case:
         assert prepared.bench.base.digest == bench.base.digest
         arm, _ = encode_all(prepared, EventStream())
         (site,) = arm.sites.values()
-        return [row for row in site.training if bench.task.targets(row) > 0]  # type: ignore[misc]  # texts
+        return [row for row in site.training if bench.task.targets(row) > 0]  # type: ignore[misc]  # rows of texts
 
     def _rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Rows of the sites, and those that nobody trains on, as the set's files have them."""

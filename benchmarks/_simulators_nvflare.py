@@ -32,7 +32,7 @@ class AdapterModule(torch.nn.Module):
             self.register_parameter(name.replace(".", DOT), torch.nn.Parameter(tensor))
 
 
-class Noting(PTFileModelPersistor):  # type: ignore[misc]  # untyped
+class Noting(PTFileModelPersistor):  # type: ignore[misc]  # nvflare is untyped
     """Notes when a round has ended, and what came out, beside what it saves."""
 
     def __init__(self, out: str, model: Any = None) -> None:
