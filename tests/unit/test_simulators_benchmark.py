@@ -119,9 +119,8 @@ def test_the_bare_loop_ends_where_wardround_simulate_does(
 
 def test_a_peer_s_file_of_the_work_asks_for_nothing_of_ours() -> None:
     """It runs in environments where there is no Wardround."""
-    code = (
-        "import sys; sys.path[:0] = sys.argv[1:]; sys.modules['wardround'] = None; import _simulators_plain"
-    )
+    blind = "import sys; sys.path[:0] = sys.argv[1:]; sys.modules['wardround'] = None"
+    code = f"{blind}\nimport _simulators_plain"
     done = subprocess.run(
         [sys.executable, "-c", code, str(FOLDER)], capture_output=True, text=True, check=False
     )

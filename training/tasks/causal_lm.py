@@ -38,6 +38,7 @@ from wardround.training.packing import (
 )
 from wardround.training.processors import TOKENIZER, Processor
 from wardround.training.tasks._longest_row import check_length
+from wardround.training.tasks._target_places import at_places, head_at
 from wardround.training.tasks.contract import Batch, Example
 from wardround.training.text_formats import FORMATS
 from wardround.training.text_formats.contract import Completion, Conversation, Wording
@@ -330,10 +331,11 @@ def _target_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, 
         require_packable(cast("Any", model).config.get_text_config(), keywords["attention_mask"].shape[-1])
         mask = additive_mask(keywords["attention_mask"], _dtype(model))
         keywords = {**keywords, "attention_mask": mask}
-    logits = model(**keywords, use_cache=False).logits
     labels = batch["labels"][:, 1:]
     places = labels != NO_LOSS
-    return logits[:, :-1][places].float(), labels[places], places
+    with head_at(model, places):
+        logits = model(**keywords, use_cache=False).logits
+    return at_places(logits, places).float(), labels[places], places
 
 
 def _sum_rows(losses: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
