@@ -72,7 +72,10 @@ class RoundedProduct:
         """X Wᵀ + b, (..., d_in) → (..., d_out), float32."""
         product = cast("torch.Tensor", _Product.apply(inputs, self.weight))  # type: ignore[no-untyped-call]  # torch leaves it untyped
         bias = self.layer.bias
-        return product if bias is None else product + bias
+        if bias is None:
+            return product
+        # In place: the product is nobody else's, and fresh memory of its size costs more than the sum.
+        return product.add_(bias) if bias.dtype == product.dtype else product + bias
 
 
 class _Product(torch.autograd.Function):
