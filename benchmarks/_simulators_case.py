@@ -72,7 +72,8 @@ class Case:
             "data.site_column=hospital", "data.unit_column=null", "data.validation_fraction=0",
             "partition.kind=natural", "~partition.options", "model.dropout='off'", "local.epochs=null",
             f"++local.steps={STEPS}", f"local.batch_size={self.batch}", "local.max_grad_norm=null",
-            "strategy.weighting=uniform", "secure.mode=off", "encoding.bits=32", "evaluation.every=null",
+            "strategy=fedavg", "strategy.weighting=uniform", "simulation.together=1", "secure.mode=off",
+            "encoding.bits=32", "evaluation.every=null",
             f"rounds.rounds={self.rounds}", f"release.every={self.rounds}",
         ]  # fmt: skip
 
