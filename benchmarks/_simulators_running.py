@@ -92,6 +92,9 @@ CONTENDERS = {
     ),
     "ours": Contender("Wardround, as it comes", threads=None),
     "ours_ray": Contender(f"Wardround, {CORES} Ray workers", arguments=RAY),
+    "ours_together_fp32": Contender(
+        f"Wardround, {CORES} Ray workers, together", arguments=(*RAY, "simulation.together=auto")
+    ),
     "ours_bf16": Contender(
         f"Wardround, {CORES} Ray workers, bf16", arguments=(*RAY, *BF16), rounded=True
     ),

@@ -99,3 +99,28 @@ def test_state_of_tensors_that_do_not_train_is_passed_over() -> None:
     optimiser = build_optimiser(LocalWork(steps=1), named)
     import_state(optimiser, named, {"gone.weight//exp_avg": np.zeros(3, np.float32)})
     assert export_state(optimiser, named) == {}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam"])
+def test_all_tensors_in_one_call_get_the_bits_of_one_after_another(kind: str) -> None:
+    """Ten steps of many sizes, beside torch's own loop over the tensors."""
+    work = LocalWork(
+        steps=1, learning_rate=0.01, optimiser=kind, weight_decay=0.1 if kind == "adamw" else 0.0
+    )
+    source = torch.Generator().manual_seed(3)
+    shapes = [(8, 96), (96, 8), (5,), (), (1, 1), (33, 7)]
+    named, looped = (
+        {str(n): torch.nn.Parameter(tensor.clone()) for n, tensor in enumerate(drawn)}
+        for drawn in [[torch.randn(shape, generator=source) for shape in shapes]] * 2
+    )
+    optimiser, other = build_optimiser(work, named), build_optimiser(work, looped)
+    assert all(group["foreach"] for group in optimiser.param_groups)
+    for group in other.param_groups:
+        group["foreach"] = False
+    for seed in range(10):
+        step(optimiser, named, seed)
+        step(other, looped, seed)
+    assert all(torch.equal(named[name], looped[name]) for name in named)
+    ours, theirs = export_state(optimiser, named), export_state(other, looped)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
