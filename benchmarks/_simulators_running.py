@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -13,8 +14,9 @@ import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
-from _network import Watch, cpu_s, tail
+from _network import SUBREAPER, tail
 from _simulators_case import Case
 from _simulators_environments import CACHE, python_of
 
@@ -24,7 +26,9 @@ QUIET = {
     "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0",
 }  # fmt: skip
-SAMPLE_S = 0.5
+LOOK_S = 0.1
+SHARE = 0.01
+"""Of one core that adding up memory may take: who has many processes would be slowed down otherwise."""
 JOURNAL = "arms/federated/journal"
 
 
@@ -126,7 +130,6 @@ class Ran:
         start_s: From its start to the beginning of the first round.
         rounds_s: Of each round.
         peak_bytes: Most memory of all its processes together: each one's own, and its part of what is shared.
-        cpu_s: CPU seconds.
         adapters: Round → file.
     """
 
@@ -134,7 +137,6 @@ class Ran:
     start_s: float
     rounds_s: list[float]
     peak_bytes: int
-    cpu_s: float
     adapters: dict[int, Path] = field(default_factory=dict)
 
 
@@ -162,6 +164,35 @@ def memory(root: int) -> int:
     return total
 
 
+class Sampling:
+    """Looks at the memory of everything below this process, as often as costs next to nothing.
+
+    Attributes:
+        peak_bytes: The most that was seen.
+    """
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> Self:
+        ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        pause = LOOK_S
+        while not self._done.wait(pause):
+            began = time.thread_time()
+            self.peak_bytes = max(self.peak_bytes, memory(os.getpid()))
+            pause = max(LOOK_S, (time.thread_time() - began) / SHARE)
+
+
 def run(
     contender: Contender, case: Case, work: Path, out: Path, environments: Environments, patience_s: float
 ) -> Ran:
@@ -174,8 +205,7 @@ def run(
     log = out / "log.txt"
     command = contender.command(case, work, out, environments)
     kept = Keeping(out) if not contender.script else None
-    spent = cpu_s(os.getpid())
-    with Watch(lambda: float(memory(os.getpid()))) as watch, log.open("wb") as output:
+    with Sampling() as sampling, log.open("wb") as output:
         began = time.time()
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=contender.environment(),
@@ -201,7 +231,7 @@ def run(
     found = {n: out / f"{kind}-{n}.safetensors" for n in range(1, case.rounds + 1)}
     return Ran(
         ended - began, marks[0] - began, [b - a for a, b in pairwise(marks)],
-        int(max(value for _, value in watch.samples)), cpu_s(os.getpid()) - spent,
+        sampling.peak_bytes,
         {n: path for n, path in found.items() if path.exists()},
     )  # fmt: skip
 
@@ -253,7 +283,7 @@ class Keeping:
         self._look()
 
     def _watch(self) -> None:
-        while not self._done.wait(SAMPLE_S / 5):
+        while not self._done.wait(LOOK_S):
             self._look()
 
     def _look(self) -> None:

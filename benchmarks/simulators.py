@@ -111,7 +111,7 @@ class Comparison:
             "pace": self.case.sites / statistics.median(later),
             "pace_whole": self.case.sites * self.case.rounds / ran.whole_s,
             "whole_s": round(ran.whole_s, 2), "start_s": round(ran.start_s, 2),
-            "rounds_s": [round(value, 2) for value in ran.rounds_s], "cpu_s": round(ran.cpu_s, 1),
+            "rounds_s": [round(value, 2) for value in ran.rounds_s],
             "peak_mib": ran.peak_bytes >> 20, "flops": statistics.mean(self.flops),
         }  # fmt: skip
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -105,8 +106,8 @@ def test_the_bare_loop_ends_where_wardround_simulate_does(
     files = {round: out / f"adapter-{round}.safetensors" for round in (1, 2)}
     states = {round: tmp_path / f"state-{round}.safetensors" for round in (1, 2)}
     ran = scripts["_simulators_running"].Ran
-    bare = comparison.line("bare", ran(3.0, 1.0, [1.0, 0.5], 1 << 20, 1.0, files))
-    ours = comparison.line("ours", ran(3.0, 1.0, [1.0, 0.5], 1 << 20, 1.0, states))
+    bare = comparison.line("bare", ran(3.0, 1.0, [1.0, 0.5], 1 << 20, files))
+    ours = comparison.line("ours", ran(3.0, 1.0, [1.0, 0.5], 1 << 20, states))
     assert bare["apart"] == [0.0, 0.0]
     assert max(ours["apart"]) < 1e-4
     assert ours["held_out_loss"] == pytest.approx(bare["held_out_loss"], abs=1e-4)
@@ -114,7 +115,7 @@ def test_the_bare_loop_ends_where_wardround_simulate_does(
     other = {name: tensor + 0.1 for name, tensor in comparison.initial.items()}
     save_file(other, tmp_path / "other.safetensors")
     files = dict.fromkeys((1, 2), tmp_path / "other.safetensors")
-    assert not comparison.line("pfl", ran(3.0, 1.0, [1.0, 0.5], 1, 1.0, files))["same"]
+    assert not comparison.line("pfl", ran(3.0, 1.0, [1.0, 0.5], 1, files))["same"]
 
 
 def test_a_peer_s_file_of_the_work_asks_for_nothing_of_ours() -> None:
@@ -181,14 +182,63 @@ def test_memory_and_processes_of_a_contender_are_counted(scripts: dict[str, Modu
         for _ in range(200):
             if len(running.processes(child.pid)) == 2:
                 break
-            child.poll()
-            import time
-
             time.sleep(0.05)
         assert len(running.processes(child.pid)) == 2
         assert running.memory(os.getpid()) > 5 << 20
+        with running.Sampling() as sampling:
+            for _ in range(100):
+                if sampling.peak_bytes:
+                    break
+                time.sleep(0.05)
+        assert sampling.peak_bytes > 5 << 20
         assert child.stdin is not None
         child.stdin.close()
+
+
+STAND_IN = """
+import pathlib, subprocess, sys, time
+sys.path.insert(0, {folder!r})
+import _simulators_plain as plain
+work, out = sys.argv[1], pathlib.Path(sys.argv[2])
+subprocess.Popen(["sleep", "600"], start_new_session=True)
+print("said", flush=True)
+if "fails" in sys.argv:
+    sys.exit(3)
+plain.mark(out, plain.BEGAN)
+for round in (1, 2):
+    plain.keep(out, round, dict())
+"""
+RUNNING = """
+import os, pathlib, sys, json
+sys.path.insert(0, {folder!r})
+from _simulators_running import Contender, Environments, processes, run
+from _simulators_case import Case
+here, case, said = pathlib.Path({here!r}), Case("minilm", 1, "ragged", 2, 2), []
+for arguments in ((), ("fails",)):
+    try:
+        contender, out = Contender("It", str(here / "it.py"), arguments), here / f"out{{len(said)}}"
+        ran = run(contender, case, here, out, Environments(), 60)
+        small = ran.peak_bytes < 1 << 20
+        said.append([len(ran.rounds_s), sorted(ran.adapters), ran.start_s < ran.whole_s, small])
+    except RuntimeError as error:
+        said.append(str(error))
+print(json.dumps([said, len(processes(os.getpid()))]))
+"""
+
+
+def test_a_contender_is_run_to_its_end_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Its rounds and memory; of one that fails its last words. What it began in its own session ends."""
+    names = {"folder": str(FOLDER), "here": str(tmp_path)}
+    (tmp_path / "it.py").write_text(STAND_IN.format(**names))
+    script = tmp_path / "run.py"
+    script.write_text(RUNNING.format(**names))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (ran, failed), left = json.loads(done.stdout.splitlines()[-1])
+    assert ran == [2, [1, 2], True, False]
+    assert "It has failed" in failed
+    assert "said" in failed
+    assert left == 1
 
 
 def line(contender: str, pace: float, **other: Any) -> dict[str, Any]:
