@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from virtual_runs import ROUNDS, WARDS, Settings, Undisturbed, digest, masked, of, times, trace, within
+from virtual_runs import (
+    WARDS,
+    Settings,
+    Undisturbed,
+    digest,
+    masked,
+    of,
+    timed_settings,
+    times,
+    trace,
+    within,
+)
 
 from wardround.core.errors import ConfigError, StorageError
 from wardround.runtime.events import (
@@ -16,22 +27,13 @@ from wardround.runtime.events import (
     RoundFolded,
     RoundStarted,
 )
-from wardround.simulations.config import RunConfig
 from wardround.simulations.simulate import run_simulation
 
 
 @pytest.fixture
 def settings(notes: Callable[..., Any]) -> Settings:
     """Six wards, three rounds of two steps; keyword arguments are the realism's."""
-    make = notes(rows=72, wards=WARDS, rounds=ROUNDS)
-
-    def real(name: str, sections: dict[str, Any] | None = None, **realism: Any) -> RunConfig:
-        given = {"rounds": {"rounds": ROUNDS, "quorum": 0.3}, **(sections or {})}
-        given["simulation"] = {"realism": realism, **given.get("simulation", {})}
-        made: RunConfig = make(name, **given)
-        return made
-
-    return real
+    return timed_settings(notes)
 
 
 class Stop:

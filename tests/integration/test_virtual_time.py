@@ -9,7 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from virtual_runs import ROUNDS, WARDS, Settings, Undisturbed, digest, masked, of, times, trace, within
+from virtual_runs import (
+    ROUNDS,
+    Settings,
+    Undisturbed,
+    digest,
+    masked,
+    of,
+    timed_settings,
+    times,
+    trace,
+    within,
+)
 
 from wardround.core.errors import ConfigError
 from wardround.runtime.events import (
@@ -19,7 +30,6 @@ from wardround.runtime.events import (
     SiteReplied,
     SumOpened,
 )
-from wardround.simulations.config import RunConfig
 from wardround.simulations.simulate import run_simulation
 from wardround.simulations.study import read_run
 
@@ -27,15 +37,7 @@ from wardround.simulations.study import read_run
 @pytest.fixture
 def settings(notes: Callable[..., Any]) -> Settings:
     """Six wards, three rounds of two steps; keyword arguments are the realism's."""
-    make = notes(rows=72, wards=WARDS, rounds=ROUNDS)
-
-    def real(name: str, sections: dict[str, Any] | None = None, **realism: Any) -> RunConfig:
-        given = {"rounds": {"rounds": ROUNDS, "quorum": 0.3}, **(sections or {})}
-        given["simulation"] = {"realism": realism, **given.get("simulation", {})}
-        made: RunConfig = make(name, **given)
-        return made
-
-    return real
+    return timed_settings(notes)
 
 
 def test_without_realism_there_is_no_virtual_time_and_with_it_the_same_adapter(

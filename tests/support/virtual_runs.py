@@ -19,6 +19,19 @@ Settings = Callable[..., RunConfig]
 Undisturbed = Callable[[RunConfig], SimulationResult]
 
 
+def timed_settings(notes: Callable[..., Any]) -> Settings:
+    """Six wards, three rounds of two steps; keyword arguments are the realism's."""
+    make = notes(rows=72, wards=WARDS, rounds=ROUNDS)
+
+    def real(name: str, sections: dict[str, Any] | None = None, **realism: Any) -> RunConfig:
+        given = {"rounds": {"rounds": ROUNDS, "quorum": 0.3}, **(sections or {})}
+        given["simulation"] = {"realism": realism, **given.get("simulation", {})}
+        made: RunConfig = make(name, **given)
+        return made
+
+    return real
+
+
 def told(result: SimulationResult) -> list[Event]:
     """The events of its federation."""
     events = read_events(result.folder / "metrics.jsonl")
