@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -27,3 +29,13 @@ def test_every_key_of_the_run_configuration_is_in_the_composed_one() -> None:
             place = (place or {}).get(part, {})
         missing += [f"{section}.{key}" for key in keys if key not in place]
     assert missing == []
+
+
+def test_what_the_commands_choose_by_themselves() -> None:
+    """The page says `auto under conf/config.yaml` of three settings, and of no others."""
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text("utf-8")
+    told = re.findall(r"^\| `([\w.]+)` \| [^|]*, auto under `conf/config.yaml` \|", page, flags=re.MULTILINE)
+    assert told == ["local.optimiser_state", "strategy.name", "simulation.together"]
+    with initialize_config_module("wardround.conf", version_base="1.3"):
+        composed = compose("config")
+    assert [OmegaConf.select(composed, key) for key in told] == ["auto"] * 3
