@@ -27,6 +27,9 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0",
 }  # fmt: skip
 LOOK_S = 0.1
+PAUSE_S = 0.01
+LOOKS = 1000
+"""After which a process that cannot be ended is left alone."""
 SHARE = 0.01
 """Of one core that adding up memory may take: who has many processes would be slowed down otherwise."""
 JOURNAL = "arms/federated/journal"
@@ -237,14 +240,22 @@ def run(
 
 
 def end_all(child: subprocess.Popen[bytes]) -> None:
-    """End what a contender has left behind: all below this process, which runs one contender at a time."""
-    for pid in processes(os.getpid())[1:]:
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-    child.wait()
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:  # those that became ours when their own parent ended
-            pass
+    """End what a contender has left behind: all below this process, which runs one contender at a time.
+
+    A process that is killed is gone only a moment later, and its own children become ours then.
+    """
+    for _ in range(LOOKS):
+        left = processes(os.getpid())[1:]
+        if not left:
+            break
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        child.wait()
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        time.sleep(PAUSE_S)
 
 
 def marks_of(out: Path) -> list[float]:
