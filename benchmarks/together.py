@@ -1,11 +1,11 @@
-"""What it costs to train several sites: one after another or together, products in float32 or bfloat16.
+"""What it costs to train several sites: one after another or together, padded or not, in float32 or bfloat16.
 
     python benchmarks/together.py [--models minilm med_llama] [--batches 1 4 16] [--groups 2 4 8]
 
 Eight sites with adapters of their own, rows of real, ragged lengths (pqa_sections, medquad_qa), one gradient
 of each. First every site's gradient from the grouped pass has to be the one that it has alone; then all ways
-are timed in turn, on the same rows, and each is shown as a ratio to one site after another in float32. One
-thread unless OMP_NUM_THREADS says otherwise; the base's dropout is off.
+are timed in turn on the same rows, and shown as a ratio to one site after another, padded, in float32.
+One thread unless OMP_NUM_THREADS says otherwise; the base's dropout is off.
 
 Results stand in docs/benchmarks.md.
 """
@@ -17,6 +17,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -120,8 +121,8 @@ def measure(model: str, batch: int, groups: list[int], repeats: int) -> None:
     ]
     for precision, (bench, rows) in opened.items():
         seats = seats_of(bench)
-        for group in (1, *groups):
-            name = f"{precision}, {group} at a time"
+        for group, free in product((1, *groups), (False, True)):
+            name = f"{precision}, {group} at a time, {'without padding' if free else 'padded'}"
 
             def way(
                 batches: list[Any],
@@ -129,7 +130,9 @@ def measure(model: str, batch: int, groups: list[int], repeats: int) -> None:
                 rows: list[Any] = rows,
                 seats: list[dict[str, torch.nn.Parameter]] = seats,
                 group: int = group,
+                free: bool = free,
             ) -> None:
+                bench.padding.wanted = free
                 if group == 1:
                     in_turn(bench, rows, seats, batches)
                 else:
@@ -138,7 +141,7 @@ def measure(model: str, batch: int, groups: list[int], repeats: int) -> None:
             ways[name] = way
             way(draws[0])
             found[name] = lengths(seats)
-            for own, expected in zip(found[name], found[f"{precision}, 1 at a time"], strict=True):
+            for own, expected in zip(found[name], found[f"{precision}, 1 at a time, padded"], strict=True):
                 apart = float((own - expected).norm() / expected.norm())
                 assert apart < NEAR[precision], f"{name}: gradients differ by {apart:.2g}"
     taken: dict[str, list[float]] = {name: [] for name in ways}
@@ -147,7 +150,7 @@ def measure(model: str, batch: int, groups: list[int], repeats: int) -> None:
             started = time.perf_counter()
             way(batches)
             taken[name].append(time.perf_counter() - started)
-    base = taken["fp32, 1 at a time"]
+    base = taken["fp32, 1 at a time, padded"]
     for name, seconds in taken.items():
         ratio = statistics.median(b / s for b, s in zip(base, seconds, strict=True))
         spread = statistics.median(seconds) / SITES * 1e3

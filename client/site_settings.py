@@ -63,6 +63,7 @@ machine:
   gradient_checkpointing: false
   evaluation_batch_size: 32
   precision: fp32          # fp32 | bf16 | auto, which is bf16 where there are units for it
+  padding_free: true       # rows of several lengths train without padding, where model and CPU allow it
 
 # Seconds between two checkpoints of a local round, from which a worker that was killed goes on. null: none.
 checkpoint_s: 60

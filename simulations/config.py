@@ -65,8 +65,10 @@ class RayConfig(Frozen):
 class SimulationConfig(Frozen):
     """How the simulation is executed, and what is special at its sites."""
 
-    backend: Literal["inline", "ray"] = "inline"
-    """Who trains: this process, or workers on Ray."""
+    backend: Literal["auto", "inline", "processes", "ray"] = "inline"
+    """Who trains: this process, processes forked from it (`auto`: where it is faster), or workers on Ray."""
+    processes: int | None = Field(default=None, gt=0)
+    """So many are forked; None: one a core."""
     ray: RayConfig = RayConfig()
 
     lanes: int = Field(default=8, gt=0)

@@ -7,7 +7,7 @@ prepare (rows, base model, plan) → encode → score the initial adapter → ar
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,14 @@ from wardround.simulations.personal import OwnAdapters
 from wardround.simulations.preparation import Preparation, encode_all, prepare
 from wardround.simulations.privacy import drowned, uncounted
 from wardround.simulations.privacy_report import privacy_report
+from wardround.simulations.processes import forked_crew, forks_pay
 from wardround.simulations.result_folder import ResultFolder, alone_in
 from wardround.simulations.scoring import Scorer
 from wardround.simulations.site_work import units_of
 from wardround.simulations.together import Crew
 from wardround.simulations.virtual.sites import check_sites
 from wardround.strategies.contract import ServerState
+from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
 
 
@@ -111,7 +113,8 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
     scorer = Scorer(bench, plan, test, events)
     before = scorer.score(prepared.initial, arm=FEDERATED, round=0)
     arms = [federated, *bounds_of(config, federated)]
-    with crew_of(config, plan, bench) as crew:
+    rows = [own.training for arm in arms for own in arm.sites.values()]
+    with crew_of(config, plan, bench, rows) as crew:
         ended = run_arms(
             arms,
             bench,
@@ -145,10 +148,13 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
 
 
 def crew_of(
-    config: RunConfig, plan: TrainingPlan, bench: Workbench
+    config: RunConfig, plan: TrainingPlan, bench: Workbench, rows: Sequence[Sequence[Encoded]]
 ) -> contextlib.AbstractContextManager[Crew | None]:
-    """Who trains the sites, for as long as the run lasts; None: this process."""
-    if config.simulation.backend == "inline":
+    """Who trains the sites, whose rows these are, for as long as the run lasts; None: this process."""
+    backend = config.simulation.backend
+    if backend == "processes" or (backend == "auto" and forks_pay(config, bench, len(rows))):
+        return forked_crew(config, bench, rows)
+    if backend != "ray":
         return contextlib.nullcontext()
     from wardround.simulations.ray_workers import ray_crew
 

@@ -123,8 +123,9 @@ def _train(
             )
         batch = {key: value.to(bench.device) for key, value in bench.task.collate(chosen, plan.data).items()}
         optimiser.zero_grad()
-        loss = bench.task.example_losses(model, batch).sum() / sum(map(bench.task.targets, chosen))
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+        with bench.padding.of(batch):
+            loss = bench.task.example_losses(model, batch).sum() / sum(map(bench.task.targets, chosen))
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
         if work.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, work.max_grad_norm)
         optimiser.step()

@@ -81,7 +81,8 @@ def _accumulated(
     for piece in microbatches(batch, rows, size):
         tensors = bench.task.collate([rows[index] for index in piece], bench.data)
         on_device = {name: tensor.to(bench.device) for name, tensor in tensors.items()}
-        loss = bench.task.example_losses(bench.model, on_device).sum()
-        (loss / count).backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+        with bench.padding.of(on_device):
+            loss = bench.task.example_losses(bench.model, on_device).sum()
+            (loss / count).backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
         total += loss.detach()
     return total, count

@@ -83,6 +83,8 @@ class Machine(BaseModel):
         evaluation_batch_size: Rows at once where nothing trains.
         precision: Of the products with a frozen base in float32: bfloat16's rounding, or not; `auto` where
             the device has units for it. Everything else stays in float32.
+        padding_free: Rows of several lengths train without the padding between them, where the model's
+            layers allow it and no row needs a gradient of its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,6 +95,7 @@ class Machine(BaseModel):
     gradient_checkpointing: bool = False
     evaluation_batch_size: int = Field(default=32, gt=0)
     precision: Precision = "fp32"
+    padding_free: bool = True
 
 
 LEAST_DP_EPSILON = 1e-6

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from wardround.training.adapters._trained import read_parameters
 from wardround.training.base_model import drops_out
 from wardround.training.batches import Indices
 from wardround.training.local_round import LocalJob, LocalResult, Wanted, local_round
+from wardround.training.padding import Tokens
 from wardround.training.private.guards import require_examples_apart
 from wardround.training.tasks.contract import Encoded, Task
 from wardround.training.workbench import Workbench, moving_of
@@ -195,8 +196,11 @@ def gradients_together(
         counts.append(sum(task.targets(row) for row in own))
         weights[number, : len(own)] = 1.0
         rows += [*own, *(own[:1] * (most - len(own)))]
-    with _as_shares(layers, [share.parameters for share in shares]):
-        tensors = {name: tensor.to(device) for name, tensor in task.collate(rows, bench.data).items()}
+    tensors = {name: tensor.to(device) for name, tensor in task.collate(rows, bench.data).items()}
+    with (
+        bench.padding.of(tensors) as tokens,
+        _as_shares(layers, [share.parameters for share in shares], tokens),
+    ):
         losses = task.example_losses(bench.model, tensors).view(len(shares), most)
         sums = (losses * torch.from_numpy(weights).to(device)).sum(dim=1)
         (sums / torch.tensor(counts, device=device)).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
@@ -204,8 +208,9 @@ def gradients_together(
 
 
 @contextmanager
-def _as_shares(layers: Layers, adapters: Sequence[Tensors]) -> Iterator[None]:
+def _as_shares(layers: Layers, adapters: Sequence[Tensors], tokens: Tokens | None) -> Iterator[None]:
     """Let each trained layer of the model multiply every share of its rows by that site's own tensors."""
+    sizes = None if tokens is None else tokens.by_share(len(adapters))
     before = {layer: layer.__dict__.get("forward") for layer in layers}
     try:
         for layer, names in layers.items():
@@ -214,9 +219,9 @@ def _as_shares(layers: Layers, adapters: Sequence[Tensors]) -> Iterator[None]:
                 for attribute, name in names.items()
             }
             layer.__dict__["forward"] = (
-                _SharedMagnitudes(layer, stacks["weight"])
+                _SharedMagnitudes(layer, stacks["weight"], sizes)
                 if isinstance(layer, LinearMagnitudes)
-                else _Shared(stacks["weight"], stacks.get("bias"))
+                else _Shared(stacks["weight"], stacks.get("bias"), sizes)
             )
         yield
     finally:
@@ -259,21 +264,64 @@ class _Shared:
     Attributes:
         weight: (sites, d_out, d_in).
         bias: (sites, d_out).
+        sizes: Tokens of each site's rows where they come without padding, (1, tokens, d_in); None: padded.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+    sizes: list[int] | None
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        if _ragged(inputs, self.sizes):
+            product = cast("torch.Tensor", _Segments.apply(inputs[0], self.weight, self.sizes))[None]  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            return product if self.bias is None else product + _by_token(self.bias, self.sizes)
         sites = len(self.weight)
         shares = inputs.reshape(sites, -1, inputs.shape[-1])
         turned = self.weight.transpose(1, 2)
-        product: Any = (
+        made: Any = (
             torch.bmm(shares, turned)
             if self.bias is None
             else torch.baddbmm(self.bias[:, None], shares, turned)
         )
-        return product.reshape(*inputs.shape[:-1], -1)  # type: ignore[no-any-return]  # a tensor
+        return made.reshape(*inputs.shape[:-1], -1)  # type: ignore[no-any-return]  # a tensor
+
+
+class _Segments(torch.autograd.Function):
+    """Each site's tokens by that site's weight: (tokens, d_in), (sites, d_out, d_in) → (tokens, d_out)."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+        ctx.save_for_backward(inputs, weight)
+        ctx.sizes = sizes
+        made = inputs.new_empty(len(inputs), weight.shape[1])
+        for own, given, out in zip(weight, torch.split(inputs, sizes), torch.split(made, sizes), strict=True):
+            torch.mm(given, own.T, out=out)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        inputs, weight = ctx.saved_tensors
+        parts = torch.split(gradients[0], ctx.sizes)
+        by_input = by_weight = None
+        if ctx.needs_input_grad[0]:
+            by_input = torch.empty_like(inputs)
+            for own, part, out in zip(weight, parts, torch.split(by_input, ctx.sizes), strict=True):
+                torch.mm(part, own, out=out)
+        if ctx.needs_input_grad[1]:
+            by_weight = torch.empty_like(weight)
+            for given, part, out in zip(torch.split(inputs, ctx.sizes), parts, by_weight, strict=True):
+                torch.mm(part.T, given, out=out)
+        return by_input, by_weight, None
+
+
+def _ragged(inputs: torch.Tensor, sizes: list[int] | None) -> bool:
+    """Whether these are the rows of all sites without padding."""
+    return sizes is not None and inputs.shape[:-1] == (1, sum(sizes))
+
+
+def _by_token(values: torch.Tensor, sizes: list[int] | None) -> torch.Tensor:
+    """(sites, d) → (1, tokens, d): to each token what its site has."""
+    return values.repeat_interleave(torch.tensor(sizes, device=values.device), dim=0)[None]
 
 
 @dataclass(frozen=True)
@@ -283,15 +331,21 @@ class _SharedMagnitudes:
     Attributes:
         layer: That stands there otherwise.
         weight: m (sites, d_out).
+        sizes: As of `_Shared`.
     """
 
     layer: LinearMagnitudes
     weight: torch.Tensor
+    sizes: list[int] | None
 
     def __call__(self, inputs: torch.Tensor, **given: Any) -> torch.Tensor:
         b, a = (given[side].__dict__["forward"].weight for side in ("lora_B", "lora_A"))
-        own, learnt = (
-            part.reshape(len(self.weight), -1, part.shape[-1]) for part in self.layer.parts(inputs, **given)
-        )
-        factor = (self.weight / self.layer.norms(b, a))[:, None]
-        return ((factor - 1) * own + factor * learnt).reshape(*inputs.shape[:-1], -1)
+        factor = self.weight / self.layer.norms(b, a)
+        own, learnt = self.layer.parts(inputs, **given)
+        if _ragged(inputs, self.sizes):
+            factor = _by_token(factor, self.sizes)
+            return (factor - 1) * own + factor * learnt
+        shape = own.shape
+        own, learnt = (part.reshape(len(self.weight), -1, part.shape[-1]) for part in (own, learnt))
+        factor = factor[:, None]
+        return ((factor - 1) * own + factor * learnt).reshape(shape)

@@ -20,6 +20,7 @@ from wardround.training.adapters.contract import AdapterMethod
 from wardround.training.base_model import LoadedBase, load_base
 from wardround.training.device_memory import Fit
 from wardround.training.frozen_products import in_bfloat16, layers_of, round_products
+from wardround.training.padding import PaddingFree
 from wardround.training.settings import BaseModelConfig, Machine
 from wardround.training.tasks.contract import Task
 
@@ -65,6 +66,7 @@ class Workbench:
         fresh: The adapter as the seed tree made it, before anything was loaded.
         machine: This machine's choices.
         device: Where the model is.
+        padding: How its layers go without padding.
         fit: What its memory has shown.
     """
 
@@ -77,6 +79,7 @@ class Workbench:
     fresh: Adapter
     machine: Machine
     device: torch.device
+    padding: PaddingFree
     fit: Fit = field(default_factory=Fit, compare=False, repr=False)
     _loaded: list[Layout] = field(default_factory=list, compare=False, repr=False)
     """Layout of the adapter that was loaded last, where it has another rank than `layout`."""
@@ -194,6 +197,7 @@ def open_workbench(
         method.read(model, layout),
         machine,
         device,
+        PaddingFree(model, machine.padding_free),
     )
 
 

@@ -32,10 +32,12 @@ def test_every_key_of_the_run_configuration_is_in_the_composed_one() -> None:
 
 
 def test_what_the_commands_choose_by_themselves() -> None:
-    """The page says `auto under conf/config.yaml` of three settings, and of no others."""
+    """The page says `auto under conf/config.yaml` of four settings, and of no others."""
     page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text("utf-8")
     told = re.findall(r"^\| `([\w.]+)` \| [^|]*, auto under `conf/config.yaml` \|", page, flags=re.MULTILINE)
-    assert told == ["local.optimiser_state", "strategy.name", "simulation.together"]
+    assert told == [
+        "local.optimiser_state", "strategy.name", "simulation.backend", "simulation.together",
+    ]  # fmt: skip
     with initialize_config_module("wardround.conf", version_base="1.3"):
         composed = compose("config")
-    assert [OmegaConf.select(composed, key) for key in told] == ["auto"] * 3
+    assert [OmegaConf.select(composed, key) for key in told] == ["auto"] * 4

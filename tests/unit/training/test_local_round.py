@@ -135,7 +135,8 @@ def test_checkpointing_changes_no_bit_even_under_dropout(tiny_bert: Path, toys: 
 @pytest.mark.parametrize("on", [False, True])
 def test_checkpointing_really_recomputes(on: bool, tiny_llama: Path, toys: Any) -> None:
     """In one step a layer runs twice where activations are recomputed, once where they are kept."""
-    bench = toys.bench(tiny_llama, toys.causal, machine=Machine(device="cpu", gradient_checkpointing=on))
+    machine = Machine(device="cpu", gradient_checkpointing=on, padding_free=False)
+    bench = toys.bench(tiny_llama, toys.causal, machine=machine)
     calls: list[int] = []
     # Before the layer's end: recomputation stops as soon as the last tensor that it needs is there.
     bench.base.model.model.layers[0].self_attn.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -167,8 +168,11 @@ def test_a_round_leaves_the_process_as_it_was(bert: Workbench, toys: Any) -> Non
     assert all(p.grad is None and p.requires_grad for p in bert.parameters().values())
 
 
-def test_a_round_is_the_plain_loop_bit_for_bit(llama: Workbench, toys: Any) -> None:
-    """A twin in bare PyTorch over the same batches: AdamW, clipping, a cosine with warm-up."""
+def test_a_round_is_the_plain_loop_bit_for_bit(
+    llama: Workbench, toys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A twin in bare PyTorch over the same padded batches: AdamW, clipping, a cosine with warm-up."""
+    monkeypatch.setattr(llama.padding, "wanted", False)
     rows = toys.rows(20)
     work = LocalWork(epochs=1.5, batch_size=6, weight_decay=0.1, learning_rate=3e-3, max_grad_norm=0.5)
     found = train(llama, rows, work, round=2)

@@ -54,8 +54,10 @@ def jobs_of(bench: Workbench, toys: Any, *works: LocalWork, **more: Any) -> list
 
 
 def both(bench: Workbench, jobs: list[LocalJob]) -> list[tuple[LocalResult, LocalResult]]:
-    """Of each job: alone, and together."""
+    """Of each job: alone on padded rows, and together without padding."""
+    bench.padding.wanted = False
     alone = [train_locally(bench, job) for job in jobs]
+    bench.padding.wanted = True
     together = train_together(bench, jobs)
     assert all(isinstance(result, LocalResult) for result in together)
     return list(zip(alone, together, strict=True))  # type: ignore[arg-type]  # they are results
@@ -80,6 +82,21 @@ def test_each_site_ends_where_it_ends_alone(family: str, benches: dict[str, Work
     require_near(bench, both(bench, jobs_of(bench, toys)))
     assert not bench.model.training
     assert not [m for m in bench.model.modules() if "forward" in m.__dict__ and "_Shared" in repr(m.forward)]
+
+
+@pytest.mark.parametrize("family", ["llama", "bert-dora"])
+def test_padded_rows_of_several_sites_end_there_too(
+    family: str, benches: dict[str, Workbench], toys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a machine does not want to go without padding."""
+    bench = benches[family]
+    pairs = both(bench, jobs_of(bench, toys))
+    monkeypatch.setattr(bench.padding, "wanted", False)
+    padded = train_together(bench, jobs_of(bench, toys))
+    for (_, free), other in zip(pairs, padded, strict=True):
+        assert isinstance(other, LocalResult)
+        assert (other.adapter.vector != free.adapter.vector).any()  # to the bit it is another way
+        np.testing.assert_allclose(other.adapter.vector, free.adapter.vector, atol=2e-4)
 
 
 def test_sites_of_other_amounts_are_done_at_their_own_time(benches: dict[str, Workbench], toys: Any) -> None:

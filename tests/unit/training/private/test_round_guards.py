@@ -67,9 +67,11 @@ def train(bench: Any, toys: Any, seeded: Any) -> Train:
 
 
 @pytest.mark.parametrize("rules", [LOCAL, DISTRIBUTED], ids=["local", "distributed"])
-def test_a_round_that_breaks_nothing_is_trained(train: Train, rules: PrivacyRules) -> None:
-    """Else the refusals below say nothing."""
+def test_a_round_that_breaks_nothing_is_trained(bench: Any, train: Train, rules: PrivacyRules) -> None:
+    """Else the refusals below say nothing. Its rows stay apart, and so padded."""
+    bench.padding.attended = -1
     result = train(rules)
+    assert bench.padding.attended == -1
     assert len(result.private) == result.steps
     assert (result.loss_sum, result.targets) == (0.0, 0)
 

@@ -1,0 +1,243 @@
+"""Simulations whose sites are trained by forked processes: the same run, whoever trains or is lost."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from wardround.core.errors import ConfigError
+from wardround.runtime.event_log import read_events
+from wardround.runtime.events import SiteReplied
+from wardround.simulations import processes, together
+from wardround.simulations.config import RunConfig
+from wardround.simulations.processes import forks_pay
+from wardround.simulations.simulate import SimulationResult, run_simulation
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+WARDS = 6
+
+
+@pytest.fixture
+def settings(notes: Callable[..., Any]) -> Callable[..., RunConfig]:
+    """Six wards of different sizes, two rounds."""
+    make: Callable[..., RunConfig] = notes(rows=66, wards=WARDS, rounds=2)
+
+    def by_backend(name: str, **sections: Any) -> RunConfig:
+        simulation = {"backend": name, "processes": 2} | sections.pop("simulation", {})
+        return make(name, simulation=simulation, **sections)
+
+    return by_backend
+
+
+def same_run(one: SimulationResult, other: SimulationResult) -> bool:
+    """To the bit."""
+    return one.federated.outcome.last.adapter.digest == other.federated.outcome.last.adapter.digest
+
+
+def not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No site may train in this process."""
+    from wardround.client import work
+
+    def here(*_: Any) -> None:
+        raise AssertionError("a site trained in the process that began the run")
+
+    monkeypatch.setattr(work, "train_locally", here)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"strategy": {"name": "scaffold"}, "local": {"optimiser_state": "keep"}},
+        {"simulation": {"ranks": [1, 2]}, "strategy": {"name": "tangent"}, "secure": {"mode": "real"}},
+        {
+            "data": {"unit_column": "patient", "labels": ["0", "1"]},
+            "privacy": {"unit": "patient", "sigma": 1.0, "delta": 1e-3, "clip_norm": 1.0},
+            "local": {"optimiser": "sgd", "batch_size": 2, "max_grad_norm": None},
+            "strategy": {"weighting": "uniform"},
+        },
+        {"simulation": {"together": 2}, "model": {"dropout": "off"}},
+    ],
+    ids=["state", "ranks", "private", "together"],
+)
+def test_who_trains_changes_nothing(
+    settings: Callable[..., RunConfig], sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapter and the figures of each site have the same bits, noise and all; nobody is left behind."""
+    inline = run_simulation(settings("inline", **sections))
+    not_here(monkeypatch)
+    workers = run_simulation(settings("processes", **sections))
+    assert same_run(inline, workers)
+
+    def figures(result: SimulationResult) -> dict[tuple[int, str], dict[str, float]]:
+        events = read_events(result.folder / "metrics.jsonl")
+        return {
+            (e.round, e.site): {name: value for name, value in e.local.items() if "seconds" not in name}
+            for e in events
+            if isinstance(e, SiteReplied) and e.round <= 2
+        }
+
+    assert figures(inline) == figures(workers)
+    assert len(figures(workers)) == 2 * WARDS
+    assert not multiprocessing.active_children()
+
+
+def test_no_row_travels(settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers have them from the fork."""
+    sent: list[Any] = []
+    begun = processes.ForkedCrew._begun
+
+    def seen(crew: processes.ForkedCrew, jobs: Any) -> Any:
+        sent.extend(job.encoded for job in jobs)
+        return begun(crew, jobs)
+
+    monkeypatch.setattr(processes.ForkedCrew, "_begun", seen)
+    run_simulation(settings("processes"))
+    assert len(sent) == 2 * WARDS
+    assert all(isinstance(rows, processes._Known) for rows in sent)
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_where_a_worker_is_killed_this_process_trains_what_is_left(
+    settings: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    at: int,
+) -> None:
+    """In the middle of its work: nothing is lost, no bit changes, and the log says it once."""
+    inline = run_simulation(settings("inline"))
+    start, started = processes.ForkedCrew.start, list[int]()
+
+    def killing(crew: processes.ForkedCrew, jobs: Any) -> Any:
+        wait = start(crew, jobs)
+        started.append(len(jobs))
+        if len(started) == at:
+            for child in multiprocessing.active_children()[:1]:
+                assert child.pid is not None
+                os.kill(child.pid, signal.SIGKILL)
+        return wait
+
+    monkeypatch.setattr(processes.ForkedCrew, "start", killing)
+    assert same_run(inline, run_simulation(settings("processes")))
+    assert len(started) == 2 * WARDS
+    assert [r.message for r in caplog.records if "worker" in r.message] == [
+        "a worker of the simulation was lost, as a rule to a full memory: this process does its part"
+    ]
+    assert not multiprocessing.active_children()
+
+
+def test_a_workers_error_is_the_sites_own(
+    settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site that cannot train fails by its own code and words; the others are in the sum."""
+    start = processes.ForkedCrew.start
+
+    def without_rows(crew: processes.ForkedCrew, jobs: Any) -> Any:
+        return start(crew, [replace(job, encoded=[]) if job.site == "w1" else job for job in jobs])
+
+    monkeypatch.setattr(processes.ForkedCrew, "start", without_rows)
+    monkeypatch.setattr(together, "same", lambda *_: True)
+    result = run_simulation(settings("processes", rounds={"quorum": 0.5}))
+    replies = [e for e in read_events(result.folder / "metrics.jsonl") if isinstance(e, SiteReplied)]
+    assert {(e.site, e.code) for e in replies if e.status == "failed"} == {("w1", "no_rows")}
+
+
+def test_several_threads_are_refused_with_what_to_do(settings: Callable[..., RunConfig]) -> None:
+    """They do not survive a fork."""
+    with pytest.raises(ConfigError, match="cannot be had here") as refused:
+        run_simulation(settings("processes", machine={"threads": 2}))
+    assert refused.value.found == "machine.threads=2"
+    assert "simulation.backend=ray" in str(refused.value.remedy)
+
+
+@pytest.mark.parametrize(
+    ("expected", "threads", "device", "cores", "sites", "words"),
+    [
+        (True, None, "cpu", 2, 4, 100), (False, 1, "cpu", 2, 4, 100), (False, None, "cuda", 2, 4, 100),
+        (False, None, "cpu", 1, 4, 100), (False, None, "cpu", 2, 1, 100), (False, None, "cpu", 2, 4, 500_001),
+    ],
+    ids=["so", "threads", "gpu", "one core", "one site", "large"],
+)  # fmt: skip
+def test_what_auto_takes(
+    monkeypatch: pytest.MonkeyPatch,
+    expected: bool,
+    threads: int | None,
+    device: str,
+    cores: int,
+    sites: int,
+    words: int,
+) -> None:
+    """Processes, unless somebody has said how to compute, or nothing is won."""
+    monkeypatch.setattr(processes, "cores", lambda: cores)
+    model = torch.nn.Linear(1000, words, bias=False, device="meta")
+    bench: Any = SimpleNamespace(device=torch.device(device), model=model)
+    machine, simulation = SimpleNamespace(threads=threads), SimpleNamespace(processes=None)
+    config: Any = SimpleNamespace(machine=machine, simulation=simulation)
+    assert forks_pay(config, bench, sites) is expected
+
+
+@pytest.mark.parametrize("threads", [None, 1])
+def test_who_trains_where_nobody_says(
+    settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, threads: int | None
+) -> None:
+    """Forked processes, with as many bits as one thread has."""
+    monkeypatch.setattr(processes, "cores", lambda: 2)
+    begun: list[int] = []
+    start = processes.ForkedCrew.start
+
+    def counted(crew: processes.ForkedCrew, jobs: Any) -> Any:
+        begun.append(crew.workers)
+        return start(crew, jobs)
+
+    monkeypatch.setattr(processes.ForkedCrew, "start", counted)
+    config = settings("auto", machine={"threads": threads}, simulation={"processes": None})
+    result = run_simulation(config)
+    assert begun == ([2] * 2 * WARDS if threads is None else [])
+    assert same_run(result, run_simulation(settings("inline")))
+
+
+BEGUN = """
+import pathlib, sys, time
+from multiprocessing import active_children
+from types import SimpleNamespace
+import torch
+from wardround.simulations.processes import forked_crew
+bench = SimpleNamespace(device=torch.device("cpu"))
+config = SimpleNamespace(machine=SimpleNamespace(threads=None), simulation=SimpleNamespace(processes=2))
+with forked_crew(config, bench, []):
+    print(*(child.pid for child in active_children()), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_no_worker_outlives_the_process_that_began_the_run(tmp_path: Path) -> None:
+    """Killed without a chance to tell them."""
+    with subprocess.Popen([sys.executable, "-c", BEGUN], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(workers) == 2
+        process.kill()
+    for _ in range(200):
+        if not any(alive(pid) for pid in workers):
+            break
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in workers)
+
+
+def alive(pid: int) -> bool:
+    """And no mere entry that waits to be looked at."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
