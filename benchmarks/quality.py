@@ -169,7 +169,7 @@ def parsed(overrides: list[str]) -> RunConfig:
 def without_a_tenth(rows: Rows) -> Rows:
     """A tenth of all units, whatever their site, takes the place of the test rows."""
     everything = [example for site in rows.sites.values() for example in site]
-    _, held = split_validation(everything, TUNING_SHARE, TUNING_SEED, "tuning")
+    _, held = split_validation(everything, TUNING_SHARE, TUNING_SEED, "tuning", apart=False)
     units = {everything[index].unit for index in held}
 
     def rest(examples: list[Example]) -> list[Example]:

@@ -23,7 +23,7 @@ from wardround.core.packed import Adapter
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.plan_folder import read_initial
 from wardround.training.alone import Alone, train_alone
-from wardround.training.examples import Example, read_examples, split_validation
+from wardround.training.examples import Example, parts_of, read_examples
 from wardround.training.paired import Counted, Interval, count, differences, grouped
 from wardround.training.site_rows import SiteRows, bounded_site, encode_rows, encode_site
 from wardround.training.source_spec import SourceSpec
@@ -90,7 +90,7 @@ def compare(
     examples = read_rows(settings, plan, site).examples
     bench = open_bench(settings, plan)
     rows = bounded_site(plan, site, encode_site(plan, bench, site, examples, notes.add))
-    training, held = split_validation(examples, plan.data.validation_fraction, plan.seed, site)
+    training, held = parts_of(plan, site, examples)
     if test is None:
         asked = [examples[place] for place in held]
         notes.add(_chosen_by(plan, own=fetched.own))

@@ -36,7 +36,7 @@ from wardround.strategies.contract import GroupStrategy
 from wardround.training.adapters import ADAPTERS
 from wardround.training.adapters.contract import AdapterMethod
 from wardround.training.device_memory import out_of_memory
-from wardround.training.examples import Example, read_examples, split_validation
+from wardround.training.examples import Example, parts_of, read_examples
 from wardround.training.plan_strategy import bind_strategy
 from wardround.training.site_rows import SiteRows, bounded_site, encode_site
 from wardround.training.tasks import TASKS
@@ -172,7 +172,7 @@ def _estimate(plan: TrainingPlan, site: str, examples: Sequence[Example]) -> Est
     Raises:
         UnreadyError: There is none, or too few for the plan's privacy.
     """
-    training, _ = split_validation(examples, plan.data.validation_fraction, plan.seed, site)
+    training, _ = parts_of(plan, site, examples)
     if not training:
         raise UnreadyError(
             "not_enough_rows", "there is no usable row to train on",
@@ -202,7 +202,7 @@ def _require_counts(
     Raises:
         UnreadyError: policy. Which rule it was would tell of the rows, and stays here.
     """
-    training, _ = split_validation(examples, plan.data.validation_fraction, plan.seed, site)
+    training, _ = parts_of(plan, site, examples)
     of_label: dict[int, set[str]] = {}
     for index in training:
         label = examples[index].label

@@ -99,7 +99,9 @@ def expected_of(config: RunConfig, rows: Rows) -> ExpectedSites:
     rules = config.privacy
     if rules is not None and rules.trains_privately:
         for name, examples in rows.sites.items():
-            training, _ = split_validation(examples, config.data.validation_fraction, config.seed, name)
+            training, _ = split_validation(
+                examples, config.data.validation_fraction, config.seed, name, apart=True
+            )
             own = training if rules.unit == "example" else {examples[index].unit for index in training}
             units[name] = len(own)
     most = max((len(examples) for examples in rows.sites.values()), default=1)

@@ -26,7 +26,7 @@ from wardround.privacy.sums.noise import ring_noise
 from wardround.simulations.finished_run import FinishedRun
 from wardround.simulations.preparation import Preparation, prepare
 from wardround.simulations.privacy import simulated_privacy
-from wardround.training.examples import Example, split_validation
+from wardround.training.examples import Example, parts_of
 from wardround.training.plan_strategy import bind_strategy
 from wardround.training.private.audit.canaries import canaries, is_powerless
 from wardround.training.private.audit.findings import Finding, all_pass
@@ -226,7 +226,7 @@ def _privacies(prepared: Preparation, plan: TrainingPlan) -> dict[str, SitePriva
 def _split(prepared: Preparation, plan: TrainingPlan, site: str) -> tuple[list[Example], list[Example]]:
     """A site's training rows, as far as the plan lets it use them, and what it held back."""
     examples, rules = prepared.rows.sites[site], plan.privacy
-    parts = split_validation(examples, plan.data.validation_fraction, plan.seed, site)
+    parts = parts_of(plan, site, examples)
     training, held = ([examples[index] for index in part] for part in parts)
     if rules is not None and rules.unit == "example" and rules.most_examples is not None:
         seed = seed_for(plan.seed, Purpose.BATCH, site=site)

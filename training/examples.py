@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wardround.core.errors import DataError, nearest
-from wardround.core.plan import DataContract
+from wardround.core.plan import DataContract, TrainingPlan
 from wardround.core.seeds import Purpose, seed_for
 from wardround.training.column_mapping import (
     LABEL,
@@ -201,21 +201,41 @@ def collect_labels(
 
 
 def split_validation(
-    examples: Sequence[Example], fraction: float, seed: int, site: str
+    examples: Sequence[Example], fraction: float, seed: int, site: str, *, apart: bool
 ) -> tuple[list[int], list[int]]:
     """Indices to train on and to hold back: whole units, whatever the order of the rows.
 
     Units are ordered by a keyed hash, and the first `fraction` of them (rounded) is held back; at least
     one unit stays to train on. A site with so few units that none is held back has no validation part.
+
+    Args:
+        examples: Of one site.
+        fraction: Of its units.
+        seed: Root of the seed tree.
+        site: Its name.
+        apart: Each unit's own hash decides about it alone, so that the part holds `fraction` of them only
+            in the mean: who takes one patient away moves no other one into the training rows, which is what
+            a privacy claim of one patient counts on.
     """
     key = seed_for(seed, Purpose.VALIDATION, site=site).to_bytes(8, "little")
-    units = sorted(
-        {example.unit for example in examples},
-        key=lambda unit: hashlib.blake2b(unit.encode(), key=key, digest_size=16).digest(),
-    )
-    held = set(units[: max(0, min(int(fraction * len(units) + 0.5), len(units) - 1))])
+    places = {
+        unit: hashlib.blake2b(unit.encode(), key=key, digest_size=16).digest()
+        for unit in {example.unit for example in examples}
+    }
+    if apart:
+        bound = int(fraction * 2**128)
+        held = {unit for unit, place in places.items() if int.from_bytes(place, "big") < bound}
+    else:
+        units = sorted(places, key=places.__getitem__)
+        held = set(units[: max(0, min(int(fraction * len(units) + 0.5), len(units) - 1))])
     training = [index for index, example in enumerate(examples) if example.unit not in held]
     return training, [index for index, example in enumerate(examples) if example.unit in held]
+
+
+def parts_of(plan: TrainingPlan, site: str, examples: Sequence[Example]) -> tuple[list[int], list[int]]:
+    """Indices to train on and to hold back under a plan; see `split_validation`."""
+    private = plan.privacy is not None and plan.privacy.trains_privately
+    return split_validation(examples, plan.data.validation_fraction, plan.seed, site, apart=private)
 
 
 def label_indices(data: DataContract, roles: Mapping[str, bool]) -> dict[str, int] | None:

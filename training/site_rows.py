@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from wardround.core.plan import TrainingPlan
 from wardround.core.seeds import Purpose, seed_for
-from wardround.training.examples import Example, split_validation
+from wardround.training.examples import Example, parts_of
 from wardround.training.private.sampling import bounded_rows
 from wardround.training.tasks.contract import Encoded
 
@@ -63,7 +63,7 @@ def encode_site(
         examples: All usable rows of the site.
         tell: Takes a sentence for each part of which truncation cut something.
     """
-    parts = split_validation(examples, plan.data.validation_fraction, plan.seed, name)
+    parts = parts_of(plan, name, examples)
     training, validation = ([examples[index] for index in part] for part in parts)
     encoded = encode_rows(plan, bench, training, name, tell)
     return SiteRows(

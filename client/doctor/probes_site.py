@@ -41,7 +41,7 @@ from wardround.runtime.signed_plan import read_signed_plan
 from wardround.runtime.small_files import read_value, transport_point
 from wardround.training.batches import plan_batches
 from wardround.training.data_check import check_source
-from wardround.training.examples import split_validation
+from wardround.training.examples import parts_of
 from wardround.training.settings import BaseModelConfig, resolve
 
 
@@ -251,7 +251,7 @@ def rows_of_plan(settings: SiteSettings, plan: TrainingPlan, site: str) -> RowsO
     from wardround.client.local_data import read_rows
 
     found = read_rows(settings, plan, site)
-    training, _ = split_validation(found.examples, plan.data.validation_fraction, plan.seed, site)
+    training, _ = parts_of(plan, site, found.examples)
     units = {found.examples[index].unit for index in training}
     return RowsOfPlan(len(training), len(units), found.estimate == "enough", found.notices)
 

@@ -32,6 +32,9 @@ CENTRAL = {"unit": "site", "noise": "central", "epsilon": 30.0, "delta": 0.1, "c
 ONE_STEP = {"steps": 1, "optimiser": "sgd", "learning_rate": 0.5}
 REAL = {"mode": "real", "policy": {"least_cohort": 3, "least_honest": 2, "modes": ["real", "accounted"]}}
 
+SEED = 134
+"""Under which 14 of 20 patients are there to train on at each of three sites: each one's hash decides."""
+
 
 @pytest.fixture
 def wards(notes: Callable[..., Make]) -> Make:
@@ -40,7 +43,8 @@ def wards(notes: Callable[..., Make]) -> Make:
 
     def private(name: str, privacy: dict[str, Any], **sections: Any) -> RunConfig:
         local = {"max_grad_norm": None, **sections.pop("local", {})}
-        return make(name, privacy=privacy, strategy={"weighting": "uniform"}, local=local, **sections)
+        config = make(name, privacy=privacy, strategy={"weighting": "uniform"}, local=local, **sections)
+        return config.model_copy(update={"seed": SEED})
 
     return private
 
@@ -251,7 +255,8 @@ def test_a_site_that_has_run_dry_leaves_and_the_run_goes_on(
     config = make(
         "dry", privacy={"unit": "patient", "sigma": 1.2, "delta": 1e-2}, strategy={"weighting": "uniform"},
         local={"max_grad_norm": None}, simulation={"privacy_cap": 3.8},
-    )  # fmt: skip
+    ).model_copy(update={"seed": 282})  # fmt: skip
+    # Under that seed there are 14, 14 and 7 patients to train on.
     result, recorder = run(config)
     refused = [event for event in recorder.events if isinstance(event, SiteReplied) and event.status != "ok"]
     assert {(event.site, event.code) for event in refused} == {("w2", "budget")}
@@ -304,11 +309,12 @@ def test_a_run_that_stopped_early_has_cost_its_whole_plan(notes: Callable[..., M
     outcome = result.federated.outcome
     assert (outcome.reason, outcome.last.round < 6) == ("early_stop", True)
     private = result.summary["privacy"]
-    cost = round_cost(result.plan, 14)
+    fewest = min(len(set(rows.units)) for rows in result.federated.arm.sites.values())
+    cost = round_cost(result.plan, fewest)
     assert cost is not None
     assert (private["rounds"], private["stopped_early"]) == (6, True)
     assert private["reserved"] == cost.epsilon().value > max(spent_in(recorder)[-1].sites.values())
-    assert private["epsilon"] == cost.account(6).reported_epsilon(1e-2, units=14).value
+    assert private["epsilon"] == cost.account(6).reported_epsilon(1e-2, units=fewest).value
     assert "those of all 6 planned rounds" in (result.folder / "README.md").read_text()
 
 

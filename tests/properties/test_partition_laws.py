@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -150,7 +151,7 @@ def test_the_validation_part_holds_whole_units(
     examples: list[Example], fraction: float, seed: int, order: Any
 ) -> None:
     """Both parts cover the rows once, share no unit, and are the same units whatever the order of rows."""
-    training, validation = split_validation(examples, fraction, seed, "a")
+    training, validation = split_validation(examples, fraction, seed, "a", apart=False)
     assert sorted(training + validation) == list(range(len(examples)))
     kept, held = ({examples[index].unit for index in part} for part in (training, validation))
     assert kept
@@ -159,10 +160,43 @@ def test_the_validation_part_holds_whole_units(
     assert abs(len(held) - fraction * units) <= 0.5 + 1e-9 or len(held) == units - 1
     shuffled = list(examples)
     order.shuffle(shuffled)
-    again = split_validation(shuffled, fraction, seed, "a")[1]
+    again = split_validation(shuffled, fraction, seed, "a", apart=False)[1]
     assert {shuffled[index].unit for index in again} == held
 
 
 def test_no_rows_have_no_parts() -> None:
     """An empty site."""
-    assert split_validation([], 0.5, 0, "a") == ([], [])
+    assert split_validation([], 0.5, 0, "a", apart=False) == ([], [])
+    assert split_validation([], 0.5, 0, "a", apart=True) == ([], [])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    examples=tables(),
+    fraction=st.floats(0, 0.99),
+    seed=st.integers(0, 99),
+    taken=st.integers(0, 1000),
+    order=st.randoms(use_true_random=False),
+)
+def test_who_leaves_moves_nobody_else_where_units_stand_apart(
+    examples: list[Example], fraction: float, seed: int, taken: int, order: Any
+) -> None:
+    """One patient fewer: every other one stays where it was, in whatever order the rows come."""
+
+    def parts(rows: list[Example]) -> list[set[str]]:
+        split_rows = split_validation(rows, fraction, seed, "a", apart=True)
+        assert sorted(chain(*split_rows)) == list(range(len(rows)))
+        return [{rows[index].unit for index in part} for part in split_rows]
+
+    units = sorted({example.unit for example in examples})
+    gone = units[taken % len(units)]
+    fewer = [example for example in examples if example.unit != gone]
+    order.shuffle(fewer)
+    assert parts(fewer) == [part - {gone} for part in parts(examples)]
+
+
+def test_apart_a_tenth_is_held_back_in_the_mean() -> None:
+    """Of 5,000 units, to four standard deviations."""
+    examples = [Example(number, {}, unit=f"p{number}") for number in range(5000)]
+    held = split_validation(examples, 0.1, 3, "a", apart=True)[1]
+    assert abs(len(held) - 500) < 4 * (5000 * 0.1 * 0.9) ** 0.5

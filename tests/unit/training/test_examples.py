@@ -279,9 +279,14 @@ def test_a_source_without_a_readable_row_is_named(source: Any, lines: list[str],
 def test_validation_parts_differ_by_site_and_seed() -> None:
     """Two sites with the same units do not hold back the same ones, and neither do two seeds."""
     examples = [Example(i, {}, unit=f"p{i}") for i in range(100)]
-    held = {tuple(split_validation(examples, 0.2, seed, site)[1]) for seed in (0, 1) for site in "ab"}
-    assert len(held) == 4
-    assert {len(part) for part in held} == {20}
+    for apart in (False, True):
+        held = {
+            tuple(split_validation(examples, 0.2, seed, site, apart=apart)[1])
+            for seed in (0, 1)
+            for site in "ab"
+        }
+        assert len(held) == 4
+        assert all(len(part) == 20 or (apart and 10 < len(part) < 30) for part in held)
 
 
 def test_the_data_side_needs_no_torch() -> None:
