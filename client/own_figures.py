@@ -16,6 +16,8 @@ FIGURES: Final[dict[Figures, tuple[str, ...]]] = {
 """What a site may tell of itself alone → how the names of such figures begin."""
 LEAST_TIME_S: Final = 1.0
 """The finest that a site says of a time; twice, four times, … as much is what else it says."""
+LAST: Final = 0.75
+"""Of a round's deadline: the rest is for the way back and for the sums."""
 
 
 def leaving_figures(policy: tuple[Figures, ...], figures: dict[str, float]) -> dict[str, float]:
@@ -31,3 +33,12 @@ def on_grid(seconds: float) -> float:
     A step takes the longer the more rows its Poisson batch holds: an exact time would tell their number.
     """
     return LEAST_TIME_S * 2.0 ** max(0, math.ceil(math.log2(max(seconds, LEAST_TIME_S) / LEAST_TIME_S)))
+
+
+def answer_after(seconds: float, deadline_s: float) -> float:
+    """When an answer leaves that is ready after so long: at the next place of the grid.
+
+    Not later than `LAST` of the round's deadline, at which all leave that are ready by then: what comes too
+    late does not count at all.
+    """
+    return max(seconds, min(on_grid(seconds), LAST * deadline_s))

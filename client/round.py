@@ -13,10 +13,11 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
+from time import monotonic, sleep
 from typing import Literal
 
 from wardround.client.fold_check import whole
-from wardround.client.own_figures import leaving_figures
+from wardround.client.own_figures import answer_after, leaving_figures
 from wardround.client.parties import scores_only
 from wardround.client.site import Site
 from wardround.client.work import contribute, measure, scored_adapter, seal, trained_for, unkept
@@ -71,6 +72,7 @@ def answer(request: Request, site: Site) -> Reply:
     """
     sums: dict[str, bytes] = {}
     local: dict[str, float] = {}
+    came = monotonic()
     try:
         if request.round == 0:
             return reply_to(request, sums={GROUPS: drawn(request, site)})
@@ -81,7 +83,10 @@ def answer(request: Request, site: Site) -> Reply:
         if asked.broadcast is None:
             go_on(asked, site, sums)
         else:
-            work(asked, asked.broadcast, site, sums, local)
+            try:
+                work(asked, asked.broadcast, site, sums, local)
+            finally:
+                hold(asked, site, came)
     except Exception as error:  # noqa: BLE001 - every failure is named to the server and told in the site's log
         status, code, reason = told(error, request, site)
         return reply_to(request, status=status, code=code, reason=reason, sums=sums, local=leaving(site, {}))
@@ -268,6 +273,17 @@ def work(
     if wrong is not None:
         raise wrong
     local[SECONDS] = time.perf_counter() - started
+
+
+def hold(request: Request, site: Site, came: float) -> None:
+    """Let what a private round made, or went wrong with, leave on the grid of times.
+
+    A step takes the longer the more rows its Poisson batch holds, and whoever carries the messages sees when
+    they pass.
+    """
+    if TRAINING in request.sums and site.privacy is not None and not site.privacy.simulation:
+        spent = monotonic() - came
+        sleep(answer_after(spent, site.plan.rounds.deadline_s) - spent)
 
 
 def go_on(request: Request, site: Site, sums: dict[str, bytes]) -> None:

@@ -52,6 +52,14 @@ from wardround.training.workbench import Machine, Workbench, open_workbench
 TEXTS = ("sharp pain, fever", "slept well", "cough all night", "calm and rested", "sudden chills", "easy day")
 
 
+@pytest.fixture(autouse=True)
+def held(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds for which answers would have been held back; nobody waits."""
+    waited: list[float] = []
+    monkeypatch.setattr("wardround.client.round.sleep", waited.append)
+    return waited
+
+
 @pytest.fixture(scope="session")
 def bench(tiny_bert: Path) -> Workbench:
     """A tiny encoder with an adapter on it."""

@@ -223,6 +223,37 @@ def test_times_leave_a_private_site_on_a_grid(
     assert times(private(seeded, simulation=True)) == times(make()) == [25.0, 5.0, 5.0]
 
 
+@pytest.mark.parametrize(("took", "left"), [(5.3, 2.7), (0.25, 0.75), (2400.0, 300.0), (2800.0, 0.0)])
+def test_a_private_answer_leaves_on_the_grid_as_well(
+    private: Callable[..., Any],
+    make: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    held: list[float],
+    took: float,
+    left: float,
+) -> None:
+    """Also a refusal; at three quarters of the deadline (an hour) at the latest. Others wait for nothing."""
+
+    def asked(server: Any) -> list[float]:
+        times = iter([100.0, 100.0 + took])
+        request = server.request(sums=(TRAINING,))
+        with monkeypatch.context() as patch:
+            patch.setattr("wardround.client.round.monotonic", lambda: next(times))
+            answer(request, server.site)
+        waited = list(held)
+        held.clear()
+        return waited
+
+    server = private()
+    assert server.site.plan.rounds.deadline_s == 3600
+    assert asked(server) == pytest.approx([left])
+    (tmp_path / "ledger").rename(tmp_path / "first")
+    assert asked(private(cap=0.5)) == pytest.approx([left])
+    (tmp_path / "ledger").rename(tmp_path / "second")
+    assert asked(private(seeded, simulation=True)) == asked(make()) == []
+
+
 @pytest.mark.parametrize(
     ("seconds", "told"), [(0.0, 1), (1e-9, 1), (1.0, 1), (1.0000001, 2), (2.0, 2), (5.3, 8), (8.01, 16)]
 )
