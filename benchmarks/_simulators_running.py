@@ -77,6 +77,7 @@ class Contender:
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 RAY = ("simulation.backend=ray",)
+TOGETHER = ("simulation.together=auto",)
 BF16 = ("machine.precision=bf16",)
 PLAIN = "_simulators_plain.py"
 TWO = ("--processes", str(CORES), "--threads", "1")
@@ -97,18 +98,20 @@ CONTENDERS = {
     "nvflare": Contender(
         f"NVFlare 2.9.0, simulator, {CORES} threads", "_simulators_nvflare.py", (str(CORES),), peer="nvflare"
     ),
-    "ours": Contender("Wardround, as it comes", threads=None),
-    "ours_ray": Contender(f"Wardround, {CORES} Ray workers", arguments=RAY),
-    "ours_together_fp32": Contender(
-        f"Wardround, {CORES} Ray workers, together", arguments=(*RAY, "simulation.together=auto")
-    ),
-    "ours_bf16": Contender(
-        f"Wardround, {CORES} Ray workers, bf16", arguments=(*RAY, *BF16), rounded=True
-    ),
+    "ours": Contender("Wardround, as it comes", arguments=TOGETHER, threads=None),
     "ours_together": Contender(
-        f"Wardround, {CORES} Ray workers, together, bf16",
-        arguments=(*RAY, *BF16, "simulation.together=auto"), rounded=True,
+        "Wardround, as it comes, bf16", arguments=(*TOGETHER, *BF16), threads=None, rounded=True
     ),
+    "ours_alone": Contender("Wardround, one site at a time", threads=None),
+    "ours_bf16": Contender("Wardround, one site at a time, bf16", arguments=BF16, threads=None, rounded=True),
+    "ours_padded": Contender(
+        "Wardround, padded", arguments=(*TOGETHER, "machine.padding_free=false"), threads=None
+    ),
+    "ours_inline": Contender(
+        f"Wardround, this process, {CORES} threads", arguments=(*TOGETHER, "simulation.backend=inline"),
+        threads=None,
+    ),
+    "ours_ray": Contender(f"Wardround, {CORES} Ray workers", arguments=(*TOGETHER, *RAY)),
 }  # fmt: skip
 
 

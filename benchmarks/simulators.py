@@ -14,7 +14,8 @@ own that this script makes (`_simulators_environments.py`).
 
 The contenders: a bare loop in plain PyTorch and PEFT (`_simulators_plain.py`) with all cores' threads, with a
 process a core, and both with bfloat16 weights under autocast; Flower's Ray engine; pfl-research; NVFlare's
-simulator; `wardround simulate` as it comes, on Ray, and with bfloat16 products.
+simulator; `wardround simulate` as it comes (a process a core, sites together where that is the default), and
+with one thing or another changed: bfloat16 products, one site at a time, padded, in one process, on Ray.
 
 First all that compute in float32 have to end the first round with one adapter: TOLERANCE of the update's
 length; who does not is no contender, and the script says so and ends with 1. Who rounds to bfloat16 has
