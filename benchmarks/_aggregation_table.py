@@ -7,8 +7,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
-from _quality_figures import DRAWS, figure, numerators
+from _quality_figures import ratio, ratio_of_means
 from numpy.typing import NDArray
 
 Records: TypeAlias = Sequence[dict[str, Any]]
@@ -99,20 +98,6 @@ def compared(records: Records, case: str, against: str, truth: NDArray[Any]) -> 
 
 def interval(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], truth: NDArray[Any]) -> str:
     """Ratio of the means over seeds, its 95 % interval, and the ratio of each seed."""
-    language = "nats" in pairs[0][0]
-    size = len(truth)
-    drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=DRAWS)
-
-    def figures(weights: NDArray[Any]) -> NDArray[np.float64]:
-        """(pairs, 2, draws)."""
-        return np.array(
-            [[figure(weights @ numerators(run, truth), language=language) for run in pair] for pair in pairs]
-        )
-
-    def ratio(found: NDArray[np.float64]) -> NDArray[np.float64]:
-        return found[1] / found[0] if language else found[0] / found[1]
-
-    once = figures(np.ones((1, size)))
-    low, high = np.quantile(ratio(figures(drawn).mean(axis=0)), [0.025, 0.975])
-    each = ", ".join(f"{ratio(pair)[0]:.3f}" for pair in once)
-    return f"{ratio(once.mean(axis=0))[0]:.3f} [{low:.3f}, {high:.3f}] | {each}"
+    value, low, high = ratio_of_means(pairs, truth)
+    each = ", ".join(f"{ratio(*pair, truth)[0]:.3f}" for pair in pairs)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}] | {each}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,14 +43,22 @@ def figure_of(record: dict[str, Any], truth: NDArray[Any]) -> float:
 
 def ratio(federated: dict[str, Any], other: dict[str, Any], truth: NDArray[Any]) -> list[float]:
     """The ratio (above 1: federated is better) and its 95 % paired-bootstrap interval over the test rows."""
-    language = "nats" in federated
-    ours, theirs = numerators(federated, truth), numerators(other, truth)
-    size = len(ours)
+    return ratio_of_means([(federated, other)], truth)
+
+
+def ratio_of_means(
+    pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], truth: NDArray[Any]
+) -> list[float]:
+    """The same of the means over several seeds; in a draw all seeds answer the same rows."""
+    language = "nats" in pairs[0][0]
+    both = [[numerators(run, truth) for run in pair] for pair in pairs]
+    size = len(both[0][0])
     drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=DRAWS)
 
     def of(weights: NDArray[Any]) -> NDArray[np.float64]:
-        pair = [figure(weights @ rows, language=language) for rows in (ours, theirs)]
-        return pair[1] / pair[0] if language else pair[0] / pair[1]
+        found = np.array([[figure(weights @ rows, language=language) for rows in pair] for pair in both])
+        ours, theirs = found.mean(axis=0)
+        return np.asarray(theirs / ours if language else ours / theirs)
 
     low, high = np.quantile(of(drawn), [0.025, 0.975])
     return [float(of(np.ones((1, size)))[0]), float(low), float(high)]

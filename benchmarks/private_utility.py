@@ -20,13 +20,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import quality
+from _quality_figures import figure_of, ratio, ratio_of_means
 from public_pretraining import TEXTS
 from rich.console import Console
 from rich.table import Table
@@ -132,25 +132,28 @@ def run(
 
 
 def table() -> None:
-    """Means over seeds, and their share of the non-private federation's."""
-    plain = {
-        (r["set"], r["seed"]): r["values"]["macro_f1"]
-        for r in quality.read("quality")
-        if r["arm"] == "federated"
-    }
-    shown = Table("set", "noise", "ε", "seeds", "macro-F1", "of the non-private federation")
+    """Means over seeds, and their share of the non-private federation's with its interval over test rows."""
+    plain = {(r["set"], r["seed"]): r for r in quality.read("quality") if r["arm"] == "federated"}
+    shown = Table("set", "noise", "ε", "seeds", "macro-F1", "of the non-private federation", "mean [95 %]")
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for record in read():
         groups.setdefault((record["set"], record["noise"], record["epsilon"]), []).append(record)
+    truths: dict[str, Any] = {}
     for (name, noise, epsilon), records in sorted(groups.items()):
         peer = PEERS.get(name, name)
-        scores = [record["values"]["macro_f1"] for record in records]
-        shares = [s / plain[peer, r["seed"]] for s, r in zip(scores, records, strict=True)]
+        if peer not in truths:
+            truths[peer] = quality.Present.of(peer, 0).truth
+        records.sort(key=lambda record: int(record["seed"]))
+        pairs = [(record, plain[peer, record["seed"]]) for record in records]
+        mean, low, high = ratio_of_means(pairs, truths[peer])
+        scores = [figure_of(record, truths[peer]) for record in records]
+        shares = [ratio(*pair, truths[peer])[0] for pair in pairs]
         shown.add_row(
-            name, noise, epsilon, str(len(records)), f"{statistics.mean(scores):.3f}",
-            f"{statistics.mean(shares):.3f} ({min(shares):.3f} to {max(shares):.3f})",
+            name, noise, epsilon, ", ".join(str(record["seed"]) for record in records),
+            ", ".join(f"{score:.3f}" for score in scores), ", ".join(f"{share:.3f}" for share in shares),
+            f"{mean:.3f} [{low:.3f}, {high:.3f}]",
         )  # fmt: skip
-    Console().print(shown)
+    Console(width=160).print(shown)
 
 
 def read() -> list[dict[str, Any]]:
