@@ -66,6 +66,7 @@ class Workbench:
         machine: This machine's choices.
         device: Where the model is.
         fit: What its memory has shown.
+        apart: Sets of names that were seen to keep examples apart (`private/dry_pass.py`).
     """
 
     base: LoadedBase
@@ -78,6 +79,7 @@ class Workbench:
     machine: Machine
     device: torch.device
     fit: Fit = field(default_factory=Fit, compare=False, repr=False)
+    apart: set[frozenset[str]] = field(default_factory=set, compare=False, repr=False)
     _loaded: list[Layout] = field(default_factory=list, compare=False, repr=False)
     """Layout of the adapter that was loaded last, where it has another rank than `layout`."""
 
