@@ -113,7 +113,8 @@ def private_gradients(
     Guarantee: under add-or-remove neighbours that differ by one unit (of the sampler that draws the batches),
         what the steps write is what `mechanism` describes, if each step's batch comes from a sampler over
         units that `rows` are grouped by, and its rate is the mechanism's. Gradients of other units are taken
-        to be what they are without the unit: batched kernels round with the size of the batch, by about 1e-6.
+        to be what they are without the unit: batched kernels round with the size of the batch, in float32 by
+        about 1e-6 (the audit allows 1e-5), in half precision by less than the clipping rule's slack.
         Dropout masks are drawn under a fresh secret seed at each step, since under a known one a unit that is
         missing would shift everybody's masks. Torch keeps 32 bits of a seed on the CPU and 64 on CUDA, which
         is what hides them: without dropout nothing has to be hidden.

@@ -22,6 +22,7 @@ from wardround.training.private.clipping import Clipping
 from wardround.training.private.gradient import Correlated, PrivateGradients, Sampled, private_gradients
 from wardround.training.private.local import PrivateRound
 from wardround.training.private.per_example import columns_of
+from wardround.training.private.rounding import slack_of
 from wardround.training.private.sampling import PoissonBatch
 from wardround.training.tasks.contract import Batch, Encoded, Task
 from wardround.training.workbench import Workbench
@@ -86,7 +87,7 @@ class Stage:
 
     def clipping(self) -> Clipping:
         """The run's rule, over all that trains."""
-        return self.private.clipping(columns_of(self.bench.parameters()))
+        return self.private.clipping(columns_of(self.bench.parameters()), slack_of(self.bench.model))
 
     @contextmanager
     def step(
