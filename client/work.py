@@ -44,9 +44,9 @@ from wardround.training.evaluation import evaluate
 from wardround.training.local_round import LocalJob, LocalResult, train_locally
 from wardround.training.moments import turned
 from wardround.training.optimisers import OptimiserState
+from wardround.training.private.dry_pass import require_apart
 from wardround.training.private.gradient import StepFigures
 from wardround.training.private.local import PrivateRound
-from wardround.training.private.per_example import require_rules
 
 
 def scored_adapter(round: int, broadcast: Broadcast, site: Site) -> Adapter:
@@ -131,7 +131,8 @@ def train(
     Raises:
         TrainingError: No rows, or a loss that is not finite.
         BudgetError: The site's ledger does not allow this round.
-        ConfigError: A parameter trains that has no gradient of single examples; nothing is charged.
+        ConfigError: A parameter trains that has no gradient of single examples, or the model does not keep
+            them apart; nothing is charged.
     """
     whole = adapter_at(site.strategy, broadcast, kept.memory)
     start = start_of(site.strategy, whole, site.rank, site.plan, site.name, request.round)
@@ -144,7 +145,7 @@ def train(
     if privacy is not None:
         moving = {name: p for name, p in site.bench.parameters().items() if name not in rules.frozen}
         # Whatever can be refused is refused before it is charged.
-        require_rules(site.bench.model, moving)
+        require_apart(site.bench, moving, site.plan.task)
         stand = privacy.stand(request.round, sum(p.numel() for p in moving.values()))
         resumed = privacy.usable(resumed, stand)
         private = privacy.private_round(request.round, kept.clip_norm, resumed, stand)

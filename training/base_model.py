@@ -121,6 +121,26 @@ def switch_dropout_off(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+@contextlib.contextmanager
+def without_dropout(model: torch.nn.Module) -> Iterator[None]:
+    """No dropout, the adapter's neither; probabilities and modes are put back afterwards."""
+    before = {
+        module: {name: value for name, value in vars(module).items() if isinstance(value, float)}
+        for module in model.modules()
+    }
+    modes = {module: module.training for module in model.modules()}
+    try:
+        switch_dropout_off(model)
+        yield
+    finally:
+        for module, values in before.items():
+            for name, value in values.items():
+                if vars(module).get(name) != value:
+                    setattr(module, name, value)
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def drops_out(model: torch.nn.Module) -> bool:
     """Whether anything in the model drops out while it trains, an adapter's layers included."""
     return any(

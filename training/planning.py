@@ -80,11 +80,11 @@ def make_plan(
         release=release,
         allow_dotted=allow_dotted,
     )
-    from wardround.training.private.per_example import require_rules
+    from wardround.training.private.dry_pass import require_apart
     from wardround.training.workbench import with_tokenizer
 
     if privacy is not None and privacy.trains_privately:
-        require_rules(bench.model, bench.parameters())
+        require_apart(bench, bench.parameters(), task)
     layout = bench.layout
     base = base_spec(bench.base)
     initial = (

@@ -17,7 +17,7 @@ def quantised_keywords(
     """Keywords of `from_pretrained` that load the body's linear layers quantised.
 
     Args:
-        quantisation: LLM.int8() (arXiv:2208.07339), or NF4.
+        quantisation: LLM.int8() (arXiv:2208.07339) without its outlier columns, or NF4.
         dtype: Of the arithmetic on 4-bit weights.
         device: Where the model goes.
 
@@ -33,7 +33,11 @@ def quantised_keywords(
 
     # It says at every layer that 8-bit products are made in float16, which is what LLM.int8() is.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    options: dict[str, Any] = {"load_in_8bit": True}
+    # LLM.int8() multiplies columns with an outlier (beyond 6, as transformers sets it) apart, in float16, and
+    # looks for them over the whole batch: a row that has one changes how its neighbours are rounded, so that
+    # under differential privacy it would move their gradients too. At 0 each token is scaled by itself. One
+    # threshold for all runs: a base is the same whoever trains on it.
+    options: dict[str, Any] = {"load_in_8bit": True, "llm_int8_threshold": 0.0}
     if quantisation == "4bit":
         options = {
             "load_in_4bit": True,

@@ -68,6 +68,7 @@ class Workbench:
         device: Where the model is.
         padding: How its layers go without padding.
         fit: What its memory has shown.
+        apart: Sets of names that were seen to keep examples apart (`private/dry_pass.py`).
     """
 
     base: LoadedBase
@@ -81,6 +82,7 @@ class Workbench:
     device: torch.device
     padding: PaddingFree
     fit: Fit = field(default_factory=Fit, compare=False, repr=False)
+    apart: set[frozenset[str]] = field(default_factory=set, compare=False, repr=False)
     _loaded: list[Layout] = field(default_factory=list, compare=False, repr=False)
     """Layout of the adapter that was loaded last, where it has another rank than `layout`."""
 

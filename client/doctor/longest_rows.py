@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import cycle, islice
-from typing import Any, Final
+from typing import Final
 
 from wardround.client.local_data import read_rows
 from wardround.client.site_settings import SiteSettings
-from wardround.core.errors import TrainingError, WardroundError
+from wardround.core.errors import TrainingError
 from wardround.core.plan import TrainingPlan
-from wardround.training.column_mapping import LABEL
-from wardround.training.examples import Example
+from wardround.training.made_up import made_up
 from wardround.training.site_rows import encode_rows
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
@@ -57,30 +56,12 @@ def longest_rows(
 
 def _made_up(plan: TrainingPlan, bench: Workbench) -> Encoded | None:
     """A text of full length with something to learn from, encoded; None: the task reads no such text."""
-    roles = [
-        role for role, needed in bench.task.required_roles(plan.task).items() if needed and role != LABEL
-    ]
     words = plan.data.max_length
     for _ in range(MOST_DOUBLINGS):
-        example = Example(0, _values(roles, "a " * words), label=0 if plan.data.labels else None)
-        try:
-            if bench.task.fault(example, plan.task) is not None:
-                return None
-            (row,) = bench.task.encode([example], bench.tokenizer, bench.data, plan.task)
-        except (WardroundError, ValueError, TypeError, KeyError, AttributeError):
-            return None  # something else than texts
-        if bench.task.targets(row) > 0 and row.length >= plan.data.max_length:
-            found: Encoded = row
-            return found
+        row = made_up(bench, plan.task, "a " * words)
+        if row is None:
+            return None
+        if row.length >= plan.data.max_length:
+            return row
         words *= 2
     return None
-
-
-def _values(roles: list[str], long: str) -> dict[str, Any]:
-    """The last role is the answer, in the text formats' own order: it gets the length, hence the loss."""
-    values: dict[str, Any] = dict.fromkeys(roles, "a")
-    if roles:
-        values[roles[-1]] = long
-    if "messages" in values:
-        values["messages"] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": long}]
-    return values

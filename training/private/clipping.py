@@ -20,14 +20,15 @@ from wardround.privacy.clip_norm import next_norm, vector_sigma
 Groups: TypeAlias = tuple[tuple[slice, ...], ...]
 """Places in a row by group; together they hold every column once."""
 
-_SLACK: Final = 2.0**-20
+_SUMMING: Final = 2.0**-20
 """How far clipping stays below C, relatively: 10⁴ units in float64 round by less than 10⁻⁷ · C in all."""
 
 
 class Clipping(Protocol):
     """A rule. Frozen: within a logical batch nothing moves.
 
-    Guarantee: a unit's contribution is no longer than `bound`, whatever its (finite) gradient is.
+    Guarantee: a unit's contribution is no longer than `bound` / (1 + `slack`), whatever its (finite) gradient
+    is: what is left is for other units' gradients, which rounding moves with the batch (`rounding.py`).
     """
 
     @property
@@ -35,12 +36,16 @@ class Clipping(Protocol):
         """C, by which noise is scaled."""
 
     @property
+    def slack(self) -> float:
+        """How far below C it clips, relatively."""
+
+    @property
     def groups(self) -> Groups | None:
         """What has a factor of its own; None: a row as a whole."""
 
     @property
     def limits(self) -> tuple[float, ...]:
-        """C_g: a unit that is longer than one of them counts as clipped."""
+        """C_g, less the slack: a unit that is longer than one of them counts as clipped."""
 
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
         """Norms (groups, units), float64 → what to multiply with, of the same shape."""
@@ -56,6 +61,7 @@ class Flat:
     """
 
     bound: float
+    slack: float = 0.0
     groups: None = None
 
     def __post_init__(self) -> None:
@@ -64,7 +70,7 @@ class Flat:
     @property
     def limits(self) -> tuple[float, ...]:
         """C."""
-        return (_below(self.bound),)
+        return (_below(self.bound, self.slack),)
 
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
         """min(1, C / norm)."""
@@ -84,6 +90,7 @@ class PerLayer:
 
     bound: float
     groups: Groups
+    slack: float = 0.0
 
     def __post_init__(self) -> None:
         _require_positive("clipping norm", self.bound)
@@ -91,19 +98,20 @@ class PerLayer:
     @property
     def limits(self) -> tuple[float, ...]:
         """C_g."""
-        return (_below(self.bound) / math.sqrt(len(self.groups)),) * len(self.groups)
+        return (_below(self.bound, self.slack) / math.sqrt(len(self.groups)),) * len(self.groups)
 
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
         """min(1, C_g / norm), group by group."""
         return _shortened(norms, self.limits)
 
 
-def split_by_layer(bound: float, columns: Mapping[str, slice]) -> PerLayer:
+def split_by_layer(bound: float, columns: Mapping[str, slice], slack: float = 0.0) -> PerLayer:
     """One group for each layer that trains: a LoRA pair A and B, a weight with its bias, are one.
 
     Args:
         bound: C of the whole.
         columns: Name of a tensor → its place in a row (`ExampleGradients.columns`).
+        slack: As of any rule.
 
     Raises:
         ConfigError: The bound is not positive and finite.
@@ -112,7 +120,7 @@ def split_by_layer(bound: float, columns: Mapping[str, slice]) -> PerLayer:
     for name, place in columns.items():
         pair = min((at for at in (name.find(".lora_"), name.rfind(".")) if at >= 0), default=len(name))
         layers.setdefault(name[:pair], []).append(place)
-    return PerLayer(bound, tuple(tuple(places) for places in layers.values()))
+    return PerLayer(bound, tuple(tuple(places) for places in layers.values()), slack)
 
 
 @final
@@ -133,6 +141,7 @@ class Automatic:
 
     bound: float
     stability: float = 0.01
+    slack: float = 0.0
     groups: None = None
 
     def __post_init__(self) -> None:
@@ -142,11 +151,11 @@ class Automatic:
     @property
     def limits(self) -> tuple[float, ...]:
         """C."""
-        return (_below(self.bound),)
+        return (_below(self.bound, self.slack),)
 
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
         """C / (norm + γ)."""
-        return _below(self.bound) / (norms + self.stability)
+        return _below(self.bound, self.slack) / (norms + self.stability)
 
 
 @final
@@ -181,6 +190,7 @@ class Adaptive:
     rate: float = 0.2
     smallest: float = 1e-6
     largest: float = 1e6
+    slack: float = 0.0
     groups: None = None
 
     def __post_init__(self) -> None:
@@ -196,7 +206,7 @@ class Adaptive:
     @property
     def limits(self) -> tuple[float, ...]:
         """C."""
-        return (_below(self.bound),)
+        return (_below(self.bound, self.slack),)
 
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
         """min(1, C / norm)."""
@@ -220,8 +230,8 @@ class Adaptive:
         return replace(self, bound=bound)
 
 
-def _below(bound: float) -> float:
-    return bound * (1 - _SLACK)
+def _below(bound: float, slack: float) -> float:
+    return bound * (1 - _SUMMING) / (1 + slack)
 
 
 def _shortened(norms: torch.Tensor, limits: tuple[float, ...]) -> torch.Tensor:

@@ -31,6 +31,7 @@ from wardround.training.private.gradient import (
     private_gradients,
 )
 from wardround.training.private.per_example import columns_of
+from wardround.training.private.rounding import slack_of
 from wardround.training.private.sampling import PoissonBatch, PoissonSampler
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
@@ -93,19 +94,20 @@ class PrivateRound:
             return BlockSampler(steps.pattern, self.units, steps.noise.done, self.batches, most)
         return PoissonSampler(self.units, self.cost.sample_rate, self.batches, most)
 
-    def clipping(self, columns: Mapping[str, slice]) -> Clipping:
+    def clipping(self, columns: Mapping[str, slice], slack: float) -> Clipping:
         """The plan's rule.
 
         Args:
             columns: Name of a tensor → its place in a row of gradients.
+            slack: What the model's arithmetic rounds (`rounding.py:slack_of`).
         """
         match self.rules.clipping:
             case "flat":
-                return Flat(self.clip_norm)
+                return Flat(self.clip_norm, slack)
             case "per_layer":
-                return split_by_layer(self.clip_norm, columns)
+                return split_by_layer(self.clip_norm, columns, slack)
             case "automatic":
-                return Automatic(self.clip_norm)
+                return Automatic(self.clip_norm, slack=slack)
             case "adaptive":
                 settings = self.rules.adaptive
                 return Adaptive(
@@ -116,6 +118,7 @@ class PrivateRound:
                     settings.rate,
                     settings.smallest,
                     settings.largest,
+                    slack,
                 )
 
 
@@ -205,7 +208,7 @@ def _opened(
     steps: Sampled | Correlated,
 ) -> Iterator[PrivateGradients]:
     with private_gradients(
-        bench, parameters, rows, steps, private.clipping(columns_of(parameters)),
+        bench, parameters, rows, steps, private.clipping(columns_of(parameters), slack_of(bench.model)),
         expected_batch=private.expected_batch, source=private.noise, simulation=private.simulation,
     ) as gradients:  # fmt: skip
         yield gradients

@@ -244,7 +244,8 @@ class _Recorded:
         if flat or inputs.shape[0] != lines or output.shape[0] != lines:
             raise ConfigError(
                 f"module {self.name} does not keep examples apart along its first dimension",
-                found=f"input {tuple(inputs.shape)}, output {tuple(output.shape)}", expected=f"({lines}, …)",
+                found=f"{self._trained()}: input {tuple(inputs.shape)}, output {tuple(output.shape)}",
+                expected=f"({lines}, …)",
                 remedy="leave it out of adapter.options.targets and modules_to_save",
             )  # fmt: skip
         if not torch.is_grad_enabled():  # the first pass of a reentrant checkpoint
@@ -253,6 +254,11 @@ class _Recorded:
         if self.rule.multiplies and torch.is_autocast_enabled(kind):
             inputs = inputs.to(torch.get_autocast_dtype(kind))  # what the product read, in half the memory
         return _Tap.apply(output, inputs.detach(), self, *self.rule.parameters)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+
+    def _trained(self) -> str:
+        """Names of the parameters, as in the layout."""
+        own = {id(parameter) for parameter in self.rule.parameters}
+        return ", ".join(name for name, p in self.gradients.parameters.items() if id(p) in own)
 
 
 @contextmanager

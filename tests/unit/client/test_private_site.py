@@ -25,7 +25,7 @@ from wardround.privacy.packing import unpack
 from wardround.privacy.secagg.messages import MaskedInput, decode
 from wardround.privacy.secagg.offer import SignedOffer
 from wardround.privacy.sums.contract import TRAINING
-from wardround.training.private import per_example
+from wardround.training.private import gradient, per_example
 
 
 def test_a_round_is_reserved_before_it_is_trained(
@@ -117,6 +117,23 @@ def test_what_has_no_rule_is_refused_before_it_is_charged(
     reply = answer(server.request(sums=(TRAINING,)), server.site)
     assert (reply.status, reply.code, reply.sums) == ("failed", "configuration", {})
     assert "no rule gives the gradient" in reply.reason
+    assert not (tmp_path / "ledger").exists()
+
+
+def test_what_mixes_examples_is_refused_before_it_is_charged(
+    private: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything has a rule, and the gradients depend on the batch: seen on made-up rows, and by name."""
+
+    def over_all(task: Any, model: Any, tensors: Any, counts: Any) -> Any:
+        return task.example_losses(model, tensors) * len(counts) / counts
+
+    monkeypatch.setattr(gradient, "example_means", over_all)
+    server = private()
+    server.site.bench.apart.clear()  # a bench of the whole run of tests
+    reply = answer(server.request(sums=(TRAINING,)), server.site)
+    assert (reply.status, reply.code, reply.sums) == ("failed", "configuration", {})
+    assert "depends on what is beside it" in reply.reason
     assert not (tmp_path / "ledger").exists()
 
 

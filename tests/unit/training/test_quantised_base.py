@@ -164,3 +164,27 @@ def test_dora_on_eight_bits_is_refused_by_name(tiny_llama: Path, toys: Any) -> N
     """Whoever reads such weights through PEFT could not compute with them any more."""
     with pytest.raises(ModelError, match="none or 4bit"):
         toys.bench(tiny_llama, toys.causal, quantisation="8bit", dora=True)
+
+
+def test_in_eight_bits_no_row_moves_its_neighbours(tiny_llama: Path, toys: Any) -> None:
+    """Outlier columns are looked for over the whole batch: with transformers' threshold a row moves others.
+
+    By far more than float32 rounds; as we load it, not by a bit.
+    """
+    bench = toys.bench(tiny_llama, toys.causal, quantisation="8bit")
+    layer = bench.model.base_model.model.model.layers[0].self_attn.q_proj.base_layer
+    inputs = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
+    inputs[1, :, 7] = 60.0  # beyond the threshold, in one column of the second row
+
+    def first(rows: torch.Tensor) -> torch.Tensor:
+        read = rows.clone().requires_grad_()
+        output = layer(read)[0]
+        output.square().sum().backward()
+        assert read.grad is not None
+        return torch.cat([output.detach().flatten(), read.grad[0].flatten()])
+
+    assert layer.state.threshold == 0
+    assert torch.equal(first(inputs), first(inputs[:1]))
+    layer.state.threshold = 6.0
+    alone = first(inputs[:1])
+    assert float((first(inputs) - alone).norm() / alone.norm()) > 1e-4

@@ -33,6 +33,7 @@ from wardround.training.private.audit.stage import Stage, written
 from wardround.training.private.gradient import PrivateGradients
 from wardround.training.private.guards import FrozenWeights
 from wardround.training.private.per_example import ExampleGradients, columns_of
+from wardround.training.private.rounding import slack_of
 from wardround.training.private.sampling import PoissonSampler
 
 DELTA: Final = 1e-6
@@ -101,7 +102,7 @@ def canaries(stage: Stage, *, most: int = 2000, steps: int | None = None, seed: 
         places = rng.permutation(size)[:most]
         included = rng.random(len(places)) < 0.5  # noqa: PLR2004 - a coin
         rows = [Canary(int(place)) for place in places[included]]
-        clipping = stage.private.clipping(columns)
+        clipping = stage.private.clipping(columns, slack_of(stage.bench.model))
         task = CanaryTask()
         lines = max(1, _BUFFER // size)
         machine = stage.bench.machine.model_copy(update={"microbatch_size": lines})

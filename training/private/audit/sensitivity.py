@@ -12,19 +12,16 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import torch
 
 from wardround.core.errors import TrainingError
 from wardround.training.private.audit.findings import Finding
 from wardround.training.private.audit.stage import Stage
 from wardround.training.private.gradient import PrivateGradients
+from wardround.training.private.rounding import FINE, rounds_coarsely
 
 _EXACT: Final = 1e-6
-"""Rows that run one by one give the same bits with and without their neighbours."""
-_ROUNDED: Final = {torch.float32: 1e-5, torch.float64: 1e-5}
-"""By the model's dtype: batched kernels round another way in a batch of another size."""
-_ROUNDED_COARSELY: Final = 1e-2
-"""In half precision."""
+"""Rows that run one by one give the same bits with and without their neighbours; and in half precision what
+batches round stands in the bound already (`rounding.py`)."""
 _LENGTHS: Final = (0.9, 3.0, 0.25, 1e3)
 """Median length of a unit's gradient, over C: at, above, below, and far above the bound."""
 _OUTLIERS: Final = (1.0, 1e12, math.inf)
@@ -78,8 +75,7 @@ def sensitivity(stage: Stage, *, batches: int = 12, seed: int = 0) -> list[Findi
         stage.loud.factor, stage.loud.rows = 1.0, {}
         # NaN is farther than anything, and max() does not know.
         farthest[size] = math.inf if any(math.isnan(move) for move in moves) else max(moves) / bound
-    dtype = next(iter(stage.bench.model.parameters())).dtype
-    slack = _ROUNDED.get(dtype, _ROUNDED_COARSELY)
+    slack = _EXACT if rounds_coarsely(stage.bench.model) else FINE
     pairs = f"{batches} batches, every unit taken out"
     return [
         Finding("sensitivity, rows one by one", farthest[1], 0.0, 1 + _EXACT, f"over C; {pairs}"),

@@ -17,11 +17,12 @@ from torch import nn
 
 from wardround.core.errors import ConfigError
 from wardround.privacy.accounting.mechanisms import SampledGaussian
-from wardround.training.base_model import switch_dropout_off
+from wardround.training.base_model import without_dropout
 from wardround.training.private.clipping import Clipping
 from wardround.training.private.gradient import Correlated, PrivateGradients, Sampled, private_gradients
 from wardround.training.private.local import PrivateRound
 from wardround.training.private.per_example import columns_of
+from wardround.training.private.rounding import slack_of
 from wardround.training.private.sampling import PoissonBatch
 from wardround.training.tasks.contract import Batch, Encoded, Task
 from wardround.training.workbench import Workbench
@@ -86,7 +87,7 @@ class Stage:
 
     def clipping(self) -> Clipping:
         """The run's rule, over all that trains."""
-        return self.private.clipping(columns_of(self.bench.parameters()))
+        return self.private.clipping(columns_of(self.bench.parameters()), slack_of(self.bench.model))
 
     @contextmanager
     def step(
@@ -136,19 +137,11 @@ def on_stage(bench: Workbench, private: PrivateRound, rows: Sequence[Encoded]) -
     if not usable:
         raise ConfigError("there is no row to audit with", found="no row with a target")
     loud, before = Loud(bench.task), bench.read_adapter()
-    dropout = {module: dict(vars(module)) for module in bench.model.modules()}
-    modes = {module: module.training for module in bench.model.modules()}
     try:
-        switch_dropout_off(bench.model)
-        bench.model.train()
-        yield Stage(replace(bench, task=cast("Task", loud)), loud, private, usable)
+        with without_dropout(bench.model):
+            bench.model.train()
+            yield Stage(replace(bench, task=cast("Task", loud)), loud, private, usable)
     finally:
-        for module, attributes in dropout.items():
-            for name, value in attributes.items():
-                if isinstance(value, float) and vars(module).get(name) != value:
-                    setattr(module, name, value)
-        for module, mode in modes.items():
-            module.training = mode
         for parameter in bench.parameters().values():
             parameter.grad = None
         bench.load_adapter(before)

@@ -153,7 +153,7 @@ def test_a_round_takes_every_setting_of_the_plan() -> None:
     rules = PrivacyRules(unit="patient", sigma=1.0, delta=1e-3, clipping="adaptive", adaptive=settings)
     cost, words = RoundCost(20, 0.5, 1.0, 1, 1, 1e-3, "patient"), SystemSource("test")
     private = PrivateRound(rules, cost, 10.0, ["p"] * 20, 0.9, words, words)
-    assert private.clipping({}) == Adaptive(0.9, 10.0, 6.0, 0.3, 0.7, 0.2, 5.0)
+    assert private.clipping({}, 0.0) == Adaptive(0.9, 10.0, 6.0, 0.3, 0.7, 0.2, 5.0)
 
 
 def test_the_balance_counts_half_for_and_half_against() -> None:

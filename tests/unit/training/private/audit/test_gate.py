@@ -13,14 +13,16 @@ import torch
 from mutants import clip_by_example, no_clip, noise_times
 
 from wardround.core.errors import TrainingError
-from wardround.training.private import gradient
+from wardround.training.private import gradient, rounding
 from wardround.training.private.audit import sensitivity as module
 from wardround.training.private.audit.canaries import canaries, is_powerless
 from wardround.training.private.audit.findings import all_pass
 from wardround.training.private.audit.noise import Noise, judged, noise_of_steps
 from wardround.training.private.audit.sensitivity import sensitivity
 from wardround.training.private.audit.stage import on_stage
+from wardround.training.private.rounding import COARSE, FINE, slack_of
 from wardround.training.private.units import ClippedSum
+from wardround.training.workbench import Machine
 
 RULES: list[dict[str, Any]] = [
     {},
@@ -147,6 +149,40 @@ def test_a_mutant_is_caught_by_nobody_else(name: str, staged: Any, gate: Any) ->
     """What a test does not see is as much to be known."""
     mutate, catches = TABLE[name]
     assert not catchers(mutate, {S, N, C} - catches, staged, gate)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"dtype": "bfloat16"}, {"dtype": "float16"}, {"machine": Machine(device="cpu", precision="bf16")}],
+    ids=["bfloat16", "float16", "products"],
+)
+def test_in_half_precision_the_sum_moves_by_no_more_than_the_bound(
+    options: dict[str, Any], opened: Any, toys: Any, private_round: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What batches round is inside of C, by which σ and the ledger count.
+
+    Clipped to C itself a bfloat16 base goes beyond it here; the others only may.
+    """
+    rows = [replace(row, targets=row.tokens) for row in toys.rows(12, longest=30)]
+    bench = opened("llama", r=4, targets=("q_proj", "down_proj"), **options)
+
+    def moved() -> float:
+        with on_stage(bench, private_round(), rows) as stage:
+            findings = sensitivity(stage, batches=8)
+            assert all(finding.most <= 1 + 1e-6 for finding in findings)
+            return max(finding.found for finding in findings)
+
+    assert slack_of(bench.model) == COARSE
+    assert moved() <= 1
+    monkeypatch.setattr(rounding, "COARSE", 0.0)
+    assert (1 + 1e-6 if options.get("dtype") == "bfloat16" else 0) < moved() < 1 + COARSE
+
+
+def test_in_float32_nothing_is_taken_off(staged: Any) -> None:
+    """And the sum may move by 1e-5 more in whole batches."""
+    with staged() as stage:
+        assert stage.clipping().slack == 0
+        assert [finding.most for finding in sensitivity(stage, batches=1)] == [1 + 1e-6, 1 + FINE]
 
 
 @pytest.mark.slow
