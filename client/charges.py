@@ -37,6 +37,8 @@ class Charge(Frozen):
         delta: Of the plan's privacy: at which the run's ε is told.
         after: Under a `BandedGaussian`: the round whose steps the noise that this one begins with ends with.
         repeatable: Likewise: drawn from a seed, a sealed round gives the same again.
+        everybody: The patients of all rows that the source has, where `units` are a part of them: the ledger
+            takes all of them for one export first, in which each id is a patient of its own.
     """
 
     source: str
@@ -51,6 +53,7 @@ class Charge(Frozen):
     delta: float = Field(gt=0, lt=1)
     after: int = Field(default=0, ge=0)
     repeatable: bool = False
+    everybody: tuple[str, ...] = ()
 
 
 class Charges(Protocol):
@@ -115,6 +118,8 @@ class LedgerCharges:
     def reserve(self, charge: Charge) -> float:
         """As `Charges`."""
         with self.ledger() as ledger:
+            if charge.everybody:
+                ledger.source(charge.source, sorted(set(charge.everybody)))
             source = ledger.source(charge.source, sorted(set(charge.units)))
             run = self.owner + charge.run
             if isinstance(charge.mechanism, NoPrivacy):

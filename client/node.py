@@ -28,7 +28,7 @@ from wardround.client.memory import MEMORY_FOLDER, SiteStore
 from wardround.client.noise_file import NoiseFile
 from wardround.client.parties import Parties
 from wardround.client.policy import RefusedPlanError, month_refusals, sentence
-from wardround.client.private import SitePrivacy, released
+from wardround.client.private import SitePrivacy, released, released_apart
 from wardround.client.resting import Resting, give_memory_back
 from wardround.client.round import named
 from wardround.client.rows_noted import mark_of, note_rows
@@ -338,9 +338,10 @@ class Node:
         return Grouped(self.name, draw, groups)
 
     def _release(self, run_id: str, plan: TrainingPlan, local: LocalData) -> None:
-        """A run that protects no patient stands in the ledger of a site that has one before it is accepted.
+        """Whom a run does not protect stands in the ledger of a site that has one before it is accepted.
 
-        Noise on whole sites counts as none: the ledger is a patient's.
+        Noise on whole sites counts as none: the ledger is a patient's. A run that trains privately protects
+        no patient whom it holds back.
 
         Raises:
             BudgetError: The ledger's policy does not allow it.
@@ -348,6 +349,9 @@ class Node:
         """
         rules = plan.privacy
         if rules is not None and rules.trains_privately:
+            if local.rows.held_back:
+                everybody, held_back = local.rows.everybody, local.rows.held_back
+                released_apart(plan, run_id, everybody, held_back, self.keeper.charges())
             return
         try:
             charges = self.keeper.charges()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from wardround.client.charges import Charge, Charges
 from wardround.client.ledger.ledger import WHOLE_RUN
 from wardround.client.noise_file import NoiseFile, Stand, require_room
-from wardround.core.errors import InternalError, PolicyError
+from wardround.core.errors import BudgetError, InternalError, PolicyError
 from wardround.core.plan import TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.core.seeds import Purpose
@@ -46,6 +46,48 @@ def released(plan: TrainingPlan, run_id: str, everybody: Sequence[str], charges:
             source=plan.name, units=tuple(everybody), run=run_id, plan=plan.digest, round=0, draw=WHOLE_RUN,
             mechanism=NoPrivacy(), unit="patient", delta=0.5,
         )
+    )  # fmt: skip
+
+
+def released_apart(
+    plan: TrainingPlan, run_id: str, everybody: Sequence[str], held_back: Sequence[str], charges: Charges
+) -> None:
+    """Put on record that exact scores of those whom a private run holds back leave: nothing bounds theirs.
+
+    Who is held back follows from the plan's seed, so that another run trains on them: by then they are known
+    as what they are.
+
+    Args:
+        plan: What the site is about to accept.
+        run_id: Of the run.
+        everybody: Units of all rows.
+        held_back: Of them, those that are only scored.
+        charges: The site's ledger.
+
+    Raises:
+        BudgetError: The ledger has a cap, and its policy does not allow it.
+        StorageError: The ledger cannot be written, or does not hold what was written.
+    """
+    charge = Charge(
+        source=f"{plan.name[:200]}, held back", units=tuple(held_back), run=run_id, plan=plan.digest, round=0,
+        draw=WHOLE_RUN, mechanism=NoPrivacy(), unit="patient", delta=0.5, everybody=tuple(everybody),
+    )  # fmt: skip
+    try:
+        charges.reserve(charge)
+    except BudgetError as error:
+        raise held_back_refused(error.expected) from error
+
+
+def held_back_refused(expected: str | None) -> BudgetError:
+    """Why a private run that holds patients back is refused under a cap.
+
+    Both ways out are in the first sentence, which is all that the operator is told.
+    """
+    return BudgetError(
+        "those whom the plan holds back to score its rounds would be without differential privacy, which "
+        "ends the cap on them: plan with data.validation_fraction=0, and nobody is held back, or the site's "
+        "people allow it (wardround ledger amend --allow-release)",
+        found="ε = infinity for those held back", expected=expected,
     )  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def run_arms(
         lanes: Flower nodes over which messages are delivered.
         policy: What every site demands of secure aggregation.
         each: Called with an arm and the function that trains it; what it returns is collected.
-        privacy_cap: ε that every site grants its patients; None: what the plan asks for.
+        privacy_cap: As `simulated_privacy`.
         ranks: Sites' own ranks, in turn or by name; none: the plan's.
         together: So many sites of an arm train together.
         outage: Probability that a site of the federation is lost in a round.
@@ -139,6 +139,7 @@ def run_arms(
         realism: How slow, far or away the federation's sites are.
 
     Raises:
+        BudgetError: As `simulated_privacy`.
         ConfigError: As `sites_at_once`; or two arms, or two sites of one, have the same name: they would
             share folder and run id.
         PolicyError: The policy does not allow the plan's kind of aggregation.
@@ -168,7 +169,9 @@ def run_arms(
             ),
             FoldCheck(arm.plan, strategies[arm.name], fold=folds[arm.name]),
             consortia[arm.name].grouped(name, arm.plan, run_of(run_id, arm), strategies[arm.name]),
-            simulated_privacy(arm.plan, name, rows.units, folder_of(arm.name) / "sites" / name, privacy_cap),
+            simulated_privacy(
+                arm.plan, name, rows, folder_of(arm.name) / "sites" / name, privacy_cap, run_of(run_id, arm)
+            ),
             figures=None,
             rank=own_ranks[arm.name].get(name),
             together=shared[arm.name] if shared[arm.name].used else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from wardround.core.plan import SecureRules, StrategySpec, TrainingPlan, cohort_size
@@ -30,6 +31,10 @@ def bounds_of(config: RunConfig, federated: Arm) -> list[Arm]:
     if bounds.centralised:
         arms.append(centralised_arm(federated, bounds.centralised_learning_rate, bounds.optimiser))
     return arms
+
+
+def _pooled(units: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"{site}\x1f{unit}" for site, found in units.items() for unit in found]
 
 
 def local_arm(
@@ -76,7 +81,9 @@ def centralised_arm(
     pooled = SiteRows(
         [row for rows in federated.sites.values() for row in rows.training],
         [row for rows in federated.sites.values() for row in rows.validation],
-        [f"{site}\x1f{unit}" for site, rows in federated.sites.items() for unit in rows.units],
+        _pooled({site: rows.units for site, rows in federated.sites.items()}),
+        everybody=tuple(_pooled({site: rows.everybody for site, rows in federated.sites.items()})),
+        held_back=tuple(_pooled({site: rows.held_back for site, rows in federated.sites.items()})),
     )
     plan = _alone(federated.plan)
     privacy, work = federated.plan.privacy, plan.local

@@ -6,8 +6,8 @@ Batches and noise can be repeated here, so that a run can: they protect nobody, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -15,31 +15,35 @@ from wardround.client.charges import LedgerCharges
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.noise_file import NoiseFile
-from wardround.client.private import SitePrivacy
+from wardround.client.private import SitePrivacy, held_back_refused, released_apart
 from wardround.core.plan import TrainingPlan, cohort_size
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.core.seeds import Purpose
 from wardround.privacy.accounting.of_plan import round_cost, sigma_of_sums
 from wardround.privacy.clip_norm import vector_sigma
 from wardround.privacy.noise.source import RandomSource, RepeatableSource
+from wardround.training.site_rows import SiteRows
 
 _SLACK: Final = 1 + 1e-6
 """Of a cap that is the plan's own target: float64 must not refuse the last round."""
 
 
 def simulated_privacy(
-    plan: TrainingPlan, site: str, units: Sequence[str], folder: Path, cap: float | None
+    plan: TrainingPlan, site: str, rows: SiteRows, folder: Path, cap: float | None, run_id: str = ""
 ) -> SitePrivacy | None:
     """A simulated site's side of the plan's privacy; None where sites train without noise of their own.
 
     Args:
         plan: What is trained.
         site: Its name.
-        units: The patient of each training row.
+        rows: Of the site. Whom it holds back stands in its ledger as released, before anybody is charged.
         folder: What the site keeps; its ledger lies in `ledger/`.
-        cap: ε that the site grants its patients; None: what the plan asks for.
+        cap: ε that the site grants its patients, and as at a hospital nobody may be held back under it; None:
+            what the plan asks for, whoever it holds back.
+        run_id: Of the arm, under which those stand there.
 
     Raises:
+        BudgetError: The plan holds patients back under a cap that somebody wrote.
         ConfigError: The plan asks for larger batches than the site has units.
         PolicyError: δ ≥ 1 / units.
     """
@@ -47,12 +51,15 @@ def simulated_privacy(
     def sources(purpose: Purpose, round: int) -> RandomSource:
         return RepeatableSource(plan.seed, purpose, round=round, site=site)
 
-    rules, patients = plan.privacy, len(set(units))
+    rules, units, patients = plan.privacy, rows.units, len(set(rows.units))
     cost = round_cost(plan, len(units) if rules and rules.unit == "example" else patients)
     if rules is None or cost is None:
         return None
-    policy = BudgetPolicy(epsilon=granted(rules, cap), delta=rules.delta)
+    if cap is not None and rows.held_back:
+        raise held_back_refused(f"at most ε = {cap:g} at δ = {rules.delta:g} per patient")
+    policy = BudgetPolicy(epsilon=granted(rules, cap), delta=rules.delta, allow_release=cap is None)
     path = folder / "ledger"
+    said: list[str] = []
 
     @contextmanager
     def ledger() -> Iterator[Ledger]:
@@ -63,6 +70,10 @@ def simulated_privacy(
             else Ledger.create(path, policy, units=patients, planned=planned)
         )
         with opened:
+            if rows.held_back and not said:
+                own = LedgerCharges(lambda: nullcontext(opened))
+                released_apart(plan, run_id, rows.everybody, rows.held_back, own)
+                said.append(run_id)
             yield opened
 
     return SitePrivacy(

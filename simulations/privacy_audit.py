@@ -37,6 +37,7 @@ from wardround.training.private.audit.roc import Separation
 from wardround.training.private.audit.sensitivity import sensitivity
 from wardround.training.private.audit.stage import Stage, on_stage
 from wardround.training.private.sampling import bounded_rows
+from wardround.training.site_rows import SiteRows
 from wardround.training.tasks.contract import Encoded
 
 GATE_ROWS: Final = 32
@@ -217,7 +218,7 @@ def _privacies(prepared: Preparation, plan: TrainingPlan) -> dict[str, SitePriva
     for name in prepared.rows.sites:
         examples, _ = _split(prepared, plan, name)
         units = [example.unit for example in examples]
-        side = simulated_privacy(plan, name, units, Path(name), None)
+        side = simulated_privacy(plan, name, SiteRows([], [], units), Path(name), None)
         if side is not None:
             found[name] = side
     return found

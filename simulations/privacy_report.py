@@ -121,7 +121,9 @@ def _charged(ledger: Path, cost: RoundCost, run: str) -> Account:
 
 
 def _of_patient(book: Book, run: str) -> Account:
-    return Tally.total(book.run_tallies(run)).account()
+    return Tally.total(
+        tally for tally in book.run_tallies(run) if tally.steps
+    ).account()  # of whom it protects
 
 
 def _reservations(book: Book, run: str) -> int:

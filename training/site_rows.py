@@ -35,6 +35,8 @@ class SiteRows:
     """The most rows that one unit has among those for training, and among those held back."""
     everybody: tuple[str, ...] = field(default=(), repr=False)
     """Units of all of them, sorted, those that are held back included."""
+    held_back: tuple[str, ...] = field(default=(), repr=False)
+    """Units of those that are held back, sorted: nobody else's rows are among them."""
     digest: str = ""
     """SHA-256 of all usable rows in their order, as they were read. It stays at the site."""
 
@@ -71,9 +73,14 @@ def encode_site(
         encode_rows(plan, bench, validation, name, tell),
         [] if plan.data.packing else [example.unit for example in training],
         (_most_of_one(training), _most_of_one(validation)),
-        tuple(sorted({example.unit for example in examples})),
+        _units(examples),
+        _units(validation),
         _digest(examples),
     )
+
+
+def _units(examples: Sequence[Example]) -> tuple[str, ...]:
+    return tuple(sorted({example.unit for example in examples}))
 
 
 def _digest(examples: Sequence[Example]) -> str:

@@ -167,6 +167,7 @@ def judge_settings(models: int, policy: str) -> Finding:
 def judge_ledger(ledger: LedgerSeen | None, plan: TrainingPlan | None) -> Finding:
     """Of the ledger; None: there is none."""
     private = plan is not None and plan.privacy is not None and plan.privacy.trains_privately
+    held_back = plan is not None and plan.data.validation_fraction > 0
     if ledger is None:
         remedy = "wardround ledger create makes one, with the ε that this site grants its patients"
         if private:
@@ -179,10 +180,21 @@ def judge_ledger(ledger: LedgerSeen | None, plan: TrainingPlan | None) -> Findin
             "ledger", f"{told}, of {ledger.cap:g}; the plan has no privacy, and such runs are not allowed",
             "ask for a private plan, or wardround ledger amend --allow-release, in somebody's name",
         )  # fmt: skip
+    if private and held_back and ledger.cap is not None and not ledger.allows_release:
+        return fails(
+            "ledger", f"{told}, of {ledger.cap:g}; the plan holds patients back whom nothing would bound",
+            "ask for the plan with data.validation_fraction=0, or wardround ledger amend --allow-release, in "
+            "somebody's name",
+        )  # fmt: skip
     if ledger.cap is None:
         return warns(
             "ledger", f"{told}, and no cap: nothing is refused", "wardround ledger amend --epsilon sets one"
         )
+    if math.isinf(ledger.spent):
+        return warns(
+            "ledger", f"{told}, of {ledger.cap:g}: nothing bounds some of its patients",
+            "private plans that train on them are refused; wardround ledger show tells who they may be",
+        )  # fmt: skip
     if ledger.spent >= ledger.cap:
         return warns(
             "ledger", f"{told}, of {ledger.cap:g}: nothing is left", "private plans are refused from now on"

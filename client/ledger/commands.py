@@ -201,10 +201,20 @@ def _print(book: Book, summary: Summary, lines: Sequence[ReservationLine], conso
             _figure(line.epsilon),
         )  # fmt: skip
     console.print(table)
-    table = _table("runs", "run", "stages", "sealed", "extra draws", "refused", "ε reserved", "ε by losses")
+    table = _table(
+        "runs",
+        "run",
+        "stages",
+        "sealed",
+        "extra draws",
+        "refused",
+        "without privacy",
+        "ε reserved",
+        "ε by losses",
+    )
     for run in summary.runs:
         name = escape(run.run) + (" (left)" if run.left else "")
-        counts = (str(count) for count in (run.stages, run.sealed, run.extra, run.refusals))
+        counts = (str(count) for count in (run.stages, run.sealed, run.extra, run.refusals, run.released))
         table.add_row(name, *counts, _figure(run.epsilon), _by_losses(run))
     console.print(table)
     console.print(

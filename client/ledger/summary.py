@@ -31,7 +31,9 @@ class RunLine:
         extra: Of them, beyond the first of each stage: draws after a crash.
         sealed: Stages whose contribution stands.
         refusals: What was refused.
-        epsilon: Reserved in this run alone, for the worst-off patient.
+        epsilon: Reserved in this run alone, for the worst-off patient; where it trains privately of those
+            whom it does not get without privacy as well.
+        released: Units that it gets without privacy: held back to be scored, or all.
         reported: The same by privacy losses, where they give less; None of runs before the last
             `MOST_REPORTED`.
         left: The site does not join it again.
@@ -44,6 +46,7 @@ class RunLine:
     extra: int
     sealed: int
     refusals: int
+    released: int
     epsilon: Epsilon
     reported: Epsilon | None
     left: bool
@@ -142,7 +145,8 @@ def summarise(book: Book) -> Summary:
         drawn[run].append(charges)
     sealed = Counter(stage[0] for stage in book.seals)
     refused = Counter(place[0] for _, place in book.refusals)
-    by_losses = {run: reported(book, everybody, run) for run in [*drawn][-MOST_REPORTED:]}
+    behind = {run: _charged(book, run) for run in drawn}
+    by_losses = {run: reported(book, behind[run], run) for run in [*drawn][-MOST_REPORTED:]}
     return Summary(
         rows=book.rows,
         units=population.size,
@@ -155,7 +159,8 @@ def summarise(book: Book) -> Summary:
                 extra=made - len(held),
                 sealed=sealed[run],
                 refusals=refused[run],
-                epsilon=spent(book, everybody, run),
+                released=_released(book, run),
+                epsilon=spent(book, behind[run], run),
                 reported=by_losses.get(run),
                 left=run in book.left,
             )
@@ -170,6 +175,25 @@ def summarise(book: Book) -> Summary:
         write_offs=len(book.write_offs),
         refusals=len(book.refusals),
     )
+
+
+def _charged(book: Book, run: str) -> list[int]:
+    """Classes of units that a run's noise protects, as far as it has any; else all."""
+    tallies, worlds = book.run_tallies(run), book.worlds
+    everybody = set(range(len(book.population.members)))
+    if not any(tally.steps for tally in tallies):
+        return sorted(everybody)
+    released = worlds.hits[:, [tally.released for tally in tallies]].any(axis=1)
+    return sorted(everybody - set(worlds.owner[released].tolist())) or sorted(everybody)
+
+
+def _released(book: Book, run: str) -> int:
+    found = [number for number, tally in enumerate(book.run_tallies(run)) if tally.released]
+    sizes, classes = (
+        book.population.sizes(),
+        {place for n in found for place in book.population.classes_of(n)},
+    )
+    return int(sum(sizes[place] for place in classes))
 
 
 def reservations(book: Book) -> Iterator[ReservationLine]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from wardround.client.ledger.ledger import Ledger
-from wardround.core.errors import ConfigError, PolicyError, QuorumError
+from wardround.client.ledger.summary import summarise
+from wardround.core.errors import BudgetError, ConfigError, PolicyError, QuorumError
 from wardround.core.messages import SPENT
 from wardround.privacy.accounting.of_plan import round_cost, sigma_of_sums
 from wardround.runtime.event_log import read_events
@@ -114,6 +116,9 @@ def test_a_run_with_local_noise_spends_what_it_says_and_shows_it(wards: Make) ->
         assert [(round, stage) for _, round, stage in ledger.book.seals] == [(1, 0), (2, 0)]
         assert ledger.book.policy.epsilon == pytest.approx(4.0)
         assert ledger.epsilon(source).value <= 4.0
+        (line,) = summarise(ledger.book).runs
+        assert (line.released, line.epsilon.value) == (6, pytest.approx(summary["reserved"]))
+        assert summarise(ledger.book).highest.value == math.inf
 
 
 def test_equal_seeds_give_equal_runs_and_a_resumed_one_is_charged_once(wards: Make) -> None:
@@ -254,19 +259,21 @@ def test_a_site_that_has_run_dry_leaves_and_the_run_goes_on(
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few))
     config = make(
         "dry", privacy={"unit": "patient", "sigma": 1.2, "delta": 1e-2}, strategy={"weighting": "uniform"},
-        local={"max_grad_norm": None}, simulation={"privacy_cap": 3.8},
-    ).model_copy(update={"seed": 282})  # fmt: skip
-    # Under that seed there are 14, 14 and 7 patients to train on.
+        local={"max_grad_norm": None}, simulation={"privacy_cap": 2.6}, data={"validation_fraction": 0.0},
+    )  # fmt: skip
     result, recorder = run(config)
     refused = [event for event in recorder.events if isinstance(event, SiteReplied) and event.status != "ok"]
     assert {(event.site, event.code) for event in refused} == {("w2", "budget")}
     assert [event.round for event in refused] == [3, 4]
     assert "overdrawn" in refused[0].reason
     assert result.federated.outcome.last.round == 4
-    assert max(event.sites["w2"] for event in spent_in(recorder)) <= 3.8
+    assert max(event.sites["w2"] for event in spent_in(recorder)) <= 2.6
     with pytest.raises(QuorumError):
         run(config.model_copy(update={"output": str(tmp_path / "poor"),
-            "simulation": config.simulation.model_copy(update={"privacy_cap": 0.9})}))  # fmt: skip
+            "simulation": config.simulation.model_copy(update={"privacy_cap": 0.3})}))  # fmt: skip
+    held_back = config.data.model_copy(update={"validation_fraction": 0.3})
+    with pytest.raises(BudgetError, match="validation_fraction=0"):
+        run(config.model_copy(update={"output": str(tmp_path / "held"), "data": held_back}))
 
 
 def test_what_a_private_run_cannot_be_is_refused_before_a_model_is_loaded(

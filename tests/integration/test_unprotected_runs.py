@@ -6,14 +6,17 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from federation import Federation
+from federation import Federation, config_of
 from offers import COUNTS, RUN, codes, node, offer, own_rows
 
 from wardround.client.accepted import RunFolders
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
+from wardround.client.ledger.reading import look
+from wardround.client.ledger.summary import summarise
 from wardround.core.errors import BudgetError
 from wardround.runtime.plan_folder import SIGNED
 
@@ -21,15 +24,18 @@ PATIENTS = [f"basel{number}" for number in range(5)]
 PRIVATE = {"unit": "patient", "noise": "local", "sigma": 1.0, "delta": 1e-3}
 
 
+SECTIONS: dict[str, Any] = {
+    "units": (4, 6), "privacy": PRIVATE, "strategy": {"weighting": "uniform"},
+    "local": {"epochs": 1, "batch_size": 2, "max_grad_norm": None},
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federation:
     """Three sites' folders, and two plans: `plan` without privacy, `private`."""
     federation = Federation.make(tmp_path_factory.mktemp("unprotected"), tiny_bert, COUNTS)
     federation.plan("plan")
-    federation.plan(
-        "private", units=(4, 6), privacy=PRIVATE, strategy={"weighting": "uniform"},
-        local={"epochs": 1, "batch_size": 2, "max_grad_norm": None},
-    )  # fmt: skip
+    federation.plan("private", **SECTIONS)
     return federation
 
 
@@ -73,9 +79,70 @@ def test_where_it_is_allowed_nothing_bounds_its_patients_any_more(federation: Fe
         site.privacy.reserve(site.plan, run, 1, cohort=3, coordinates=10)
 
 
+def test_whom_a_private_run_holds_back_ends_the_cap_on_them(federation: Federation) -> None:
+    """Their exact scores leave, and another seed would train on them: refused, with a way on."""
+    folder = give(federation)
+    data = (federation.practice.folder / "private" / SIGNED).read_bytes()
+    answer = node(federation).answer(offer(federation, plan=data))
+    assert codes(answer) == ("refused", ["budget"])
+    assert "holds back" in answer.reasons[0].text
+    for remedy in ("data.validation_fraction=0", "--allow-release"):
+        assert remedy in answer.reasons[0].text
+    assert RunFolders(federation.practice.sites["basel"].path / "runs").accepted(RUN) is None
+    book, _ = look(folder)
+    assert [reason for reason, _ in book.refusals] == ["no_privacy"]
+
+
+def test_where_it_is_allowed_those_held_back_are_on_record_and_the_others_keep_their_cap(
+    federation: Federation,
+) -> None:
+    """Once for a run; a run under another seed cannot train on them."""
+    folder = give(federation, allow_release=True)
+    data = (federation.practice.folder / "private" / SIGNED).read_bytes()
+    assert codes(node(federation).answer(offer(federation, plan=data))) == ("accepted", [])
+    size = (folder / "ledger.jsonl").stat().st_size
+    site = node(federation).get((RUN, "basel"))
+    assert (folder / "ledger.jsonl").stat().st_size == size
+    assert site is not None
+    assert site.privacy is not None
+    (held_back,) = set(PATIENTS) - set(site.privacy.units)
+    site.privacy.reserve(site.plan, RUN, 1, cohort=3, coordinates=10)
+    with Ledger.open(folder) as ledger:
+        found = {one: ledger.epsilon(ledger.source(one, [one])).value for one in PATIENTS}
+        assert {one for one, value in found.items() if value == math.inf} == {held_back}
+        assert all(0 < value < 50 for one, value in found.items() if one != held_back)
+        (line,) = summarise(ledger.book).runs
+        alone = ledger.epsilon(ledger.source("others", sorted(set(site.privacy.units))), run=RUN)
+        assert (line.released, line.epsilon) == (1, alone)
+    other = federation.plan("reseeded", seed=1, **SECTIONS)
+    run = RUN.replace("0a", "0b")
+    data = (other / SIGNED).read_bytes()
+    assert codes(node(federation).answer(offer(federation, plan=data, run_id=run))) == ("accepted", [])
+    again = node(federation).get((run, "basel"))
+    assert again is not None
+    assert again.privacy is not None
+    assert held_back in again.privacy.units
+    with pytest.raises(BudgetError, match="without differential privacy"):
+        again.privacy.reserve(again.plan, run, 1, cohort=3, coordinates=10)
+
+
+def test_a_plan_that_holds_nobody_back_needs_no_such_permission(federation: Federation) -> None:
+    """Under a cap, with the policy as it is by default."""
+    folder = give(federation)
+    data = dict(config_of(federation.base, federation.rows).model_dump(mode="json")["data"])
+    plan = federation.plan("whole", data=data | {"validation_fraction": 0.0}, **SECTIONS)
+    signed = (plan / SIGNED).read_bytes()
+    assert codes(node(federation).answer(offer(federation, plan=signed))) == ("accepted", [])
+    site = node(federation).get((RUN, "basel"))
+    assert site is not None
+    assert site.privacy is not None
+    site.privacy.reserve(site.plan, RUN, 1, cohort=3, coordinates=10)
+    assert 0 < summarise(look(folder)[0]).highest.value < 50
+
+
 def test_every_reservation_has_the_mark_of_the_rows(federation: Federation, tmp_path: Path) -> None:
     """Other rows, another mark; two draws over the same rows differ all the same."""
-    folder, rows = give(federation), own_rows(federation, tmp_path)
+    folder, rows = give(federation, allow_release=True), own_rows(federation, tmp_path)
     data = (federation.practice.folder / "private" / SIGNED).read_bytes()
     assert codes(node(federation).answer(offer(federation, plan=data))) == ("accepted", [])
     marks = []

@@ -221,11 +221,12 @@ def test_what_ends_soon_warns_and_what_has_ended_fails() -> None:
     )
 
 
-def private_plan() -> Any:
+def private_plan(held_back: float = 0.1) -> Any:
     """A plan that trains privately."""
     return toy_plan(
         privacy=PrivacyRules(unit="example", sigma=1.0), strategy=StrategySpec(weighting="uniform"),
-        data=DataContract(columns={"text": "t"}), local={"steps": 1, "max_grad_norm": None},
+        data=DataContract(columns={"text": "t"}, validation_fraction=held_back),
+        local={"steps": 1, "max_grad_norm": None},
     )  # fmt: skip
 
 
@@ -235,12 +236,16 @@ def test_a_ledger_is_needed_by_a_private_plan_alone() -> None:
     is_like(own.judge_ledger(None, toy_plan()), "passes")
     is_like(own.judge_ledger(None, private_plan()), "fails", "ledger create")
     is_like(
-        own.judge_ledger(own.LedgerSeen(5, 8.0, 2.0, 1e-5), private_plan()), "passes", "5 rows", "2", "of 8"
+        own.judge_ledger(own.LedgerSeen(5, 8.0, 2.0, 1e-5), private_plan(0)), "passes", "5 rows", "2", "of 8"
     )
     is_like(own.judge_ledger(own.LedgerSeen(5, 8.0, 8.0, 1e-5), None), "warns", "nothing is left")
     is_like(own.judge_ledger(own.LedgerSeen(5, 8.0, 2.0, 1e-5), toy_plan()), "fails", "no privacy")
     allowing = own.LedgerSeen(5, 8.0, 2.0, 1e-5, allows_release=True)
     is_like(own.judge_ledger(allowing, toy_plan()), "passes", "of 8")
+    is_like(own.judge_ledger(allowing, private_plan()), "passes", "of 8")
+    strict = own.judge_ledger(own.LedgerSeen(5, 8.0, 2.0, 1e-5), private_plan())
+    is_like(strict, "fails", "holds patients back", "validation_fraction=0", "--allow-release")
+    is_like(own.judge_ledger(own.LedgerSeen(5, 8.0, math.inf, 1e-5), None), "warns", "bounds some")
     is_like(own.judge_ledger(own.LedgerSeen(5, None, math.inf, 1e-5), None), "warns", "∞", "no cap")
 
 
