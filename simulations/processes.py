@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -174,9 +176,15 @@ def forks_pay(config: RunConfig, bench: Workbench, sites: int) -> bool:
     return several and config.machine.threads is None and parameters <= SMALL and not _against(config, bench)
 
 
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """That this process may use, a container's share of them observed."""
+    if sys.platform != "linux":
+        return 1
+    allowed = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        allowed = min(allowed, math.ceil(int(quota) / int(period)))  # "max" is no number: there is none
+    return max(1, allowed)
 
 
 def _against(config: RunConfig, bench: Workbench) -> list[str]:

@@ -187,6 +187,19 @@ def test_what_auto_takes(
     assert forks_pay(config, bench, sites) is expected
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("", 8), (None, 8)]
+)
+def test_a_containers_share_of_the_cores_is_observed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str | None, expected: int
+) -> None:
+    """It sees all of the machine's, and may use some."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    if told is not None:
+        (tmp_path / "cpu.max").write_text(told)
+    assert processes.cores(tmp_path) == expected
+
+
 @pytest.mark.parametrize("threads", [None, 1])
 def test_who_trains_where_nobody_says(
     settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, threads: int | None
