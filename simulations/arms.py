@@ -26,7 +26,7 @@ from wardround.client.parties import Contributions
 from wardround.client.site import Site
 from wardround.core.errors import ConfigError, unknown_name
 from wardround.core.packed import Adapter
-from wardround.core.plan import TrainingPlan
+from wardround.core.plan import TrainingPlan, cohort_size
 from wardround.core.seeds import Purpose
 from wardround.privacy.noise.source import RepeatableSource
 from wardround.privacy.secagg.policy import SecurePolicy
@@ -152,7 +152,11 @@ def run_arms(
     folds = {name: LastFold(strategy) for name, strategy in strategies.items()}
     arms = [bounded(arm) for arm in arms]
     crew = Here(Trainer(bench)) if crew is None else crew
-    shared = {arm.name: SharedPasses(crew, sites_at_once(together, arm.plan, bench)) for arm in arms}
+    at_once = {
+        arm.name: sites_at_once(together, arm.plan, bench, sites=cohort_size(arm.plan.rounds, len(arm.sites)))
+        for arm in arms
+    }
+    shared = {arm.name: SharedPasses(crew, at_once[arm.name]) for arm in arms}
     own_ranks = {arm.name: ranks_of(arm, ranks, strategies[arm.name]) for arm in arms}
     sites = {
         (run_of(run_id, arm), name): Site(

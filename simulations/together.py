@@ -33,14 +33,24 @@ from wardround.training.workbench import Workbench
 LOG = logging.getLogger(__name__)
 ROWS_AT_ONCE: Final = 8
 """Up to so many rows a step a CPU is faster with several sites' than with one's (docs/benchmarks.md)."""
+LOTS: Final = 4
 Key = tuple[str, int, str]
 """Run, round, site."""
 Made: TypeAlias = LocalResult | Exception
 """What a job gave, or what went wrong with it."""
 
 
-def sites_at_once(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Workbench) -> int:
+def sites_at_once(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Workbench, *, sites: int) -> int:
     """So many sites train together under a plan.
+
+    `auto` leaves at least `LOTS` of them to a round, whoever trains: workers have something to do then, and
+    what comes out does not depend on how many they are.
+
+    Args:
+        wanted: So many, or `auto`.
+        plan: Of the run.
+        bench: What it trains on.
+        sites: That train in a round.
 
     Raises:
         ConfigError: More than one are asked for, and these cannot.
@@ -60,6 +70,7 @@ def sites_at_once(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Work
     batch, most = plan.local.batch_size, bench.machine.microbatch_size
     if wanted == "auto":
         wanted = ROWS_AT_ONCE // batch if bench.device.type == "cpu" else 1  # measured on CPUs alone
+        wanted = max(1, min(wanted, sites // LOTS))
     return max(1, wanted if most is None else min(wanted, most // batch))
 
 
