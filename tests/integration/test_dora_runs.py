@@ -173,7 +173,7 @@ def test_products_in_bfloat16_leave_magnitudes_in_float32(settings: Make) -> Non
 def private(settings: Make, name: str, **sections: Any) -> RunConfig:
     """DP-SGD at each site, with a noise that is written down."""
     noise = {"unit": "patient", "epsilon": None, "sigma": 0.5, "delta": 1e-2}
-    data = {"labels": ["0", "1"], "unit_column": "patient"}
+    data = {"labels": ["0", "1"], "unit_column": "patient", "validation_fraction": 0.0}
     given = {"strategy": {"weighting": "uniform"}, "local": {"max_grad_norm": None}, "data": data}
     return settings(name, privacy=noise, **(given | sections))
 

@@ -94,7 +94,8 @@ SITE = {
     "sections",
     [
         {}, {"seed": 3, "strategy": {"name": "fedadam"}}, {"strategy": {"weighting": "targets"}},
-        {"encoding": {"bits": 24, "largest": 0.5}}, {"secure": {"mode": "off"}}, PRIVATE, DISTRIBUTED,
+        {"encoding": {"bits": 24, "largest": 0.5}}, {"secure": {"mode": "off"}},
+        {**PRIVATE, "validation": 0}, DISTRIBUTED,
         {**SITE, "validation": 0}, {"strategy": {"name": "fedsa"}},
     ],
     ids=["plain", "adam", "targets", "largest", "off", "private", "distributed", "site", "own adapters"],
