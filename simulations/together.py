@@ -31,7 +31,7 @@ from wardround.training.together import train_together, why_alone
 from wardround.training.workbench import Workbench
 
 LOG = logging.getLogger(__name__)
-ROWS_AT_ONCE: Final = 8
+ROWS_AT_ONCE: Final = 16
 """Up to so many rows a step a CPU is faster with several sites' than with one's (docs/benchmarks.md)."""
 LOTS: Final = 4
 Key = tuple[str, int, str]
@@ -69,9 +69,11 @@ def sites_at_once(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Work
         )  # fmt: skip
     batch, most = plan.local.batch_size, bench.machine.microbatch_size
     if wanted == "auto":
-        wanted = ROWS_AT_ONCE // batch if bench.device.type == "cpu" else 1  # measured on CPUs alone
-        wanted = max(1, min(wanted, sites // LOTS))
-    return max(1, wanted if most is None else min(wanted, most // batch))
+        several = ROWS_AT_ONCE // batch if bench.device.type == "cpu" else 1  # measured on CPUs alone
+        several = min(several, sites // LOTS)
+    else:
+        several = wanted
+    return max(1, several if most is None else min(several, most // batch))
 
 
 class Crew(Protocol):
