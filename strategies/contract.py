@@ -111,6 +111,7 @@ class SumStrategy(Protocol):
     Class attributes:
         Options: Model of the options in the plan.
         stages: Passes a round needs, 1 or 2.
+        bounded_by_update: May be left out, which is False. True: `is_bounded_by_update` says what of.
     """
 
     Options: ClassVar[type[BaseModel]]
@@ -283,6 +284,17 @@ class StartingStrategy(SumStrategy, Protocol):
             rank: The site's own, from 1 to `most_rank`; None: it has none.
             draw: Of this round and site, for directions that begin anew.
         """
+
+
+def is_bounded_by_update(strategy: SumStrategy) -> bool:
+    """Whether a strategy says of itself that a site sends its update, a part of it or less, and no more.
+
+    That is: `contribute` is linear in after − before, whatever broadcast, memory and round are, and its
+    statistics are no longer than that (tests/contract holds all who say so to it). Then noise that is
+    sized for the clipped update covers what is sent. Silence is no, and a class does not inherit it: one that
+    sends something else says nothing by being derived from one that does not.
+    """
+    return vars(type(strategy)).get("bounded_by_update", False) is True
 
 
 def adapter_at(strategy: SumStrategy, broadcast: Broadcast, memory: SiteMemory) -> Adapter:

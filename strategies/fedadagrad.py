@@ -26,6 +26,7 @@ class FedAdagrad(MeanUpdate[AdagradOptions]):
     """Moments `m` and `v` stay at the server, float64."""
 
     Options: ClassVar[type[BaseModel]] = AdagradOptions
+    bounded_by_update: ClassVar[bool] = True
 
     def local_rules(self, broadcast: Broadcast, memory: SiteMemory, round: int) -> LocalRules:  # noqa: ARG002 - no rules
         """None: sites train as in FedAvg."""

@@ -29,6 +29,7 @@ class FedAvg(MeanUpdate[ComposedOptions]):
     """The mean update is the step, unless a server optimiser was chosen; the server keeps nothing else."""
 
     Options: ClassVar[type[BaseModel]] = ComposedOptions
+    bounded_by_update: ClassVar[bool] = True
 
     def local_rules(self, broadcast: Broadcast, memory: SiteMemory, round: int) -> LocalRules:  # noqa: ARG002 - the same for all
         """The proximal weight, 0 unless one was chosen."""

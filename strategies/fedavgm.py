@@ -26,6 +26,7 @@ class FedAvgM(MeanUpdate[MomentumOptions]):
     """The mean update enters a velocity that the server keeps in the slot `m`."""
 
     Options: ClassVar[type[BaseModel]] = MomentumOptions
+    bounded_by_update: ClassVar[bool] = True
 
     def local_rules(self, broadcast: Broadcast, memory: SiteMemory, round: int) -> LocalRules:  # noqa: ARG002 - no rules
         """None: sites train as in FedAvg."""

@@ -33,6 +33,7 @@ class FedProx(MeanUpdate[FedProxOptions]):
     """The mean update is the step; what differs from FedAvg is local."""
 
     Options: ClassVar[type[BaseModel]] = FedProxOptions
+    bounded_by_update: ClassVar[bool] = True
 
     def local_rules(self, broadcast: Broadcast, memory: SiteMemory, round: int) -> LocalRules:  # noqa: ARG002 - the same for all
         """The proximal weight μ."""

@@ -58,6 +58,7 @@ class FedSVD(ProductBroadcast[FedSVDOptions]):
     """The mean update of B and of the dense tensors is the step; then B A is factored anew."""
 
     Options: ClassVar[type[BaseModel]] = FedSVDOptions
+    bounded_by_update: ClassVar[bool] = True
     name: ClassVar[str] = "fedsvd"
     any_rank = False
     linear = True

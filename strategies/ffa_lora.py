@@ -28,6 +28,7 @@ class FFALoRA(MeanUpdate[ComposedOptions]):
     """The mean update of B and of the dense tensors is the step, or what a server optimiser makes of it."""
 
     Options: ClassVar[type[BaseModel]] = ComposedOptions
+    bounded_by_update: ClassVar[bool] = True
 
     def __init__(self, options: ComposedOptions, layout: Layout) -> None:
         moving = tuple(spec for spec in layout.tensors if spec.role != "lora_a")

@@ -50,6 +50,7 @@ class RoLoRA(FromUpdate[ComposedOptions]):
     """The mean update of the round's factor is its step; a server optimiser keeps its slots for each half."""
 
     Options: ClassVar[type[BaseModel]] = ComposedOptions
+    bounded_by_update: ClassVar[bool] = True
 
     def __init__(self, options: ComposedOptions, layout: Layout) -> None:
         require_pairs(layout, "rolora")

@@ -57,7 +57,7 @@ def fitted(
         undo: Takes back what an attempt has left, random state and all, before the next one.
 
     Raises:
-        TrainingError: `out_of_memory`: not one row fits.
+        TrainingError: `out_of_memory`: not one row fits. (A private step lets no single row come to that.)
     """
     while True:
         size = fit.at_once(wanted)
@@ -76,10 +76,15 @@ def fitted(
         # Only here the error's frames are gone, and with them the tensors that they held.
         fit.most = tried // 2
         undo()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        make_room()
         LOG.warning(
             "the device's memory does not hold %d rows at once: %d at once from now on, the batch stays %d",
             tried, fit.most, rows,
         )  # fmt: skip
+
+
+def make_room() -> None:
+    """Give back what a failed attempt has left, once nothing holds it any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -20,6 +20,7 @@ from wardround.strategies.contract import (
     SiteMemory,
     StartingStrategy,
     SumStrategy,
+    is_bounded_by_update,
 )
 from wardround.training.settings import choose_strategy
 
@@ -152,20 +153,21 @@ def check_moments(strategy: SumStrategy, spec: StrategySpec, local: LocalWork) -
 
 
 def check_one_gradient(strategy: SumStrategy, spec: StrategySpec) -> None:
-    """Refuse shares of noise where what a site sends is not linear in its step.
+    """Refuse shares of noise unless the strategy says that what a site sends is bounded by its step.
 
-    There a site sends one clipped sum of gradients and steps nowhere: of a product of factors that sum is the
-    derivative, and the product of two steps is something else.
+    There a site sends one clipped sum of gradients and steps nowhere, and the noise is sized for that sum. Of
+    a product of factors it is the derivative, and the product of two steps is something else; statistics that
+    are scaled, or have more in them, would be longer than what is charged.
 
     Raises:
-        ConfigError: A strategy over products.
+        ConfigError: It does not say so.
     """
-    products = product_strategy(strategy)
-    if products is not None and not products.linear:
+    if not is_bounded_by_update(strategy):
         raise ConfigError(
-            f"strategy {spec.name!r} sends products of what a site trained, and distributed noise protects "
-            "the sum of clipped gradients alone",
-            found=f"strategy.name={spec.name} with privacy.noise=distributed", expected="a linear strategy",
+            f"strategy {spec.name!r} does not say that sites send their update or a part of it, and "
+            "distributed noise protects the sum of clipped gradients alone",
+            found=f"strategy.name={spec.name} with privacy.noise=distributed",
+            expected="a strategy that is bounded_by_update (strategies/contract.py)",
             remedy="set strategy.name to ffa_lora or fedavg, or privacy.noise to local",
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from wardround.client.membership.site_folder import open_site_folder
 from wardround.client.offered_plans import named_plan
-from wardround.client.preview.fields import FIELDS, what_is
+from wardround.client.preview.fields import CLAIMS, CODES, FIELDS, what_is
 from wardround.client.preview.preview import Outgoing, Preview, as_record, preview_of
 from wardround.client.site_settings import FILE, read_site_settings
 from wardround.core.packed import Layout
@@ -46,11 +46,17 @@ def show_preview(folder: Path, plan: str, *, as_json: bool, fields: bool) -> Non
     figures = read_site_settings(site.path / FILE).plans.figures
     preview = preview_of(document, site.name, members, figures)
     summary = summary_of(document, len(members))
+    rules = document.plan.privacy
+    private = rules is not None and rules.trains_privately
     if as_json:
         record = as_record(preview) | {"site": site.name, "plan": summary}
-        record |= (
-            {"fields": {name: dict(of_message) for name, of_message in FIELDS.items()}} if fields else {}
-        )
+        if fields:
+            record |= {"fields": {name: dict(of_message) for name, of_message in FIELDS.items()}}
+        if fields and private:
+            record |= {
+                "claims": {name: dict(of_message) for name, of_message in CLAIMS.items()},
+                "codes": {code: claim for code, (claim, _) in CODES.items()},
+            }
         sys.stdout.write(json.dumps(record, indent=2) + "\n")
         return
     where = f"{len(members)} members, of whom {summary['cohort']} train in a round; {preview.rounds} rounds"
@@ -62,7 +68,7 @@ def show_preview(folder: Path, plan: str, *, as_json: bool, fields: bool) -> Non
         "",
         *contents_text(preview),
         f"privacy: {privacy_line(summary)}",
-        *(["", *fields_text()] if fields else []),
+        *(["", *fields_text(private=private)] if fields else []),
     ]
     Console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
@@ -108,13 +114,18 @@ def contents_text(preview: Preview) -> list[str]:
     return lines + [f"  {name}: {what_is('local', name)}" for name in figures]
 
 
-def fields_text() -> list[str]:
-    """Every field of every message."""
-    return [
-        line
-        for message, fields in FIELDS.items()
-        for line in (f"{message}:", *(f"  {name}: {what}" for name, what in fields.items()))
-    ]
+def fields_text(*, private: bool) -> list[str]:
+    """Every field of every message; where the site trains privately, with its class and that of each code."""
+    lines = []
+    for message, fields in FIELDS.items():
+        lines.append(f"{message}:")
+        for name, what in fields.items():
+            claim = f" [{CLAIMS[message][name]}]" if private else ""
+            lines.append(f"  {name}: {what}{claim}")
+    if private:
+        lines.append("codes of a reply:")
+        lines += [f"  {code}: {why} [{claim}]" for code, (claim, why) in CODES.items() if code]
+    return lines
 
 
 def _message_line(message: Outgoing) -> str:

@@ -1,12 +1,14 @@
-"""Every field of every message that leaves a site, and what it is.
+"""Every field of every message that leaves a site: what it is, and what it tells of a patient's rows.
 
 `tests/unit/client/preview/test_fields.py` compares this with the classes that are sent: a field that is new,
-in our messages or in Flower's, fails it until somebody has said here what it is.
+in our messages or in Flower's, fails it until somebody has said here what it is, and of which class in a run
+in which the site trains privately. So does a status code that is new.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Final
 
 _SITE: Final = "the site's name"
@@ -206,6 +208,103 @@ FIELDS: Final[Mapping[str, Mapping[str, str]]] = {
         "signature": _SIGNATURE,
     },
 }
+
+
+class Claim(StrEnum):
+    """What a field follows from where a site trains privately; in words for people."""
+
+    CONSTANT = "constant"
+    """The same with and without any one patient: plan, names, keys, randomness, what the server sent, and the
+    number of patients, which counts as public."""
+    NOISED = "noised and charged"
+    """The noised sum, or whatever follows from it and from constants."""
+    EXCLUDED = "validation rows"
+    """Computed on rows that the claim leaves out by name."""
+    PARTS = "its parts"
+    """What its parts are, each of which is listed."""
+    OUTSIDE = "outside of the claim"
+    """May depend on a patient's rows exactly: docs/what-leaves.md says of each why, and how coarse it is."""
+
+
+_C, _N, _E, _P, _O = Claim.CONSTANT, Claim.NOISED, Claim.EXCLUDED, Claim.PARTS, Claim.OUTSIDE
+
+
+def _claims(**fields: Claim) -> Mapping[str, Claim]:
+    return fields
+
+
+CLAIMS: Final[Mapping[str, Mapping[str, Claim]]] = {
+    "answer": _claims(
+        protocol=_C, version=_C, run_id=_C, site=_C, verdict=_O, reasons=_O, rows=_O, seconds_a_round=_O
+    ),
+    "reason": _claims(code=_O, text=_O),
+    "reply": _claims(
+        protocol=_C, run_id=_C, plan_digest=_C, round=_C, stage=_C, attempt=_C, exchange=_C, site=_C,
+        layout_digest=_C, sums=_P, status=_P, code=_P, reason=_P, local=_P,
+    ),
+    "local": {
+        "validation.*": _E, "train.loss": _C, "train.steps": _C, "train.examples": _C, "clipped": _N,
+        "shortened_by": _N, "epsilon": _C, "seconds": _O, "seconds.*": _O,
+    },
+    "pieces": {"sum.training": _P, "sum.evaluation": _P, "sum.groups": _C},
+    "advertise": _claims(
+        kind=_C, site=_C, signature=_C, channel_key=_C, mask_key=_C, commitment=_C, graph_commitment=_C,
+        ledger_head=_C,
+    ),
+    "opening": _claims(kind=_C, site=_C, signature=_C, advertised=_C, value=_C),
+    "deal": _claims(kind=_C, site=_C, signature=_C, agreed=_C, boxes=_C),
+    "box": _claims(recipient=_C, sealed=_C, head=_C, signature=_C),
+    "masked": _claims(kind=_C, site=_C, signature=_N, dealt=_C, coordinates=_N, counters=_P),
+    "complain": _claims(kind=_C, site=_C, signature=_C, dealer=_C, box=_C, channel_secret=_C),
+    "confirm": _claims(kind=_C, site=_C, signature=_C, survived=_C),
+    "unmask": _claims(kind=_C, site=_C, signature=_C, survived=_C, self_shares=_C, key_shares=_C),
+    "draw commit": _claims(kind=_C, site=_C, signature=_C, commitment=_C),
+    "draw show": _claims(kind=_C, site=_C, signature=_C, committed=_C, value=_C),
+    "draw agree": _claims(kind=_C, site=_C, signature=_C, groups=_C),
+    "sealed": _claims(
+        protocol=_C, run_id=_C, round=_C, stage=_C, attempt=_C, plan=_C, roster=_C, broadcast=_C, layout=_C,
+        counters_layout=_C, offer=_C, aggregator=_C, site=_C, coordinates_bytes=_C, counters_bytes=_C,
+    ),
+    "counters": {"weight": _C, "train.loss": _C, "train.targets": _C, "*": _E},
+    "announcement": _claims(
+        node=_C, messages_list=_P, message_object_trees=_P, clientapp_runtime_list=_O
+    ),
+    "message": _claims(metadata=_P, content=_P, error=_P),
+    "metadata": _claims(
+        run_id=_C, message_id=_P, src_node_id=_C, dst_node_id=_C, reply_to_message_id=_C, group_id=_C, ttl=_C,
+        message_type=_C, created_at=_O, src_task_id=_C, dst_task_id=_C,
+    ),
+    "error": _claims(code=_O, reason=_O),
+    "tree": _claims(object_id=_P, children=_P),
+    "piece": _claims(node=_C, run_id=_C, object_id=_P, object_content=_P, session_id=_C),
+    "array": _claims(dtype=_C, shape=_C, stype=_C, arraychunk_ids=_C),
+    "question": _claims(path=_C, site=_C, time=_C, signature=_C),
+}  # fmt: skip
+"""Message → field → its class in a private run."""
+
+CODES: Final[Mapping[str, tuple[Claim, str]]] = {
+    "": (_C, "all is well"),
+    "bad_request": (_C, "what the server asked for"),
+    "bad_message": (_C, "what the server or a peer sent"),
+    "behind": (_C, "what the site has of the state"),
+    "policy": (_C, "the site's rules, the plan, the ledger"),
+    "budget": (_C, "the ledger: charges of every patient alike, sampled or not"),
+    "rolled_back": (_C, "the ledger, and what peers know of it"),
+    "storage": (_C, "the site's disk"),
+    "configuration": (_C, "plan and model, tried on made-up rows before anything is reserved"),
+    "nothing_trains": (_C, "the strategy"),
+    "out_of_memory": (_C, "made-up rows before anything is reserved: a drawn row counts as zero instead"),
+    "no_rows": (_C, "not of a private round: one without rows is noise alone"),
+    "nothing_trained": (_C, "what the site was asked before"),
+    "nothing_kept": (_C, "what the site was asked before"),
+    "weight_above_plan": (_C, "the plan: a private site weighs 1"),
+    "nothing_moved": (_N, "the noised step"),
+    "non_finite_loss": (_N, "the noised gradient; of scores, validation rows"),
+    "non_finite_contribution": (_N, "what was noised"),
+    "bad_contribution": (_N, "what was noised"),
+    "internal": (_O, "an error that nobody foresaw"),
+}
+"""Code of a reply, hence its status and reason → class in a private run, and what it follows from."""
 
 
 def what_is(message: str, field: str) -> str | None:

@@ -144,6 +144,8 @@ def figures_of(
         if TRAINING in sums and plan.privacy is None:
             figures += ["train.loss", "train.steps", "train.examples", "clipped", "shortened_by"]
         if TRAINING in sums and plan.privacy is not None and plan.privacy.trains_privately:
+            if plan.privacy.noise == "local":
+                figures += ["clipped", "shortened_by"]  # of the update after its noise
             figures.append(SPENT)
         figures.append(SECONDS)
     figures += [f"{SECONDS}.{name}" for name in sorted(sums)]

@@ -15,6 +15,7 @@ block whose turn it is, and 3 takes a part of earlier steps' noise back.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ from wardround.privacy.accounting.mechanisms import BandedGaussian, BoundedMixtu
 from wardround.privacy.noise.correlated import CorrelatedNoise
 from wardround.privacy.noise.gaussian import noised
 from wardround.privacy.noise.source import RandomSource
-from wardround.training.device_memory import fitted
+from wardround.training.device_memory import fitted, make_room, out_of_memory
 from wardround.training.private.blocks import BlockBatch, Pattern
 from wardround.training.private.clipping import Adaptive, Clipping
 from wardround.training.private.guards import (
@@ -46,6 +47,8 @@ from wardround.training.private.sampling import PoissonBatch
 from wardround.training.private.units import ClippedSum, ClippedUnits, unit_pieces
 from wardround.training.tasks.contract import Batch, Encoded, Task
 from wardround.training.workbench import Workbench
+
+LOG = logging.getLogger(__name__)
 
 Sampled: TypeAlias = SampledGaussian | BoundedMixture
 """What was reserved for the steps to come: q, σ and how many."""
@@ -81,7 +84,7 @@ class StepFigures:
         examples: Rows that have one.
         units: Units that have one.
         clipped: Units that were longer than the bound.
-        dropped: Units that were not finite and contributed zero.
+        dropped: Units that were not finite, or did not fit into memory, and contributed zero.
         median_norm: Of the units' gradients before clipping; 0 of none.
         signal_to_noise: Length of the clipped sum over the expected length of its noise, σ C √P.
     """
@@ -244,13 +247,14 @@ class PrivateGradients:
 
         def attempt(size: int | None) -> tuple[ClippedSum, torch.Tensor]:
             torch.manual_seed(seed)
+            alone = size == 1 or len(rows) == 1
             total = ClippedSum(self._recorder.size, self.clipping, self._bench.device)
             loss = torch.zeros((), device=self._bench.device)
             for piece in unit_pieces(units, [row.length for row in rows], size):
                 some = [rows[example] for example in piece.examples]
                 counts = torch.tensor([float(self._targets[indices[example]]) for example in piece.examples])
                 counts = counts.to(self._bench.device)
-                gradients, losses = gradients_of_rows(self._bench, self._recorder, some, counts)
+                gradients, losses = self._fitting(some, counts, alone=alone)
                 fold_piece(total, gradients, piece.units)
                 loss += (losses * counts).nan_to_num(0.0, 0.0, 0.0).sum()
             return total, loss
@@ -279,6 +283,26 @@ class PrivateGradients:
             fresh = self._mechanism.sigma * self.clipping.bound
             return add_correlated(total, fresh, self._source, self._mechanism.noise)
         return add_noise(total, self._deviation(), self._source)
+
+    def _fitting(
+        self, rows: Sequence[Encoded], counts: torch.Tensor, *, alone: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `gradients_of_rows`; a row that does not fit into memory even alone has no finite gradient.
+
+        So its unit contributes zero, and is counted as dropped: an error in its place would leave the site
+        exactly when that unit is drawn.
+        """
+        try:
+            return gradients_of_rows(self._bench, self._recorder, rows, counts)
+        except (RuntimeError, MemoryError) as error:
+            if not (alone and out_of_memory(error)):
+                raise
+        # Only here the error's frames are gone, and with them the tensors that they held.
+        make_room()
+        LOG.warning(
+            "the device's memory does not hold a row's training step even alone: its unit contributes nothing"
+        )
+        return self._recorder.undefined(len(rows))
 
     def _admit(self, batch: PoissonBatch | BlockBatch) -> None:
         """Take a batch that the account knows of, once."""

@@ -138,6 +138,12 @@ class ExampleGradients:
                 self._buffer[:lines, self.columns[name]] = 0
         return self._buffer[:lines], each.detach()
 
+    def undefined(self, lines: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """NaN for every line, (lines, P) and (lines,): of lines whose gradient nobody could compute."""
+        self.forget()
+        self._buffer = self._buffer.new_full((lines, self.size), torch.nan)
+        return self._buffer, self._buffer.new_full((lines,), torch.nan)
+
     def forget(self) -> None:
         """Give the buffer's memory back; the next microbatch makes its own."""
         self._buffer = self._buffer.new_empty(0, self.size)

@@ -11,6 +11,9 @@ from wardround.core.errors import ConfigError
 from wardround.core.packed import Layout, TensorSpec
 from wardround.core.plan import LocalWork, SecureRules, StrategySpec, TrainingPlan
 from wardround.core.privacy_rules import PrivacyRules
+from wardround.strategies._mean_update import MeanUpdate
+from wardround.strategies._server_optimisers import ComposedOptions
+from wardround.strategies.contract import LocalRules
 from wardround.training.plan_strategy import bind_strategy
 
 LAYOUT = Layout(
@@ -24,6 +27,27 @@ SHARES = LOCAL.model_copy(update={"noise": "distributed"})
 """As the rules of a plan with shares of noise: all that is asked of them here is where the noise is."""
 
 
+class Louder(MeanUpdate[ComposedOptions]):
+    """FedAvg with statistics three times as long: nobody's sensitivity is what is charged."""
+
+    Options = ComposedOptions
+
+    def local_rules(self, broadcast: Any, memory: Any, round: int) -> LocalRules:
+        """None."""
+        return LocalRules()
+
+    def sent(self, update: Any, local: Any, round: int) -> Any:
+        """Too much."""
+        return update.with_vector(3 * update.vector)
+
+    def step(self, mean: Any, slots: Any) -> Any:
+        """A third of it."""
+        return mean.with_vector(mean.vector / 3), {}
+
+
+LOUDER = f"{__name__}:Louder"
+
+
 def plan_of(name: str, privacy: PrivacyRules) -> TrainingPlan:
     """A plan of rank 4 with privacy."""
     plan = toy_plan(
@@ -32,12 +56,15 @@ def plan_of(name: str, privacy: PrivacyRules) -> TrainingPlan:
     return plan.model_copy(update={"privacy": privacy})
 
 
-@pytest.mark.parametrize("name", ["tangent", "one_pass"])
-def test_distributed_noise_is_refused_over_products(name: str) -> None:
-    """A site sends one clipped sum of gradients there; the product of two steps is not what it noised."""
+@pytest.mark.parametrize("name", ["tangent", "one_pass", LOUDER])
+def test_distributed_noise_is_refused_where_more_than_the_update_is_sent(name: str) -> None:
+    """A site sends one clipped sum of gradients there; the product of two steps is not what it noised.
+
+    Nor are statistics of somebody's own that are longer than the update.
+    """
     with pytest.raises(ConfigError, match=r"(?s)distributed noise protects.*ffa_lora or fedavg"):
-        bind_strategy(plan_of(name, SHARES))
-    assert bind_strategy(plan_of(name, LOCAL)), "a site's own noise goes with it"
+        bind_strategy(plan_of(name, SHARES), allow_dotted=True)
+    assert bind_strategy(plan_of(name, LOCAL), allow_dotted=True), "a site's own noise goes with it"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,8 @@ from pydantic import BaseModel
 
 from wardround.client import round as handler
 from wardround.client import work
-from wardround.client.preview.fields import FIELDS, what_is
+from wardround.client.preview.commands import fields_text
+from wardround.client.preview.fields import CLAIMS, CODES, FIELDS, Claim, what_is
 from wardround.core import messages as values
 from wardround.core.counting import TRAINING_LAYOUT
 from wardround.core.messages import Reply, is_duration
@@ -30,6 +33,8 @@ from wardround.privacy.sums.contract import GROUPS, SUMS
 from wardround.runtime import flower_codec, offer_codec
 from wardround.runtime.flower_records import flower_array
 from wardround.runtime.signed_requests import _FORM
+
+ROOT = Path(__file__).resolve().parents[4]
 
 OURS: dict[str, type[BaseModel]] = {
     "answer": offer_codec._Answer,
@@ -138,3 +143,52 @@ def _fields(kind: Any) -> Iterable[Any]:
 def values_of(count: int) -> Any:
     """An array."""
     return np.zeros(count, dtype=np.uint8)
+
+
+def test_every_field_has_its_class_in_a_private_run() -> None:
+    """A constant, noised and charged, of validation rows, or outside of the claim: one of them each."""
+    assert {name: set(fields) for name, fields in CLAIMS.items()} == {
+        name: set(fields) for name, fields in FIELDS.items()
+    }
+
+
+def test_what_is_outside_of_the_claim_is_on_the_page() -> None:
+    """By name, with a reason; and nothing else is there."""
+    outside = {
+        f"{message}.{name}" for message, fields in CLAIMS.items() for name in fields
+        if fields[name] is Claim.OUTSIDE
+    }  # fmt: skip
+    outside |= {f"code {code}" for code, (claim, _) in CODES.items() if claim is Claim.OUTSIDE}
+    page = (ROOT / "docs" / "what-leaves.md").read_text(encoding="utf-8")
+    section = page.partition("## Under differential privacy")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall("`([^`]+)`", row)} == outside
+
+
+def test_people_are_shown_the_classes_of_a_private_plan() -> None:
+    """Field by field, and the codes; of another plan there is no claim."""
+    text = "\n".join(fields_text(private=True))
+    assert "  coordinates: the update as integers" in text
+    assert text.count("[noised and charged]") >= 4
+    assert "  out_of_memory: made-up rows" in text
+    assert "[" not in "\n".join(fields_text(private=False))
+
+
+def test_every_code_of_a_reply_has_its_class() -> None:
+    """Whatever is raised as a TrainingError, or is told of another error."""
+    found = {"", handler.INTERNAL, values.BEHIND, *(code for _, _, code in handler.CODES)}
+    for room in ("core", "privacy", "strategies", "training", "client"):
+        for file in (ROOT / room).rglob("*.py"):
+            if not {"audit", "doctor"} & set(file.parts):  # no part of a round
+                found |= set(_codes(ast.parse(file.read_text(encoding="utf-8"))))
+    assert found == set(CODES)
+
+
+def _codes(tree: ast.AST) -> Iterable[str]:
+    """First arguments of `TrainingError(…)`."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id="TrainingError"), args=[ast.Constant(value=str(code)), *_]):
+                yield code
+            case ast.Call(func=ast.Name(id="TrainingError")):
+                raise AssertionError(f"a code that cannot be read: {ast.dump(node)}")

@@ -175,6 +175,40 @@ def test_a_unit_that_is_not_finite_is_dropped_and_counted(
     assert losses < figures.loss_sum < float("inf")
 
 
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
+@pytest.mark.parametrize("size", [None, 1])
+def test_a_unit_that_does_not_fit_even_alone_is_dropped_and_counted(
+    kind: type[Exception], size: int | None, opened: Any, toys: Any, rows_of_gradients: Any, stepping: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """An error would leave the site exactly when it is drawn; the others stand, and alone it is zero."""
+    bench = opened("gpt2", machine=Machine(device="cpu", microbatch_size=size))
+    rows = toys.rows(len(UNITS))
+    kept = [index for index, unit in enumerate(UNITS) if unit != 2]
+    expected = rows_of_gradients.slow(bench, [rows[index] for index in kept]).sum(0)
+    plain = gradient.example_means
+
+    def full(task: Any, model: Any, tensors: Any, counts: torch.Tensor) -> torch.Tensor:
+        losses = plain(task, model, tensors, counts)
+        if (tensors["attention_mask"].sum(1) == rows[1].length).any():
+            losses.register_hook(fails)
+        return losses
+
+    def fails(_: torch.Tensor) -> None:
+        raise kind("not enough memory")
+
+    monkeypatch.setattr(gradient, "example_means", full)
+    with stepping.open(bench, rows, **stepping.exact) as steps:
+        figures = steps.write(stepping.batch(UNITS))
+    assert error(stepping.written(bench), expected) < EXACT
+    assert (figures.units, figures.dropped, figures.clipped) == (4, 1, 0)
+    assert figures.loss_sum < float("inf")
+    with stepping.open(bench, [rows[1]], **stepping.exact) as steps:
+        figures = steps.write(stepping.batch([0]))
+    assert not stepping.written(bench).any()
+    assert (figures.units, figures.dropped) == (1, 1)
+
+
 def test_the_loss_sum_is_the_plain_one(opened: Any, toys: Any, stepping: Any) -> None:
     """In nats over all targets, as without privacy."""
     bench = opened("llama", machine=Machine(device="cpu", microbatch_size=2))
