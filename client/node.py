@@ -345,7 +345,7 @@ class Node:
 
         Raises:
             BudgetError: The ledger's policy does not allow it.
-            StorageError: The ledger cannot be written.
+            StorageError: The ledger cannot be written, or is not there any more.
         """
         rules = plan.privacy
         if rules is not None and rules.trains_privately:
@@ -356,7 +356,7 @@ class Node:
         try:
             charges = self.keeper.charges()
         except PolicyError:
-            return  # no patient has an account here
+            return  # no patient has an account here, nor ever had one
         released(plan, run_id, local.rows.everybody, charges)
 
     def _privacy(self, plan: TrainingPlan, local: LocalData, run_id: str | None = None) -> SitePrivacy | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from wardround.client.charges import Charge, Charges
-from wardround.client.ledger.ledger import WHOLE_RUN
+from wardround.client.ledger.guards import WHOLE_RUN
 from wardround.client.noise_file import NoiseFile, Stand, require_room
 from wardround.core.errors import BudgetError, InternalError, PolicyError
 from wardround.core.plan import TrainingPlan

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,15 +32,28 @@ from wardround.privacy.accounting.mechanisms import Mechanism
 from wardround.runtime.files import write_atomic
 
 
-def create_ledger(folder: Path, policy: dict[str, Any], units: int, mirror: Path | None) -> None:
+def create_ledger(
+    folder: Path,
+    policy: dict[str, Any],
+    units: int,
+    mirror: Path | None,
+    first: Callable[[Ledger], None] | None = None,
+) -> None:
     """Make a site's ledger.
+
+    Args:
+        folder: To make.
+        policy: Fields of a `BudgetPolicy`.
+        units: How many patients the site has.
+        mirror: Its second place, if there is one.
+        first: Writes what happened before there was a ledger; without it no ledger is there.
 
     Raises:
         ConfigError: The policy is none, or its cap has no room.
         PolicyError: δ ≥ 1/units.
         StorageError: The folder holds something, or cannot be written.
     """
-    with Ledger.create(folder, _policy(policy), units=units, mirror=mirror) as ledger:
+    with Ledger.create(folder, _policy(policy), units=units, mirror=mirror, first=first) as ledger:
         key = ledger.book.opened.key
     _say(f"{folder} is the site's privacy ledger; its key is {key}")
     _say("Back the folder up as a whole: the key as well. Without it the ledger cannot be opened.")

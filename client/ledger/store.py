@@ -61,9 +61,15 @@ class Store:
 
     @staticmethod
     def make(
-        folder: Path, policy: BudgetPolicy, *, units: int, order: float | None, now: Callable[[], float]
+        folder: Path,
+        policy: BudgetPolicy,
+        *,
+        units: int,
+        order: float | None,
+        now: Callable[[], float],
+        begin: Callable[[Path], None],
     ) -> None:
-        """A new ledger in a folder of its own, whole or not there.
+        """A new ledger in a folder of its own, whole or not there; `begin` may write to it before it is.
 
         Raises:
             StorageError: The folder holds something, or it cannot be written.
@@ -79,6 +85,7 @@ class Store:
             )  # fmt: skip
             line = Chain().line(canonical(row), keys.sign)
             write_atomic(made / FILE, line, private=True)
+            begin(made)
 
     @staticmethod
     def open(folder: Path, mirror: Path | None = None, *, repair: bool = False) -> Store:

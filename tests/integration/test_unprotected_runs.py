@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from federation import Federation, config_of
+from federation import Federation
 from offers import COUNTS, RUN, codes, node, offer, own_rows
 
 from wardround.client.accepted import RunFolders
@@ -129,8 +129,7 @@ def test_where_it_is_allowed_those_held_back_are_on_record_and_the_others_keep_t
 def test_a_plan_that_holds_nobody_back_needs_no_such_permission(federation: Federation) -> None:
     """Under a cap, with the policy as it is by default."""
     folder = give(federation)
-    data = dict(config_of(federation.base, federation.rows).model_dump(mode="json")["data"])
-    plan = federation.plan("whole", data=data | {"validation_fraction": 0.0}, **SECTIONS)
+    plan = federation.plan("whole", data=federation.data(validation_fraction=0.0), **SECTIONS)
     signed = (plan / SIGNED).read_bytes()
     assert codes(node(federation).answer(offer(federation, plan=signed))) == ("accepted", [])
     site = node(federation).get((RUN, "basel"))
