@@ -157,7 +157,7 @@ def ledger_seen(site: SiteFolder) -> LedgerSeen | None:
     path = place.folder
     if not place.is_there():
         return None
-    rows = verify(path).rows
+    rows = verify(path, mirror=place.mirror).rows
     book = look(path)[0]
     summary = summarise(book)
     return LedgerSeen(rows, summary.cap, summary.highest.value, summary.delta, book.policy.allow_release)

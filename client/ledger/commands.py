@@ -24,6 +24,7 @@ from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.reading import exported, look, verify
 from wardround.client.ledger.repair import mend, replay, write_off
 from wardround.client.ledger.sources import source_at
+from wardround.client.ledger.store import make_mirror
 from wardround.client.ledger.summary import ReservationLine, RunLine, Summary, reservations, summarise
 from wardround.core.checked import invalid
 from wardround.core.errors import ConfigError, unknown_name
@@ -57,6 +58,21 @@ def create_ledger(
         key = ledger.book.opened.key
     _say(f"{folder} is the site's privacy ledger; its key is {key}")
     _say("Back the folder up as a whole: the key as well. Without it the ledger cannot be opened.")
+
+
+def add_mirror(folder: Path, mirror: Path) -> None:
+    """Make a ledger's mirror, where it has none or lost it.
+
+    Raises:
+        RolledBackError: Peers have seen rows that are missing.
+        StorageError: There is a mirror, or the ledger cannot be opened.
+    """
+    rows = make_mirror(folder, mirror)
+    _say(
+        f"{mirror} mirrors the {rows} rows of {folder}. That these are all of them nothing shows: compare the"
+    )
+    _say("head that wardround ledger verify prints with what others have seen")
+    _say(f"Name it in site.yaml of each site that has this ledger (ledger_mirror: {mirror.absolute()})")
 
 
 def show_ledger(folder: Path, *, last: int, as_json: bool) -> None:

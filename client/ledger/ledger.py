@@ -32,7 +32,7 @@ from wardround.client.ledger.heads import Head
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.rows import Reserved, Sealed, Settled, Terms, Unit, checked
 from wardround.client.ledger.sources import Source, add_source, amend, declare_disjoint, source_number
-from wardround.client.ledger.store import Store
+from wardround.client.ledger.store import Store, make_mirror
 from wardround.core.errors import ConfigError, InternalError, PolicyError
 from wardround.privacy.accounting.account import Account, Epsilon
 from wardround.privacy.accounting.mechanisms import Mechanism
@@ -84,6 +84,8 @@ class Ledger:
                     first(ledger)
 
         Store.make(Path(folder), policy, units=units, order=order, now=now, begin=begin)
+        if mirror is not None:
+            make_mirror(Path(folder), Path(mirror))
         return Ledger.open(folder, mirror=mirror, now=now)
 
     @staticmethod
@@ -104,7 +106,7 @@ class Ledger:
 
         Raises:
             RolledBackError: The mirror has rows that the ledger lacks, or peers have seen some.
-            StorageError: There is no ledger, it is torn, altered or another key's, or another process has it.
+            StorageError: There is none, or no mirror; it is torn, altered, another key's, or open elsewhere.
             ConfigError: The policy on record is another.
         """
         store = Store.open(Path(folder), None if mirror is None else Path(mirror))

@@ -49,6 +49,16 @@ def ledger_create(
     make_ledger(folder, policy | allowed, units, mirror, sites=site or (), earlier=not without_earlier)
 
 
+@ledger_app.command("mirror")
+def ledger_mirror(
+    folder: LEDGER, mirror: Annotated[Path, typer.Argument(help="Folder to make, on another disk.")]
+) -> None:
+    """Make a ledger's second place, where there is none yet or it is lost for good."""
+    from wardround.client.ledger.commands import add_mirror
+
+    add_mirror(folder, mirror)
+
+
 @ledger_app.command("show")
 def ledger_show(
     folder: LEDGER,
