@@ -101,7 +101,7 @@ class Store:
 
         Raises:
             RolledBackError: The mirror is ahead, or peers have seen rows that are missing.
-            StorageError: There is none, or no mirror; another process has it; it is torn, altered, another key's.
+            StorageError: There is none, or no mirror; it is torn, altered, another key's, or open elsewhere.
         """
         path = folder / FILE
         if not path.exists():
