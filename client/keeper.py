@@ -42,7 +42,8 @@ class Keeper(Protocol):
         """The site's privacy ledger.
 
         Raises:
-            PolicyError: The site has none.
+            PolicyError: The site has none, and never had one.
+            StorageError: The one that it has is not there.
         """
 
     def heads(self, sum: str) -> Heads:
@@ -80,7 +81,7 @@ class OwnKeeper:
     def charges(self) -> Charges:
         """As `Keeper`: the ledger that the site's settings name."""
         place = self.ledger()
-        if not place.folder.exists():
+        if not place.require():
             raise PolicyError(
                 "this site has no privacy ledger, and the plan trains privately",
                 expected=f"{place.folder.name}/",

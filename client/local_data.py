@@ -166,6 +166,22 @@ def read_rows(settings: SiteSettings, plan: TrainingPlan, site: str) -> LocalRow
     return LocalRows(found.examples, estimate, notices)
 
 
+def units_of(settings: SiteSettings, plan: TrainingPlan) -> tuple[str, ...]:
+    """Whose rows a plan gets of the source as it is now, whatever the site's policy says; sorted.
+
+    Raises:
+        UnreadyError: The source cannot be read as the plan has it.
+    """
+    task = _task(plan)[0]
+    with _unready("columns"):
+        found = read_examples(
+            settings.source, plan.data, task.required_roles(plan.task),
+            fault=lambda example: task.fault(example, plan.task), renamed=settings.columns,
+            name_labels=False,
+        )  # fmt: skip
+    return tuple(sorted({example.unit for example in found.examples}))
+
+
 def _estimate(plan: TrainingPlan, site: str, examples: Sequence[Example]) -> Estimate:
     """Whether the rows that a site may train on fill a batch.
 

@@ -340,15 +340,14 @@ class Node:
     def _release(self, run_id: str, plan: TrainingPlan, local: LocalData) -> None:
         """Whom a run does not protect stands in the ledger of a site that has one before it is accepted.
 
-        Noise on whole sites counts as none: the ledger is a patient's. A run that trains privately protects
-        no patient whom it holds back.
+        Noise on whole sites counts as none, and so does noise on rows of whom nothing bounds how many one
+        patient has: the ledger is a patient's. A private run protects nobody whom it holds back.
 
         Raises:
             BudgetError: The ledger's policy does not allow it.
-            StorageError: The ledger cannot be written.
+            StorageError: The ledger cannot be written, or is not there any more.
         """
-        rules = plan.privacy
-        if rules is not None and rules.trains_privately:
+        if plan.bounds_patients:
             if local.rows.held_back:
                 everybody, held_back = local.rows.everybody, local.rows.held_back
                 released_apart(plan, run_id, everybody, held_back, self.keeper.charges())
@@ -356,7 +355,7 @@ class Node:
         try:
             charges = self.keeper.charges()
         except PolicyError:
-            return  # no patient has an account here
+            return  # no patient has an account here, nor ever had one
         released(plan, run_id, local.rows.everybody, charges)
 
     def _privacy(self, plan: TrainingPlan, local: LocalData, run_id: str | None = None) -> SitePrivacy | None:

@@ -24,7 +24,7 @@ from pydantic import Field
 from wardround.client.ledger.heads import BLINDED_BYTES, Head
 from wardround.client.ledger.seen import note_strangers
 from wardround.client.ledger_place import LedgerPlace
-from wardround.core.errors import PeerError
+from wardround.core.errors import PeerError, RolledBackError
 from wardround.privacy.secagg.messages import NO_HEAD
 from wardround.privacy.secagg.offer import SiteName, Wire
 from wardround.runtime.files import write_atomic
@@ -35,7 +35,7 @@ LOG = logging.getLogger(__name__)
 FILE: Final = "peer-heads.json"
 LARGEST_FILE: Final = 16 * 2**20
 MANY: Final = 2
-"""So many peers who know another ledger, when none knows this one, are no accident."""
+"""So many peers who know another ledger, when none knows this one or there is none, are no accident."""
 _REMEDY: Final = (
     "remove it: what this site has kept for its peers is lost, which others keep as well, and is learnt anew"
 )
@@ -73,7 +73,7 @@ class PeerHeads:
     def own(self) -> bytes:
         """As `Heads`: as long without a ledger as with one."""
         place = self.ledger()
-        if not place.folder.exists():
+        if not place.require():
             return NO_HEAD
         with place.opened() as ledger:
             return ledger.blinded_head(self.consortium)
@@ -104,11 +104,18 @@ class PeerHeads:
         if not given:
             return
         place = self.ledger()
-        if not place.folder.exists():
+        if not place.require():
             LOG.error(
                 "%d peers have seen a privacy ledger of this site, and it has none any more: if it was lost, "
                 "put it back from its backup", len(given),
             )  # fmt: skip
+            if len(given) >= MANY:
+                raise RolledBackError(
+                    "peers have seen a privacy ledger of this site, and it has none any more",
+                    found=f"{len(given)} peers", expected="the ledger that they have seen",
+                    remedy="put it back from its backup; where it is lost, make it anew (wardround ledger "
+                    "create) and write its cap off (wardround ledger write-off)",
+                )  # fmt: skip
             return
         with place.opened() as ledger:
             found, strangers = list[Head](), list[str]()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from wardround.client.charges import Charge, Charges
-from wardround.client.ledger.ledger import WHOLE_RUN
+from wardround.client.ledger.guards import WHOLE_RUN
 from wardround.client.noise_file import NoiseFile, Stand, require_room
 from wardround.core.errors import BudgetError, InternalError, PolicyError
 from wardround.core.plan import TrainingPlan
@@ -41,12 +41,22 @@ def released(plan: TrainingPlan, run_id: str, everybody: Sequence[str], charges:
         BudgetError: The ledger has a cap, and its policy does not allow such a run.
         StorageError: The ledger cannot be written, or does not hold what was written.
     """
-    charges.reserve(
-        Charge(
-            source=plan.name, units=tuple(everybody), run=run_id, plan=plan.digest, round=0, draw=WHOLE_RUN,
-            mechanism=NoPrivacy(), unit="patient", delta=0.5,
-        )
+    charge = Charge(
+        source=plan.name, units=tuple(everybody), run=run_id, plan=plan.digest, round=0, draw=WHOLE_RUN,
+        mechanism=NoPrivacy(), unit="patient", delta=0.5,
     )  # fmt: skip
+    try:
+        charges.reserve(charge)
+    except BudgetError as error:
+        if plan.privacy is None or not plan.privacy.trains_privately:
+            raise
+        raise BudgetError(
+            "the plan protects single rows, and nothing bounds how many of them one patient has: without "
+            "differential privacy for a patient, which ends the cap: plan with privacy.unit=patient, or with "
+            "data.unit_column and privacy.most_examples, or the site's people allow it (wardround ledger "
+            "amend --allow-release)",
+            found=error.found, expected=error.expected,
+        ) from error  # fmt: skip
 
 
 def released_apart(
@@ -203,7 +213,7 @@ class SitePrivacy:
             Charge(
                 source=plan.name, units=tuple(self.patients), run=run_id, plan=plan.digest, round=round,
                 draw=draw or (self.draw(round) if stand is None else stand.name), mechanism=mechanism,
-                unit=self.cost.unit, most_examples=self.rules.most_examples, delta=self.rules.delta,
+                unit=self.cost.unit, most_examples=plan.most_of_a_patient, delta=self.rules.delta,
                 after=0 if stand is None else stand.round, repeatable=self.simulation,
             )
         )  # fmt: skip

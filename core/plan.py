@@ -303,6 +303,24 @@ class TrainingPlan(Frozen):
         """SHA-256 of `canonical()`."""
         return hashlib.sha256(self.canonical()).hexdigest()
 
+    @property
+    def most_of_a_patient(self) -> int | None:
+        """K: at most so many rows of one patient are clipped apart; None where nothing bounds it.
+
+        Where no column names the patient each row counts as a unit of its own, with one row: that says nothing
+        of how many rows a patient has.
+        """
+        rules = self.privacy
+        return None if rules is None or self.data.unit_column is None else rules.most_examples
+
+    @property
+    def bounds_patients(self) -> bool:
+        """Whether its noise bounds what a patient loses whom it trains on."""
+        rules = self.privacy
+        if rules is None or not rules.trains_privately:
+            return False
+        return rules.unit == "patient" or self.most_of_a_patient is not None
+
     @staticmethod
     def parse(text: str | bytes) -> TrainingPlan:
         """Read a plan from its JSON.

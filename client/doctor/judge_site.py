@@ -175,9 +175,10 @@ def judge_ledger(ledger: LedgerSeen | None, plan: TrainingPlan | None) -> Findin
         return passes("ledger", "there is none: no private plan is accepted")
     spent = "∞" if math.isinf(ledger.spent) else f"{ledger.spent:.3g}"
     told = f"{ledger.rows} rows, each signed; highest ε {spent} at δ {ledger.delta:g}"
-    if plan is not None and not private and ledger.cap is not None and not ledger.allows_release:
+    if plan is not None and not plan.bounds_patients and ledger.cap is not None and not ledger.allows_release:
+        what = "the plan bounds no patient's rows" if private else "the plan has no privacy"
         return fails(
-            "ledger", f"{told}, of {ledger.cap:g}; the plan has no privacy, and such runs are not allowed",
+            "ledger", f"{told}, of {ledger.cap:g}; {what}, and such runs are not allowed",
             "ask for a private plan, or wardround ledger amend --allow-release, in somebody's name",
         )  # fmt: skip
     if private and held_back and ledger.cap is not None and not ledger.allows_release:

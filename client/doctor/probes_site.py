@@ -83,9 +83,13 @@ def _ledger_key(site: SiteFolder) -> tuple[Path, ...]:
 
 def _ledger(site: SiteFolder) -> Path:
     """Where the settings have it; what is wrong with them stands in a line of its own."""
+    return _place(site).folder
+
+
+def _place(site: SiteFolder) -> LedgerPlace:
     with suppress(WardroundError):
-        return LedgerPlace.of(site).folder
-    return site.path / LEDGER
+        return LedgerPlace.of(site)
+    return LedgerPlace(site.path / LEDGER)
 
 
 def keys_locked(site: SiteFolder) -> tuple[int, int]:
@@ -147,12 +151,13 @@ def ledger_seen(site: SiteFolder) -> LedgerSeen | None:
     """The site's ledger, verified; None where there is none. No lock is taken.
 
     Raises:
-        StorageError: Something is not as it was written.
+        StorageError: Something is not as it was written, or it is not there any more.
     """
-    path = _ledger(site)
-    if not path.exists():
+    place = _place(site)
+    path = place.folder
+    if not place.is_there():
         return None
-    rows = verify(path).rows
+    rows = verify(path, mirror=place.mirror).rows
     book = look(path)[0]
     summary = summarise(book)
     return LedgerSeen(rows, summary.cap, summary.highest.value, summary.delta, book.policy.allow_release)

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.reading import exported, look, verify
 from wardround.client.ledger.repair import mend, replay, write_off
 from wardround.client.ledger.sources import source_at
+from wardround.client.ledger.store import make_mirror
 from wardround.client.ledger.summary import ReservationLine, RunLine, Summary, reservations, summarise
 from wardround.core.checked import invalid
 from wardround.core.errors import ConfigError, unknown_name
@@ -32,18 +33,46 @@ from wardround.privacy.accounting.mechanisms import Mechanism
 from wardround.runtime.files import write_atomic
 
 
-def create_ledger(folder: Path, policy: dict[str, Any], units: int, mirror: Path | None) -> None:
+def create_ledger(
+    folder: Path,
+    policy: dict[str, Any],
+    units: int,
+    mirror: Path | None,
+    first: Callable[[Ledger], None] | None = None,
+) -> None:
     """Make a site's ledger.
+
+    Args:
+        folder: To make.
+        policy: Fields of a `BudgetPolicy`.
+        units: How many patients the site has.
+        mirror: Its second place, if there is one.
+        first: Writes what happened before there was a ledger; without it no ledger is there.
 
     Raises:
         ConfigError: The policy is none, or its cap has no room.
         PolicyError: δ ≥ 1/units.
         StorageError: The folder holds something, or cannot be written.
     """
-    with Ledger.create(folder, _policy(policy), units=units, mirror=mirror) as ledger:
+    with Ledger.create(folder, _policy(policy), units=units, mirror=mirror, first=first) as ledger:
         key = ledger.book.opened.key
     _say(f"{folder} is the site's privacy ledger; its key is {key}")
     _say("Back the folder up as a whole: the key as well. Without it the ledger cannot be opened.")
+
+
+def add_mirror(folder: Path, mirror: Path) -> None:
+    """Make a ledger's mirror, where it has none or lost it.
+
+    Raises:
+        RolledBackError: Peers have seen rows that are missing.
+        StorageError: There is a mirror, or the ledger cannot be opened.
+    """
+    rows = make_mirror(folder, mirror)
+    _say(
+        f"{mirror} mirrors the {rows} rows of {folder}. That these are all of them nothing shows: compare the"
+    )
+    _say("head that wardround ledger verify prints with what others have seen")
+    _say(f"Name it in site.yaml of each site that has this ledger (ledger_mirror: {mirror.absolute()})")
 
 
 def show_ledger(folder: Path, *, last: int, as_json: bool) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Final
 
 from wardround.client.ledger.book import Book
-from wardround.client.ledger.charging import Refusal
+from wardround.client.ledger.charging import Refusal, refusal
 from wardround.client.ledger.draws import Draw
-from wardround.client.ledger.rows import Refused, Terms, Why
+from wardround.client.ledger.rows import Refused, Released, Terms, Why
 from wardround.client.ledger.store import Store
 from wardround.core.errors import PolicyError
+from wardround.privacy.accounting.mechanisms import NoPrivacy
+from wardround.privacy.accounting.tally import Tally
 
 WHOLE: Final = 0
 """Round under which what is reserved for a whole run stands."""
+WHOLE_RUN: Final = "the whole run"
+"""Draw under which the refusal of a run without privacy stands."""
 
 
 def check_run(book: Book, run: str, plan: str) -> None:
@@ -101,6 +105,17 @@ def admit(store: Store, found: Refusal | None, place: Draw, source: int) -> None
     if found is not None:
         record(store, found.reason, place, source, found.reached)
         raise found.error
+
+
+def release(store: Store, source: int, run: str, plan: str, *, happened: bool) -> None:
+    """As `Ledger.release_without_privacy`."""
+    store.check()
+    if store.book.runs.get((source, run), Tally()).released:
+        return
+    check_run(store.book, run, plan)
+    if not happened:
+        admit(store, refusal(store.book, source, NoPrivacy(), run), (run, 0, 0, WHOLE_RUN), source)
+    store.append(Released, source=source, run=run, plan=plan)
 
 
 def record(store: Store, reason: Why, place: Draw, source: int | None, reached: float | None) -> None:

@@ -27,20 +27,16 @@ from typing import Self
 from wardround.client.ledger.book import Book
 from wardround.client.ledger.charging import for_patient, met_in_run, refusal, spent
 from wardround.client.ledger.draws import Draw, Reservation
-from wardround.client.ledger.guards import WHOLE, admit, check_open, check_run, check_same, record
+from wardround.client.ledger.guards import WHOLE, admit, check_open, check_run, check_same, record, release
 from wardround.client.ledger.heads import Head
 from wardround.client.ledger.policy import BudgetPolicy
-from wardround.client.ledger.rows import Released, Reserved, Sealed, Settled, Terms, Unit, checked
+from wardround.client.ledger.rows import Reserved, Sealed, Settled, Terms, Unit, checked
 from wardround.client.ledger.sources import Source, add_source, amend, declare_disjoint, source_number
-from wardround.client.ledger.store import Store
+from wardround.client.ledger.store import Store, make_mirror
 from wardround.core.errors import ConfigError, InternalError, PolicyError
 from wardround.privacy.accounting.account import Account, Epsilon
-from wardround.privacy.accounting.mechanisms import Mechanism, NoPrivacy
+from wardround.privacy.accounting.mechanisms import Mechanism
 from wardround.privacy.accounting.steps import steps_of
-from wardround.privacy.accounting.tally import Tally
-
-WHOLE_RUN = "the whole run"
-"""Draw under which the refusal of a run without privacy stands."""
 
 
 class Ledger:
@@ -61,6 +57,7 @@ class Ledger:
         planned: Account | None = None,
         mirror: Path | None = None,
         now: Callable[[], float] = time.time,
+        first: Callable[[Ledger], None] | None = None,
     ) -> Ledger:
         """Make a site's ledger, once, and open it.
 
@@ -71,6 +68,7 @@ class Ledger:
             planned: What the site expects to be asked for; see `BudgetPolicy.cap`.
             mirror: A second place, on another disk: every row is written there as well.
             now: Seconds since 1970.
+            first: Writes what happened before there was a ledger; it is there with that, or not at all.
 
         Raises:
             StorageError: The folder holds something, or it cannot be written.
@@ -79,7 +77,15 @@ class Ledger:
         """
         cap = policy.cap(units=units, planned=planned)
         order = None if cap is None else cap.order
-        Store.make(Path(folder), policy, units=units, order=order, now=now)
+
+        def begin(made: Path) -> None:
+            if first is not None:
+                with Ledger.open(made, now=now) as ledger:
+                    first(ledger)
+
+        Store.make(Path(folder), policy, units=units, order=order, now=now, begin=begin)
+        if mirror is not None:
+            make_mirror(Path(folder), Path(mirror))
         return Ledger.open(folder, mirror=mirror, now=now)
 
     @staticmethod
@@ -100,7 +106,7 @@ class Ledger:
 
         Raises:
             RolledBackError: The mirror has rows that the ledger lacks, or peers have seen some.
-            StorageError: There is no ledger, it is torn, altered or another key's, or another process has it.
+            StorageError: There is none, or no mirror; it is torn, altered, another key's, or open elsewhere.
             ConfigError: The policy on record is another.
         """
         store = Store.open(Path(folder), None if mirror is None else Path(mirror))
@@ -292,8 +298,14 @@ class Ledger:
         """Digest of a stage's contribution; None where it has none."""
         return self.book.seals.get((run, round, stage))
 
-    def release_without_privacy(self, source: Source, *, run: str, plan: str) -> None:
+    def release_without_privacy(self, source: Source, *, run: str, plan: str, happened: bool = False) -> None:
         """Record that a run without differential privacy gets these units: their ε is infinite from now on.
+
+        Args:
+            source: Whose units.
+            run: Id of the run.
+            plan: Digest of its plan, in hex.
+            happened: Before there was a ledger: no policy is asked.
 
         Raises:
             BudgetError: There is a cap, and the policy does not allow it; the refusal is on record.
@@ -301,13 +313,7 @@ class Ledger:
             StorageError: It cannot be made durable: nothing may be done on its account.
         """
         with self._lock:
-            self._store.check()
-            number = source_number(self.book, source)
-            if self.book.runs.get((number, run), Tally()).released:
-                return
-            check_run(self.book, run, plan)
-            admit(self._store, refusal(self.book, number, NoPrivacy(), run), (run, 0, 0, WHOLE_RUN), number)
-            self._store.append(Released, source=number, run=run, plan=plan)
+            release(self._store, source_number(self.book, source), run, plan, happened=happened)
 
     def epsilon(self, source: Source, *, run: str | None = None, delta: float | None = None) -> Epsilon:
         """What the worst-off patient behind a source has lost at this site: in all, or in one run.

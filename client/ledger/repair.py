@@ -21,13 +21,13 @@ from pathlib import Path
 from wardround.client.ledger.branches import joined
 from wardround.client.ledger.chain import Chain, chained, whole_lines
 from wardround.client.ledger.heads import is_covered
-from wardround.client.ledger.row_file import FILE, RowFile, refuse_if_ahead
+from wardround.client.ledger.row_file import FILE, MODE, RowFile, refuse_if_ahead
 from wardround.client.ledger.rows import Mended, SourceAdded, WrittenOff, fields_of, require_named, typed
 from wardround.client.ledger.seen import read_seen
 from wardround.client.ledger.store import Store, read_file
 from wardround.client.ledger.units import copy_lists
 from wardround.core.errors import ConfigError, StorageError
-from wardround.runtime.files import storing
+from wardround.runtime.files import storing, sync_folder
 
 
 @dataclass(frozen=True)
@@ -200,5 +200,7 @@ def _set_aside(mirror: Path, rows: bytes, row: int) -> None:
         if not rows.startswith(whole):
             with storing(path):
                 path.rename(path.with_name(f"lost-at-row-{row}.jsonl"))
+                path.touch(mode=MODE)  # a mirror that lags, and none that is missing
+                sync_folder(path.parent)
     finally:
         file.close()

@@ -150,17 +150,26 @@ def _write(descriptor: int, lines: bytes) -> None:
         raise OSError(errno.ENOSPC, "only a part was written")
 
 
-def mirrored(path: Path, rows: bytes) -> RowFile:
+def mirrored(path: Path, rows: bytes, *, make: bool = False) -> RowFile:
     """Open the mirror's file, which may be behind; a torn end goes.
 
     Args:
-        path: Of the mirror's file; made where it is not there.
+        path: Of the mirror's file.
         rows: Whole lines of the ledger.
+        make: Where it is not there it is made. Else only that of a ledger that nobody has written to: one
+            that was put back would look whole beside an empty mirror.
 
     Raises:
         RolledBackError: The mirror is ahead, or has other rows.
-        StorageError: It cannot be opened, or another process has it open.
+        StorageError: It is not there, cannot be opened, or another process has it open.
     """
+    if not make and rows.count(b"\n") > 1 and not path.exists():
+        raise StorageError(
+            "the ledger's mirror is not there, so that nothing shows whether the ledger was put back",
+            found=f"no {path}", expected="the mirror's rows",
+            remedy="mount its disk; where it is lost or new, be sure that the ledger is its last copy, then "
+            "make it: wardround ledger mirror LEDGER MIRROR",
+        )  # fmt: skip
     private_folder(path.parent)
     file = RowFile.open(path, make=True)
     try:

@@ -61,9 +61,15 @@ class Store:
 
     @staticmethod
     def make(
-        folder: Path, policy: BudgetPolicy, *, units: int, order: float | None, now: Callable[[], float]
+        folder: Path,
+        policy: BudgetPolicy,
+        *,
+        units: int,
+        order: float | None,
+        now: Callable[[], float],
+        begin: Callable[[Path], None],
     ) -> None:
-        """A new ledger in a folder of its own, whole or not there.
+        """A new ledger in a folder of its own, whole or not there; `begin` may write to it before it is.
 
         Raises:
             StorageError: The folder holds something, or it cannot be written.
@@ -79,19 +85,23 @@ class Store:
             )  # fmt: skip
             line = Chain().line(canonical(row), keys.sign)
             write_atomic(made / FILE, line, private=True)
+            begin(made)
 
     @staticmethod
-    def open(folder: Path, mirror: Path | None = None, *, repair: bool = False) -> Store:
+    def open(
+        folder: Path, mirror: Path | None = None, *, repair: bool = False, make_mirror: bool = False
+    ) -> Store:
         """Open, lock and check a ledger.
 
         Args:
             folder: Of the ledger.
             mirror: The second place that every row is written to.
             repair: For whoever mends it: a torn line is no obstacle, and no mirror is looked at.
+            make_mirror: The mirror is new, whatever the ledger has.
 
         Raises:
             RolledBackError: The mirror is ahead, or peers have seen rows that are missing.
-            StorageError: There is none, another process has it, or it is torn, altered, or another key's.
+            StorageError: There is none, or no mirror; it is torn, altered, another key's, or open elsewhere.
         """
         path = folder / FILE
         if not path.exists():
@@ -114,7 +124,7 @@ class Store:
                 for head in read_seen(folder).known:
                     require(head, chain, book)
             if mirror is not None and not repair:
-                store.mirror = mirrored(mirror / FILE, whole)
+                store.mirror = mirrored(mirror / FILE, whole, make=make_mirror)
                 undo.callback(store.mirror.close)
                 copy_lists(folder, mirror, (source.digest for source in book.sources))
                 store.check()
@@ -200,6 +210,25 @@ class Store:
         self.file.close()
         if self.mirror is not None:
             self.mirror.close()
+
+
+def make_mirror(folder: Path, mirror: Path) -> int:
+    """Make a ledger's mirror, level with it; returns how many rows it has.
+
+    Raises:
+        RolledBackError: Peers have seen rows that are missing.
+        StorageError: There is a mirror, or the ledger cannot be opened.
+    """
+    if (mirror / FILE).exists():
+        raise StorageError(
+            f"{mirror} is a ledger's mirror already", found=FILE, expected="an empty folder, or none",
+            remedy="one that lags is brought level whenever the ledger is written to",
+        )  # fmt: skip
+    store = Store.open(folder, mirror, make_mirror=True)
+    try:
+        return len(store.chain)
+    finally:
+        store.close()
 
 
 def read_rows(whole: bytes, folder: Path) -> tuple[Chain, Book]:

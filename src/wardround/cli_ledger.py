@@ -31,13 +31,32 @@ def ledger_create(
     allow_release: ALLOW_RELEASE = None,
     allow_after_release: ALLOW_AFTER = None,
     mirror: MIRROR = None,
+    site: Annotated[
+        Optional[list[Path]],  # noqa: UP045 - as above
+        typer.Option(
+            help="Folder of a site whose ledger it is, where it does not lie in one; several times."
+        ),
+    ] = None,
+    without_earlier: Annotated[
+        bool, typer.Option("--without-earlier", help="Enter nothing of what the site accepted before.")
+    ] = False,
 ) -> None:
-    """Make a site's ledger, once, with its keys and its policy."""
-    from wardround.client.ledger.commands import create_ledger
+    """Make a site's ledger, once, with its keys, its policy, and what the site accepted before."""
+    from wardround.client.ledger_making import make_ledger
 
     policy = {"epsilon": epsilon, "delta": delta}
     allowed = {"allow_release": bool(allow_release), "allow_after_release": bool(allow_after_release)}
-    create_ledger(folder, policy | allowed, units, mirror)
+    make_ledger(folder, policy | allowed, units, mirror, sites=site or (), earlier=not without_earlier)
+
+
+@ledger_app.command("mirror")
+def ledger_mirror(
+    folder: LEDGER, mirror: Annotated[Path, typer.Argument(help="Folder to make, on another disk.")]
+) -> None:
+    """Make a ledger's second place, where there is none yet or it is lost for good."""
+    from wardround.client.ledger.commands import add_mirror
+
+    add_mirror(folder, mirror)
 
 
 @ledger_app.command("show")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from federation import Deployed, Federation, config_of
+from federation import Deployed, Federation
 
 from wardround.client.ledger.commands import replay_rows, write_cap_off
 from wardround.client.ledger.ledger import Ledger
@@ -71,9 +71,8 @@ def deployed(federation: Federation) -> Iterator[Deployed]:
 
 def run(federation: Federation, deployed: Deployed, name: str) -> Ended:
     """One private run of one round, to its end."""
-    data = config_of(federation.base, federation.rows).data.model_dump(mode="json")
     plan = federation.plan(
-        name, data=data | {"validation_fraction": 0.0},
+        name, data=federation.data(validation_fraction=0.0),
         least=4, grace_s=60.0, units=(8, 15), privacy=PRIVACY, strategy={"weighting": "uniform"},
         local={"epochs": 1, "batch_size": 4, "max_grad_norm": None},
         rounds={"rounds": 1, "deadline_s": 900.0},

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from federation import Federation, config_of
+from federation import Federation
 from offers import COUNTS, RUN, codes, node, offer, own_rows
 
 from wardround.client.accepted import RunFolders
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.reading import look
-from wardround.client.ledger.summary import summarise
+from wardround.client.ledger.summary import reservations, summarise
 from wardround.core.errors import BudgetError
 from wardround.runtime.plan_folder import SIGNED
 
@@ -129,8 +129,7 @@ def test_where_it_is_allowed_those_held_back_are_on_record_and_the_others_keep_t
 def test_a_plan_that_holds_nobody_back_needs_no_such_permission(federation: Federation) -> None:
     """Under a cap, with the policy as it is by default."""
     folder = give(federation)
-    data = dict(config_of(federation.base, federation.rows).model_dump(mode="json")["data"])
-    plan = federation.plan("whole", data=data | {"validation_fraction": 0.0}, **SECTIONS)
+    plan = federation.plan("whole", data=federation.data(validation_fraction=0.0), **SECTIONS)
     signed = (plan / SIGNED).read_bytes()
     assert codes(node(federation).answer(offer(federation, plan=signed))) == ("accepted", [])
     site = node(federation).get((RUN, "basel"))
@@ -138,6 +137,30 @@ def test_a_plan_that_holds_nobody_back_needs_no_such_permission(federation: Fede
     assert site.privacy is not None
     site.privacy.reserve(site.plan, RUN, 1, cohort=3, coordinates=10)
     assert 0 < summarise(look(folder)[0]).highest.value < 50
+
+
+@pytest.mark.parametrize("column", [None, "patient"])
+def test_rows_of_nobody_are_no_privacy_for_a_patient(federation: Federation, column: str | None) -> None:
+    """Where no column names the patient, one row of each row's own unit bounds nothing, whatever K says."""
+    plan = federation.plan(
+        "rows", **SECTIONS | {"units": (8, 12), "privacy": PRIVATE | {"unit": "example", "most_examples": 2}},
+        data=federation.data(unit_column=column, validation_fraction=0.0),
+    )  # fmt: skip
+    data, (refused, accepted) = (plan / SIGNED).read_bytes(), (("refused", ["budget"]), ("accepted", []))
+    give(federation)
+    answer = node(federation).answer(offer(federation, plan=data))
+    assert codes(answer) == (accepted if column else refused)
+    assert column or "nothing bounds how many of them one patient has" in answer.reasons[0].text
+    folder = give(federation, allow_release=True)
+    assert codes(node(federation).answer(offer(federation, plan=data))) == accepted
+    site = node(federation).get((RUN, "basel"))
+    assert site is not None
+    assert site.privacy is not None
+    site.privacy.reserve(site.plan, RUN, 1, cohort=3, coordinates=10)
+    book, _ = look(folder)
+    (line,) = reservations(book)
+    assert line.mechanism.kind == ("bounded_mixture" if column else "no_privacy")
+    assert (summarise(book).highest.value == math.inf) is (column is None)
 
 
 def test_every_reservation_has_the_mark_of_the_rows(federation: Federation, tmp_path: Path) -> None:

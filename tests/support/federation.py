@@ -137,6 +137,10 @@ class Federation:
             policy = {"epsilon": epsilon, "delta": delta, "allow_release": allow_release}
             create_ledger(self.ledger(site), policy, self.counts[site] // 2, None)
 
+    def data(self, **changes: Any) -> dict[str, Any]:
+        """The section `data` of its plans, with changes."""
+        return config_of(self.base, self.rows).data.model_dump(mode="json") | changes
+
     def ledger(self, site: str) -> Path:
         """Folder of a site's ledger."""
         return self.practice.sites[site].path / "ledger"

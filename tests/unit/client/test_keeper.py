@@ -17,7 +17,7 @@ from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger_place import LedgerPlace
 from wardround.client.remote_keeper import RemoteKeeper
 from wardround.client.sealed_files import Owner
-from wardround.core.errors import BudgetError, PolicyError, WardroundError
+from wardround.core.errors import BudgetError, PolicyError, StorageError, WardroundError
 from wardround.privacy.accounting.account import Account
 from wardround.privacy.accounting.mechanisms import SampledGaussian
 from wardround.privacy.secagg.admission import SiteState
@@ -123,6 +123,26 @@ def test_a_runs_epsilon_is_told_at_the_plans_delta(own: OwnKeeper, remote: Remot
     with Ledger.open(own.folder / "ledger") as ledger:
         source = ledger.source("rows", ("ann", "bob"))
         assert ledger.epsilon(source, run="run1").value == pytest.approx(found[1e-2])
+
+
+def test_a_ledger_that_is_missing_is_not_taken_for_none(tmp_path: Path) -> None:
+    """The worker is told so over the socket, and does not go on as at a site that never had one."""
+    folder, token, socket = tmp_path / "site", secrets.token_hex(16), UnixSocket(tmp_path / "s")
+    place = LedgerPlace(folder / "ledger", sites=(folder,))
+    own = OwnKeeper(KeySigner.fresh(), folder, Secret.fresh(), lambda: place)
+    folder.mkdir()
+    with serve(
+        [KeeperService("ward", own, no_run).service()], socket, token=token, largest_bytes=LARGEST_MESSAGE
+    ):
+        remote = RemoteKeeper.at(socket, token)
+        with pytest.raises(PolicyError, match="no privacy ledger"):
+            remote.charges()
+        Ledger.create(place.folder, BudgetPolicy(epsilon=3.0, delta=1e-3), units=2).close()
+        remote.charges()
+        place.folder.rename(folder / "renamed")
+        with pytest.raises(StorageError):
+            remote.charges()
+        remote.calls.client.close()
 
 
 def test_the_ledger_is_charged_by_the_supervisor(own: OwnKeeper, remote: RemoteKeeper) -> None:

@@ -141,7 +141,7 @@ def test_rubbish_stops_nobody_and_is_said(tmp_path: Path, caplog: pytest.LogCapt
     assert verify(ledger).strangers == 0
 
 
-def test_several_peers_who_know_another_ledger_are_said_loudly_and_stop_nobody(
+def test_several_peers_who_know_another_ledger_are_said_loudly_and_stop_only_a_site_without_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It was made anew: no head proves that, and two liars must not cost a site its budget."""
@@ -149,7 +149,9 @@ def test_several_peers_who_know_another_ledger_are_said_loudly_and_stop_nobody(
     before = heads_of(tmp_path).own()
     (tmp_path / "ledger").rename(tmp_path / "lost")
     with caplog.at_level(logging.ERROR):
-        heads_of(tmp_path).returned({PEER: before, OTHER: before})
+        heads_of(tmp_path).returned({PEER: before})
+        with pytest.raises(RolledBackError, match="has none any more"):
+            heads_of(tmp_path).returned({PEER: before, OTHER: before})
     assert "2 peers have seen a privacy ledger of this site, and it has none any more" in caplog.text
     ledger = give_ledger(tmp_path)
     caplog.clear()

@@ -221,11 +221,11 @@ def test_what_ends_soon_warns_and_what_has_ended_fails() -> None:
     )
 
 
-def private_plan(held_back: float = 0.1) -> Any:
+def private_plan(held_back: float = 0.1, unit: Any = "patient") -> Any:
     """A plan that trains privately."""
     return toy_plan(
-        privacy=PrivacyRules(unit="example", sigma=1.0), strategy=StrategySpec(weighting="uniform"),
-        data=DataContract(columns={"text": "t"}, validation_fraction=held_back),
+        privacy=PrivacyRules(unit=unit, sigma=1.0), strategy=StrategySpec(weighting="uniform"),
+        data=DataContract(columns={"text": "t"}, unit_column="p", validation_fraction=held_back),
         local={"steps": 1, "max_grad_norm": None},
     )  # fmt: skip
 
@@ -243,6 +243,8 @@ def test_a_ledger_is_needed_by_a_private_plan_alone() -> None:
     allowing = own.LedgerSeen(5, 8.0, 2.0, 1e-5, allows_release=True)
     is_like(own.judge_ledger(allowing, toy_plan()), "passes", "of 8")
     is_like(own.judge_ledger(allowing, private_plan()), "passes", "of 8")
+    rows = own.judge_ledger(own.LedgerSeen(5, 8.0, 2.0, 1e-5), private_plan(0, "example"))
+    is_like(rows, "fails", "bounds no patient's rows", "--allow-release")
     strict = own.judge_ledger(own.LedgerSeen(5, 8.0, 2.0, 1e-5), private_plan())
     is_like(strict, "fails", "holds patients back", "validation_fraction=0", "--allow-release")
     is_like(own.judge_ledger(own.LedgerSeen(5, 8.0, math.inf, 1e-5), None), "warns", "bounds some")

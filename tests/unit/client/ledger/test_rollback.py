@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from wardround.client.ledger.commands import add_mirror
 from wardround.client.ledger.heads import BLINDED_BYTES, Head
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
@@ -83,6 +84,40 @@ def test_a_mirror_that_is_ahead_keeps_a_restored_ledger_closed(
             look()
 
 
+@pytest.mark.parametrize("restored", [False, True])
+def test_a_mirror_that_is_missing_is_not_made_anew_unasked(
+    backup: Path, folder: Path, mirror: Path, tmp_path: Path, restored: bool, asked: Any
+) -> None:
+    """Its disk is not mounted: beside an empty place a ledger that was put back would pass as whole."""
+    if restored:
+        folder.rename(tmp_path / "later")
+        backup.rename(folder)
+    away = mirror.rename(tmp_path / "away")
+    for empty in (False, True):
+        if empty:
+            mirror.mkdir()
+        with pytest.raises(StorageError, match=r"(?s)mirror is not there.*wardround ledger mirror"):
+            Ledger.open(folder, mirror=mirror)
+        with pytest.raises(StorageError):
+            verify(folder, mirror=mirror)
+        assert not mirror.exists() or not [*mirror.iterdir()]
+    mirror.rmdir()
+    away.rename(mirror)
+    if restored:
+        with pytest.raises(RolledBackError):
+            Ledger.open(folder, mirror=mirror)
+    else:
+        Ledger.open(folder, mirror=mirror).close()
+    new = tmp_path / "new mirror"
+    add_mirror(folder, new)
+    assert verify(folder, mirror=new).mirror == 0
+    with pytest.raises(StorageError, match="mirror already"):
+        add_mirror(folder, new)
+    with Ledger.open(folder, mirror=new) as ledger:
+        asked.reserve(ledger, ledger.source("ward", IDS), 9)
+    assert (new / FILE).read_bytes() == (folder / FILE).read_bytes()
+
+
 def test_replayed_from_the_mirror_it_is_as_it_was(
     backup: Path, folder: Path, mirror: Path, asked: Any
 ) -> None:
@@ -150,7 +185,7 @@ def test_only_rows_of_this_ledger_are_replayed(
 
 
 def test_a_mirror_that_is_behind_is_brought_level(backup: Path, folder: Path, mirror: Path) -> None:
-    """When it was added later, was away for a while, or a crash came between the two writes."""
+    """When it was away for a while, a crash came between the two writes, or it is made later."""
     whole = (folder / FILE).read_bytes()
     for kept in (0, 400, len(whole) - 1):
         (mirror / FILE).write_bytes(whole[:kept])
@@ -160,7 +195,7 @@ def test_a_mirror_that_is_behind_is_brought_level(backup: Path, folder: Path, mi
     (mirror / FILE).write_bytes(b"".join(rows[:3]) + b"\0\0\0")
     Ledger.open(folder, mirror=mirror).close()
     shutil.rmtree(mirror)
-    Ledger.open(folder, mirror=mirror).close()
+    add_mirror(folder, mirror)
     assert (mirror / FILE).read_bytes() == whole
     assert len(list((mirror / "units").iterdir())) == 2
 

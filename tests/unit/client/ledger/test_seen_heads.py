@@ -22,6 +22,7 @@ from wardround.client.ledger.repair import Replayed, mend, replay, write_off
 from wardround.client.ledger.row_file import FILE
 from wardround.client.ledger.rows import WrittenOff, canonical
 from wardround.client.ledger.seen import SEEN, read_seen
+from wardround.client.ledger.store import make_mirror
 from wardround.core.errors import BudgetError, ConfigError, PolicyError, RolledBackError, StorageError
 
 IDS = [f"patient {i}" for i in range(20)]
@@ -289,7 +290,7 @@ def test_a_kill_while_two_ways_are_joined_leaves_the_ledger_as_it_was(
 def test_a_mirror_that_followed_the_other_way_is_set_aside(true: Path, folder: Path, asked: Any) -> None:
     """Under another name; it then follows the ledger."""
     mirror = folder.with_name("mirror")
-    Ledger.open(folder, mirror=mirror).close()
+    make_mirror(folder, mirror)
     went_on(folder, asked)
     Ledger.open(folder, mirror=mirror).close()
     own = (mirror / FILE).read_bytes()
