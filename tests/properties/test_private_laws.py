@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.pytorch_utils import Conv1D
 
+from wardround.training.adapters._magnitudes import decompose
+from wardround.training.adapters.lora_sb import _put_core
 from wardround.training.private.clipping import Adaptive, Automatic, Clipping, Flat, PerLayer
 from wardround.training.private.per_example import record_gradients
 from wardround.training.private.units import ClippedSum, ClippedUnits, unit_pieces
 
+VOCABULARY = 13
 BAD = (math.inf, -math.inf, math.nan, 3e38, 1e30, -1e25)
 
 
@@ -86,6 +94,84 @@ def test_gradients_are_those_of_single_examples(
     with record_gradients(model, trained(model)) as gradients:
         found = gradients.of(lambda: model(tokens, counts), len(lengths))[0]
     torch.testing.assert_close(found, one_by_one(model, tokens, counts), rtol=1e-3, atol=1e-4)
+
+
+def lora(layer: nn.Module, rank: int, **options: Any) -> nn.Module:
+    """PEFT's factors on one layer."""
+    config = LoraConfig(r=rank, lora_alpha=3, target_modules=["0"], **options)
+    if isinstance(layer, Conv1D):
+        config.fan_in_fan_out = True
+    model: Any = get_peft_model(nn.Sequential(layer), config)  # type: ignore[arg-type]  # PEFT takes any module
+    return model
+
+
+def dora(layer: nn.Module, rank: int) -> nn.Module:
+    """With magnitudes of ours."""
+    model = lora(layer, rank, use_dora=True)
+    decompose(model, "default")
+    return model
+
+
+def core(layer: nn.Module, rank: int) -> nn.Module:
+    """A core between frozen factors."""
+    model: Any = lora(layer, rank)
+    (wrapped,) = (each for each in model.modules() if isinstance(each, LoraLayer))
+    shape = (wrapped.out_features, rank), (rank, wrapped.in_features)
+    rng = np.random.default_rng(0)
+    _put_core(wrapped, *(rng.normal(0, 0.5, size).astype(np.float32) for size in shape))
+    return model
+
+
+LAYERS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "linear": lambda width, out, _: nn.Linear(width, out),
+    "conv1d": lambda width, out, _: Conv1D(out, width),
+    "layer norm": lambda width, *_: nn.LayerNorm(width),
+    "rms norm": lambda width, *_: nn.RMSNorm(width, eps=1e-5),
+    "llama's rms norm": lambda width, *_: LlamaRMSNorm(width),
+    "embedding": lambda _, out, __: nn.Embedding(VOCABULARY, out),
+    "embedding with padding": lambda _, out, __: nn.Embedding(VOCABULARY, out, padding_idx=3),
+    "lora": lambda width, out, rank: lora(nn.Linear(width, out), rank),
+    "lora with biases": lambda width, out, rank: lora(nn.Linear(width, out), rank, bias="all"),
+    "rslora on conv1d": lambda width, out, rank: lora(Conv1D(out, width), rank, use_rslora=True),
+    "lora on an embedding": lambda _, out, rank: lora(nn.Embedding(VOCABULARY, out), rank),
+    "dora": lambda width, out, rank: dora(nn.Linear(width, out), rank),
+    "dora on conv1d": lambda width, out, rank: dora(Conv1D(out, width), rank),
+    "lora_sb": lambda width, out, rank: core(nn.Linear(width, out), rank),
+    "lora_sb on conv1d": lambda width, out, rank: core(Conv1D(out, width), rank),
+}
+"""Every kind of layer that has a rule: (width, width of the output, rank) → one of them."""
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning")
+@pytest.mark.parametrize("name", LAYERS)
+@settings(deadline=None, max_examples=12)
+@given(
+    st.integers(0, 5), st.integers(1, 6), st.integers(1, 7), st.integers(1, 7), st.integers(1, 4),
+    st.integers(0, 9),
+)  # fmt: skip
+def test_every_kind_of_layer_has_the_gradients_of_single_examples(
+    name: str, lines: int, positions: int, width: int, out: int, rank: int, seed: int
+) -> None:
+    """Of any shape, batches without an example among them; also as many examples as positions."""
+    torch.manual_seed(seed)
+    model = LAYERS[name](width, out, rank)
+    for parameter in trained(model).values():
+        nn.init.normal_(parameter)
+    tokens = torch.randint(0, VOCABULARY, (lines, positions))
+    inputs = tokens if "embedding" in name else torch.randn(lines, positions, width)
+
+    def losses(some: torch.Tensor) -> torch.Tensor:
+        return model(some).tanh().flatten(1).sum(1)
+
+    parameters = [p for _, p in sorted(trained(model).items())]
+    expected = torch.zeros(lines, sum(p.numel() for p in parameters))
+    for line in range(lines):
+        found = torch.autograd.grad(losses(inputs[line : line + 1]).sum(), parameters)
+        expected[line] = torch.cat([gradient.reshape(-1) for gradient in found])
+    with record_gradients(model, trained(model)) as gradients:
+        rows, each = gradients.of(lambda: losses(inputs), lines)
+    assert each.shape == (lines,)
+    torch.testing.assert_close(rows, expected, rtol=1e-3, atol=1e-4)
 
 
 def clipped_sum(

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from wardround.core.errors import BudgetError, ConfigError, InternalError, PolicyError
+from wardround.core.errors import BudgetError, ConfigError, InternalError
 from wardround.privacy.accounting.mechanisms import BandedGaussian, BoundedMixture, SampledGaussian
 from wardround.privacy.noise.correlated import CorrelatedNoise
 from wardround.privacy.noise.gaussian import noised
@@ -43,7 +43,7 @@ from wardround.training.private.guards import (
     require_no_gradients,
 )
 from wardround.training.private.per_example import ExampleGradients, record_gradients
-from wardround.training.private.sampling import PoissonBatch
+from wardround.training.private.sampling import PoissonBatch, repeatable, require_drawn
 from wardround.training.private.units import ClippedSum, ClippedUnits, unit_pieces
 from wardround.training.tasks.contract import Batch, Encoded, Task
 from wardround.training.workbench import Workbench
@@ -142,7 +142,7 @@ def private_gradients(
         InternalError: A weight outside the adapter moved, or another backward pass reached the adapter.
     """
     if source.repeatable and not simulation:
-        raise _repeatable("noise")
+        raise repeatable("noise")
     if any(row.rows > 1 for row in rows):
         raise ConfigError(
             "packed rows have no gradients of their own",
@@ -299,9 +299,7 @@ class PrivateGradients:
                 raise
         # Only here the error's frames are gone, and with them the tensors that they held.
         make_room()
-        LOG.warning(
-            "the device's memory does not hold a row's training step even alone: its unit contributes nothing"
-        )
+        LOG.warning("the device's memory does not hold a row's step even alone: its unit contributes nothing")
         return self._recorder.undefined(len(rows))
 
     def _admit(self, batch: PoissonBatch | BlockBatch) -> None:
@@ -311,9 +309,9 @@ class PrivateGradients:
             done, steps = mechanism.noise.done, mechanism.mechanism.steps
         else:
             done, steps = len(self._used), mechanism.steps
-            _require_drawn(batch, mechanism, len(self._rows))
+            require_drawn(batch, mechanism.sample_rate, len(self._rows))
         if batch.repeatable and not self._simulation:
-            raise _repeatable("batch")
+            raise repeatable("batch")
         if batch in self._used:
             raise InternalError("a batch serves one step", remedy="draw another one")
         if done >= steps:
@@ -399,26 +397,3 @@ def add_correlated(
 ) -> NDArray[np.float64]:
     """The same with noise that takes some of the earlier steps' back: N(0, deviation²) of it is fresh."""
     return noise.add(total, deviation, source)
-
-
-def _require_drawn(batch: object, mechanism: Sampled, population: int) -> None:
-    """Refuse what is no draw of the account's sampler from these rows."""
-    if not isinstance(batch, PoissonBatch):
-        raise InternalError(
-            "the account says Poisson, and the batch is none", found=type(batch).__name__,
-            expected="what PoissonSampler draws",
-        )  # fmt: skip
-    if batch.rate != mechanism.sample_rate or batch.population != population:
-        raise InternalError(
-            "a batch was drawn in another way than the account says",
-            found=f"rate {batch.rate:g}, {batch.population} rows",
-            expected=f"rate {mechanism.sample_rate:g}, {population} rows",
-        )  # fmt: skip
-
-
-def _repeatable(what: str) -> PolicyError:
-    return PolicyError(
-        f"the {what} of a private step comes from a seed, and protects nobody",
-        found="a repeatable source", expected="words from the operating system",
-        remedy="use the system's source, or run a simulation, which says that it is not private",
-    )  # fmt: skip

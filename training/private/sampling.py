@@ -16,7 +16,7 @@ from typing import Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-from wardround.core.errors import ConfigError, InternalError
+from wardround.core.errors import ConfigError, InternalError, PolicyError
 from wardround.privacy.noise.source import RandomSource
 
 _WORDS: Final = 2**64
@@ -185,3 +185,31 @@ def _require_some(most_examples: int) -> None:
             "the bound on a unit's rows leaves none", found=most_examples, expected="at least 1",
             remedy="raise it, or leave it out",
         )  # fmt: skip
+
+
+def require_drawn(batch: object, rate: float, population: int) -> None:
+    """Refuse what is no draw of the account's sampler from these rows.
+
+    Raises:
+        InternalError: No draw, or one at another rate or from another number of rows.
+    """
+    if not isinstance(batch, PoissonBatch):
+        raise InternalError(
+            "the account says Poisson, and the batch is none", found=type(batch).__name__,
+            expected="what PoissonSampler draws",
+        )  # fmt: skip
+    if batch.rate != rate or batch.population != population:
+        raise InternalError(
+            "a batch was drawn in another way than the account says",
+            found=f"rate {batch.rate:g}, {batch.population} rows",
+            expected=f"rate {rate:g}, {population} rows",
+        )  # fmt: skip
+
+
+def repeatable(what: str) -> PolicyError:
+    """That batches or noise of a private step come from a seed."""
+    return PolicyError(
+        f"the {what} of a private step comes from a seed, and protects nobody",
+        found="a repeatable source", expected="words from the operating system",
+        remedy="use the system's source, or run a simulation, which says that it is not private",
+    )  # fmt: skip
