@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,6 +14,7 @@ from wardround.client.ledger.draws import Draw, Reservation
 from wardround.client.ledger.guards import WHOLE, check_noise
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.rows import Unit
+from wardround.client.ledger.sources import Source
 from wardround.core.checked import Frozen
 from wardround.privacy.accounting.mechanisms import BandedGaussian, Mechanism, NoPrivacy
 
@@ -39,6 +40,8 @@ class Charge(Frozen):
         repeatable: Likewise: drawn from a seed, a sealed round gives the same again.
         everybody: The patients of all rows that the source has, where `units` are a part of them: the ledger
             takes all of them for one export first, in which each id is a patient of its own.
+        contents: Of them, by id, a digest of the content of all rows; nothing of those who share it. Whoever
+            has the content of somebody else, known under another id, is taken for that patient.
     """
 
     source: str
@@ -54,6 +57,7 @@ class Charge(Frozen):
     after: int = Field(default=0, ge=0)
     repeatable: bool = False
     everybody: tuple[str, ...] = ()
+    contents: dict[str, str] = Field(default_factory=dict)
 
 
 class Charges(Protocol):
@@ -90,6 +94,20 @@ class Charges(Protocol):
         """
 
 
+def enter_contents(
+    ledger: Ledger, name: str, everybody: Collection[str], contents: Mapping[str, str]
+) -> Source:
+    """Everybody in an export as one source, known by ids and, as far as they are given, by contents.
+
+    Raises:
+        PolicyError: δ is not below 1/units for as many as the ledger would then know.
+        StorageError: It cannot be kept.
+    """
+    ids = sorted(set(everybody))
+    found = [contents.get(unit) for unit in ids]
+    return ledger.source(name, ids, [None if one is None else one.encode() for one in found])
+
+
 @dataclass
 class Made:
     """Reservations of this process, as long as their round is not sealed.
@@ -119,7 +137,7 @@ class LedgerCharges:
         """As `Charges`."""
         with self.ledger() as ledger:
             if charge.everybody:
-                ledger.source(charge.source, sorted(set(charge.everybody)))
+                enter_contents(ledger, charge.source, charge.everybody, charge.contents)
             source = ledger.source(charge.source, sorted(set(charge.units)))
             run = self.owner + charge.run
             if isinstance(charge.mechanism, NoPrivacy):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wardround.client.accepted import RUNS, RunFolders
+from wardround.client.charges import enter_contents
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger_place import owner_in
 from wardround.client.membership.site_folder import ABOUT, SiteFolder, open_site_folder
@@ -29,12 +30,14 @@ class EarlierRun:
         plan: Digest of its plan, in hex.
         name: Of the plan.
         units: Whose rows it would get of the source as it is now, sorted.
+        contents: By unit, what its rows say.
     """
 
     run: str
     plan: str
     name: str
     units: tuple[str, ...]
+    contents: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class Earlier:
             StorageError: It cannot be written.
         """
         for found in self.runs:
-            source = ledger.source(found.name, found.units)
+            enter_contents(ledger, found.name, found.units, found.contents)
+            source = ledger.source(found.name, found.units)  # by ids alone, as a site charges them
             ledger.release_without_privacy(source, run=found.run, plan=found.plan, happened=True)
 
 
@@ -106,11 +110,11 @@ def earlier_runs(ledger: Path, sites: Sequence[SiteFolder]) -> Earlier:
             if plan.privacy is not None and plan.privacy.trains_privately:
                 private.append(run)
             else:
-                runs.append(EarlierRun(run, plan.digest, plan.name[:256], _units(site, run_id, plan)))
+                runs.append(EarlierRun(run, plan.digest, plan.name[:256], *_units(site, run_id, plan)))
     return Earlier(tuple(runs), tuple(private))
 
 
-def _units(site: SiteFolder, run_id: str, plan: TrainingPlan) -> tuple[str, ...]:
+def _units(site: SiteFolder, run_id: str, plan: TrainingPlan) -> tuple[tuple[str, ...], dict[str, str]]:
     from wardround.client.local_data import units_of  # torch, where there was a run
 
     try:

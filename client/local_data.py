@@ -38,7 +38,7 @@ from wardround.training.adapters.contract import AdapterMethod
 from wardround.training.device_memory import out_of_memory
 from wardround.training.examples import Example, parts_of, read_examples
 from wardround.training.plan_strategy import bind_strategy
-from wardround.training.site_rows import SiteRows, bounded_site, encode_site
+from wardround.training.site_rows import SiteRows, bounded_site, contents_of, encode_site
 from wardround.training.tasks import TASKS
 from wardround.training.tasks.contract import Task
 from wardround.training.vocabulary import of_vocabulary
@@ -166,8 +166,11 @@ def read_rows(settings: SiteSettings, plan: TrainingPlan, site: str) -> LocalRow
     return LocalRows(found.examples, estimate, notices)
 
 
-def units_of(settings: SiteSettings, plan: TrainingPlan) -> tuple[str, ...]:
-    """Whose rows a plan gets of the source as it is now, whatever the site's policy says; sorted.
+def units_of(settings: SiteSettings, plan: TrainingPlan) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Whose rows a plan gets of the source as it is now, whatever the site's policy says.
+
+    Returns:
+        The units, sorted, and their contents.
 
     Raises:
         UnreadyError: The source cannot be read as the plan has it.
@@ -179,7 +182,8 @@ def units_of(settings: SiteSettings, plan: TrainingPlan) -> tuple[str, ...]:
             fault=lambda example: task.fault(example, plan.task), renamed=settings.columns,
             name_labels=False,
         )  # fmt: skip
-    return tuple(sorted({example.unit for example in found.examples}))
+    units = tuple(sorted({example.unit for example in found.examples}))
+    return units, contents_of(found.examples)
 
 
 def _estimate(plan: TrainingPlan, site: str, examples: Sequence[Example]) -> Estimate:

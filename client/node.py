@@ -349,14 +349,14 @@ class Node:
         """
         if plan.bounds_patients:
             if local.rows.held_back:
-                everybody, held_back = local.rows.everybody, local.rows.held_back
-                released_apart(plan, run_id, everybody, held_back, self.keeper.charges())
+                rows, charges = local.rows, self.keeper.charges()
+                released_apart(plan, run_id, rows.everybody, rows.held_back, charges, rows.contents)
             return
         try:
             charges = self.keeper.charges()
         except PolicyError:
             return  # no patient has an account here, nor ever had one
-        released(plan, run_id, local.rows.everybody, charges)
+        released(plan, run_id, local.rows.everybody, charges, local.rows.contents)
 
     def _privacy(self, plan: TrainingPlan, local: LocalData, run_id: str | None = None) -> SitePrivacy | None:
         """The site's side of the plan's privacy; of no run as long as it is not accepted.
@@ -375,6 +375,7 @@ class Node:
             lambda purpose, round: SystemSource(f"{purpose.value} of round {round}"), simulation=False,
             mark=mark_of(self.storage, local.rows)[:MARK_DIGITS],
             noise=None if run_id is None else self._noise(plan, run_id),
+            everybody=local.rows.everybody, contents=local.rows.contents,
         )  # fmt: skip
 
     def _noise(self, plan: TrainingPlan, run_id: str) -> NoiseFile:

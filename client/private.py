@@ -6,8 +6,8 @@ reserve in the ledger → draw, clip, noise → seal the contribution → it may
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from wardround.client.charges import Charge, Charges
 from wardround.client.ledger.guards import WHOLE_RUN
@@ -28,7 +28,13 @@ Sources = Callable[[Purpose, int], RandomSource]
 """Purpose and round → words for it."""
 
 
-def released(plan: TrainingPlan, run_id: str, everybody: Sequence[str], charges: Charges) -> None:
+def released(
+    plan: TrainingPlan,
+    run_id: str,
+    everybody: Sequence[str],
+    charges: Charges,
+    contents: Mapping[str, str] | None = None,
+) -> None:
     """Put on record that a run gets these patients without differential privacy: nothing bounds theirs now.
 
     Args:
@@ -36,6 +42,7 @@ def released(plan: TrainingPlan, run_id: str, everybody: Sequence[str], charges:
         run_id: Of the run.
         everybody: Units of all rows, those that are held back included: their scores are exact.
         charges: The site's ledger.
+        contents: As `Charge`.
 
     Raises:
         BudgetError: The ledger has a cap, and its policy does not allow such a run.
@@ -43,7 +50,8 @@ def released(plan: TrainingPlan, run_id: str, everybody: Sequence[str], charges:
     """
     charge = Charge(
         source=plan.name, units=tuple(everybody), run=run_id, plan=plan.digest, round=0, draw=WHOLE_RUN,
-        mechanism=NoPrivacy(), unit="patient", delta=0.5,
+        mechanism=NoPrivacy(), unit="patient", delta=0.5, everybody=tuple(everybody),
+        contents=dict(contents or {}),
     )  # fmt: skip
     try:
         charges.reserve(charge)
@@ -60,7 +68,12 @@ def released(plan: TrainingPlan, run_id: str, everybody: Sequence[str], charges:
 
 
 def released_apart(
-    plan: TrainingPlan, run_id: str, everybody: Sequence[str], held_back: Sequence[str], charges: Charges
+    plan: TrainingPlan,
+    run_id: str,
+    everybody: Sequence[str],
+    held_back: Sequence[str],
+    charges: Charges,
+    contents: Mapping[str, str] | None = None,
 ) -> None:
     """Put on record that exact scores of those whom a private run holds back leave: nothing bounds theirs.
 
@@ -73,14 +86,16 @@ def released_apart(
         everybody: Units of all rows.
         held_back: Of them, those that are only scored.
         charges: The site's ledger.
+        contents: As `Charge`.
 
     Raises:
         BudgetError: The ledger has a cap, and its policy does not allow it.
         StorageError: The ledger cannot be written, or does not hold what was written.
     """
     charge = Charge(
-        source=f"{plan.name[:200]}, held back", units=tuple(held_back), run=run_id, plan=plan.digest, round=0,
+        source=f"{plan.name[:200]} (held back)", units=tuple(held_back), run=run_id, plan=plan.digest, round=0,
         draw=WHOLE_RUN, mechanism=NoPrivacy(), unit="patient", delta=0.5, everybody=tuple(everybody),
+        contents=dict(contents or {}),
     )  # fmt: skip
     try:
         charges.reserve(charge)
@@ -115,6 +130,9 @@ class SitePrivacy:
         simulation: Says "not private": the randomness comes from a seed.
         mark: Of the rows as they were read (`rows_noted.py`): it stands in each reservation of theirs.
         noise: Where noise is kept that is correlated over the rounds of the run.
+        everybody: The patients of all rows, those held back included; none where the ledger is of this run
+            alone (a simulation).
+        contents: As `Charge`.
     """
 
     rules: PrivacyRules
@@ -126,6 +144,8 @@ class SitePrivacy:
     simulation: bool
     mark: str = ""
     noise: NoiseFile | None = None
+    everybody: Sequence[str] = ()
+    contents: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def units(self) -> Sequence[str]:
@@ -215,6 +235,7 @@ class SitePrivacy:
                 draw=draw or (self.draw(round) if stand is None else stand.name), mechanism=mechanism,
                 unit=self.cost.unit, most_examples=plan.most_of_a_patient, delta=self.rules.delta,
                 after=0 if stand is None else stand.round, repeatable=self.simulation,
+                everybody=tuple(self.everybody), contents=dict(self.contents),
             )
         )  # fmt: skip
         # The ledger's figure is the patient's.

@@ -307,8 +307,8 @@ class TrainingPlan(Frozen):
     def most_of_a_patient(self) -> int | None:
         """K: at most so many rows of one patient are clipped apart; None where nothing bounds it.
 
-        Where no column names the patient each row counts as a unit of its own, with one row: that says
-        nothing of how many rows a patient has.
+        Where no column names the patient each row counts as a unit of its own, with one row: it says nothing
+        of how many rows a patient has.
         """
         rules = self.privacy
         return None if rules is None or self.data.unit_column is None else rules.most_examples

@@ -121,7 +121,7 @@ class Ledger:
         return Ledger(store)
 
     def source(
-        self, name: str, unit_ids: Sequence[str | int], contents: Sequence[bytes] | None = None
+        self, name: str, unit_ids: Sequence[str | int], contents: Sequence[bytes | None] | None = None
     ) -> Source:
         """The units of a source, which the ledger knows again whatever the source is called.
 
@@ -132,7 +132,7 @@ class Ledger:
             name: For people.
             unit_ids: Id of every patient, sampled or not; repeated ones are one.
             contents: Beside each id a digest of that patient's, or row's, content. Equal contents under two
-                ids are one patient, which no declaration undoes: leave out what many patients share.
+                ids are one patient, which no declaration undoes: leave out (None) what many share.
 
         Raises:
             ConfigError: No ids, an empty one, or contents that do not stand beside them.

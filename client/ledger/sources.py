@@ -38,7 +38,7 @@ class Source:
 
 
 def add_source(
-    store: Store, name: str, unit_ids: Sequence[str | int], contents: Sequence[bytes] | None
+    store: Store, name: str, unit_ids: Sequence[str | int], contents: Sequence[bytes | None] | None
 ) -> Source:
     """As `Ledger.source`."""
     store.check()

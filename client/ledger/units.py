@@ -38,14 +38,14 @@ class UnitList:
     contents: Array
 
     @staticmethod
-    def of(keys: LedgerKeys, ids: Sequence[str | int], contents: Sequence[bytes] | None) -> UnitList:
+    def of(keys: LedgerKeys, ids: Sequence[str | int], contents: Sequence[bytes | None] | None) -> UnitList:
         """Hash what a source says of its units.
 
         Args:
             keys: Of the ledger.
             ids: Of the units; one may stand there several times, once a row.
             contents: Beside each id a digest of that unit's, or row's, content; equal ones mean the same
-                patient under two ids. None where contents say nothing (short or standard texts).
+                patient under two ids. None, or None beside an id, where contents say nothing.
 
         Raises:
             ConfigError: No ids, an empty one, or not one content beside each id.
@@ -62,8 +62,9 @@ class UnitList:
             )  # fmt: skip
         hashed = keys.hash_ids(map(str, ids))
         pairs = np.zeros(0, PAIRS)
-        if contents is not None:
-            both = np.stack([keys.hash_contents(contents), hashed], axis=1)
+        given = {} if contents is None else {at: one for at, one in enumerate(contents) if one is not None}
+        if given:
+            both = np.stack([keys.hash_contents(given.values()), hashed[list(given)]], axis=1)
             pairs = np.unique(np.ascontiguousarray(both).view(PAIRS).ravel())
         return UnitList(np.unique(hashed), pairs)
 

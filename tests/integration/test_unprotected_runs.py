@@ -16,6 +16,7 @@ from wardround.client.accepted import RunFolders
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.reading import look
+from wardround.client.ledger.sources import source_at
 from wardround.client.ledger.summary import reservations, summarise
 from wardround.core.errors import BudgetError
 from wardround.runtime.plan_folder import SIGNED
@@ -161,6 +162,46 @@ def test_rows_of_nobody_are_no_privacy_for_a_patient(federation: Federation, col
     (line,) = reservations(book)
     assert line.mechanism.kind == ("bounded_mixture" if column else "no_privacy")
     assert (summarise(book).highest.value == math.inf) is (column is None)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_the_same_rows_under_new_pseudonyms_are_the_same_patients(
+    federation: Federation, tmp_path: Path, private: bool
+) -> None:
+    """Whatever a person signs, and in whatever order they come; one with other rows is a new one then."""
+    folder, rows = (
+        give(federation, allow_release=True, allow_after_release=True),
+        own_rows(federation, tmp_path),
+    )
+    whole = federation.plan("whole", data=federation.data(validation_fraction=0.0), **SECTIONS)
+    data = ((whole if private else federation.practice.folder / "plan") / SIGNED).read_bytes()
+    runs = [RUN, RUN.replace("0a", "0b")]
+
+    def charge(run: str) -> None:
+        data_of = (whole / SIGNED).read_bytes() if run != RUN else data
+        assert codes(node(federation).answer(offer(federation, plan=data_of, run_id=run))) == ("accepted", [])
+        site = node(federation).get((run, "basel"))
+        assert site is not None
+        if site.privacy is not None:
+            site.privacy.reserve(site.plan, run, 1, cohort=3, coordinates=10)
+
+    charge(runs[0])
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    again = [row | {"patient": row["patient"].replace("basel", "new")} for row in reversed(lines)]
+    again = [row | {"note": "another text"} if row["patient"] == "new3" else row for row in again]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in again))
+    charge(runs[1])
+    with Ledger.open(folder) as ledger:
+        source = ledger.source("export", sorted({row["patient"] for row in again}))
+        (brought,) = {batch.source for batch in ledger.book.population.batches} - {0}
+        ledger.declare_disjoint(
+            source_at(ledger.book, brought, "tiny"), who="Dr Test", why="they are others, they say"
+        )
+        spent = {one: ledger.epsilon(ledger.source(one, [one])).value for one in ("new0", "new3")}
+        once = ledger.epsilon(source, run=runs[1]).value
+        assert once < math.inf
+        assert spent["new3"] < spent["new0"]
+        assert (spent["new0"] == math.inf) is not private
 
 
 def test_every_reservation_has_the_mark_of_the_rows(federation: Federation, tmp_path: Path) -> None:

@@ -213,6 +213,16 @@ def test_the_same_content_under_another_id_is_the_same_patient(ledger: Ledger, a
         ledger.declare_disjoint(same, who="Dr Test", why="others")
 
 
+def test_nothing_is_known_by_a_content_that_is_not_given(ledger: Ledger, asked: Any) -> None:
+    """Beside some ids there may be none: those are known by their ids alone."""
+    ward = ledger.source("ward", ["a", "b"], [b"A", None])
+    asked.reserve(ledger, ward)
+    new = ledger.source("new", ["x", "y"], [None, b"B"])
+    ledger.declare_disjoint(new, who="Dr Test", why="others")
+    assert ledger.epsilon(new).value == 0
+    assert ledger.source("none", ["a", "b"], [None, None]).digest == ledger.source("ids", ["a", "b"]).digest
+
+
 def test_content_that_turns_up_later_undoes_a_declaration(ledger: Ledger, asked: Any) -> None:
     """For whom it is about, and nobody else."""
     ward = ledger.source("ward", ["a", "b"], contents("A", "B"))
