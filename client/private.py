@@ -93,8 +93,8 @@ def released_apart(
         StorageError: The ledger cannot be written, or does not hold what was written.
     """
     charge = Charge(
-        source=f"{plan.name[:200]} (held back)", units=tuple(held_back), run=run_id, plan=plan.digest, round=0,
-        draw=WHOLE_RUN, mechanism=NoPrivacy(), unit="patient", delta=0.5, everybody=tuple(everybody),
+        source=f"{plan.name[:200]} (held back)", units=tuple(held_back), run=run_id, plan=plan.digest,
+        round=0, draw=WHOLE_RUN, mechanism=NoPrivacy(), unit="patient", delta=0.5, everybody=tuple(everybody),
         contents=dict(contents or {}),
     )  # fmt: skip
     try:
