@@ -28,8 +28,8 @@ from pathlib import Path
 
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
-from wardround.client.ledger.store import make_mirror
 from wardround.client.ledger.repair import mend
+from wardround.client.ledger.store import make_mirror
 from wardround.core.errors import StorageError
 from wardround.privacy.accounting.mechanisms import SampledGaussian
 from wardround.privacy.accounting.renyi import rdp_of_step_at
