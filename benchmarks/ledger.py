@@ -29,6 +29,7 @@ from pathlib import Path
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.policy import BudgetPolicy
 from wardround.client.ledger.repair import mend
+from wardround.client.ledger.store import make_mirror
 from wardround.core.errors import StorageError
 from wardround.privacy.accounting.mechanisms import SampledGaussian
 from wardround.privacy.accounting.renyi import rdp_of_step_at
@@ -101,6 +102,7 @@ def size(entries: int, units: int) -> None:
             print("reserve           ", timed(lambda: reserve(ledger, source, next(numbers)), 200))
             ids = iter(range(units, 10 * units))
             print("a source more     ", timed(lambda: ledger.source("more", range(next(ids) + 1)), 1))
+        make_mirror(folder, mirror)
         with Ledger.open(folder, mirror=mirror) as ledger:
             print("reserve, mirrored ", timed(lambda: reserve(ledger, source, next(numbers)), 200))
 
