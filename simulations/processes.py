@@ -3,10 +3,11 @@
 They are forked from the process that began the run once model and rows are there: nothing is loaded again, no
 row travels, and beside its activations a worker needs hardly any memory. What it is sent is a local round
 (`LocalJob`), what comes back is what that gave; both depend on the seed tree alone. Where a worker dies, the
-process that began the run trains what is left itself.
+process that began the run trains what that one had, and the others go on.
 
-One thread a worker: the threads of a process do not survive its fork. Several machines, and GPUs, are Ray's
-(`ray_workers.py`).
+Each worker has a pipe of its own, whose end is closed everywhere else: whatever becomes of it is seen at
+once. One thread a worker: the threads of a process do not survive its fork. Several machines, and GPUs, are
+Ray's (`ray_workers.py`).
 """
 
 from __future__ import annotations
@@ -17,18 +18,20 @@ import logging
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from wardround.core.errors import ConfigError
+from wardround.core.errors import ConfigError, InternalError
 from wardround.simulations.config import RunConfig
 from wardround.simulations.together import Made, Trainer
 from wardround.training.local_round import LocalJob
@@ -45,17 +48,6 @@ Rows = Mapping[int, Sequence[Any]]
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What a worker trains with; set once in each."""
-
-    train: Trainer
-    rows: Rows
-
-
-_WORK: list[_Work] = []
-
-
-@dataclass(frozen=True)
 class _Known:
     """Stands for rows that a worker has."""
 
@@ -63,66 +55,97 @@ class _Known:
 
 
 @dataclass
+class Worker:
+    """One process, and the thread that talks to it.
+
+    Attributes:
+        process: Of its own session of Python.
+        line: To it.
+        thread: Sends it a lot and waits for what it made, one lot after the other.
+        waiting: Lots that it has.
+        lost: Whether it has died.
+    """
+
+    process: BaseProcess
+    line: Connection
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "wardround-lots"))
+    waiting: int = 0
+    lost: bool = False
+
+    def asked(self, jobs: Sequence[LocalJob]) -> Future[Sequence[Made]]:
+        """What the jobs give, once it has come to them."""
+        self.waiting += 1
+        return self.thread.submit(self._ask, jobs)
+
+    def _ask(self, jobs: Sequence[LocalJob]) -> Sequence[Made]:
+        self.line.send(jobs)
+        made: Sequence[Made] = self.line.recv()
+        return made
+
+    def end(self) -> None:
+        """Of what it may still train nobody waits for the end."""
+        self.process.kill()
+        self.process.join()
+        self.thread.shutdown(cancel_futures=True)  # its pipe has come to an end
+        self.line.close()
+
+
+@dataclass
 class ForkedCrew:
     """Workers of this machine.
 
     Attributes:
-        pool: Its processes; None once one of them has died.
-        workers: So many.
-        here: Trains what is left then.
+        workers: Each with a process.
+        here: Trains what a lost one had.
         rows: That workers have.
     """
 
-    pool: ProcessPoolExecutor | None
-    workers: int
+    workers: Sequence[Worker]
     here: Trainer
     rows: Rows
 
     @property
     def ahead(self) -> int:
         """A lot for each worker, and one that waits at each."""
-        return 2 * self.workers - 1
+        return 2 * len(self.workers) - 1
 
     def start(self, jobs: Sequence[LocalJob]) -> Callable[[], Sequence[Made]]:
-        """As `Crew`."""
-        light = [replace(job, encoded=self._light(job.encoded)) for job in jobs]
-        begun = self._begun(light)
+        """As `Crew`: at the worker that has least to do."""
+        there = [worker for worker in self.workers if not worker.lost]
+        if not there:
+            return lambda: self._trained_here(jobs)
+        worker = min(there, key=lambda each: each.waiting)
+        begun = worker.asked([replace(job, encoded=self._light(job.encoded)) for job in jobs])
 
         def wait() -> Sequence[Made]:
-            if begun is not None:
-                try:
-                    return begun.result()
-                except BrokenProcessPool:
-                    self._lost()
-            with one_thread():
-                return self.here(jobs)
+            try:
+                return begun.result()
+            except (EOFError, OSError):
+                if not worker.lost:
+                    LOG.warning(
+                        "a worker of the simulation was lost, as a rule to a full memory: "
+                        "this process does its part"
+                    )
+                    worker.lost = True
+                return self._trained_here(jobs)
+            finally:
+                worker.waiting -= 1
 
         return wait
 
-    def _begun(self, jobs: Sequence[LocalJob]) -> Future[Sequence[Made]] | None:
-        if self.pool is None:
-            return None
-        try:
-            return self.pool.submit(_train, jobs)
-        except BrokenProcessPool:
-            self._lost()
-            return None
+    def _trained_here(self, jobs: Sequence[LocalJob]) -> Sequence[Made]:
+        with one_thread():
+            return self.here(jobs)
 
     def _light(self, rows: Sequence[Any]) -> Any:
         return _Known(id(rows)) if self.rows.get(id(rows)) is rows else rows
 
-    def _lost(self) -> None:
-        if self.pool is not None:
-            LOG.warning(
-                "a worker of the simulation was lost, as a rule to a full memory: this process does its part"
-            )
-            self.pool.shutdown(wait=False, cancel_futures=True)
-            self.pool = None
-
 
 @contextlib.contextmanager
-def forked_crew(config: RunConfig, bench: Workbench, rows: Iterable[Sequence[Any]]) -> Iterator[ForkedCrew]:
-    """Workers for a run, for as long as it lasts.
+def forked_crew(
+    config: RunConfig, bench: Workbench, rows: Iterable[Sequence[Any]]
+) -> Iterator[ForkedCrew | None]:
+    """Workers for a run, for as long as it lasts; None where the system gives no process and nobody asked.
 
     Args:
         config: Of the run.
@@ -134,20 +157,39 @@ def forked_crew(config: RunConfig, bench: Workbench, rows: Iterable[Sequence[Any
     """
     require_forks(config, bench)
     known = {id(own): own for own in rows}
-    workers = config.simulation.processes or min(cores(), max(1, len(known)))
-    here = Trainer(bench)
-    others = multiprocessing.active_children()
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("fork"), _begin, (_Work(here, known), os.getpid())
+    here, workers = Trainer(bench), list[Worker]()
+    try:
+        try:
+            for _ in range(config.simulation.processes or min(cores(), max(1, len(known)))):
+                workers.append(_forked(here, known))
+        except OSError as error:
+            if config.simulation.backend != "auto":
+                raise ConfigError(
+                    "the system gives the simulation no further process", found=str(error),
+                    remedy="set simulation.processes to fewer, or simulation.backend=inline",
+                ) from error  # fmt: skip
+            LOG.warning("the system gives no process to train in (%s): this one trains", error)
+        yield ForkedCrew(workers, here, known) if workers else None
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+def _forked(here: Trainer, rows: Rows) -> Worker:
+    """A worker, which the calling thread has to outlive."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(
+        target=_work, args=(theirs, here, rows, os.getpid()), daemon=True, name="wardround-worker"
     )
     try:
-        pool.submit(_nothing).result()  # all are forked here and now, by the thread that stays
-        yield ForkedCrew(pool, workers, here, known)
+        process.start()
+    except OSError:
+        ours.close()
+        raise
     finally:
-        for child in multiprocessing.active_children():
-            if child not in others:
-                child.kill()  # of what it may still train nobody waits for the end
-        pool.shutdown(cancel_futures=True)
+        theirs.close()  # so that no later fork holds it open
+    return Worker(process, ours)
 
 
 def require_forks(config: RunConfig, bench: Workbench) -> None:
@@ -160,7 +202,7 @@ def require_forks(config: RunConfig, bench: Workbench) -> None:
     if wrong:
         raise ConfigError(
             "simulation.backend=processes cannot be had here", found=", ".join(wrong),
-            expected="Linux, the CPU, and machine.threads null or 1: each process computes with one thread",
+            expected="Linux without a GPU, and machine.threads null or 1: a process computes with one thread",
             remedy="set simulation.backend=ray, or inline",
         )  # fmt: skip
 
@@ -192,6 +234,8 @@ def _against(config: RunConfig, bench: Workbench) -> list[str]:
     found = {
         sys.platform: sys.platform != "linux",
         f"the device {bench.device.type}": bench.device.type != "cpu",
+        # Once a gradient was computed beside one, torch refuses all gradients in forked processes.
+        "a GPU that torch sees": torch.accelerator.is_available(),
         f"machine.threads={threads}": threads not in (None, 1),
     }
     return [what for what, refused in found.items() if refused]
@@ -208,25 +252,28 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _begin(work: _Work, parent: int) -> None:
-    """In a worker, before anything else."""
+def _work(line: Connection, train: Trainer, rows: Rows, parent: int) -> None:
+    """All that a worker does."""
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)  # it was too late to be told
+        return  # it was too late to be told
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who began the run ends it
     torch.set_num_threads(1)
-    _WORK[:] = [work]
+    while True:
+        jobs: Sequence[LocalJob] = line.recv()
+        made = train(
+            [
+                replace(job, encoded=rows[job.encoded.identity]) if isinstance(job.encoded, _Known) else job
+                for job in jobs
+            ]
+        )
+        line.send([_sound(each) if isinstance(each, Exception) else each for each in made])
 
 
-def _train(jobs: Sequence[LocalJob]) -> Sequence[Made]:
-    (work,) = _WORK
-    return work.train(
-        [
-            replace(job, encoded=work.rows[job.encoded.identity]) if isinstance(job.encoded, _Known) else job
-            for job in jobs
-        ]
-    )
-
-
-def _nothing() -> None:
-    """Asked of a pool so that it begins its processes."""
+def _sound(error: Exception) -> Exception:
+    """An error that gets through a pipe: as it is, or what can be said of it."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - made a moment ago, right here
+    except Exception:  # noqa: BLE001 - whatever its class does in there
+        return InternalError(f"a site failed with {type(error).__name__}, which cannot leave its process")
+    return error

@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Self, TypeAlias, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -181,13 +180,14 @@ class PaddingFree:
             for layer in layers:
                 hooks.callback(layer.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
             hooks.callback(layers[-1].register_forward_hook(self._leave).remove)
-            for layer in layers:
-                for module in layer.modules():
-                    _OWNERS[module] = self
+            modules = [module for layer in layers for module in layer.modules()]
             self.tokens, self.attended = tokens, 0
             try:
+                _OWNERS.update(dict.fromkeys(modules, self))
                 yield
             finally:
+                for module in modules:
+                    _OWNERS.pop(module, None)
                 self.tokens = None
                 self._known.clear()
 
@@ -251,8 +251,8 @@ def _plain(mask: torch.Tensor, causal: bool) -> bool:
     return mask.dtype == torch.bool and torch.equal(mask, every.tril() if causal else every)
 
 
-_OWNERS: WeakKeyDictionary[nn.Module, PaddingFree] = WeakKeyDictionary()
-"""Attention module → whose layers it stands in."""
+_OWNERS: dict[nn.Module, PaddingFree] = {}
+"""Attention module → whose layers it stands in, while a batch of theirs is under way."""
 
 
 def stack_of(model: nn.Module) -> list[nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -96,20 +97,20 @@ def test_who_trains_changes_nothing(
 def test_no_row_travels(settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers have them from the fork."""
     sent: list[Any] = []
-    begun = processes.ForkedCrew._begun
+    asked = processes.Worker.asked
 
-    def seen(crew: processes.ForkedCrew, jobs: Any) -> Any:
+    def seen(worker: processes.Worker, jobs: Any) -> Any:
         sent.extend(job.encoded for job in jobs)
-        return begun(crew, jobs)
+        return asked(worker, jobs)
 
-    monkeypatch.setattr(processes.ForkedCrew, "_begun", seen)
+    monkeypatch.setattr(processes.Worker, "asked", seen)
     run_simulation(settings("processes"))
     assert len(sent) == 2 * WARDS
     assert all(isinstance(rows, processes._Known) for rows in sent)
 
 
 @pytest.mark.parametrize("at", [1, 4])
-def test_where_a_worker_is_killed_this_process_trains_what_is_left(
+def test_where_a_worker_is_killed_this_process_does_its_part(
     settings: Callable[..., RunConfig],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -123,9 +124,9 @@ def test_where_a_worker_is_killed_this_process_trains_what_is_left(
         wait = start(crew, jobs)
         started.append(len(jobs))
         if len(started) == at:
-            for child in multiprocessing.active_children()[:1]:
-                assert child.pid is not None
-                os.kill(child.pid, signal.SIGKILL)
+            pid = max(crew.workers, key=lambda worker: worker.waiting).process.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
         return wait
 
     monkeypatch.setattr(processes.ForkedCrew, "start", killing)
@@ -151,6 +152,75 @@ def test_a_workers_error_is_the_sites_own(
     result = run_simulation(settings("processes", rounds={"quorum": 0.5}))
     replies = [e for e in read_events(result.folder / "metrics.jsonl") if isinstance(e, SiteReplied)]
     assert {(e.site, e.code) for e in replies if e.status == "failed"} == {("w1", "no_rows")}
+
+
+class TwoReasonsError(Exception):
+    """One that pickle cannot make again."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(one)
+        self.other = other
+
+
+def test_an_error_that_cannot_travel_is_its_sites_own_as_well(
+    settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others of its lot are in the sum, and no worker is lost over it."""
+    alone = together.Trainer._alone
+
+    def failing(trainer: together.Trainer, job: Any) -> Any:
+        return TwoReasonsError("a", "b") if job.site == "w1" else alone(trainer, job)
+
+    monkeypatch.setattr(together.Trainer, "_alone", failing)
+    result = run_simulation(settings("processes", rounds={"quorum": 0.5}))
+    replies = [e for e in read_events(result.folder / "metrics.jsonl") if isinstance(e, SiteReplied)]
+    assert {(e.site, e.code) for e in replies if e.status == "failed"} == {("w1", "internal")}
+    assert "was lost" not in caplog.text
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_where_the_system_gives_no_process_auto_goes_on(
+    settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """In this process, or in as many as there are; asked for outright it is an error with a remedy."""
+    forked, made = processes._forked, list[int]()
+
+    def scarce(*given: Any) -> processes.Worker:
+        made.append(1)
+        if len(made) > after:
+            raise OSError("Resource temporarily unavailable")
+        return forked(*given)
+
+    monkeypatch.setattr(processes, "_forked", scarce)
+    monkeypatch.setattr(processes, "cores", lambda: 2)
+    few = {"machine": {"threads": None}, "simulation": {"processes": 2}}
+    result = run_simulation(settings("auto", **few))
+    assert result.federated.outcome.last.round == 2
+    made.clear()
+    with pytest.raises(ConfigError, match="no further process") as refused:
+        run_simulation(settings("processes", **few))
+    assert "simulation.backend=inline" in str(refused.value.remedy)
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_is_killed_while_it_answers_holds_nobody_up() -> None:
+    """Half a message in its pipe: whoever waits for it is told, and the end of all comes."""
+
+    class Large:
+        """Trains nothing, and answers with more than a pipe holds."""
+
+        def __call__(self, jobs: Any) -> list[bytes]:
+            return [bytes(200 << 20)]
+
+    large: Any = Large()
+    worker = processes._forked(large, {})
+    begun = worker.asked([])
+    time.sleep(0.5)  # it sends, or is about to
+    worker.process.kill()
+    with contextlib.suppress(EOFError, OSError):
+        begun.result(timeout=60)
+    worker.end()
+    assert not worker.process.is_alive()
 
 
 def test_several_threads_are_refused_with_what_to_do(settings: Callable[..., RunConfig]) -> None:
@@ -210,7 +280,7 @@ def test_who_trains_where_nobody_says(
     start = processes.ForkedCrew.start
 
     def counted(crew: processes.ForkedCrew, jobs: Any) -> Any:
-        begun.append(crew.workers)
+        begun.append(len(crew.workers))
         return start(crew, jobs)
 
     monkeypatch.setattr(processes.ForkedCrew, "start", counted)
@@ -227,7 +297,8 @@ from types import SimpleNamespace
 import torch
 from wardround.simulations.processes import forked_crew
 bench = SimpleNamespace(device=torch.device("cpu"))
-config = SimpleNamespace(machine=SimpleNamespace(threads=None), simulation=SimpleNamespace(processes=2))
+simulation = SimpleNamespace(processes=2, backend="auto")
+config = SimpleNamespace(machine=SimpleNamespace(threads=None), simulation=simulation)
 with forked_crew(config, bench, []):
     print(*(child.pid for child in active_children()), flush=True)
     time.sleep(60)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -206,6 +208,18 @@ def test_another_batch_inside_goes_as_the_model_has_it() -> None:
         expected = free.model(**other).logits
         with free.of(batch_of(9, 3)):
             assert torch.equal(free.model(**other).logits, expected)
+
+
+def test_a_model_that_trained_without_padding_can_be_let_go() -> None:
+    """A site gives a base model's memory back between rounds."""
+    free = built("bert", "classifier", SMALL)
+    with torch.no_grad(), free.of(batch_of(9, 3)) as tokens:
+        assert tokens is not None
+        free.model(**batch_of(9, 3))
+    model = weakref.ref(free.model)
+    del free
+    gc.collect()
+    assert model() is None
 
 
 def test_packing_and_padding_have_each_other_as_derivative() -> None:
