@@ -100,8 +100,16 @@ def expected_of(config: RunConfig, rows: Rows) -> ExpectedSites:
     if rules is not None and rules.trains_privately:
         for name, examples in rows.sites.items():
             training, _ = split_validation(
-                examples, config.data.validation_fraction, config.seed, name, apart=True
-            )
+                examples, config.data.validation_fraction, config.seed, name, apart=True,
+                named=bool(config.data.unit_column or config.data.id_column),
+            )  # fmt: skip
+            if not training:
+                raise ConfigError(
+                    f"site {name} would hold back all that it has",
+                    found=f"{len(examples)} rows, data.validation_fraction={config.data.validation_fraction}",
+                    expected="a patient to train on: each one's own hash decides under privacy",
+                    remedy="set data.validation_fraction=0, or another seed",
+                )
             own = training if rules.unit == "example" else {examples[index].unit for index in training}
             units[name] = len(own)
     most = max((len(examples) for examples in rows.sites.values()), default=1)

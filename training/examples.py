@@ -201,7 +201,7 @@ def collect_labels(
 
 
 def split_validation(
-    examples: Sequence[Example], fraction: float, seed: int, site: str, *, apart: bool
+    examples: Sequence[Example], fraction: float, seed: int, site: str, *, apart: bool, named: bool = True
 ) -> tuple[list[int], list[int]]:
     """Indices to train on and to hold back: whole units, whatever the order of the rows.
 
@@ -216,11 +216,13 @@ def split_validation(
         apart: Each unit's own hash decides about it alone, so that the part holds `fraction` of them only
             in the mean: who takes one patient away moves no other one into the training rows, which is what
             a privacy claim of one patient counts on.
+        named: Whether a column names the units. Where rows go by their number each is known by what it says:
+            a row that leaves gives all those after it another number.
     """
     key = seed_for(seed, Purpose.VALIDATION, site=site).to_bytes(8, "little")
+    known = {example.unit: example.unit if named else _said(example) for example in examples}
     places = {
-        unit: hashlib.blake2b(unit.encode(), key=key, digest_size=16).digest()
-        for unit in {example.unit for example in examples}
+        unit: hashlib.blake2b(name.encode(), key=key, digest_size=16).digest() for unit, name in known.items()
     }
     if apart:
         bound = int(fraction * 2**128)
@@ -235,7 +237,19 @@ def split_validation(
 def parts_of(plan: TrainingPlan, site: str, examples: Sequence[Example]) -> tuple[list[int], list[int]]:
     """Indices to train on and to hold back under a plan; see `split_validation`."""
     private = plan.privacy is not None and plan.privacy.trains_privately
-    return split_validation(examples, plan.data.validation_fraction, plan.seed, site, apart=private)
+    return split_validation(
+        examples, plan.data.validation_fraction, plan.seed, site, apart=private,
+        named=not private or names_units(plan.data),
+    )  # fmt: skip
+
+
+def names_units(data: DataContract) -> bool:
+    """Whether units have a name that stays theirs, whatever stands beside them in a file."""
+    return data.unit_column is not None or data.id_column is not None
+
+
+def _said(example: Example) -> str:
+    return repr((example.label, sorted(example.roles.items())))
 
 
 def label_indices(data: DataContract, roles: Mapping[str, bool]) -> dict[str, int] | None:

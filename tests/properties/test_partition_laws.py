@@ -200,3 +200,19 @@ def test_apart_a_tenth_is_held_back_in_the_mean() -> None:
     examples = [Example(number, {}, unit=f"p{number}") for number in range(5000)]
     held = split_validation(examples, 0.1, 3, "a", apart=True)[1]
     assert abs(len(held) - 500) < 4 * (5000 * 0.1 * 0.9) ** 0.5
+
+
+@pytest.mark.parametrize("gone", [0, 100, 199])
+def test_rows_without_a_name_are_known_by_what_they_say(gone: int) -> None:
+    """Their number changes with every row before them; who leaves moves nobody else all the same."""
+
+    def texts(left_out: int | None) -> tuple[set[str], set[str]]:
+        said = [f"note {number}" for number in range(200) if number != left_out]
+        rows = [Example(place, {"text": text}, unit=str(place)) for place, text in enumerate(said)]
+        parts = split_validation(rows, 0.1, 3, "a", apart=True, named=False)
+        trained, held = ({str(rows[index].roles["text"]) for index in part} for part in parts)
+        return trained, held
+
+    trained, held = texts(None)
+    assert 5 < len(held) < 40
+    assert texts(gone) == (trained - {f"note {gone}"}, held - {f"note {gone}"})
