@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wardround.client.accepted import RUNS, RunFolders
 from wardround.client.charges import enter_contents
@@ -20,6 +21,9 @@ from wardround.core.errors import ConfigError, UnreadyError
 from wardround.core.plan import TrainingPlan
 from wardround.runtime.signed_plan import read_signed_plan
 
+if TYPE_CHECKING:  # it imports torch
+    from wardround.client.local_data import UnitsOfRows
+
 
 @dataclass(frozen=True)
 class EarlierRun:
@@ -30,6 +34,7 @@ class EarlierRun:
         plan: Digest of its plan, in hex.
         name: Of the plan.
         units: Whose rows it would get of the source as it is now, sorted.
+        released: Of them, those whom it did not protect.
         contents: By unit, what its rows say.
     """
 
@@ -37,6 +42,7 @@ class EarlierRun:
     plan: str
     name: str
     units: tuple[str, ...]
+    released: tuple[str, ...]
     contents: dict[str, str]
 
 
@@ -45,7 +51,7 @@ class Earlier:
     """What the folders of a hospital's sites have of earlier runs.
 
     Attributes:
-        runs: Without differential privacy.
+        runs: That did not protect all of their patients.
         private: Ids of runs that trained privately: another ledger was charged for them.
     """
 
@@ -61,7 +67,7 @@ class Earlier:
         """
         for found in self.runs:
             enter_contents(ledger, found.name, found.units, found.contents)
-            source = ledger.source(found.name, found.units)  # by ids alone, as a site charges them
+            source = ledger.source(found.name, found.released)  # by ids alone, as a site charges them
             ledger.release_without_privacy(source, run=found.run, plan=found.plan, happened=True)
 
 
@@ -109,19 +115,26 @@ def earlier_runs(ledger: Path, sites: Sequence[SiteFolder]) -> Earlier:
             run = owner_in(ledger.absolute(), site) + run_id
             if plan.privacy is not None and plan.privacy.trains_privately:
                 private.append(run)
-            else:
-                runs.append(EarlierRun(run, plan.digest, plan.name[:256], *_units(site, run_id, plan)))
+            if plan.bounds_patients and not plan.data.validation_fraction:
+                continue
+            rows = _units(site, run_id, plan)
+            released, name = rows.everybody, plan.name[:200]
+            if plan.bounds_patients:
+                released, name = rows.held_back, f"{name} (held back)"
+            if released:
+                runs.append(EarlierRun(run, plan.digest, name, rows.everybody, released, rows.contents))
     return Earlier(tuple(runs), tuple(private))
 
 
-def _units(site: SiteFolder, run_id: str, plan: TrainingPlan) -> tuple[tuple[str, ...], dict[str, str]]:
+def _units(site: SiteFolder, run_id: str, plan: TrainingPlan) -> UnitsOfRows:
     from wardround.client.local_data import units_of  # torch, where there was a run
 
     try:
-        return units_of(read_site_settings(site.path / FILE), plan)
+        return units_of(read_site_settings(site.path / FILE), plan, site.name)
     except UnreadyError as error:
         raise ConfigError(
-            f"{site.name} accepted run {run_id} without differential privacy, whose rows cannot be read now",
+            f"{site.name} accepted run {run_id}, which did not protect all of its patients, and whose rows "
+            "cannot be read now",
             found=error.what,
             expected="the rows that it had, whose patients have to stand in the ledger",
             remedy="put them back in site.yaml for the time being; where they are gone, --without-earlier "

@@ -47,8 +47,8 @@ def make_ledger(
 
 def _told(found: Earlier, *, earlier: bool, anywhere: bool) -> list[str]:
     told = [
-        f"run {run.run} was accepted here before, without differential privacy: ε is infinite for the "
-        f"{len(run.units)} patients of its rows as they are now"
+        f"run {run.run} was accepted here before, without differential privacy for {len(run.released)} of "
+        f"the {len(run.units)} patients of its rows as they are now: their ε is infinite"
         for run in found.runs
     ]
     if found.private:

@@ -166,11 +166,23 @@ def read_rows(settings: SiteSettings, plan: TrainingPlan, site: str) -> LocalRow
     return LocalRows(found.examples, estimate, notices)
 
 
-def units_of(settings: SiteSettings, plan: TrainingPlan) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Whose rows a plan gets of the source as it is now, whatever the site's policy says.
+@dataclass(frozen=True)
+class UnitsOfRows:
+    """Whose rows a plan gets.
 
-    Returns:
-        The units, sorted, and their contents.
+    Attributes:
+        everybody: Their units, sorted.
+        held_back: Of them, those that are only scored.
+        contents: As `contents_of`.
+    """
+
+    everybody: tuple[str, ...]
+    held_back: tuple[str, ...]
+    contents: dict[str, str]
+
+
+def units_of(settings: SiteSettings, plan: TrainingPlan, site: str) -> UnitsOfRows:
+    """Whose rows a plan gets of the source as it is now, whatever the site's policy says.
 
     Raises:
         UnreadyError: The source cannot be read as the plan has it.
@@ -182,8 +194,12 @@ def units_of(settings: SiteSettings, plan: TrainingPlan) -> tuple[tuple[str, ...
             fault=lambda example: task.fault(example, plan.task), renamed=settings.columns,
             name_labels=False,
         )  # fmt: skip
-    units = tuple(sorted({example.unit for example in found.examples}))
-    return units, contents_of(found.examples)
+    _, held = parts_of(plan, site, found.examples)
+    return UnitsOfRows(
+        tuple(sorted({example.unit for example in found.examples})),
+        tuple(sorted({found.examples[index].unit for index in held})),
+        contents_of(found.examples),
+    )
 
 
 def _estimate(plan: TrainingPlan, site: str, examples: Sequence[Example]) -> Estimate:

@@ -94,6 +94,7 @@ class Node:
         read_server: Signed bytes → the server's public key, under the consortium's key; refuses what expired.
         roster: The members that its people have confirmed, as of now.
         settings: What `site.yaml` says, as of now: people may correct it while an offer stands.
+        message_s: Seconds after which this process is ended over one message.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Node:
     read_server: Callable[[bytes], bytes]
     roster: Callable[[], Roster]
     settings: Callable[[], SiteSettings]
+    message_s: float = math.inf
     _open: dict[str, Site] = field(default_factory=dict)
     """The run whose model is loaded: one, since a model is large."""
     _resting: dict[str, Resting] = field(default_factory=dict)
@@ -307,6 +309,7 @@ class Node:
             *self._cells(local),
             local.rows.digest,
             local.rank,
+            message_s=self.message_s,
         )
 
     def _cells(self, local: LocalData) -> tuple[Cells, Cells]:

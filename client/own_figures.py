@@ -16,8 +16,8 @@ FIGURES: Final[dict[Figures, tuple[str, ...]]] = {
 """What a site may tell of itself alone → how the names of such figures begin."""
 LEAST_TIME_S: Final = 1.0
 """The finest that a site says of a time; twice, four times, … as much is what else it says."""
-LAST: Final = 0.75
-"""Of a round's deadline: the rest is for the way back and for the sums."""
+LAST: Final = (0.75, 0.85, 0.95)
+"""Of a round's deadline: the last places; the rest is for the way back and for the sums."""
 
 
 def leaving_figures(policy: tuple[Figures, ...], figures: dict[str, float]) -> dict[str, float]:
@@ -38,7 +38,9 @@ def on_grid(seconds: float) -> float:
 def answer_after(seconds: float, deadline_s: float) -> float:
     """When an answer leaves that is ready after so long: at the next place of the grid.
 
-    Not later than `LAST` of the round's deadline, at which all leave that are ready by then: what comes too
-    late does not count at all.
+    The grid's own places up to the first of `LAST`, then these; what is ready after all of them leaves at
+    once, and comes too late to count.
     """
-    return max(seconds, min(on_grid(seconds), LAST * deadline_s))
+    last = [share * deadline_s for share in LAST]
+    places = [on_grid(seconds)] if on_grid(seconds) < last[0] else last
+    return min((place for place in places if place >= seconds), default=seconds)

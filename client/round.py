@@ -283,7 +283,7 @@ def hold(request: Request, site: Site, came: float) -> None:
     """
     if TRAINING in request.sums and site.privacy is not None and not site.privacy.simulation:
         spent = monotonic() - came
-        sleep(answer_after(spent, site.plan.rounds.deadline_s) - spent)
+        sleep(answer_after(spent, min(site.plan.rounds.deadline_s, site.message_s)) - spent)
 
 
 def go_on(request: Request, site: Site, sums: dict[str, bytes]) -> None:

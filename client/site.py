@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -55,6 +56,7 @@ class Site:
         read: Digest of the rows as they were read; empty where nobody would go on from anything.
         rank: At which it trains; None: the plan's.
         together: Trains it with other sites of this process, in a simulation of many.
+        message_s: Seconds after which its process is ended over one message.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Site:
     read: str = ""
     rank: int | None = None
     together: Together | None = None
+    message_s: float = math.inf
 
     @property
     def rows(self) -> str:

@@ -74,6 +74,7 @@ def running_site(folder: Path, *, deadline_s: float = DEADLINE_S) -> Iterator[Si
             "socket": str(socket.folder),
             "token": token,
             "storage": keeper.storage.reveal().hex(),
+            "deadline_s": str(deadline_s),
         },
         record=lambda left: _record(history, left),
         deadline_s=deadline_s,

@@ -21,7 +21,7 @@ from wardround.runtime.roster import LARGEST_CERTIFICATE, read_certificate
 from wardround.runtime.signed_plan import read_signed_plan
 
 
-def site_app(folder: str, socket: str, token: str, storage: str) -> Resident:
+def site_app(folder: str, socket: str, token: str, storage: str, deadline_s: str) -> Resident:
     """The app of the site in a folder; called in the worker's process, with what the supervisor wrote to it.
 
     Args:
@@ -29,6 +29,7 @@ def site_app(folder: str, socket: str, token: str, storage: str) -> Resident:
         socket: Folder of the supervisor's keeper socket.
         token: Lets this process call it.
         storage: The site's storage key in hexadecimal; no file of a key is read here.
+        deadline_s: Seconds after which this process is ended over one message.
 
     Raises:
         WardroundError: The folder is no site's, or the supervisor does not answer.
@@ -36,6 +37,7 @@ def site_app(folder: str, socket: str, token: str, storage: str) -> Resident:
     site = open_site_folder(Path(folder))
     keeper = RemoteKeeper.at(UnixSocket(Path(socket)), token)
     node = node_of(site, keeper, Secret(bytes.fromhex(storage)))
+    node.message_s = float(deadline_s)
     share(node.settings)
     return Resident(client_app(node, node.answer), node.idle)
 

@@ -25,14 +25,16 @@ POLICY = {"epsilon": 50.0, "delta": 1e-3}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Federation:
-    """Three sites' folders, and two plans: `plan` without privacy, `private`, which holds nobody back."""
+    """Three sites' folders, and three plans: without privacy, with it, and one that holds some back."""
     federation = Federation.make(tmp_path_factory.mktemp("absent"), tiny_bert, COUNTS)
     federation.plan("plan")
-    federation.plan(
-        "private", units=(5, 6), privacy={"unit": "patient", "noise": "local", "sigma": 1.0, "delta": 1e-3},
-        strategy={"weighting": "uniform"}, local={"epochs": 1, "batch_size": 2, "max_grad_norm": None},
-        data=federation.data(validation_fraction=0.0),
-    )  # fmt: skip
+    for name, fraction in {"private": 0.0, "scored": 0.4}.items():
+        federation.plan(
+            name, units=(5, 6), strategy={"weighting": "uniform"},
+            privacy={"unit": "patient", "noise": "local", "sigma": 1.0, "delta": 1e-3},
+            local={"epochs": 1, "batch_size": 2, "max_grad_norm": None},
+            data=federation.data(validation_fraction=fraction),
+        )  # fmt: skip
     return federation
 
 
@@ -125,6 +127,29 @@ def test_a_run_that_trained_privately_was_charged_to_another_ledger(
     told = capsys.readouterr().out
     assert f"{RUN} trained privately here" in told
     assert "write-off" in told
+
+
+def test_whom_an_earlier_private_run_held_back_a_new_ledger_knows(
+    federation: Federation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same patients as the ledger that is lost had: their scores have left."""
+    folder = site_of(federation) / "ledger"
+    with Ledger.create(folder, BudgetPolicy(**POLICY, allow_release=True), units=5):
+        pass
+    data = (federation.practice.folder / "scored" / SIGNED).read_bytes()
+    assert codes(node(federation).answer(offer(federation, plan=data))) == ("accepted", [])
+
+    def without_bound() -> set[str]:
+        with Ledger.open(folder) as ledger:
+            return {one for one in PATIENTS if ledger.epsilon(ledger.source(one, [one])).value == math.inf}
+
+    held = without_bound()
+    assert 0 < len(held) < len(PATIENTS)
+    folder.rename(folder.with_name("lost"))
+    capsys.readouterr()
+    make_ledger(folder, POLICY, 5, None)
+    assert f"without differential privacy for {len(held)} of the 5 patients" in capsys.readouterr().out
+    assert without_bound() == held
 
 
 def test_where_the_rows_cannot_be_read_there_is_no_new_ledger(
