@@ -287,6 +287,8 @@ def test_what_a_private_run_cannot_be_is_refused_before_a_model_is_loaded(
         run(wards("large", PATIENT, local={"batch_size": 15}))
     with pytest.raises(PolicyError, match="site w0: δ is too large"):
         run(wards("delta", PATIENT | {"delta": 0.5}))
+    with pytest.raises(ConfigError, match="would hold back all that it has"):
+        run(wards("nobody", PATIENT, data={"validation_fraction": 0.999}))
     with pytest.raises(ConfigError, match="label list would be learnt"):
         run(wards("labels", PATIENT, data={"labels": "auto"}))
     policy = REAL["policy"] | {"assumed_colluders": 2}
