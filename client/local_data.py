@@ -36,7 +36,7 @@ from wardround.strategies.contract import GroupStrategy
 from wardround.training.adapters import ADAPTERS
 from wardround.training.adapters.contract import AdapterMethod
 from wardround.training.device_memory import out_of_memory
-from wardround.training.examples import Example, parts_of, read_examples
+from wardround.training.examples import Example, ExampleSet, parts_of, read_examples
 from wardround.training.plan_strategy import bind_strategy
 from wardround.training.site_rows import SiteRows, bounded_site, contents_of, encode_site
 from wardround.training.tasks import TASKS
@@ -151,19 +151,23 @@ def read_rows(settings: SiteSettings, plan: TrainingPlan, site: str) -> LocalRow
     Raises:
         UnreadyError: method, rows, columns, labels, broken_rows, not_enough_rows, policy or privacy.
     """
-    task = _task(plan)[0]
-    with _unready("columns"):
-        found = read_examples(
-            settings.source, plan.data, task.required_roles(plan.task),
-            fault=lambda example: task.fault(example, plan.task), renamed=settings.columns,
-            name_labels=False,
-        )  # fmt: skip
+    found = _usable(settings, plan)
     estimate = _estimate(plan, site, found.examples)
     _require_counts(settings, plan, site, found.examples)
     counts = found.quarantine_counts()
     told = ", ".join(f"{count} × {reason}" for reason, count in sorted(counts.items()))
     notices = (f"{sum(counts.values())} of {found.rows_read} rows quarantined ({told})",) if counts else ()
     return LocalRows(found.examples, estimate, notices)
+
+
+def _usable(settings: SiteSettings, plan: TrainingPlan) -> ExampleSet:
+    task = _task(plan)[0]
+    with _unready("columns"):
+        return read_examples(
+            settings.source, plan.data, task.required_roles(plan.task),
+            fault=lambda example: task.fault(example, plan.task), renamed=settings.columns,
+            name_labels=False,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -187,13 +191,7 @@ def units_of(settings: SiteSettings, plan: TrainingPlan, site: str) -> UnitsOfRo
     Raises:
         UnreadyError: The source cannot be read as the plan has it.
     """
-    task = _task(plan)[0]
-    with _unready("columns"):
-        found = read_examples(
-            settings.source, plan.data, task.required_roles(plan.task),
-            fault=lambda example: task.fault(example, plan.task), renamed=settings.columns,
-            name_labels=False,
-        )  # fmt: skip
+    found = _usable(settings, plan)
     _, held = parts_of(plan, site, found.examples)
     return UnitsOfRows(
         tuple(sorted({example.unit for example in found.examples})),

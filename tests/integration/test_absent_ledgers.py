@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from federation import Federation
-from offers import COUNTS, RUN, codes, node, offer, own_rows, set_up
+from offers import COUNTS, RUN, codes, node, offer, own_rows, require_nothing_granted, set_up
 
 from wardround.client.accepted import RunFolders
 from wardround.client.ledger.ledger import Ledger
@@ -16,7 +16,7 @@ from wardround.client.ledger.reading import look
 from wardround.client.ledger.summary import summarise
 from wardround.client.ledger_making import make_ledger
 from wardround.client.ledger_place import MARK
-from wardround.core.errors import BudgetError, ConfigError, StorageError
+from wardround.core.errors import ConfigError, StorageError
 from wardround.runtime.plan_folder import SIGNED
 
 PATIENTS = [f"basel{number}" for number in range(5)]
@@ -103,14 +103,7 @@ def test_a_new_ledger_begins_with_what_was_accepted_without_one(
     assert (folder / "ledger.jsonl").stat().st_size == size, "it stands there already"
     with Ledger.open(folder) as ledger:
         assert {ledger.epsilon(ledger.source(one, [one])).value for one in PATIENTS} == {math.inf}
-    data = (federation.practice.folder / "private" / SIGNED).read_bytes()
-    run = RUN.replace("0a", "0b")
-    assert codes(node(federation).answer(offer(federation, plan=data, run_id=run))) == ("accepted", [])
-    site = node(federation).get((run, "basel"))
-    assert site is not None
-    assert site.privacy is not None
-    with pytest.raises(BudgetError, match="without differential privacy"):
-        site.privacy.reserve(site.plan, run, 1, cohort=3, coordinates=10)
+    require_nothing_granted(federation)
 
 
 def test_a_run_that_trained_privately_was_charged_to_another_ledger(

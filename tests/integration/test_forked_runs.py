@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from who_trains import KINDS, figures, same_run
 
 from wardround.core.errors import ConfigError
 from wardround.runtime.event_log import read_events
@@ -24,7 +24,7 @@ from wardround.runtime.events import SiteReplied
 from wardround.simulations import processes, together
 from wardround.simulations.config import RunConfig
 from wardround.simulations.processes import forks_pay
-from wardround.simulations.simulate import SimulationResult, run_simulation
+from wardround.simulations.simulate import run_simulation
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
 WARDS = 6
@@ -42,11 +42,6 @@ def settings(notes: Callable[..., Any]) -> Callable[..., RunConfig]:
     return by_backend
 
 
-def same_run(one: SimulationResult, other: SimulationResult) -> bool:
-    """To the bit."""
-    return one.federated.outcome.last.adapter.digest == other.federated.outcome.last.adapter.digest
-
-
 def not_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """No site may train in this process."""
     from wardround.client import work
@@ -57,21 +52,7 @@ def not_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "train_locally", here)
 
 
-@pytest.mark.parametrize(
-    "sections",
-    [
-        {"strategy": {"name": "scaffold"}, "local": {"optimiser_state": "keep"}},
-        {"simulation": {"ranks": [1, 2]}, "strategy": {"name": "tangent"}, "secure": {"mode": "real"}},
-        {
-            "data": {"unit_column": "patient", "labels": ["0", "1"]},
-            "privacy": {"unit": "patient", "sigma": 1.0, "delta": 1e-3, "clip_norm": 1.0},
-            "local": {"optimiser": "sgd", "batch_size": 2, "max_grad_norm": None},
-            "strategy": {"weighting": "uniform"},
-        },
-        {"simulation": {"together": 2}, "model": {"dropout": "off"}},
-    ],
-    ids=["state", "ranks", "private", "together"],
-)
+@KINDS
 def test_who_trains_changes_nothing(
     settings: Callable[..., RunConfig], sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,14 +61,6 @@ def test_who_trains_changes_nothing(
     not_here(monkeypatch)
     workers = run_simulation(settings("processes", **sections))
     assert same_run(inline, workers)
-
-    def figures(result: SimulationResult) -> dict[tuple[int, str], dict[str, float]]:
-        events = read_events(result.folder / "metrics.jsonl")
-        return {
-            (e.round, e.site): {name: value for name, value in e.local.items() if "seconds" not in name}
-            for e in events
-            if isinstance(e, SiteReplied) and e.round <= 2
-        }
 
     assert figures(inline) == figures(workers)
     assert len(figures(workers)) == 2 * WARDS
@@ -217,8 +190,12 @@ def test_a_worker_that_is_killed_while_it_answers_holds_nobody_up() -> None:
     begun = worker.asked([])
     time.sleep(0.5)  # it sends, or is about to
     worker.process.kill()
-    with contextlib.suppress(EOFError, OSError):
+    try:
         begun.result(timeout=60)
+    except TimeoutError:  # an OSError as well
+        pytest.fail("who waits is not told")
+    except (EOFError, OSError):
+        pass
     worker.end()
     assert not worker.process.is_alive()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from who_trains import KINDS, figures, same_run
 
 from wardround.core.errors import ConfigError, ModelError
 from wardround.runtime.event_log import read_events
@@ -17,7 +18,7 @@ from wardround.runtime.events import SiteReplied
 from wardround.simulations import ray_workers, together
 from wardround.simulations.config import RayConfig, RunConfig
 from wardround.simulations.ray_workers import Recipe, connected, imported, room
-from wardround.simulations.simulate import SimulationResult, run_simulation
+from wardround.simulations.simulate import run_simulation
 
 ray = pytest.importorskip("ray", reason="wardround[ray] is not installed")
 WARDS = 6
@@ -46,40 +47,13 @@ def settings(notes: Callable[..., Any], own_ray: None) -> Callable[..., RunConfi
     return by_backend
 
 
-def same_run(one: SimulationResult, other: SimulationResult) -> bool:
-    """To the bit."""
-    return one.federated.outcome.last.adapter.digest == other.federated.outcome.last.adapter.digest
-
-
-@pytest.mark.parametrize(
-    "sections",
-    [
-        {"strategy": {"name": "scaffold"}, "local": {"optimiser_state": "keep"}},
-        {"simulation": {"ranks": [1, 2]}, "strategy": {"name": "tangent"}, "secure": {"mode": "real"}},
-        {
-            "data": {"unit_column": "patient", "labels": ["0", "1"]},
-            "privacy": {"unit": "patient", "sigma": 1.0, "delta": 1e-3, "clip_norm": 1.0},
-            "local": {"optimiser": "sgd", "batch_size": 2, "max_grad_norm": None},
-            "strategy": {"weighting": "uniform"},
-        },
-        {"simulation": {"together": 2}, "model": {"dropout": "off"}},
-    ],
-    ids=["state", "ranks", "private", "together"],
-)
+@KINDS
 @pytest.mark.slow
 def test_who_trains_changes_nothing(settings: Callable[..., RunConfig], sections: dict[str, Any]) -> None:
     """The adapter and the figures of each site have the same bits, noise and all."""
     inline = run_simulation(settings("inline", "inline", **sections))
     workers = run_simulation(settings("ray", "ray", **sections))
     assert same_run(inline, workers)
-
-    def figures(result: SimulationResult) -> dict[tuple[int, str], dict[str, float]]:
-        events = read_events(result.folder / "metrics.jsonl")
-        return {
-            (e.round, e.site): {name: value for name, value in e.local.items() if "seconds" not in name}
-            for e in events
-            if isinstance(e, SiteReplied) and e.round <= 2
-        }
 
     assert figures(inline) == figures(workers)
     assert len(figures(workers)) == 2 * WARDS

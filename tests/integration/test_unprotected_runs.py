@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from federation import Federation
-from offers import COUNTS, RUN, codes, node, offer, own_rows
+from offers import COUNTS, RUN, codes, node, offer, own_rows, require_nothing_granted
 
 from wardround.client.accepted import RunFolders
 from wardround.client.ledger.ledger import Ledger
@@ -70,14 +70,7 @@ def test_where_it_is_allowed_nothing_bounds_its_patients_any_more(federation: Fe
     with Ledger.open(folder) as ledger:
         for patient in PATIENTS:
             assert ledger.epsilon(ledger.source(patient, [patient])).value == math.inf, patient
-    data = (federation.practice.folder / "private" / SIGNED).read_bytes()
-    run = RUN.replace("0a", "0b")
-    assert codes(node(federation).answer(offer(federation, plan=data, run_id=run))) == ("accepted", [])
-    site = node(federation).get((run, "basel"))
-    assert site is not None
-    assert site.privacy is not None
-    with pytest.raises(BudgetError, match="without differential privacy"):
-        site.privacy.reserve(site.plan, run, 1, cohort=3, coordinates=10)
+    require_nothing_granted(federation)
 
 
 def test_whom_a_private_run_holds_back_ends_the_cap_on_them(federation: Federation) -> None:

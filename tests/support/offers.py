@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from federation import Federation
 
 from wardround.client.keeper import own_keeper
 from wardround.client.node import Node
 from wardround.client.worker_app import node_of
+from wardround.core.errors import BudgetError
 from wardround.core.plan_offers import PlanAnswer, PlanOffer
 from wardround.runtime.plan_folder import SIGNED
 from wardround.server.consortium.server_folder import open_server_folder
@@ -57,3 +59,15 @@ def own_rows(federation: Federation, folder: Path) -> Path:
     rows.write_bytes(before.read_bytes())
     settings.write_text(settings.read_text().replace(str(before), str(rows)))
     return rows
+
+
+def require_nothing_granted(federation: Federation) -> None:
+    """A private run on basel's patients is accepted, and its first round refused: nothing bounds them."""
+    data = (federation.practice.folder / "private" / SIGNED).read_bytes()
+    run = RUN.replace("0a", "0b")
+    assert codes(node(federation).answer(offer(federation, plan=data, run_id=run))) == ("accepted", [])
+    site = node(federation).get((run, "basel"))
+    assert site is not None
+    assert site.privacy is not None
+    with pytest.raises(BudgetError, match="without differential privacy"):
+        site.privacy.reserve(site.plan, run, 1, cohort=3, coordinates=10)
