@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from restored_ledger import IDS
 
 from wardround.client.ledger.draws import Reservation
 from wardround.client.ledger.ledger import Ledger
@@ -85,3 +87,25 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Ledger]]:
             )
 
         yield made
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Path:
+    """Where the mirror is."""
+    return tmp_path / "second" / "mirror"
+
+
+@pytest.fixture
+def backup(folder: Path, tmp_path: Path, policy: BudgetPolicy, mirror: Path, asked: Any) -> Path:
+    """A copy of a mirrored ledger after round 1; the ledger itself went on to round 3."""
+    copy = tmp_path / "backup"
+    with Ledger.create(folder, policy, units=1000, mirror=mirror) as ledger:
+        asked.reserve(ledger, ledger.source("ward", IDS))
+    shutil.copytree(folder, copy)
+    with Ledger.open(folder, mirror=mirror) as ledger:
+        source = ledger.source("ward", IDS)
+        asked.reserve(ledger, source, 2)
+        ledger.source("clinic", ["x", "y"])
+        asked.reserve(ledger, source, 3)
+        ledger.seal(run="run", round=3, stage=0, digest="11" * 32)
+    return copy
