@@ -108,6 +108,7 @@ def _train(
         lr=work.learning_rate,
         betas=work.betas,
         eps=work.epsilon,
+        fused=bench.device.type == "cpu" or None,
     )
     usable = [row for row in rows.training if bench.task.targets(row) > 0]
     batches = plan_batches(len(usable), work, generator(plan.seed, Purpose.SHUFFLE, round=round, site=site))

@@ -33,11 +33,11 @@ def build_optimiser(work: LocalWork, parameters: Mapping[str, torch.nn.Parameter
     match work.optimiser:
         case "adamw":
             return torch.optim.AdamW(
-                groups, work.learning_rate, work.betas, work.epsilon, foreach=_whole_lists(parameters)
+                groups, work.learning_rate, work.betas, work.epsilon, fused=_fused(parameters)
             )
         case "adam":
             return torch.optim.Adam(
-                groups, work.learning_rate, work.betas, work.epsilon, foreach=_whole_lists(parameters)
+                groups, work.learning_rate, work.betas, work.epsilon, fused=_fused(parameters)
             )
         case "dp_adam":
             floor = work.epsilon**2
@@ -48,12 +48,17 @@ def build_optimiser(work: LocalWork, parameters: Mapping[str, torch.nn.Parameter
             return torch.optim.SGD(groups, lr=work.learning_rate, momentum=work.momentum)
 
 
-def _whole_lists(parameters: Mapping[str, torch.nn.Parameter]) -> bool | None:
-    """Whether an operation takes all tensors in one call: the same bits, and on a CPU a third less time.
+def _fused(parameters: Mapping[str, torch.nn.Parameter]) -> bool | None:
+    """Whether one kernel takes each tensor through its step: on a CPU a quarter of the time.
 
-    torch does so by itself on CUDA alone; where else than on a CPU, None leaves it to torch.
+    Elsewhere None leaves it to torch, which fuses nothing by itself. Numbers with few bits stay with torch's
+    other way as well.
     """
-    return True if all(parameter.device.type == "cpu" for parameter in parameters.values()) else None
+    return (
+        True
+        if all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters.values())
+        else None
+    )
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

@@ -179,7 +179,7 @@ def test_a_round_is_the_plain_loop_bit_for_bit(
 
     llama.load_adapter(llama.initial_adapter())
     parameters = [p for p in llama.model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.1)
+    optimiser = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.1, fused=True)
     llama.model.train()
     for batch in plan_batches(len(rows), work, generator(11, Purpose.SHUFFLE, round=2, site="alpha")):
         chosen = [rows[index] for index in batch]
