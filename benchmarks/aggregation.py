@@ -140,6 +140,15 @@ METHODS: dict[str, list[str]] = {
     "tangent, r 4, 8 rounds of 20 steps, moments kept": [
         "strategy=tangent", *KEPT, "adapter.options.r=4", "adapter.options.alpha=16", *HALF,
     ],
+    "FedIT, ring of 8 bits": ["strategy=fedavg", "encoding.bits=8"],
+    "tangent, ring of 8 bits, moments kept": ["strategy=tangent", *KEPT, "encoding.bits=8"],
+    "tangent, 8 rounds of 20 steps, ring of 8 bits, moments kept": [
+        "strategy=tangent", *KEPT, "encoding.bits=8", *HALF,
+    ],
+    "tangent, r 4, 8 rounds of 20 steps, ring of 12 bits, moments kept": [
+        "strategy=tangent", *KEPT, "encoding.bits=12", "adapter.options.r=4", "adapter.options.alpha=16",
+        *HALF,
+    ],
     "FedIT, int8": ["strategy=fedavg", "+compression=int8"],
     "FedIT, int4": ["strategy=fedavg", "+compression=int4"],
     "FedIT, top 1 %": ["strategy=fedavg", "+compression=top_k"],

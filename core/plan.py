@@ -163,7 +163,7 @@ class Encoding(Frozen):
     whole cohort at the bounds still fits the ring.
     """
 
-    bits: Literal[16, 20, 24, 32, 64] = 16
+    bits: Literal[8, 12, 16, 20, 24, 32, 64] = 16
     """Width of the ring: so many bits a coordinate travel."""
     largest: float = Field(gt=0)
     """No coordinate of a contribution is larger in size, before its weight is multiplied in."""

@@ -1,4 +1,4 @@
-"""Ring integers as bytes, at their own width: 2, 2.5, 3, 4 or 8 bytes a value, little-endian.
+"""Ring integers as bytes, at their own width: 1, 1.5, 2, 2.5, 3, 4 or 8 bytes a value, little-endian.
 
 A vector of the ring of 2^bits is held in the next wider machine word; only the low bits count, and only they
 travel. Reducing modulo 2^bits is therefore what packing does, and nothing else has to.
@@ -13,8 +13,10 @@ import numpy as np
 from wardround.core.errors import InternalError, PeerError
 from wardround.core.packed import Array
 
-Bits: TypeAlias = Literal[16, 20, 24, 32, 64]
-_WORDS: Final = {16: np.uint16, 20: np.uint32, 24: np.uint32, 32: np.uint32, 64: np.uint64}
+Bits: TypeAlias = Literal[8, 12, 16, 20, 24, 32, 64]
+_WORDS: Final = {
+    8: np.uint8, 12: np.uint16, 16: np.uint16, 20: np.uint32, 24: np.uint32, 32: np.uint32, 64: np.uint64,
+}  # fmt: skip
 
 
 def word_of(bits: int) -> np.dtype[Any]:
@@ -55,8 +57,8 @@ def packed(vector: Array, bits: Bits) -> memoryview:
     match bits:
         case 24:
             octets = octets[:, :3].copy()
-        case 20:
-            octets = _pack_20(octets)
+        case 12 | 20:
+            octets = _pack_halves(octets, bits)
     return octets.reshape(-1).data.toreadonly()
 
 
@@ -77,8 +79,8 @@ def unpack(data: bytes | memoryview, count: int, bits: Bits) -> Array:
         case 24:
             wide = np.zeros((count, 4), dtype=np.uint8)
             wide[:, :3] = octets.reshape(count, 3)
-        case 20:
-            wide = _unpack_20(octets, count)
+        case 12 | 20:
+            wide = _unpack_halves(octets, count, bits)
         case _:
             wide = octets
     values = wide.reshape(-1).view(word)
@@ -86,30 +88,32 @@ def unpack(data: bytes | memoryview, count: int, bits: Bits) -> Array:
     return values
 
 
-def _pack_20(octets: Array) -> Array:
-    """Two values in five bytes: a₀ a₁ (a₂ low | b₀ low) (b₀ high | b₁ low) (b₁ high | b₂ low)."""
-    count = len(octets)
-    pairs = np.zeros((-(-count // 2) * 2, 4), dtype=np.uint8)
+def _pack_halves(octets: Array, bits: int) -> Array:
+    """Two values of w + ½ bytes in 2w + 1.
+
+    Of 20 bits: a₀ a₁ (a₂ low | b₀ low) (b₀ high | b₁ low) (b₁ high | b₂ low).
+    """
+    (count, word), whole = octets.shape, bits // 8
+    pairs = np.zeros((-(-count // 2) * 2, word), dtype=np.uint8)
     pairs[:count] = octets
     a, b = pairs[0::2], pairs[1::2]
-    out = np.empty((len(a), 5), dtype=np.uint8)
-    out[:, 0], out[:, 1] = a[:, 0], a[:, 1]
-    out[:, 2] = (a[:, 2] & 15) | (b[:, 0] << 4)
-    out[:, 3] = (b[:, 0] >> 4) | (b[:, 1] << 4)
-    out[:, 4] = (b[:, 1] >> 4) | (b[:, 2] << 4)
-    return out.reshape(-1)[: packed_size(count, 20)]
+    out = np.empty((len(a), 2 * whole + 1), dtype=np.uint8)
+    out[:, :whole] = a[:, :whole]
+    out[:, whole] = (a[:, whole] & 15) | (b[:, 0] << 4)
+    out[:, whole + 1 :] = (b[:, :whole] >> 4) | (b[:, 1 : whole + 1] << 4)
+    return out.reshape(-1)[: packed_size(count, bits)]
 
 
-def _unpack_20(octets: Array, count: int) -> Array:
-    padded = np.zeros(-(-count // 2) * 5, dtype=np.uint8)
+def _unpack_halves(octets: Array, count: int, bits: int) -> Array:
+    whole = bits // 8
+    padded = np.zeros(-(-count // 2) * (2 * whole + 1), dtype=np.uint8)
     padded[: octets.size] = octets
-    if count % 2 and padded[-3] >> 4:
+    if count % 2 and padded[-whole - 1] >> 4:
         raise PeerError("packed values end in bits that belong to none")
-    fives = padded.reshape(-1, 5)
-    wide = np.zeros((len(fives) * 2, 4), dtype=np.uint8)
+    pairs = padded.reshape(-1, 2 * whole + 1)
+    wide = np.zeros((len(pairs) * 2, word_of(bits).itemsize), dtype=np.uint8)
     a, b = wide[0::2], wide[1::2]
-    a[:, 0], a[:, 1], a[:, 2] = fives[:, 0], fives[:, 1], fives[:, 2] & 15
-    b[:, 0] = (fives[:, 2] >> 4) | (fives[:, 3] << 4)
-    b[:, 1] = (fives[:, 3] >> 4) | (fives[:, 4] << 4)
-    b[:, 2] = fives[:, 4] >> 4
+    a[:, :whole], a[:, whole] = pairs[:, :whole], pairs[:, whole] & 15
+    b[:, :whole] = (pairs[:, whole:-1] >> 4) | (pairs[:, whole + 1 :] << 4)
+    b[:, whole] = pairs[:, -1] >> 4
     return wide[:count].copy()

@@ -92,7 +92,7 @@ class AdapterConfig(Frozen):
 class EncodingConfig(Frozen):
     """The ring of the sums; `auto` takes the bounds that follow from the local work and the largest site."""
 
-    bits: Literal[16, 20, 24, 32, 64] = 16
+    bits: Literal[8, 12, 16, 20, 24, 32, 64] = 16
     largest: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     norm: float | None = Field(default=None, gt=0)
     most_weight: Annotated[int, Field(ge=1, le=MOST_WEIGHT)] | Literal["auto"] = "auto"

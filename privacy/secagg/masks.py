@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -22,6 +22,8 @@ from wardround.privacy.secagg.secret import Secret
 CHUNK = 1 << 18
 """Bytes that all masks are applied to before the next ones: accumulator and keystream stay in the cache."""
 _ZEROS = memoryview(bytes(CHUNK))
+WORDS: Final = (np.uint8, np.uint16, np.uint32, np.uint64)
+"""Of rings."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,16 @@ def apply_masks(vector: Array, masks: Sequence[Mask]) -> None:
     """Vector ← vector + Σ sign · keystream(key) mod 2^(8·itemsize).
 
     Args:
-        vector: (n,) contiguous, uint16, uint32 or uint64.
+        vector: (n,) contiguous, unsigned words of 1, 2, 4 or 8 bytes.
         masks: Any number.
 
     Raises:
         InternalError: The vector is of another kind.
     """
-    if (
-        vector.ndim != 1
-        or vector.dtype not in (np.uint16, np.uint32, np.uint64)
-        or not vector.flags.c_contiguous
-    ):
+    if vector.ndim != 1 or vector.dtype not in WORDS or not vector.flags.c_contiguous:
         raise InternalError(
             "masks are applied to flat vectors of ring integers",
-            found=f"{vector.dtype} {vector.shape}", expected="uint16, uint32 or uint64, contiguous",
+            found=f"{vector.dtype} {vector.shape}", expected="unsigned words, contiguous",
         )  # fmt: skip
     for _ in _under(vector, masks, in_place=True):
         pass

@@ -96,7 +96,7 @@ def require_seen(compression: Blocks | TopK | None, mode: Mode) -> None:
             "contributions that are hidden in a sum cannot be compressed: masks add up in the ring alone",
             found=f"encoding.compression.method={compression.method} with secure.mode={mode}",
             expected="secure.mode=trusted, or off",
-            remedy="set encoding.compression to null, and encoding.bits to 16, the narrowest ring; or "
+            remedy="set encoding.compression to null, and encoding.bits to 8, the narrowest ring; or "
             "secure.mode to trusted, with an aggregator that the sites trust",
         )  # fmt: skip
 

@@ -15,6 +15,7 @@ from wardround.client import flower_app
 from wardround.client import work as handler
 from wardround.core.errors import PolicyError, QuorumError
 from wardround.core.messages import Reply, Request, reply_to
+from wardround.privacy.packing import packed_size
 from wardround.runtime.events import EventStream, Notice, RoundBurnt, RoundFolded, SiteReplied, SumOpened
 from wardround.runtime.sinks import RecorderSink
 from wardround.simulations.config import RunConfig
@@ -98,6 +99,24 @@ def test_one_adapter_whatever_the_mode(settings: Settings) -> None:
         (3, "evaluation", 5),
     ]  # fmt: skip
     assert {entry[2] for mode in ("off", "trusted") for entry in seen[mode]} == {1}
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+def test_a_narrow_ring_masked_or_not(settings: Settings, bits: int) -> None:
+    """One adapter either way, the plain twin's, in so many bytes fewer than 16 bits a coordinate take."""
+    masked, recorder = run(settings("masked", encoding={"bits": bits}, secure={"mode": "real"}))
+    clear, _ = run(settings("clear", encoding={"bits": bits}, secure={"mode": "off"}))
+    wide, of_16 = run(settings("wide", secure={"mode": "real"}))
+    prepared = prepare(settings("twin", encoding={"bits": bits}))
+    arm = encode_all(prepared, EventStream())[0]
+    assert last(masked) == last(clear) == run_twin(arm, prepared.bench, prepared.initial).digest
+    assert last(masked) != last(wide)
+    size = wide.plan.adapter.layout.size
+    up, up_of_16 = (
+        sum(event.bytes_up for event in seen.events if isinstance(event, SumOpened))
+        for seen in (recorder, of_16)
+    )
+    assert up_of_16 - up == 2 * 6 * (packed_size(size, 16) - packed_size(size, bits))
 
 
 def test_the_first_round_is_within_the_stated_bound_of_the_unquantised_twin(settings: Settings) -> None:

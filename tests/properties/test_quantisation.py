@@ -15,7 +15,7 @@ from wardround.privacy.packing import Bits, pack, unpack, word_of
 from wardround.privacy.quantisation import CHUNK, dequantise, quantise, scale_for
 from wardround.privacy.secagg.total import centred
 
-WIDTHS: list[Bits] = [16, 20, 24, 32, 64]
+WIDTHS: list[Bits] = [8, 12, 16, 20, 24, 32, 64]
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -47,7 +47,7 @@ def test_the_sum_is_within_the_stated_error_and_never_wraps(data: st.DataObject)
     assert scale.error_of_mean(sum(weights)) == pytest.approx(sites * scale.quantum / sum(weights))
 
 
-@pytest.mark.parametrize("bits", [16, 20, 24, 32])
+@pytest.mark.parametrize("bits", [8, 12, 16, 20, 24, 32])
 def test_rounding_is_unbiased_far_below_one_quantum(bits: Bits) -> None:
     """A value of 0.137 quanta in a hundred thousand places: the mean is right within five standard errors."""
     scale = scale_for(bits=bits, largest=1.0, most_weight=1, sites=10)

@@ -82,7 +82,8 @@ class Consortium:
             "run_id": "run", "round": 1, "plan": PLAN, "roster": self.roster.digest, "broadcast": BROADCAST,
             "layout": LAYOUT, "counters_layout": LAYOUT, "cohort": self.names,
             "threshold": default_threshold(self.size), "coordinates": 20, "counters": COUNTERS, "bits": 16,
-            "scale": 8.0, "largest": 10.0, "most_weight": 1, "most_count": 2**40,
+            "scale": 8.0 if changes.get("bits") != 8 else 1.0, "largest": 10.0,
+            "most_weight": 1, "most_count": 2**40,
         }  # fmt: skip
         return Offer(**(fields | changes))
 
@@ -91,9 +92,10 @@ class Consortium:
         return self.sites[name].advertise(SignedOffer.by(self.server, offer), broadcast)
 
     def inputs(self, offer: Offer, name: str) -> tuple[Array, Array]:
-        """Ring integers from −80 to 80, and counters from 0 on, of one site."""
+        """Ring integers up to the offer's bound in size, and counters from 0 on, of one site."""
         rng = np.random.default_rng(self.names.index(name))
-        coordinates = rng.integers(-80, 81, size=offer.coordinates).astype(word_of(offer.bits))
+        bound = int(offer.largest * offer.scale)
+        coordinates = rng.integers(-bound, bound + 1, size=offer.coordinates).astype(word_of(offer.bits))
         return coordinates, rng.integers(0, 2**39, size=offer.counters).astype(np.uint64)
 
     def expected(self, offer: Offer, names: tuple[str, ...]) -> tuple[list[int], list[int]]:

@@ -31,7 +31,7 @@ def statistics(total: Sum, encoding: Encoding, cohort: int = 5) -> Any:
     return statistics_of(total, LAYOUT, encoding, cohort=cohort)
 
 
-@pytest.mark.parametrize("bits", [16, 20, 24, 32, 64])
+@pytest.mark.parametrize("bits", [8, 12, 16, 20, 24, 32, 64])
 def test_the_largest_honest_sum_passes_in_every_ring(bits: Any) -> None:
     """Every site at its largest coordinate, weight and length; out comes Σ w x, to the stated error."""
     largest = 0.5
@@ -104,7 +104,7 @@ def test_no_sum_is_longer_than_the_summed_weight_times_the_length_of_one_contrib
     assert_possible(spread(0.601), without, possible=True, reason="")
 
 
-@pytest.mark.parametrize("bits", [16, 20, 24, 32, 64])
+@pytest.mark.parametrize("bits", [8, 12, 16, 20, 24, 32, 64])
 def test_an_opened_sum_comes_back_as_it_was(bits: Any) -> None:
     """Negative sums and the ends of the ring included; it is as wide as one contribution."""
     ends = [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, -1, 0, 1, 7]

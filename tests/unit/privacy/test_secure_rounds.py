@@ -28,7 +28,7 @@ from wardround.privacy.secagg.site import SecureSite
 PHASES = ("advertise", "deal", "mask", "confirm", "unmask")
 
 
-@pytest.mark.parametrize("bits", [16, 20, 24, 32, 64])
+@pytest.mark.parametrize("bits", [8, 12, 16, 20, 24, 32, 64])
 @pytest.mark.parametrize("size", [5, 6, 9])
 def test_the_sum_is_exact_in_every_ring(consortium: Any, size: int, bits: int) -> None:
     """Both lanes, with nobody lost."""
@@ -121,7 +121,7 @@ def test_the_input_of_a_site_is_left_as_it_is(consortium: Any) -> None:
     assert masked.coordinates != coordinates.tobytes()
 
 
-@pytest.mark.parametrize("bits", [16, 20, 24, 32, 64])
+@pytest.mark.parametrize("bits", [8, 12, 16, 20, 24, 32, 64])
 def test_a_masked_vector_is_in_memory_once(consortium: Any, bits: int) -> None:
     """The site's ring integers beside it; its bytes are the very ones that are sent."""
     group = consortium(5)

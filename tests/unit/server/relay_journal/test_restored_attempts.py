@@ -26,7 +26,7 @@ from wardround.server.relay_journal import JournalledRelay, discard, offered
 ALL_BUT_MASK = (ADVERTISE, OPEN, DEAL, CONFIRM, UNMASK)
 
 
-@pytest.mark.parametrize("bits", [16, 20, 24, 32, 64])
+@pytest.mark.parametrize("bits", [8, 12, 16, 20, 24, 32, 64])
 def test_a_server_killed_after_every_message_and_every_closing(
     journals: Any, consortium: Any, tmp_path: Path, bits: int
 ) -> None:
