@@ -133,3 +133,11 @@ def test_equal_seeds_give_equal_integers_on_every_machine() -> None:
 
 
 FROZEN = [-6551, -4914, -3275, -1638, 0, 1638, 3276, 4914, 6551]
+
+
+@pytest.mark.parametrize(("bits", "most"), [(8, 42), (12, 682)])
+def test_a_narrow_ring_has_room_for_so_many_sites(bits: Bits, most: int) -> None:
+    """The numbers of docs/configuration.md."""
+    scale_for(bits=bits, largest=1.0, most_weight=1, sites=most)
+    with pytest.raises(ConfigError, match="no scale"):
+        scale_for(bits=bits, largest=1.0, most_weight=1, sites=most + 1)
