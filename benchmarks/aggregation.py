@@ -99,6 +99,8 @@ KEPT = ["local.optimiser_state=keep"]
 FEW = ["rounds.rounds=4", "release.every=4", "++local.steps=40"]
 """A quarter of the rounds, and of the bytes, at the same local work; of a case of 16 rounds."""
 HALF = ["rounds.rounds=8", "release.every=8", "++local.steps=20"]
+FLOAT32 = ["model.dtype=float32", "model.attention=sdpa"]
+"""Where the others have a base in bfloat16."""
 METHODS: dict[str, list[str]] = {
     "FedIT": ["strategy=fedavg"],
     "FedProx 0.1": ["strategy=fedavg", "strategy.options.proximal=0.1"],
@@ -130,6 +132,10 @@ METHODS: dict[str, list[str]] = {
     "Fed-SB, r 64": ["strategy=fedavg", "adapter=lora_sb", *CORES],
     "FedIT, moments kept": ["strategy=fedavg", *KEPT],
     "tangent, moments kept": ["strategy=tangent", *KEPT],
+    "tangent, moments kept, float32": ["strategy=tangent", *KEPT, *FLOAT32],
+    "tangent, moments kept, float32, bfloat16 products": [
+        "strategy=tangent", *KEPT, *FLOAT32, "machine.precision=bf16",
+    ],
     "tangent, int4, moments kept": ["strategy=tangent", *KEPT, "+compression=int4"],
     "tangent, r 4, int4, moments kept": [
         "strategy=tangent", *KEPT, "+compression=int4", "adapter.options.r=4", "adapter.options.alpha=16",
