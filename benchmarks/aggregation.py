@@ -128,6 +128,7 @@ METHODS: dict[str, list[str]] = {
     "FedIT, 4 rounds of 40 steps, moments kept": ["strategy=fedavg", *FEW, *KEPT],
     "tangent, 4 rounds of 40 steps, moments kept": ["strategy=tangent", *FEW, *KEPT],
     "tangent, r 2": ["strategy=tangent", "adapter.options.r=2", "adapter.options.alpha=8"],
+    "RoLoRA, moments kept": ["strategy=rolora", *KEPT],
     "RoLoRA, r 4": ["strategy=rolora", "adapter.options.r=4", "adapter.options.alpha=16"],
     "Fed-SB, r 64": ["strategy=fedavg", "adapter=lora_sb", *CORES],
     "FedIT, moments kept": ["strategy=fedavg", *KEPT],
