@@ -184,11 +184,7 @@ class SharedPasses:
         # Those of like size together, the largest first: a site with fewer steps leaves the others' pass
         # sooner, and no worker is left with a large one at the end.
         order = sorted(requests, key=lambda request: (-len(self.sites[request.site].training), request.site))
-        self._asked = tuple(
-            request.site
-            for request in order
-            if request.site in training and (self.size == 1 or self.sites[request.site].rank is None)
-        )
+        self._asked = tuple(request.site for request in order if request.site in training)
         self._begun.clear()
         self._made.clear()
         return order
@@ -219,7 +215,7 @@ class SharedPasses:
             return False
         if job.private is not None and job.private.cost.bands:
             return False  # its noise goes on from where the last round left it, which is known in its turn
-        return self.size == 1 or (job.rest is None and job.private is None)
+        return self.size == 1 or job.private is None
 
     def _finish(self, request: Request, broadcast: Broadcast, site: Site, job: LocalJob) -> None:
         """Wait for this site's lot, once the next ones are under way as well."""

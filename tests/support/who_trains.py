@@ -20,9 +20,12 @@ SECTIONS: list[dict[str, Any]] = [
         "strategy": {"weighting": "uniform"},
     },
     {"simulation": {"together": 2}, "model": {"dropout": "off"}},
+    {"simulation": {"together": 2, "ranks": [1, 2]}, "model": {"dropout": "off"}},
 ]
-KINDS = pytest.mark.parametrize("sections", SECTIONS, ids=["state", "ranks", "private", "together"])
-"""State at the sites, ranks of their own, privacy, several together."""
+KINDS = pytest.mark.parametrize(
+    "sections", SECTIONS, ids=["state", "ranks", "private", "together", "ranks-together"]
+)
+"""State at the sites, ranks of their own, privacy, several together, and these of their own ranks."""
 
 
 def same_run(one: SimulationResult, other: SimulationResult) -> bool:

@@ -71,7 +71,7 @@ def test_a_part_that_was_made_of_something_else_is_not_taken(other: dict[str, An
 def test_who_trains_together_depends_on_who_is_asked_alone() -> None:
     """Not on the order of the requests, and not on those that ask for no training."""
     sites: Any = {
-        name: SimpleNamespace(rank=2 if name == "c" else None, training=range(size))
+        name: SimpleNamespace(training=range(size))
         for name, size in zip("abcde", (5, 5, 5, 9, 1), strict=True)
     }
     passes = SharedPasses(NOBODY, 2, sites)
@@ -80,9 +80,9 @@ def test_who_trains_together_depends_on_who_is_asked_alone() -> None:
         return Request(run_id="run", plan_digest="", round=1, site=site, sums={name: b""}, exchange=exchange)
 
     passes.announce([request("d"), request("a"), request("c"), request("e", EVALUATION), request("b")])
-    assert passes._asked == ("d", "a", "b"), "the largest first, then by name"
+    assert passes._asked == ("d", "a", "b", "c"), "the largest first, then by name"
     passes.announce([request("e", exchange=1)])
-    assert passes._asked == ("d", "a", "b"), "a later exchange changes nothing"
+    assert passes._asked == ("d", "a", "b", "c"), "a later exchange changes nothing"
 
 
 class Busy:
@@ -110,7 +110,7 @@ class Busy:
 def test_no_more_lots_are_under_way_than_the_crew_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order in which the sites are asked; each trains once, whoever of its lot comes first."""
     names, crew = tuple("abcdefghij"), Busy()
-    sites: Any = {name: SimpleNamespace(rank=None, training=[], name=name, run_id="run") for name in names}
+    sites: Any = {name: SimpleNamespace(training=[], name=name, run_id="run") for name in names}
     passes = SharedPasses(crew, 2, sites)
     monkeypatch.setattr(together, "job_ahead", lambda request, broadcast, site: replace(JOB, site=site.name))
     requests = [Request("run", "", 2, site, {TRAINING: b""}) for site in reversed(names)]
