@@ -146,7 +146,7 @@ def train(
         moving = {name: p for name, p in site.bench.parameters().items() if name not in rules.frozen}
         # Whatever can be refused is refused before it is charged.
         require_apart(site.bench, moving, site.plan.task)
-        stand = privacy.stand(request.round, sum(p.numel() for p in moving.values()))
+        stand = privacy.stand(request.round, trained_size(start, rules))
         resumed = privacy.usable(resumed, stand)
         private = privacy.private_round(request.round, kept.clip_norm, resumed, stand)
         draw = privacy.draw(request.round) if stand is None else stand.name
@@ -195,10 +195,12 @@ def job_ahead(request: Request, broadcast: Broadcast, site: Site) -> LocalJob:
     """What a simulated site would train in a round if it were asked now; what came of it is taken later.
 
     A private one is charged in its turn, before that: batches and noise come from the seed, so that both are
-    the same draw, and what the ledger refuses is not taken.
+    the same draw, and what the ledger refuses is not taken. Correlated noise goes on from where the site's
+    last round left it, and that has been kept before another one begins.
 
     Raises:
         StorageError: What it kept is damaged.
+        ConfigError: Its correlated noise is more than it can keep.
     """
     kept = site.store.load(before_round=request.round)
     whole = adapter_at(site.strategy, broadcast, kept.memory)
@@ -207,7 +209,13 @@ def job_ahead(request: Request, broadcast: Broadcast, site: Site) -> LocalJob:
     job = job_of(request.round, site, kept, start, rules)
     if site.privacy is None or not site.privacy.simulation:
         return job
-    return replace(job, private=site.privacy.private_round(request.round, kept.clip_norm))
+    stand = site.privacy.stand(request.round, trained_size(start, rules))
+    return replace(job, private=site.privacy.private_round(request.round, kept.clip_norm, stand=stand))
+
+
+def trained_size(start: AtRank, rules: LocalRules) -> int:
+    """Coordinates that a site trains in a round."""
+    return sum(spec.size for spec in start.trained.layout.tensors if spec.name not in rules.frozen)
 
 
 def kept_state(site: Site, kept: Kept, start: Adapter) -> OptimiserState | None:

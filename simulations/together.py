@@ -18,7 +18,7 @@ import numpy as np
 
 from wardround.client.site import Site
 from wardround.client.work import job_ahead
-from wardround.core.errors import ConfigError, StorageError
+from wardround.core.errors import ConfigError, WardroundError
 from wardround.core.messages import Reply, Request
 from wardround.core.packed import Packed
 from wardround.core.plan import TrainingPlan
@@ -213,8 +213,6 @@ class SharedPasses:
         """Whether a job may go with others, or to another process."""
         if job.checkpoints is not None or job.resumed is not None:
             return False
-        if job.private is not None and job.private.cost.bands:
-            return False  # its noise goes on from where the last round left it, which is known in its turn
         return self.size == 1 or job.private is None
 
     def _finish(self, request: Request, broadcast: Broadcast, site: Site, job: LocalJob) -> None:
@@ -236,7 +234,7 @@ class SharedPasses:
         for name in self._asked[number * self.size : (number + 1) * self.size]:
             try:
                 found = known.get(name) or job_ahead(request, broadcast, self.sites[name])
-            except StorageError:
+            except WardroundError:
                 continue  # it says so itself when it comes to it
             if self._goes(found):
                 jobs[name] = found
@@ -260,7 +258,11 @@ def same(one: LocalJob, other: LocalJob) -> bool:
 def _noise(job: LocalJob) -> tuple[object, ...]:
     """What its privacy is made of; the words for batches and noise follow from round and site."""
     private = job.private
-    return () if private is None else (private.rules, private.cost, private.clip_norm, private.done)
+    if private is None:
+        return ()
+    state = private.state
+    stand = None if state is None else (state.key, state.done, state.kept.tobytes())
+    return private.rules, private.cost, private.clip_norm, private.done, stand
 
 
 def _digest(packed: Packed | None) -> str:

@@ -19,13 +19,19 @@ SECTIONS: list[dict[str, Any]] = [
         "local": {"optimiser": "sgd", "batch_size": 2, "max_grad_norm": None},
         "strategy": {"weighting": "uniform"},
     },
+    {
+        "data": {"unit_column": "patient", "labels": ["0", "1"]},
+        "privacy": {"unit": "patient", "sigma": 1.0, "delta": 1e-3, "mechanism": "banded", "bands": 3},
+        "local": {"batch_size": 2, "max_grad_norm": None},
+        "strategy": {"weighting": "uniform"},
+    },
     {"simulation": {"together": 2}, "model": {"dropout": "off"}},
     {"simulation": {"together": 2, "ranks": [1, 2]}, "model": {"dropout": "off"}},
 ]
 KINDS = pytest.mark.parametrize(
-    "sections", SECTIONS, ids=["state", "ranks", "private", "together", "ranks-together"]
+    "sections", SECTIONS, ids=["state", "ranks", "private", "banded", "together", "ranks-together"]
 )
-"""State at the sites, ranks of their own, privacy, several together, and these of their own ranks."""
+"""State at the sites, ranks of their own, privacy, noise that goes on, several together, also of unlike ranks."""
 
 
 def same_run(one: SimulationResult, other: SimulationResult) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from wardround.core.messages import Request
 from wardround.core.packed import Layout, Packed, TensorSpec
 from wardround.core.plan import LocalWork
+from wardround.privacy.noise.correlated import NoiseState
 from wardround.privacy.sums.contract import EVALUATION, TRAINING
 from wardround.simulations import together
 from wardround.simulations.together import Here, SharedPasses, same
@@ -32,8 +33,17 @@ NOBODY: Any = SimpleNamespace(ahead=0)
 
 
 def test_privacy_is_part_of_what_a_part_was_made_of() -> None:
-    """Another clip norm, noise or number of steps is another round."""
-    private: Any = SimpleNamespace(rules="r", cost="c", clip_norm=1.0, done=0)
+    """Another clip norm, noise, number of steps, or place where correlated noise stands is another round."""
+
+    def stand(key: bytes = b"k", done: int = 1, kept: float = 0.0) -> NoiseState:
+        return NoiseState(key, done, np.full((1, 3), kept))
+
+    private: Any = SimpleNamespace(rules="r", cost="c", clip_norm=1.0, done=0, state=stand())
+    anew = SimpleNamespace(**{**vars(private), "state": stand()})
+    assert same(replace(JOB, private=private), replace(JOB, private=anew))
+    for state in (None, stand(key=b"l"), stand(done=2), stand(kept=1.0)):
+        later = SimpleNamespace(**{**vars(private), "state": state})
+        assert not same(replace(JOB, private=private), replace(JOB, private=later))
     assert same(replace(JOB, private=private), replace(JOB, private=SimpleNamespace(**vars(private))))
     assert not same(replace(JOB, private=private), JOB)
     for name, value in {"rules": "q", "cost": "d", "clip_norm": 2.0, "done": 1}.items():
