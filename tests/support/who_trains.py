@@ -31,7 +31,7 @@ SECTIONS: list[dict[str, Any]] = [
 KINDS = pytest.mark.parametrize(
     "sections", SECTIONS, ids=["state", "ranks", "private", "banded", "together", "ranks-together"]
 )
-"""State at the sites, ranks of their own, privacy, noise that goes on, several together, also of unlike ranks."""
+"""State at the sites, ranks of their own, privacy, noise that goes on, sites together, also of such ranks."""
 
 
 def same_run(one: SimulationResult, other: SimulationResult) -> bool:
