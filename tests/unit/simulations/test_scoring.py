@@ -69,7 +69,8 @@ def test_rows_in_pieces_count_what_they_count_as_a_whole(
     lora = ADAPTERS.get("lora")
     bench = open_workbench(
         BaseModelConfig(path=str(tiny_bert)), TASKS.get(SPEC.name),
-        DataContract(columns={}, labels=("a", "b")), lora, lora.Options(), Machine(device="cpu", evaluation_batch_size=2), seed=7,
+        DataContract(columns={}, labels=("a", "b")), lora, lora.Options(),
+        Machine(device="cpu", evaluation_batch_size=2), seed=7,
     )  # fmt: skip
     plan: Any = SimpleNamespace(task=SPEC, data=bench.data)
     rows = TestRows(made_up(23, seed=1), {"a": made_up(5, seed=2), "b": []})
