@@ -4,7 +4,7 @@ Who trains in a round stands in the requests that the server sends. They are dea
 time, whatever order the messages come in: what they make depends on who is asked and on how many go at a
 time, and on nothing else. The first of a lot that is asked has all of it trained, in this process or by other
 ones, which work at the next lots meanwhile; each of the others takes its part when it comes to it, where it
-would train the very same.
+would train the very same. What other processes train they score as well: a site's held-back rows go with it.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ def same(one: Job, other: Job) -> bool:
     return (
         (one.round, one.site, one.work) == (other.round, other.site, other.work)
         and one.encoded is other.encoded
-        and one.before.digest == other.before.digest
+        and (one.before.digest, _digest(one.rest)) == (other.before.digest, _digest(other.rest))
         and (one.rules.proximal, one.rules.frozen, one.rules.mean_gradient)
         == (other.rules.proximal, other.rules.frozen, other.rules.mean_gradient)
         and _noise(one) == _noise(other)
