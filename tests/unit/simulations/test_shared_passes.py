@@ -56,7 +56,8 @@ def test_privacy_is_part_of_what_a_part_was_made_of() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        {"round": 3}, {"site": "c"}, {"work": LocalWork(steps=2)}, {"encoded": []}, {"before": ONE}, {"rest": ONE},
+        {"round": 3}, {"site": "c"}, {"work": LocalWork(steps=2)}, {"encoded": []}, {"before": ONE},
+        {"rest": ONE},
         {"rules": LocalRules(proximal=0.1, gradient_offset=ZERO)},
         {"rules": LocalRules(frozen=frozenset("a"), gradient_offset=ZERO)},
         {"rules": LocalRules(mean_gradient=True, gradient_offset=ZERO)},
