@@ -20,7 +20,7 @@ from wardround.client.fold_check import whole
 from wardround.client.own_figures import answer_after, leaving_figures
 from wardround.client.parties import scores_only
 from wardround.client.site import Site
-from wardround.client.work import contribute, measure, scored_adapter, seal, trained_for, unkept
+from wardround.client.work import contribute, measure, seal, trained_for, unkept
 from wardround.core.compression import keeps_a_rest
 from wardround.core.counting import metric_counters, scores
 from wardround.core.errors import (
@@ -249,7 +249,7 @@ def work(
     contributions: dict[str, Lanes] = {}
     wrong: Exception | None = None
     if EVALUATION in request.sums and EVALUATION not in kept:
-        counted = metric_counters(site.plan, measure(scored_adapter(request.round, broadcast, site), site))
+        counted = metric_counters(site.plan, measure(request, broadcast, site))
         contributions[EVALUATION] = scores_only(counted)
         local |= {f"validation.{name}": value for name, value in scores(site.plan, counted).values.items()}
     if TRAINING in request.sums and TRAINING not in kept:

@@ -16,20 +16,25 @@ from wardround.client.parties import Parties
 from wardround.client.private import SitePrivacy
 from wardround.core.cells import EXACT, Cells
 from wardround.core.messages import Request
+from wardround.core.packed import Counters
 from wardround.core.plan import TrainingPlan
 from wardround.strategies.contract import Broadcast, SumStrategy
+from wardround.training.evaluation import ScoringJob
 from wardround.training.local_round import LocalJob, LocalResult
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
 
 
 class Together(Protocol):
-    """Trains sites of one process together."""
+    """Trains sites of one process together, and scores for them."""
 
     def __call__(
         self, request: Request, broadcast: Broadcast, site: Site, job: LocalJob
     ) -> LocalResult | None:
         """What the job gives; None: it has to be trained by itself."""
+
+    def scored(self, request: Request, broadcast: Broadcast, site: Site, job: ScoringJob) -> Counters | None:
+        """What the job counts; None: the site has to score by itself."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from wardround.strategies.contract import (
     SiteMemory,
     adapter_at,
 )
-from wardround.training.evaluation import evaluate
+from wardround.training.evaluation import ScoringJob, score
 from wardround.training.local_round import LocalJob, LocalResult, train_locally
 from wardround.training.moments import turned
 from wardround.training.optimisers import OptimiserState
@@ -49,37 +49,33 @@ from wardround.training.private.gradient import StepFigures
 from wardround.training.private.local import PrivateRound
 
 
-def scored_adapter(round: int, broadcast: Broadcast, site: Site) -> Adapter:
-    """The adapter that the site scores: the global one, or its own where a part of it stays here.
+def scoring_of(round: int, broadcast: Broadcast, site: Site) -> ScoringJob:
+    """What the site scores: its validation part, through the global adapter, or its own where a part stays.
 
     Raises:
         StorageError: What it kept of its own part is damaged.
     """
     personal = isinstance(site.strategy, PersonalStrategy)
     memory = site.store.load(before_round=round).memory if personal else SiteMemory()
-    return adapter_at(site.strategy, broadcast, memory)
+    adapter = adapter_at(site.strategy, broadcast, memory)
+    return ScoringJob(adapter, site.validation, site.plan.task, site.plan.data)
 
 
-def measure(adapter: Adapter, site: Site) -> dict[str, Array]:
+def measure(request: Request, broadcast: Broadcast, site: Site) -> dict[str, Array]:
     """Metric numerators of the broadcast adapter on the site's validation part, as they may leave it.
 
     Empty where it has none.
+
+    Raises:
+        StorageError: As `scoring_of`.
+        TrainingError: A loss is not finite.
     """
     if not site.validation:
         return {}
-    bench = site.bench
-    bench.load_adapter(adapter)
-    counters = evaluate(
-        bench.model,
-        bench.task,
-        site.plan.task,
-        site.plan.data,
-        site.validation,
-        batch_size=bench.machine.evaluation_batch_size,
-        device=bench.device,
-        tokenizer=bench.tokenizer,
-    )
-    rows = sum(row.rows for row in site.validation if bench.task.targets(row) > 0)
+    job = scoring_of(request.round, broadcast, site)
+    together = None if site.together is None else site.together.scored(request, broadcast, site, job)
+    counters = score(site.bench, job) if together is None else together
+    rows = sum(row.rows for row in site.validation if site.bench.task.targets(row) > 0)
     return METRICS.get(site.plan.task.metrics).coarse(counters, site.validation_cells, rows).tensors()
 
 
@@ -146,7 +142,7 @@ def train(
         moving = {name: p for name, p in site.bench.parameters().items() if name not in rules.frozen}
         # Whatever can be refused is refused before it is charged.
         require_apart(site.bench, moving, site.plan.task)
-        stand = privacy.stand(request.round, sum(p.numel() for p in moving.values()))
+        stand = privacy.stand(request.round, trained_size(start, rules))
         resumed = privacy.usable(resumed, stand)
         private = privacy.private_round(request.round, kept.clip_norm, resumed, stand)
         draw = privacy.draw(request.round) if stand is None else stand.name
@@ -195,10 +191,12 @@ def job_ahead(request: Request, broadcast: Broadcast, site: Site) -> LocalJob:
     """What a simulated site would train in a round if it were asked now; what came of it is taken later.
 
     A private one is charged in its turn, before that: batches and noise come from the seed, so that both are
-    the same draw, and what the ledger refuses is not taken.
+    the same draw, and what the ledger refuses is not taken. Correlated noise goes on from where the site's
+    last round left it, and that has been kept before another one begins.
 
     Raises:
         StorageError: What it kept is damaged.
+        ConfigError: Its correlated noise is more than it can keep.
     """
     kept = site.store.load(before_round=request.round)
     whole = adapter_at(site.strategy, broadcast, kept.memory)
@@ -207,7 +205,13 @@ def job_ahead(request: Request, broadcast: Broadcast, site: Site) -> LocalJob:
     job = job_of(request.round, site, kept, start, rules)
     if site.privacy is None or not site.privacy.simulation:
         return job
-    return replace(job, private=site.privacy.private_round(request.round, kept.clip_norm))
+    stand = site.privacy.stand(request.round, trained_size(start, rules))
+    return replace(job, private=site.privacy.private_round(request.round, kept.clip_norm, stand=stand))
+
+
+def trained_size(start: AtRank, rules: LocalRules) -> int:
+    """Coordinates that a site trains in a round."""
+    return sum(spec.size for spec in start.trained.layout.tensors if spec.name not in rules.frozen)
 
 
 def kept_state(site: Site, kept: Kept, start: Adapter) -> OptimiserState | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wardround.core.lora import pairs
-from wardround.core.packed import Adapter, Array, Layout, pack
+from wardround.core.packed import Adapter, Array, Layout, TensorSpec, pack
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,23 @@ def layout_at(layout: Layout, rank: int, *, beyond: bool = True) -> Layout:
     specs = []
     for spec in layout.tensors:
         if spec.role in ("lora_a", "lora_b"):
-            axis = 0 if spec.role == "lora_a" else 1
+            axis = directions_axis(spec)
             shape = list(spec.shape)
             shape[axis] = rank if beyond else min(rank, shape[axis])
             specs.append(spec.model_copy(update={"shape": tuple(shape)}))
         else:
             specs.append(spec)
     return Layout(tensors=tuple(specs))
+
+
+def directions_axis(factor: TensorSpec) -> int:
+    """Along which a factor's directions lie: the rows of A, the columns of B."""
+    return 0 if factor.role == "lora_a" else 1
+
+
+def same_but_for_ranks(one: Layout, other: Layout) -> bool:
+    """Whether two layouts are of the same tensors, whatever rank each module has."""
+    return layout_at(one, 1).digest == layout_at(other, 1).digest
 
 
 def at_rank(adapter: Adapter, rank: int, draw: np.random.Generator) -> AtRank:

@@ -1,9 +1,10 @@
-"""Sites of a simulation trained by processes of this machine, which share the base model's memory.
+"""Sites of a simulation trained and scored by processes of this machine, which share the base model's memory.
 
 They are forked from the process that began the run once model and rows are there: nothing is loaded again, no
 row travels, and beside its activations a worker needs hardly any memory. What it is sent is a local round
-(`LocalJob`), what comes back is what that gave; both depend on the seed tree alone. Where a worker dies, the
-process that began the run trains what that one had, and the others go on.
+(`LocalJob`), or what is to be scored (`ScoringJob`); what comes back is what that gave. Both depend on the
+seed tree alone. Where a worker dies, the process that began the run does what that one had, and the others
+go on.
 
 Each worker has a pipe of its own, whose end is closed everywhere else: whatever becomes of it is seen at
 once. One thread a worker: the threads of a process do not survive its fork. Several machines, and GPUs, are
@@ -33,8 +34,7 @@ import torch
 
 from wardround.core.errors import ConfigError, InternalError
 from wardround.simulations.config import RunConfig
-from wardround.simulations.together import Made, Trainer
-from wardround.training.local_round import LocalJob
+from wardround.simulations.together import Crew, Here, Job, Made, Trainer
 from wardround.training.workbench import Workbench
 
 LOG = logging.getLogger(__name__)
@@ -72,12 +72,12 @@ class Worker:
     waiting: int = 0
     lost: bool = False
 
-    def asked(self, jobs: Sequence[LocalJob]) -> Future[Sequence[Made]]:
+    def asked(self, jobs: Sequence[Job]) -> Future[Sequence[Made]]:
         """What the jobs give, once it has come to them."""
         self.waiting += 1
         return self.thread.submit(self._ask, jobs)
 
-    def _ask(self, jobs: Sequence[LocalJob]) -> Sequence[Made]:
+    def _ask(self, jobs: Sequence[Job]) -> Sequence[Made]:
         self.line.send(jobs)
         made: Sequence[Made] = self.line.recv()
         return made
@@ -109,7 +109,7 @@ class ForkedCrew:
         """A lot for each worker, and one that waits at each."""
         return 2 * len(self.workers) - 1
 
-    def start(self, jobs: Sequence[LocalJob]) -> Callable[[], Sequence[Made]]:
+    def start(self, jobs: Sequence[Job]) -> Callable[[], Sequence[Made]]:
         """As `Crew`: at the worker that has least to do."""
         there = [worker for worker in self.workers if not worker.lost]
         if not there:
@@ -133,7 +133,7 @@ class ForkedCrew:
 
         return wait
 
-    def _trained_here(self, jobs: Sequence[LocalJob]) -> Sequence[Made]:
+    def _trained_here(self, jobs: Sequence[Job]) -> Sequence[Made]:
         with one_thread():
             return self.here(jobs)
 
@@ -143,24 +143,26 @@ class ForkedCrew:
 
 @contextlib.contextmanager
 def forked_crew(
-    config: RunConfig, bench: Workbench, rows: Iterable[Sequence[Any]]
-) -> Iterator[ForkedCrew | None]:
-    """Workers for a run, for as long as it lasts; None where the system gives no process and nobody asked.
+    config: RunConfig, bench: Workbench, rows: Iterable[Sequence[Any]], scored: Iterable[Sequence[Any]] = ()
+) -> Iterator[Crew]:
+    """Workers for a run, for as long as it lasts; this process where there is none, and nobody asked for it.
 
     Args:
         config: Of the run.
         bench: What it was prepared with.
-        rows: Of each site.
+        rows: Of each site, to train on.
+        scored: That are scored beside them.
 
     Raises:
         ConfigError: This machine, its device or the number of threads allows none.
     """
     require_forks(config, bench)
-    known = {id(own): own for own in rows}
+    trained = {id(own): own for own in rows}
+    known = trained | {id(own): own for own in scored}
     here, workers = Trainer(bench), list[Worker]()
     try:
         try:
-            for _ in range(config.simulation.processes or min(cores(), max(1, len(known)))):
+            for _ in range(config.simulation.processes or min(cores(), max(1, len(trained)))):
                 workers.append(_forked(here, known))
         except OSError as error:
             if config.simulation.backend != "auto":
@@ -169,7 +171,7 @@ def forked_crew(
                     remedy="set simulation.processes to fewer, or simulation.backend=inline",
                 ) from error  # fmt: skip
             LOG.warning("the system gives no process to train in (%s): this one trains", error)
-        yield ForkedCrew(workers, here, known) if workers else None
+        yield ForkedCrew(workers, here, known) if workers else Here(here)
     finally:
         for worker in workers:
             worker.end()
@@ -260,7 +262,7 @@ def _work(line: Connection, train: Trainer, rows: Rows, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who began the run ends it
     torch.set_num_threads(1)
     while True:
-        jobs: Sequence[LocalJob] = line.recv()
+        jobs: Sequence[Job] = line.recv()
         made = train(
             [
                 replace(job, encoded=rows[job.encoded.identity]) if isinstance(job.encoded, _Known) else job

@@ -1,8 +1,9 @@
-"""Sites of a simulation trained by worker processes on Ray, each of which holds the base model once.
+"""Sites of a simulation trained and scored by workers on Ray, each of which holds the base model once.
 
 The process that began the run plays server and sites as ever: it checks, masks, folds, and keeps what sites
-keep. What it sends to a worker is a local round (`LocalJob`), what comes back is what that gave. Both depend
-on the seed tree alone, so that a round whose worker was lost is done again elsewhere and gives the same.
+keep. What it sends to a worker is a local round (`LocalJob`), or what is to be scored (`ScoringJob`); what
+comes back is what that gave. Both depend on the seed tree alone, so that what a lost worker had is done again
+elsewhere and gives the same.
 
 Ray pickles what travels, between processes of one researcher's cluster; none of it is a file, and no site's
 or server's message is ever read that way. Every import of Ray stands in this file, and so does what it needs
@@ -24,8 +25,7 @@ from typing import Any, Final
 from wardround.core.errors import ConfigError, InternalError, ModelError, TrainingError, WardroundError
 from wardround.core.plan import TrainingPlan
 from wardround.simulations.config import RayConfig, RunConfig
-from wardround.simulations.together import Made, Trainer
-from wardround.training.local_round import LocalJob
+from wardround.simulations.together import Job, Made, Trainer
 from wardround.training.plan_making import choices_of
 from wardround.training.workbench import Workbench, open_workbench
 
@@ -115,7 +115,7 @@ class Worker:
             return error
         return None
 
-    def train(self, jobs: Sequence[LocalJob], *rows: Sequence[Any]) -> Sequence[Made]:
+    def train(self, jobs: Sequence[Job], *rows: Sequence[Any]) -> Sequence[Made]:
         """What each job gives, or what went wrong with it.
 
         Args:
@@ -151,7 +151,7 @@ class RayCrew:
         """A lot for each worker, and one that waits at each."""
         return 2 * len(self.workers) - 1
 
-    def start(self, jobs: Sequence[LocalJob]) -> Callable[[], Sequence[Made]]:
+    def start(self, jobs: Sequence[Job]) -> Callable[[], Sequence[Made]]:
         """As `Crew`: at the worker that has least to do, and at another one if that is lost."""
         rows = [self._put(job.encoded) for job in jobs]
         light = [replace(job, encoded=()) for job in jobs]
@@ -175,7 +175,7 @@ class RayCrew:
 
         return wait
 
-    def _sent(self, jobs: Sequence[LocalJob], rows: Sequence[Any]) -> tuple[int, Any]:
+    def _sent(self, jobs: Sequence[Job], rows: Sequence[Any]) -> tuple[int, Any]:
         index = min(self._there(), key=self._busy.__getitem__)
         self._busy[index] += 1
         return index, self.workers[index].train.remote(jobs, *rows)

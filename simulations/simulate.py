@@ -31,7 +31,7 @@ from wardround.simulations.processes import forked_crew, forks_pay
 from wardround.simulations.result_folder import ResultFolder, alone_in
 from wardround.simulations.scoring import Scorer
 from wardround.simulations.site_work import units_of
-from wardround.simulations.together import Crew
+from wardround.simulations.together import Crew, Here, Trainer
 from wardround.simulations.virtual.sites import check_sites
 from wardround.strategies.contract import ServerState
 from wardround.training.tasks.contract import Encoded
@@ -110,11 +110,13 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
     drowning = drowned(plan, {name: units_of(plan, rows) for name, rows in federated.sites.items()})
     for notice in filter(None, (drowning, uncounted(plan, len(federated.sites)))):
         events.emit(Notice(FEDERATED, "warning", notice))
-    scorer = Scorer(bench, plan, test, events)
-    before = scorer.score(prepared.initial, arm=FEDERATED, round=0)
     arms = [federated, *bounds_of(config, federated)]
     rows = [own.training for arm in arms for own in arm.sites.values()]
-    with crew_of(config, plan, bench, rows) as crew:
+    scored = [own.validation for arm in arms for own in arm.sites.values()]
+    scored += [test.everybody, *test.sites.values()]
+    with crew_of(config, plan, bench, rows, scored) as crew:
+        scorer = Scorer(bench, plan, test, events, crew)
+        before = scorer.score(prepared.initial, arm=FEDERATED, round=0)
         ended = run_arms(
             arms,
             bench,
@@ -148,14 +150,18 @@ def _run_arms(prepared: Preparation, folder: ResultFolder, events: EventStream) 
 
 
 def crew_of(
-    config: RunConfig, plan: TrainingPlan, bench: Workbench, rows: Sequence[Sequence[Encoded]]
-) -> contextlib.AbstractContextManager[Crew | None]:
-    """Who trains the sites, whose rows these are, for as long as the run lasts; None: this process."""
+    config: RunConfig,
+    plan: TrainingPlan,
+    bench: Workbench,
+    rows: Sequence[Sequence[Encoded]],
+    scored: Sequence[Sequence[Encoded]],
+) -> contextlib.AbstractContextManager[Crew]:
+    """Who trains the sites, whose rows these are, and scores others, for as long as the run lasts."""
     backend = config.simulation.backend
     if backend == "processes" or (backend == "auto" and forks_pay(config, bench, len(rows))):
-        return forked_crew(config, bench, rows)
+        return forked_crew(config, bench, rows, scored)
     if backend != "ray":
-        return contextlib.nullcontext()
+        return contextlib.nullcontext(Here(Trainer(bench)))
     from wardround.simulations.ray_workers import ray_crew
 
     return ray_crew(config, plan, bench)

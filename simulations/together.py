@@ -4,28 +4,29 @@ Who trains in a round stands in the requests that the server sends. They are dea
 time, whatever order the messages come in: what they make depends on who is asked and on how many go at a
 time, and on nothing else. The first of a lot that is asked has all of it trained, in this process or by other
 ones, which work at the next lots meanwhile; each of the others takes its part when it comes to it, where it
-would train the very same.
+would train the very same. What other processes train they score as well: a site's held-back rows go with it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 
 from wardround.client.site import Site
-from wardround.client.work import job_ahead
-from wardround.core.errors import ConfigError, StorageError
+from wardround.client.work import job_ahead, scoring_of
+from wardround.core.errors import ConfigError, WardroundError
 from wardround.core.messages import Reply, Request
-from wardround.core.packed import Packed
+from wardround.core.packed import Counters, Packed
 from wardround.core.plan import TrainingPlan
-from wardround.privacy.sums.contract import TRAINING
+from wardround.privacy.sums.contract import EVALUATION, TRAINING
 from wardround.server.transport import Transport
 from wardround.strategies.contract import Broadcast
 from wardround.training.device_memory import out_of_memory
+from wardround.training.evaluation import ScoringJob, score
 from wardround.training.local_round import LocalJob, LocalResult, train_locally
 from wardround.training.together import train_together, why_alone
 from wardround.training.workbench import Workbench
@@ -34,10 +35,11 @@ LOG = logging.getLogger(__name__)
 ROWS_AT_ONCE: Final = 16
 """Up to so many rows a step a CPU is faster with several sites' than with one's (docs/benchmarks.md)."""
 LOTS: Final = 4
-Key = tuple[str, int, str]
-"""Run, round, site."""
-Made: TypeAlias = LocalResult | Exception
+Job: TypeAlias = LocalJob | ScoringJob
+Made: TypeAlias = LocalResult | Counters | Exception
 """What a job gave, or what went wrong with it."""
+Key = tuple[str, int, str, type[Job]]
+"""Run, round, site, and whether it trains or scores."""
 
 
 def sites_at_once(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Workbench, *, sites: int) -> int:
@@ -77,13 +79,13 @@ def sites_at_once(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Work
 
 
 class Crew(Protocol):
-    """Whoever trains the sites of a simulation."""
+    """Whoever trains the sites of a simulation, and scores."""
 
     @property
     def ahead(self) -> int:
         """So many further lots of sites may be under way while one is waited for."""
 
-    def start(self, jobs: Sequence[LocalJob]) -> Callable[[], Sequence[Made]]:
+    def start(self, jobs: Sequence[Job]) -> Callable[[], Sequence[Made]]:
         """Begin a lot; what is returned waits for what each job made.
 
         Raises:
@@ -93,7 +95,7 @@ class Crew(Protocol):
 
 @dataclass
 class Trainer:
-    """Trains lots of sites at one bench, in this process.
+    """Trains lots of sites at one bench, in this process, and scores what is in them.
 
     Attributes:
         bench: Model, adapter and device.
@@ -103,8 +105,12 @@ class Trainer:
     bench: Workbench
     apart: bool = False
 
-    def __call__(self, jobs: Sequence[LocalJob]) -> list[Made]:
+    def __call__(self, jobs: Sequence[Job]) -> list[Made]:
         """What each job made, or what went wrong with it; one by itself to the bits of `train_locally`."""
+        trained = iter(self._trained([job for job in jobs if isinstance(job, LocalJob)]))
+        return [next(trained) if isinstance(job, LocalJob) else self._alone(job) for job in jobs]
+
+    def _trained(self, jobs: Sequence[LocalJob]) -> Sequence[Made]:
         if len(jobs) > 1 and not self.apart:
             try:
                 return train_together(self.bench, jobs)
@@ -117,9 +123,9 @@ class Trainer:
                 self.apart = True
         return [self._alone(job) for job in jobs]
 
-    def _alone(self, job: LocalJob) -> Made:
+    def _alone(self, job: Job) -> Made:
         try:
-            return train_locally(self.bench, job)
+            return train_locally(self.bench, job) if isinstance(job, LocalJob) else score(self.bench, job)
         except Exception as error:  # noqa: BLE001 - it is the site's, and raised in its turn
             return error
 
@@ -128,10 +134,10 @@ class Trainer:
 class Here:
     """A crew of one: this process, which trains a lot when it is begun."""
 
-    train: Callable[[Sequence[LocalJob]], Sequence[Made]]
+    train: Callable[[Sequence[Job]], Sequence[Made]]
     ahead: int = 0
 
-    def start(self, jobs: Sequence[LocalJob]) -> Callable[[], Sequence[Made]]:
+    def start(self, jobs: Sequence[Job]) -> Callable[[], Sequence[Made]]:
         """As `Crew`."""
         made = self.train(jobs)
         return lambda: made
@@ -142,11 +148,11 @@ class Lot:
     """Sites that were begun together.
 
     Attributes:
-        jobs: Site → its job.
+        jobs: Of the sites.
         wait: Gives what they made, in this order.
     """
 
-    jobs: Mapping[str, LocalJob]
+    jobs: Mapping[Key, Job]
     wait: Callable[[], Sequence[Made]]
 
 
@@ -164,8 +170,10 @@ class SharedPasses:
     size: int
     sites: Mapping[str, Site] = field(default_factory=dict)
     _asked: tuple[str, ...] = ()
+    _training: frozenset[str] = frozenset()
+    _scoring: frozenset[str] = frozenset()
     _begun: dict[int, Lot | None] = field(default_factory=dict, repr=False)
-    _made: dict[Key, tuple[LocalJob, Made]] = field(default_factory=dict, repr=False)
+    _made: dict[Key, tuple[Job, Made]] = field(default_factory=dict, repr=False)
 
     @property
     def used(self) -> bool:
@@ -174,21 +182,23 @@ class SharedPasses:
 
     def announce(self, requests: Sequence[Request]) -> Sequence[Request]:
         """These are on their way to the sites; gives them in the order in which they should go."""
-        training = {
-            request.site
-            for request in requests
-            if request.exchange == 0 and request.stage == 0 and TRAINING in request.sums
-        }
-        if not training or not self.used:
+        first = [request for request in requests if (request.exchange, request.stage) == (0, 0)]
+        training = frozenset(request.site for request in first if TRAINING in request.sums)
+        scoring = frozenset(request.site for request in first if EVALUATION in request.sums)
+        if not self.crew.ahead:
+            scoring = frozenset()  # each site scores in its turn as well as this process would ahead of it
+        if not training | scoring or not self.used:
             return requests
         # Those of like size together, the largest first: a site with fewer steps leaves the others' pass
         # sooner, and no worker is left with a large one at the end.
         order = sorted(requests, key=lambda request: (-len(self.sites[request.site].training), request.site))
+        names = [request.site for request in order]
+        # Who trains together does not depend on who else scores.
         self._asked = tuple(
-            request.site
-            for request in order
-            if request.site in training and (self.size == 1 or self.sites[request.site].rank is None)
+            [name for name in names if name in training]
+            + [name for name in names if name in scoring - training]
         )
+        self._training, self._scoring = training, scoring
         self._begun.clear()
         self._made.clear()
         return order
@@ -201,9 +211,25 @@ class SharedPasses:
         Raises:
             Exception: What went wrong with this site's part.
         """
-        if not self.used or site.name not in self._asked or not self._goes(job):
+        if not self.used or site.name not in self._training or not self._goes(job):
             return None
-        key = (site.run_id, request.round, site.name)
+        return cast("LocalResult | None", self._taken(request, broadcast, site, job))
+
+    def scored(self, request: Request, broadcast: Broadcast, site: Site, job: ScoringJob) -> Counters | None:
+        """What the job counts, where a worker does it: with the site's training, if it trains as well.
+
+        Raises:
+            Exception: What went wrong with it.
+        """
+        if site.name not in self._scoring:
+            return None
+        return cast("Counters | None", self._taken(request, broadcast, site, job))
+
+    def _taken(
+        self, request: Request, broadcast: Broadcast, site: Site, job: Job
+    ) -> LocalResult | Counters | None:
+        """What was made of this very job; None where it was another one, or has been taken."""
+        key = _key(request, site, job)
         if key not in self._made:
             self._finish(request, broadcast, site, job)
         made = self._made.pop(key, None)
@@ -217,42 +243,56 @@ class SharedPasses:
         """Whether a job may go with others, or to another process."""
         if job.checkpoints is not None or job.resumed is not None:
             return False
-        if job.private is not None and job.private.cost.bands:
-            return False  # its noise goes on from where the last round left it, which is known in its turn
-        return self.size == 1 or (job.rest is None and job.private is None)
+        return self.size == 1 or job.private is None
 
-    def _finish(self, request: Request, broadcast: Broadcast, site: Site, job: LocalJob) -> None:
+    def _finish(self, request: Request, broadcast: Broadcast, site: Site, job: Job) -> None:
         """Wait for this site's lot, once the next ones are under way as well."""
         own = self._asked.index(site.name) // self.size
         for number in range(own, min(own + self.crew.ahead + 1, -(-len(self._asked) // self.size))):
             if number not in self._begun:
-                self._begun[number] = self._begin(number, request, broadcast, {site.name: job})
+                known = {_key(request, site, job): job}
+                self._begun[number] = self._begin(number, request, broadcast, known)
         lot, self._begun[own] = self._begun[own], None
-        if lot is None or site.name not in lot.jobs:
-            return
-        for (name, begun), result in zip(lot.jobs.items(), lot.wait(), strict=True):
-            self._made[site.run_id, request.round, name] = begun, result
+        if lot is not None:
+            for (key, begun), result in zip(lot.jobs.items(), lot.wait(), strict=True):
+                self._made[key] = begun, result
 
     def _begin(
-        self, number: int, request: Request, broadcast: Broadcast, known: Mapping[str, LocalJob]
+        self, number: int, request: Request, broadcast: Broadcast, known: Mapping[Key, Job]
     ) -> Lot | None:
-        jobs: dict[str, LocalJob] = {}
+        jobs: dict[Key, Job] = {}
         for name in self._asked[number * self.size : (number + 1) * self.size]:
+            site = self.sites[name]
             try:
-                found = known.get(name) or job_ahead(request, broadcast, self.sites[name])
-            except StorageError:
+                for job in self._ahead(request, broadcast, site):
+                    key = _key(request, site, job)
+                    jobs[key] = known.get(key, job)
+            except WardroundError:
                 continue  # it says so itself when it comes to it
-            if self._goes(found):
-                jobs[name] = found
         return Lot(jobs, self.crew.start(list(jobs.values()))) if jobs else None
 
+    def _ahead(self, request: Request, broadcast: Broadcast, site: Site) -> Iterator[Job]:
+        """What a site of the round will be asked for."""
+        if site.name in self._scoring and site.validation:
+            yield scoring_of(request.round, broadcast, site)
+        if site.name in self._training and self._goes(job := job_ahead(request, broadcast, site)):
+            yield job
 
-def same(one: LocalJob, other: LocalJob) -> bool:
-    """Whether two jobs of a site train the same."""
+
+def _key(request: Request, site: Site, job: Job) -> Key:
+    return site.run_id, request.round, site.name, type(job)
+
+
+def same(one: Job, other: Job) -> bool:
+    """Whether two jobs of a site train, or score, the same."""
+    if isinstance(one, ScoringJob) and isinstance(other, ScoringJob):
+        return one.encoded is other.encoded and one.adapter.digest == other.adapter.digest
+    if isinstance(one, ScoringJob) or isinstance(other, ScoringJob):
+        return False
     return (
         (one.round, one.site, one.work) == (other.round, other.site, other.work)
         and one.encoded is other.encoded
-        and one.before.digest == other.before.digest
+        and (one.before.digest, _digest(one.rest)) == (other.before.digest, _digest(other.rest))
         and (one.rules.proximal, one.rules.frozen, one.rules.mean_gradient)
         == (other.rules.proximal, other.rules.frozen, other.rules.mean_gradient)
         and _noise(one) == _noise(other)
@@ -264,7 +304,11 @@ def same(one: LocalJob, other: LocalJob) -> bool:
 def _noise(job: LocalJob) -> tuple[object, ...]:
     """What its privacy is made of; the words for batches and noise follow from round and site."""
     private = job.private
-    return () if private is None else (private.rules, private.cost, private.clip_norm, private.done)
+    if private is None:
+        return ()
+    state = private.state
+    stand = None if state is None else (state.key, state.done, state.kept.tobytes())
+    return private.rules, private.cost, private.clip_norm, private.done, stand
 
 
 def _digest(packed: Packed | None) -> str:

@@ -6,6 +6,9 @@ own magnitudes, where there are any. So the sum
 of all sites' mean losses has each site's own gradient as its derivative by that site's tensors; optimiser,
 clipping and a strategy's terms are each site's own, by the one loop of `local_round.py`.
 
+Sites may be of different ranks, with frozen directions beside those that train: in the product each stands as
+one pair of factors, all its directions behind each other, filled up with zeros to the largest of the lot.
+
 What comes out is what each site alone gives, up to the rounding of sums in another order.
 """
 
@@ -21,7 +24,8 @@ import torch
 from torch import nn
 
 from wardround.core.errors import ConfigError, InternalError
-from wardround.core.packed import Adapter, Layout
+from wardround.core.packed import Adapter, Array, Layout
+from wardround.core.ranks import directions_axis, same_but_for_ranks
 from wardround.training.adapters._magnitudes import LinearMagnitudes
 from wardround.training.adapters._trained import read_parameters
 from wardround.training.base_model import drops_out
@@ -35,19 +39,24 @@ from wardround.training.workbench import Workbench, moving_of
 Tensors = Mapping[str, nn.Parameter]
 Layers = Mapping[nn.Module, Mapping[str, str]]
 """Layer that trains → its attribute → name in the layout."""
+Frozen = Mapping[str, tuple[torch.Tensor, int]]
+"""Name of a factor → directions that stand frozen beside those that train, and the axis they lie along."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seat:
     """A place at a bench for one site's adapter: tensors of its own, beside the model that all share.
 
     Attributes:
         shared: The bench.
         own: Name in the layout → the site's tensor, in the model's order; empty until an adapter is loaded.
+        rest: What stands frozen beside the site's own.
     """
 
     shared: Workbench
     own: dict[str, nn.Parameter] = field(default_factory=dict)
+    rest: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)
+    _loaded: Layout | None = None
 
     @property
     def task(self) -> Task:
@@ -65,20 +74,27 @@ class Seat:
         return self.shared.layout
 
     def load_adapter(self, adapter: Adapter, rest: Adapter | None = None) -> None:
-        """Take an adapter of the bench's layout.
+        """Take an adapter of the bench's modules, of any rank, with frozen directions beside it or without.
 
         Raises:
-            InternalError: It has another layout, or directions stand frozen beside it.
+            InternalError: It is of other modules.
         """
-        if rest is not None or adapter.layout.digest != self.layout.digest:
-            raise InternalError("a site of its own rank trains by itself")
+        if not same_but_for_ranks(adapter.layout, self.layout):
+            raise InternalError("a site's adapter is of other modules than its bench")
+        self._loaded = adapter.layout
         for name in self.shared.parameters():
-            values = torch.from_numpy(np.array(adapter[name], dtype=np.float32))
-            self.own[name] = nn.Parameter(values.to(self.device))
+            self.own[name] = nn.Parameter(self._there(adapter[name]))
+        self.rest = {}
+        if rest is not None:
+            for spec in rest.layout.tensors:
+                self.rest[spec.name] = self._there(rest[spec.name]), directions_axis(spec)
+
+    def _there(self, values: Array) -> torch.Tensor:
+        return torch.from_numpy(np.array(values, dtype=np.float32)).to(self.device)
 
     def read_adapter(self) -> Adapter:
-        """A copy, float32."""
-        return read_parameters(self.own, self.layout)
+        """A copy, at the rank at which it was loaded, float32."""
+        return read_parameters(self.own, self._loaded or self.layout)
 
     @contextmanager
     def training(self, frozen: Collection[str], seed: int) -> Iterator[dict[str, nn.Parameter]]:  # noqa: ARG002 - nothing is drawn
@@ -102,11 +118,21 @@ class Share:
             require one.
         rows: The site's rows.
         batch: Indices into them, at least one.
+        rest: What stands frozen beside them.
     """
 
     parameters: Tensors
     rows: Sequence[Encoded]
     batch: Indices
+    rest: Frozen = field(default_factory=dict)
+
+    def whole(self, name: str) -> torch.Tensor:
+        """What the model multiplies by: the site's own tensor, with all that stands frozen beside it."""
+        own = self.parameters[name]
+        if name not in self.rest:
+            return own
+        frozen, axis = self.rest[name]
+        return torch.cat([own, frozen], dim=axis)
 
 
 def why_alone(bench: Workbench) -> str:
@@ -126,13 +152,14 @@ def train_together(bench: Workbench, jobs: Sequence[LocalJob]) -> list[LocalResu
 
     Args:
         bench: Of which `why_alone` says nothing.
-        jobs: Not private, of the plan's rank, and not resumed.
+        jobs: Not private, and not resumed.
 
     Returns:
         What each gave, or why it failed: one site's loss that is not finite is no other's.
     """
     seats = [Seat(bench) for _ in jobs]
     found: list[LocalResult | Exception | None] = [None] * len(jobs)
+    bench.load_adapter(bench.initial_adapter())  # what stood frozen beside another one's goes
     layers = linear_layers(bench)
     with ExitStack() as opened:
         rounds = [
@@ -156,7 +183,10 @@ def train_together(bench: Workbench, jobs: Sequence[LocalJob]) -> list[LocalResu
         opened.enter_context(_training_mode(bench))
         while wanted:
             now = dict(wanted)
-            shares = [Share(seats[index].own, step.rows, step.batch) for index, step in now.items()]
+            shares = [
+                Share(seats[index].own, step.rows, step.batch, seats[index].rest)
+                for index, step in now.items()
+            ]
             for index, gradient in zip(now, gradients_together(bench, shares, layers), strict=True):
                 go_on(index, gradient)
     return [result for result in found if result is not None]
@@ -199,7 +229,7 @@ def gradients_together(
     tensors = {name: tensor.to(device) for name, tensor in task.collate(rows, bench.data).items()}
     with (
         bench.padding.of(tensors) as tokens,
-        _as_shares(layers, [share.parameters for share in shares], tokens),
+        _as_shares(layers, shares, tokens),
     ):
         losses = task.example_losses(bench.model, tensors).view(len(shares), most)
         sums = (losses * torch.from_numpy(weights).to(device)).sum(dim=1)
@@ -208,14 +238,14 @@ def gradients_together(
 
 
 @contextmanager
-def _as_shares(layers: Layers, adapters: Sequence[Tensors], tokens: Tokens | None) -> Iterator[None]:
+def _as_shares(layers: Layers, shares: Sequence[Share], tokens: Tokens | None) -> Iterator[None]:
     """Let each trained layer of the model multiply every share of its rows by that site's own tensors."""
-    sizes = None if tokens is None else tokens.by_share(len(adapters))
+    sizes = None if tokens is None else tokens.by_share(len(shares))
     before = {layer: layer.__dict__.get("forward") for layer in layers}
     try:
         for layer, names in layers.items():
             stacks = {
-                attribute: torch.stack([tensors[name] for tensors in adapters])
+                attribute: _stacked([share.whole(name) for share in shares])
                 for attribute, name in names.items()
             }
             layer.__dict__["forward"] = (
@@ -230,6 +260,19 @@ def _as_shares(layers: Layers, adapters: Sequence[Tensors], tokens: Tokens | Non
                 del layer.__dict__["forward"]
             else:
                 layer.__dict__["forward"] = forward
+
+
+def _stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One behind the other; factors of a smaller rank get directions of zero, which add nothing."""
+    most = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
+    return torch.stack(
+        [
+            tensor
+            if list(tensor.shape) == most
+            else nn.functional.pad(tensor, (0, most[-1] - tensor.shape[-1], 0, most[0] - tensor.shape[0]))
+            for tensor in tensors
+        ]
+    )
 
 
 def linear_layers(bench: Workbench) -> Layers:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from who_trains import KINDS, figures, same_run
+from who_trains import KINDS, figures, same_run, scored, trains_at
 
 from wardround.core.errors import ConfigError
 from wardround.runtime.event_log import read_events
@@ -28,41 +28,51 @@ from wardround.simulations.simulate import run_simulation
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
 WARDS = 6
+TEST = WARDS + 3
+"""Lots of test rows: each ward's own, and everybody's 66 by four batches of eight."""
+LOTS = TEST + 3 * WARDS + TEST
+"""Test rows before, two rounds, the last state on validation rows, and test rows after."""
 
 
 @pytest.fixture
-def settings(notes: Callable[..., Any]) -> Callable[..., RunConfig]:
-    """Six wards of different sizes, two rounds."""
-    make: Callable[..., RunConfig] = notes(rows=66, wards=WARDS, rounds=2)
+def settings(notes: Callable[..., Any], tmp_path: Path) -> Callable[..., RunConfig]:
+    """Six wards of different sizes, two rounds; all rows are test rows as well."""
+    make: Callable[..., RunConfig] = notes(
+        rows=66, wards=WARDS, rounds=2, test={"path": str(tmp_path / "rows.jsonl")}
+    )
 
     def by_backend(name: str, **sections: Any) -> RunConfig:
         simulation = {"backend": name, "processes": 2} | sections.pop("simulation", {})
-        return make(name, simulation=simulation, **sections)
+        machine = {"evaluation_batch_size": 8} | sections.pop("machine", {})
+        return make(name, simulation=simulation, machine=machine, **sections)
 
     return by_backend
 
 
 def not_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No site may train in this process."""
+    """No site may train in this process, or be scored."""
     from wardround.client import work
 
     def here(*_: Any) -> None:
-        raise AssertionError("a site trained in the process that began the run")
+        raise AssertionError("a site trained, or was scored, in the process that began the run")
 
-    monkeypatch.setattr(work, "train_locally", here)
+    for name in ("train_locally", "score"):
+        monkeypatch.setattr(work, name, here)
 
 
 @KINDS
 def test_who_trains_changes_nothing(
     settings: Callable[..., RunConfig], sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The adapter and the figures of each site have the same bits, noise and all; nobody is left behind."""
+    """Adapter, scores and each site's figures have the same bits, noise and all; nobody is left behind."""
     inline = run_simulation(settings("inline", **sections))
     not_here(monkeypatch)
     workers = run_simulation(settings("processes", **sections))
     assert same_run(inline, workers)
 
     assert figures(inline) == figures(workers)
+    assert scored(inline) == scored(workers)
+    assert len(scored(workers)) == 2 * (1 + WARDS) + 3, "test rows twice, validation rows of each state"
     assert len(figures(workers)) == 2 * WARDS
     assert not multiprocessing.active_children()
 
@@ -78,11 +88,11 @@ def test_no_row_travels(settings: Callable[..., RunConfig], monkeypatch: pytest.
 
     monkeypatch.setattr(processes.Worker, "asked", seen)
     run_simulation(settings("processes"))
-    assert len(sent) == 2 * WARDS
+    assert len(sent) == LOTS + 2 * WARDS, "who trains is scored with it"
     assert all(isinstance(rows, processes._Known) for rows in sent)
 
 
-@pytest.mark.parametrize("at", [1, 4])
+@pytest.mark.parametrize("at", [1, TEST + 1, TEST + 4], ids=["scoring", "training", "later"])
 def test_where_a_worker_is_killed_this_process_does_its_part(
     settings: Callable[..., RunConfig],
     monkeypatch: pytest.MonkeyPatch,
@@ -104,7 +114,7 @@ def test_where_a_worker_is_killed_this_process_does_its_part(
 
     monkeypatch.setattr(processes.ForkedCrew, "start", killing)
     assert same_run(inline, run_simulation(settings("processes")))
-    assert len(started) == 2 * WARDS
+    assert len(started) == LOTS
     assert [r.message for r in caplog.records if "worker" in r.message] == [
         "a worker of the simulation was lost, as a rule to a full memory: this process does its part"
     ]
@@ -118,7 +128,7 @@ def test_a_workers_error_is_the_sites_own(
     start = processes.ForkedCrew.start
 
     def without_rows(crew: processes.ForkedCrew, jobs: Any) -> Any:
-        return start(crew, [replace(job, encoded=[]) if job.site == "w1" else job for job in jobs])
+        return start(crew, [replace(job, encoded=[]) if trains_at(job, "w1") else job for job in jobs])
 
     monkeypatch.setattr(processes.ForkedCrew, "start", without_rows)
     monkeypatch.setattr(together, "same", lambda *_: True)
@@ -142,7 +152,7 @@ def test_an_error_that_cannot_travel_is_its_sites_own_as_well(
     alone = together.Trainer._alone
 
     def failing(trainer: together.Trainer, job: Any) -> Any:
-        return TwoReasonsError("a", "b") if job.site == "w1" else alone(trainer, job)
+        return TwoReasonsError("a", "b") if trains_at(job, "w1") else alone(trainer, job)
 
     monkeypatch.setattr(together.Trainer, "_alone", failing)
     result = run_simulation(settings("processes", rounds={"quorum": 0.5}))
@@ -263,7 +273,7 @@ def test_who_trains_where_nobody_says(
     monkeypatch.setattr(processes.ForkedCrew, "start", counted)
     config = settings("auto", machine={"threads": threads}, simulation={"processes": None})
     result = run_simulation(config)
-    assert begun == ([2] * 2 * WARDS if threads is None else [])
+    assert begun == ([2] * LOTS if threads is None else [])
     assert same_run(result, run_simulation(settings("inline")))
 
 

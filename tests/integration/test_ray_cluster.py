@@ -58,7 +58,7 @@ def test_a_node_that_is_lost_takes_nothing_with_it(
     monkeypatch.setattr(ray_workers.RayCrew, "start", losing)
     simulation = {"backend": "ray", "ray": {"address": cluster.address}}
     workers = run_simulation(settings("ray", simulation=simulation))
-    assert len(started) == 2 * WARDS
+    assert len(started) == 3 * WARDS
     assert workers.federated.outcome.last.adapter.digest == inline.federated.outcome.last.adapter.digest
 
 

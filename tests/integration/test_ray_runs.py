@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from who_trains import KINDS, figures, same_run
+from who_trains import KINDS, figures, same_run, trains_at
 
 from wardround.core.errors import ConfigError, ModelError
 from wardround.runtime.event_log import read_events
@@ -64,7 +64,7 @@ def test_who_trains_changes_nothing(settings: Callable[..., RunConfig], sections
 def test_rows_travel_once_and_no_site_trains_here(
     settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each site's rows go to Ray once for all rounds; this process trains none of them."""
+    """Each site's rows go to Ray once for all rounds; this process trains none of them, and scores none."""
     from wardround.client import work
 
     puts: list[int] = []
@@ -77,13 +77,14 @@ def test_rows_travel_once_and_no_site_trains_here(
         return found
 
     def here(*_: Any) -> None:
-        raise AssertionError("a site trained in the process that began the run")
+        raise AssertionError("a site trained, or was scored, in the process that began the run")
 
     monkeypatch.setattr(ray_workers.RayCrew, "_put", counted)
     monkeypatch.setattr(work, "train_locally", here)
+    monkeypatch.setattr(work, "score", here)
     run_simulation(settings("ray", "ray"))
-    assert sum(puts) == WARDS
-    assert len(puts) == 2 * WARDS
+    assert sum(puts) == 2 * WARDS, "to train on, and to be scored"
+    assert len(puts) == 5 * WARDS, "in each of two rounds, and once more to be scored"
 
 
 @pytest.mark.slow
@@ -107,7 +108,7 @@ def test_a_worker_that_is_killed_is_begun_anew_and_nothing_changes(
 
     monkeypatch.setattr(ray_workers.RayCrew, "start", killing)
     assert same_run(inline, run_simulation(settings("ray", "ray")))
-    assert len(started) == 2 * WARDS
+    assert len(started) == 3 * WARDS
     assert not Path(f"/proc/{killed[0]}").exists()
 
 
@@ -119,7 +120,7 @@ def test_a_workers_error_is_the_sites_own(
     start = ray_workers.RayCrew.start
 
     def without_rows(crew: ray_workers.RayCrew, jobs: Any) -> Any:
-        return start(crew, [replace(job, encoded=[]) if job.site == "w1" else job for job in jobs])
+        return start(crew, [replace(job, encoded=[]) if trains_at(job, "w1") else job for job in jobs])
 
     monkeypatch.setattr(ray_workers.RayCrew, "start", without_rows)
     monkeypatch.setattr(together, "same", lambda *_: True)

@@ -110,12 +110,26 @@ def test_a_site_that_fails_fails_alone(
     assert [event.missing for event in folded] == [("w1",)] * 3
 
 
-def test_sites_of_a_rank_of_their_own_train_by_themselves(
-    settings: Callable[..., RunConfig], groups: list[tuple[str, ...]]
+@pytest.mark.parametrize("strategy", ["tangent", "flora"])
+def test_sites_of_a_rank_of_their_own_train_with_the_others(
+    settings: Callable[..., RunConfig], groups: list[tuple[str, ...]], strategy: str
 ) -> None:
-    """And the others together."""
-    run_simulation(settings("ranks", GROUP, simulation={"ranks": {"w0": 1, "w4": 1}}, rounds={"rounds": 1}))
-    assert groups == [("w1", "w2", "w3"), ("w5", "w6")]
+    """Below the plan's rank and at it; the same adapter comes out, to rounding, moments of each rank kept."""
+    options = {"options": {"site_rank": 2}} if strategy == "flora" else {}
+    own = {
+        "simulation": {"ranks": {"w0": 1, "w4": 1}}, "strategy": {"name": strategy, **options},
+        "encoding": {"bits": 32}, "rounds": {"rounds": 2},
+    }  # fmt: skip
+    if strategy == "tangent":
+        own["local"] = {"optimiser_state": "keep"}
+    alone = run_simulation(settings("alone", 1, **own))
+    assert groups == []
+    grouped = run_simulation(settings("grouped", GROUP, **own))
+    assert groups == [WARDS[:3], WARDS[3:6]] * 2
+    assert {reply.status for reply in replies(grouped)} == {"ok"}
+    one, other = (result.federated.outcome.last.adapter.vector for result in (alone, grouped))
+    np.testing.assert_allclose(other, one, atol=2e-3)
+    assert np.abs(one).max() > 0.05
 
 
 def test_what_cannot_train_together_is_refused_by_name_or_trains_alone(

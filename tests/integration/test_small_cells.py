@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from offers import COUNTS, RUN, codes, node, offer, set_up
 from wardround.client.site import Site
 from wardround.client.work import figures_of, measure
 from wardround.core.cells import EXACT, Cells
+from wardround.core.messages import Request
 from wardround.privacy.secagg.admission import Member
 from wardround.privacy.sums.contract import EVALUATION, TRAINING
 from wardround.runtime.plan_folder import read_initial
@@ -59,16 +61,22 @@ def test_by_default_five_patients_are_the_smallest_cell(federation: Federation) 
     assert again.training_cells == site.training_cells
 
 
+def scored(federation: Federation, site: Site) -> dict[str, Any]:
+    """Counters of the first round, whose broadcast is the plan's initial adapter."""
+    initial = read_initial(federation.practice.folder / "plan", site.plan)
+    asked = Request(RUN, site.plan.digest, 1, site.name, {EVALUATION: b""})
+    return measure(asked, initial, site)
+
+
 def test_scores_leave_as_multiples(federation: Federation) -> None:
     """Counters of the held-back rows, as the server would add them up."""
     site = served(federation, smallest_cell=2)
     assert len(site.validation) >= 2 * ROWS_A_PATIENT
-    adapter = read_initial(federation.practice.folder / "plan", site.plan)
-    found = measure(adapter, site)
+    found = scored(federation, site)
     for name in ("examples", "confusion", "score_positives", "score_negatives"):
         assert not (found[name] % (2 * ROWS_A_PATIENT)).any(), name
     assert 0 < found["examples"] <= len(site.validation) + 2 * ROWS_A_PATIENT
-    exact = measure(adapter, served(federation, smallest_cell=1))
+    exact = scored(federation, served(federation, smallest_cell=1))
     assert exact["examples"] == len(site.validation)
     assert found["loss"] / found["examples"] == pytest.approx(exact["loss"] / exact["examples"], abs=1)
 
@@ -110,7 +118,7 @@ def test_exact_counts_leave_where_a_site_says_so_and_its_scores_hold_back(federa
 def test_a_site_with_less_than_a_cell_sends_no_scores(federation: Federation) -> None:
     """All of its counters are zero, as if it had held nothing back."""
     site = served(federation, smallest_cell=40)
-    found = measure(read_initial(federation.practice.folder / "plan", site.plan), site)
+    found = scored(federation, site)
     assert not any(np.any(array) for array in found.values())
     # Its training rows are no small cell: it weighs what they are, in multiples of so many rows.
     assert site.training_cells.smallest == 40

@@ -19,7 +19,7 @@ from torch import nn
 from wardround.core.errors import ConfigError
 from wardround.core.lora import Pair, pairs
 from wardround.core.packed import Adapter, Layout
-from wardround.core.ranks import layout_at
+from wardround.core.ranks import same_but_for_ranks
 from wardround.training.adapters._magnitudes import magnitudes_of
 
 REST: Final = "rest"
@@ -50,7 +50,7 @@ def take_rank(model: PeftModel, name: str, present: Layout, wanted: Layout, rest
     same = present.digest == wanted.digest
     if same and rest is None and model not in _WITH_REST:
         return False
-    if not same and layout_at(present, 1).digest != layout_at(wanted, 1).digest:
+    if not same_but_for_ranks(present, wanted):
         return False
     layers = _layers(model, name)
     kept = {} if rest is None else {pair.module: pair for pair in pairs(rest.layout)}

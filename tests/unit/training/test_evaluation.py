@@ -203,6 +203,23 @@ def test_answers_are_scored_once_over_all_rows(tiny_llama: Path) -> None:
         assert counters["answers"] == 5
 
 
+@pytest.mark.parametrize("cuts", [(6,), (1, 6), (2, 3, 6), (0, 6)], ids=str)
+def test_pieces_of_the_batches_add_up_to_all_of_them(tiny_llama: Path, cuts: tuple[int, ...]) -> None:
+    """To the bit, and what is counted of the rows as a whole once: 23 rows are six batches of four."""
+    spec = ANSWER.model_copy(update={"options": {**ANSWER.options, "generate": 5, "max_new_tokens": 4}})
+    model, tokenizer, data, rows, _ = opened(tiny_llama, spec)
+
+    def counted(batches: range | None) -> Counters:
+        return evaluate(
+            model, TASKS.get(spec.name), spec, data, rows, batch_size=4, device=CPU, tokenizer=tokenizer,
+            batches=batches,
+        )  # fmt: skip
+
+    pieces = [counted(range(first, last)) for first, last in zip((0, *cuts), cuts, strict=False)]
+    np.testing.assert_array_equal(sum(piece.vector for piece in pieces), counted(None).vector)
+    assert [bool(piece["loss"]) for piece in pieces] == [last > 0 for last in cuts]
+
+
 def test_counters_that_nobody_fills_are_an_error(tiny_llama: Path) -> None:
     """Zeros in place of scores would read as a bad model: without the tokenizer there are no answers."""
     spec = ANSWER.model_copy(update={"options": {**ANSWER.options, "generate": 5}})

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wardround.core.errors import ConfigError, InternalError, TrainingError
+from wardround.core.errors import ConfigError, TrainingError
 from wardround.core.packed import Adapter, Packed
 from wardround.core.plan import LocalWork
 from wardround.strategies.contract import LocalRules
 from wardround.training.local_round import LocalJob, LocalResult, train_locally
 from wardround.training.settings import Machine
-from wardround.training.together import Seat, train_together, why_alone
+from wardround.training.together import train_together, why_alone
 from wardround.training.workbench import Workbench
 
 WORK = LocalWork(steps=4, batch_size=3, learning_rate=5e-3, optimiser="adamw")
@@ -166,13 +166,3 @@ def test_what_keeps_sites_apart_is_named(tiny_bert: Path, tiny_llama: Path, toys
     )
     with pytest.raises(ConfigError, match="linear layers alone"):
         train_together(norms, jobs_of(norms, toys))
-
-
-def test_a_seat_takes_the_plans_adapter_alone(benches: dict[str, Workbench]) -> None:
-    """Sites of their own rank have a bench to themselves."""
-    bench = benches["llama"]
-    seat = Seat(bench)
-    with pytest.raises(InternalError, match="own rank"):
-        seat.load_adapter(bench.initial_adapter(), bench.initial_adapter())
-    seat.load_adapter(bench.initial_adapter())
-    np.testing.assert_array_equal(seat.read_adapter().vector, bench.initial_adapter().vector)
