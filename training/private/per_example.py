@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from torch import nn
 from wardround.core.errors import ConfigError, InternalError
 from wardround.training.private.guards import require_examples_apart, require_no_gradients
 from wardround.training.private.rules import Rule, by_distance, rule_of, unruled_layer
+
+Rules: TypeAlias = Mapping[nn.Module, tuple[str, Rule]]
+"""Module that trains → its name and rule."""
 
 
 @contextmanager
@@ -38,23 +41,21 @@ def record_gradients(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -
             Nothing was changed.
         InternalError: `parameters` are not what trains, or the model is being recorded already.
     """
+    gradients = recorder_of(model, parameters)
+    with gradients.listening():
+        yield gradients
+
+
+def recorder_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> ExampleGradients:
+    """What `record_gradients` yields, before it listens to the model.
+
+    Raises:
+        ConfigError: As `record_gradients`.
+        InternalError: `parameters` are not what trains.
+    """
     rules = _rules(model, parameters)
     require_examples_apart(model)
-    gradients = ExampleGradients(parameters)
-    if any(isinstance(module.__dict__.get("forward"), _Recorded) for module in rules):
-        raise InternalError("gradients by example are being recorded on this model already")
-    before = {module: module.__dict__.get("forward") for module in rules}
-    try:
-        for module, (name, rule) in rules.items():
-            module.__dict__["forward"] = _Recorded(name, module.forward, rule, gradients)
-        yield gradients
-    finally:
-        gradients.lines = None
-        for module, forward in before.items():
-            if forward is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = forward
+    return ExampleGradients(parameters, rules)
 
 
 def columns_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, slice]:
@@ -68,7 +69,7 @@ def columns_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, slice]:
 
 @final
 class ExampleGradients:
-    """A flat buffer (lines, P) of float32, and what fills it; made by `record_gradients`.
+    """A flat buffer (lines, P) of float32, and what fills it; made by `recorder_of`.
 
     Attributes:
         columns: Name → its place in a row. Rows are in the layout's order, by name; a tensor that the
@@ -77,8 +78,9 @@ class ExampleGradients:
         lines: Of the microbatch that is being recorded; None in between.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], rules: Rules) -> None:
         self.parameters = dict(sorted(parameters.items()))
+        self._rules = rules
         self.columns = columns_of(parameters)
         self.size = sum(parameter.numel() for parameter in parameters.values())
         self.lines: int | None = None
@@ -86,6 +88,28 @@ class ExampleGradients:
         self._filled: set[int] = set()
         device = next(iter(self.parameters.values())).device
         self._buffer = torch.empty(0, self.size, dtype=torch.float32, device=device)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Stand in for each module that trains, in front of whatever multiplies there now.
+
+        Raises:
+            InternalError: The model is being recorded already.
+        """
+        if any(isinstance(module.__dict__.get("forward"), _Recorded) for module in self._rules):
+            raise InternalError("gradients by example are being recorded on this model already")
+        before = {module: module.__dict__.get("forward") for module in self._rules}
+        try:
+            for module, (name, rule) in self._rules.items():
+                module.__dict__["forward"] = _Recorded(name, module.forward, rule, self)
+            yield
+        finally:
+            self.lines = None
+            for module, forward in before.items():
+                if forward is None:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.__dict__["forward"] = forward
 
     def of(self, losses: Callable[[], torch.Tensor], lines: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The gradient of every line of a microbatch.

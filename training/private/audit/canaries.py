@@ -107,7 +107,7 @@ def canaries(stage: Stage, *, most: int = 2000, steps: int | None = None, seed: 
         lines = max(1, _BUFFER // size)
         machine = stage.bench.machine.model_copy(update={"microbatch_size": lines})
         gradients = PrivateGradients(
-            replace(stage.bench, task=cast("Any", task), machine=machine),
+            replace(stage.bench, task=cast("Any", task), machine=machine), parameters,
             cast("ExampleGradients", _Given(parameters, columns, task, _LOUDER * clipping.bound)),
             rows, mechanism, clipping, FrozenWeights(stage.bench.model, parameters.values()),
             stage.private.expected_batch, stage.private.noise, simulation=True,
