@@ -30,8 +30,8 @@ from wardround.training.batches import Indices
 from wardround.training.gradients import Wanted
 from wardround.training.local_round import LocalJob, LocalResult, local_round
 from wardround.training.padding import Tokens
-from wardround.training.private.guards import require_examples_apart
-from wardround.training.private.per_example import ExampleGradients, recorder_of
+from wardround.training.private.guards import FrozenWeights, require_examples_apart
+from wardround.training.private.per_example import Recording, recorder_of
 from wardround.training.private.summing import Summed, WantedSum, clipped_sums
 from wardround.training.shared_layers import Cut, SharedLinear, SharedMagnitudes
 from wardround.training.tasks.contract import Encoded, Task
@@ -49,12 +49,12 @@ class Seat:
     Attributes:
         shared: The bench.
         own: Name in the layout → the site's tensor, in the model's order; empty until an adapter is loaded.
-        recorder: Of the gradients of single rows, everybody's; None where nobody's round is private.
+        recorded: The gradients of single rows, everybody's; None where nobody's round is private.
     """
 
     shared: Workbench
     own: dict[str, nn.Parameter] = field(default_factory=dict)
-    recorder: ExampleGradients | None = None
+    recorded: Recording | None = None
 
     @property
     def task(self) -> Task:
@@ -104,15 +104,15 @@ class Seat:
             parameter.requires_grad_(name in moving)
         yield moving
 
-    def recording(self, parameters: Mapping[str, nn.Parameter]) -> AbstractContextManager[ExampleGradients]:  # noqa: ARG002 - the recorder has its own
-        """Everybody's recorder, which listens while a pass is shared.
+    def recording(self, parameters: Mapping[str, nn.Parameter]) -> AbstractContextManager[Recording]:  # noqa: ARG002 - it is of all who share
+        """Everybody's, which listens while a pass is shared.
 
         Raises:
             InternalError: There is none.
         """
-        if self.recorder is None:
+        if self.recorded is None:
             raise InternalError("a private round sits where no gradients of single rows are recorded")
-        return nullcontext(self.recorder)
+        return nullcontext(self.recorded)
 
 
 @dataclass(frozen=True)
@@ -155,14 +155,17 @@ def train_together(bench: Workbench, jobs: Sequence[LocalJob]) -> list[LocalResu
 
     Raises:
         ConfigError: A tensor trains that has no gradient of single rows.
+        InternalError: A weight of the model moved in private rounds.
     """
     found: list[LocalResult | Exception | None] = [None] * len(jobs)
     layers = linear_layers(bench)
     private = [job for job in jobs if job.private is not None]
     with ExitStack() as opened:
         moving = opened.enter_context(bench.training(private[0].rules.frozen if private else (), seed=0))
-        recorder = recorder_of(bench.model, moving) if private else None
-        seats = [Seat(bench, recorder=recorder) for _ in jobs]
+        recorded = (
+            Recording(recorder_of(bench.model, moving), FrozenWeights(bench.model, ())) if private else None
+        )
+        seats = [Seat(bench, recorded=recorded) for _ in jobs]
         rounds = [
             opened.enter_context(closing(local_round(seat, job)))
             for seat, job in zip(seats, jobs, strict=True)
@@ -199,6 +202,8 @@ def train_together(bench: Workbench, jobs: Sequence[LocalJob]) -> list[LocalResu
                 summed = sums_together(bench, list(asked.values()), adapters, layers)
                 for index, own in zip(asked, summed, strict=True):
                     go_on(index, own)
+        if recorded is not None:
+            recorded.frozen.require_unmoved(exact=True)
     return [result for result in found if result is not None]
 
 
@@ -218,7 +223,7 @@ def sums_together(
 
     @contextmanager
     def shares(rows: Sequence[int]) -> Iterator[None]:
-        with _as_shares(layers, constants, None, rows), wanted[0].recorder.listening():
+        with _as_shares(layers, constants, None, rows), wanted[0].recording.gradients.listening():
             yield
 
     return clipped_sums(bench, wanted, shares)

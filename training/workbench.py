@@ -21,7 +21,7 @@ from wardround.training.base_model import LoadedBase, load_base
 from wardround.training.device_memory import Fit
 from wardround.training.frozen_products import in_bfloat16, layers_of, round_products
 from wardround.training.padding import PaddingFree
-from wardround.training.private.per_example import ExampleGradients, record_gradients
+from wardround.training.private.per_example import Recording, recording
 from wardround.training.settings import BaseModelConfig, Machine
 from wardround.training.tasks.contract import Task
 
@@ -56,10 +56,8 @@ class Place(Protocol):
     ) -> AbstractContextManager[dict[str, torch.nn.Parameter]]:
         """What moves in a round, by its name in the layout."""
 
-    def recording(
-        self, parameters: Mapping[str, torch.nn.Parameter]
-    ) -> AbstractContextManager[ExampleGradients]:
-        """What forms the gradients of single rows of whom that moves."""
+    def recording(self, parameters: Mapping[str, torch.nn.Parameter]) -> AbstractContextManager[Recording]:
+        """Of the gradients of single rows, by what moves."""
 
 
 @dataclass(frozen=True)
@@ -145,15 +143,14 @@ class Workbench:
                     parameter.requires_grad_(True)
                     parameter.grad = None
 
-    def recording(
-        self, parameters: Mapping[str, torch.nn.Parameter]
-    ) -> AbstractContextManager[ExampleGradients]:
-        """Of the model, for as long as it is open.
+    def recording(self, parameters: Mapping[str, torch.nn.Parameter]) -> AbstractContextManager[Recording]:
+        """Of the gradients of single rows by what moves; listens for as long as it is open.
 
         Raises:
             ConfigError: As `record_gradients`.
+            InternalError: Likewise, or a weight outside the adapter moved.
         """
-        return record_gradients(self.model, parameters)
+        return recording(self.model, parameters)
 
 
 def moving_of(

@@ -33,13 +33,8 @@ from wardround.privacy.noise.gaussian import noised
 from wardround.privacy.noise.source import RandomSource
 from wardround.training.private.blocks import BlockBatch, Pattern
 from wardround.training.private.clipping import Adaptive, Clipping
-from wardround.training.private.guards import (
-    AdapterStart,
-    FrozenWeights,
-    no_other_backward,
-    require_no_gradients,
-)
-from wardround.training.private.per_example import ExampleGradients, columns_of
+from wardround.training.private.guards import AdapterStart, no_other_backward, require_no_gradients
+from wardround.training.private.per_example import Recording, columns_of
 from wardround.training.private.sampling import PoissonBatch, repeatable, require_drawn
 from wardround.training.private.summing import Summed, WantedSum
 from wardround.training.private.units import ClippedUnits
@@ -152,15 +147,13 @@ def private_gradients(
     if isinstance(clipping, Adaptive):
         clipping.gradient_sigma(mechanism.sigma)  # refused before anything runs
     with (
-        bench.recording(parameters) as recorder,
-        no_other_backward(parameters, lambda: recorder.lines is not None),
+        bench.recording(parameters) as recording,
+        no_other_backward(parameters, lambda: recording.gradients.lines is not None),
     ):
-        frozen = FrozenWeights(bench.model, parameters.values())
         yield PrivateGradients(
-            bench, parameters, recorder, rows, mechanism, clipping, frozen, expected_batch, source,
+            bench, parameters, recording, rows, mechanism, clipping, expected_batch, source,
             simulation=simulation,
         )  # fmt: skip
-        frozen.require_unmoved(exact=True)
 
 
 @final
@@ -178,11 +171,10 @@ class PrivateGradients:
         self,
         bench: Place,
         parameters: Mapping[str, nn.Parameter],
-        recorder: ExampleGradients,
+        recording: Recording,
         rows: Sequence[Encoded],
         mechanism: Sampled | Correlated,
         clipping: Clipping,
-        frozen: FrozenWeights,
         expected_batch: float,
         source: RandomSource,
         *,
@@ -190,13 +182,13 @@ class PrivateGradients:
     ) -> None:
         self.clipping = clipping
         self.noise_variance = 0.0
-        self._bench, self._parameters, self._recorder, self._rows = bench, parameters, recorder, rows
+        self._bench, self._parameters, self._recording, self._rows = bench, parameters, recording, rows
         self._columns = columns_of(parameters)
-        if recorder.columns != self._columns:
+        if recording.gradients.columns != self._columns:
             raise InternalError("gradients are recorded of other tensors than those that train")
         self._targets = [bench.task.targets(row) for row in rows]
         self._mechanism, self._expected, self._source = mechanism, expected_batch, source
-        self._frozen, self._simulation = frozen, simulation
+        self._simulation = simulation
         self._start: AdapterStart | None = AdapterStart(parameters)
         self._used: set[PoissonBatch | BlockBatch] = set()
         self._open = False
@@ -221,15 +213,11 @@ class PrivateGradients:
         indices = [batch.indices[place] for place in used]
         return WantedSum(
             [self._rows[index] for index in indices], [self._targets[index] for index in indices],
-            [batch.units[place] for place in used], self.clipping, seed, self._recorder,
+            [batch.units[place] for place in used], self.clipping, seed, self._recording,
         )  # fmt: skip
 
     def noise(self, wanted: WantedSum, summed: Summed) -> StepFigures:
-        """Put the noised sum of a batch into `.grad`; `stepped` has to follow the optimiser's step.
-
-        Raises:
-            InternalError: A weight outside the adapter moved. Nothing was written.
-        """
+        """Put the noised sum of a batch into `.grad`; `stepped` has to follow the optimiser's step."""
         figures = self.figures(wanted, summed)
         deviation = self._deviation()
         total = self._noised(summed.clipped.total.cpu().numpy())
@@ -246,14 +234,9 @@ class PrivateGradients:
         return figures
 
     def figures(self, wanted: WantedSum, summed: Summed) -> StepFigures:
-        """Of a step whose noise is added here or elsewhere (in the ring).
-
-        Raises:
-            InternalError: A weight outside the adapter moved.
-        """
-        self._frozen.require_unmoved()
+        """Of a step whose noise is added here or elsewhere (in the ring)."""
         clipped = summed.clipped
-        noise = self._deviation() * self._recorder.size**0.5
+        noise = self._deviation() * self._recording.gradients.size**0.5
         return StepFigures(
             loss_sum=summed.loss,
             targets=sum(wanted.targets),
@@ -269,7 +252,7 @@ class PrivateGradients:
         """`wanted` and `noise`, with the sum computed at the bench itself.
 
         Raises:
-            ConfigError: Examples cannot be told apart; names the module or the task.
+            As `wanted` and `WantedSum.alone`; nothing was written.
         """
         wanted = self.wanted(batch)
         return self.noise(wanted, wanted.alone(_whole(self._bench)))

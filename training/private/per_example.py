@@ -18,11 +18,37 @@ import torch
 from torch import nn
 
 from wardround.core.errors import ConfigError, InternalError
-from wardround.training.private.guards import require_examples_apart, require_no_gradients
+from wardround.training.private.guards import FrozenWeights, require_examples_apart, require_no_gradients
 from wardround.training.private.rules import Rule, by_distance, rule_of, unruled_layer
 
 Rules: TypeAlias = Mapping[nn.Module, tuple[str, Rule]]
 """Module that trains → its name and rule."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a private round needs of the model that it reads.
+
+    Attributes:
+        gradients: Of single rows.
+        frozen: What must not move meanwhile.
+    """
+
+    gradients: ExampleGradients
+    frozen: FrozenWeights
+
+
+@contextmanager
+def recording(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[Recording]:
+    """As `record_gradients`; weights outside the adapter are compared bit by bit at the end.
+
+    Raises:
+        InternalError: One of them moved.
+    """
+    with record_gradients(model, parameters) as gradients:
+        frozen = FrozenWeights(model, parameters.values())
+        yield Recording(gradients, frozen)
+        frozen.require_unmoved(exact=True)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch import nn
 from wardround.core.errors import ConfigError
 from wardround.training.device_memory import fitted, make_room, out_of_memory
 from wardround.training.private.clipping import Clipping
-from wardround.training.private.per_example import ExampleGradients
+from wardround.training.private.per_example import ExampleGradients, Recording
 from wardround.training.private.units import ClippedSum, ClippedUnits, unit_pieces
 from wardround.training.tasks.contract import Batch, Encoded, Task
 from wardround.training.workbench import Workbench
@@ -41,7 +41,7 @@ class WantedSum:
         units: Of each row, as a number.
         clipping: How a unit is shortened.
         seed: Of dropout's masks; secret.
-        recorder: What forms the rows' gradients.
+        recording: Of the rows' gradients.
     """
 
     rows: Sequence[Encoded]
@@ -49,13 +49,14 @@ class WantedSum:
     units: Sequence[int]
     clipping: Clipping
     seed: int
-    recorder: ExampleGradients
+    recording: Recording
 
     def alone(self, bench: Workbench) -> Summed:
         """The sum, by the adapter that the bench has loaded.
 
         Raises:
             ConfigError: Examples cannot be told apart; names the module or the task.
+            InternalError: A weight outside the adapter moved.
         """
         return clipped_sums(bench, [self])[0]
 
@@ -83,13 +84,14 @@ def clipped_sums(
 
     Args:
         bench: Model, task, microbatch size; in training mode, without dropout where there are several sites.
-        wanted: Of each site, at least one; all have one recorder.
+        wanted: Of each site, at least one; all have one recording.
         shares: Lets the model multiply each site's rows by that site's adapter.
 
     Raises:
         ConfigError: Examples cannot be told apart; names the module or the task.
+        InternalError: A weight outside the adapter moved.
     """
-    recorder, device = wanted[0].recorder, bench.device
+    recorder, device = wanted[0].recording.gradients, bench.device
     rows = [row for each in wanted for row in each.rows]
     targets = [float(count) for each in wanted for count in each.targets]
     sites = [site for site, each in enumerate(wanted) for _ in each.rows]
@@ -120,7 +122,9 @@ def clipped_sums(
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # Of a batch that begins again nothing was released: its sum is noised once.
-        return fitted(bench.fit, bench.machine.microbatch_size, len(rows), attempt, recorder.forget)
+        sums = fitted(bench.fit, bench.machine.microbatch_size, len(rows), attempt, recorder.forget)
+    wanted[0].recording.frozen.require_unmoved()
+    return sums
 
 
 def _fitting(
