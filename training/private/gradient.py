@@ -219,6 +219,7 @@ class PrivateGradients:
     def noise(self, wanted: WantedSum, summed: Summed) -> StepFigures:
         """Put the noised sum of a batch into `.grad`; `stepped` has to follow the optimiser's step."""
         figures = self.figures(wanted, summed)
+        require_no_gradients(self._parameters)  # of the pass that the sum comes from
         deviation = self._deviation()
         total = self._noised(summed.clipped.total.cpu().numpy())
         mean = torch.from_numpy(total / self._expected).to(torch.float32).to(self._bench.device)
