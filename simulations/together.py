@@ -57,8 +57,9 @@ def sites_at_once(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Work
     """
     if wanted == 1:
         return 1
-    reason = "the run is private" if plan.privacy is not None and plan.privacy.trains_privately else ""
-    reason = reason or why_alone(bench)
+    private = plan.privacy is not None and plan.privacy.trains_privately
+    banded = plan.privacy is not None and plan.privacy.mechanism == "banded"
+    reason = "correlated noise goes on from where a site's last round left it" if banded else why_alone(bench)
     if reason:
         if wanted == "auto":
             return 1
@@ -73,7 +74,9 @@ def sites_at_once(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Work
         several = min(several, sites // LOTS)
     else:
         several = wanted
-    return max(1, several if most is None else min(several, most // batch))
+    # A private step is cut into microbatches, whoever's rows they are.
+    bounded = most is not None and not (private and wanted != "auto")
+    return max(1, min(several, most // batch) if bounded else several)
 
 
 class Crew(Protocol):
@@ -219,7 +222,7 @@ class SharedPasses:
             return False
         if job.private is not None and job.private.cost.bands:
             return False  # its noise goes on from where the last round left it, which is known in its turn
-        return self.size == 1 or (job.rest is None and job.private is None)
+        return self.size == 1 or job.private is None or self.sites[job.site].rank is None
 
     def _finish(self, request: Request, broadcast: Broadcast, site: Site, job: LocalJob) -> None:
         """Wait for this site's lot, once the next ones are under way as well."""
