@@ -44,7 +44,8 @@ def sites_at_once(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Work
     """So many sites train together under a plan.
 
     `auto` leaves at least `LOTS` of them to a round, whoever trains: workers have something to do then, and
-    what comes out does not depend on how many they are.
+    what comes out does not depend on how many they are. A private batch is as many rows as it has patients
+    in the mean.
 
     Args:
         wanted: So many, or `auto`.
@@ -74,9 +75,9 @@ def sites_at_once(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Work
         several = min(several, sites // LOTS)
     else:
         several = wanted
-    # A private step is cut into microbatches, whoever's rows they are.
-    bounded = most is not None and not (private and wanted != "auto")
-    return max(1, min(several, most // batch) if bounded else several)
+    if most is None or (private and wanted != "auto"):  # microbatches of a private step hold anybody's rows
+        return max(1, several)
+    return max(1, min(several, most // batch))
 
 
 class Crew(Protocol):
