@@ -153,7 +153,8 @@ METHODS: dict[str, list[str]] = {
         "strategy=tangent", *KEPT, "encoding.bits=8", *HALF,
     ],
     "tangent, 7 rounds of 23 steps, ring of 8 bits, moments kept": [
-        "strategy=tangent", *KEPT, "encoding.bits=8", "rounds.rounds=7", "release.every=7", "++local.steps=23",
+        "strategy=tangent", *KEPT, "encoding.bits=8",
+        "rounds.rounds=7", "release.every=7", "++local.steps=23",
     ],
     "tangent, r 4, 8 rounds of 20 steps, ring of 12 bits, moments kept": [
         "strategy=tangent", *KEPT, "encoding.bits=12", "adapter.options.r=4", "adapter.options.alpha=16",

@@ -46,7 +46,8 @@ def sites_at_once(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Work
     """So many sites train together under a plan.
 
     `auto` leaves at least `LOTS` of them to a round, whoever trains: workers have something to do then, and
-    what comes out does not depend on how many they are.
+    what comes out does not depend on how many they are. A private batch is as many rows as it has patients
+    in the mean.
 
     Args:
         wanted: So many, or `auto`.
@@ -59,8 +60,9 @@ def sites_at_once(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Work
     """
     if wanted == 1:
         return 1
-    reason = "the run is private" if plan.privacy is not None and plan.privacy.trains_privately else ""
-    reason = reason or why_alone(bench)
+    private = plan.privacy is not None and plan.privacy.trains_privately
+    banded = plan.privacy is not None and plan.privacy.mechanism == "banded"
+    reason = "correlated noise goes on from where a site's last round left it" if banded else why_alone(bench)
     if reason:
         if wanted == "auto":
             return 1
@@ -75,7 +77,9 @@ def sites_at_once(wanted: int | Literal["auto"], plan: TrainingPlan, bench: Work
         several = min(several, sites // LOTS)
     else:
         several = wanted
-    return max(1, several if most is None else min(several, most // batch))
+    if most is None or (private and wanted != "auto"):  # microbatches of a private step hold anybody's rows
+        return max(1, several)
+    return max(1, min(several, most // batch))
 
 
 class Crew(Protocol):
@@ -243,7 +247,10 @@ class SharedPasses:
         """Whether a job may go with others, or to another process."""
         if job.checkpoints is not None or job.resumed is not None:
             return False
-        return self.size == 1 or job.private is None
+        if self.size == 1 or job.private is None:
+            return True
+        # Gradients of single rows are recorded at one rank.
+        return job.rest is None and self.sites[job.site].rank is None
 
     def _finish(self, request: Request, broadcast: Broadcast, site: Site, job: Job) -> None:
         """Wait for this site's lot, once the next ones are under way as well."""

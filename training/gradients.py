@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,18 @@ from wardround.training.checkpoint import generators, restore_generators
 from wardround.training.device_memory import fitted
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A step that waits for its gradient: that of the mean over a batch, in the parameters' `.grad`."""
+
+    rows: Sequence[Encoded]
+    batch: Indices
+
+    def alone(self, bench: Workbench) -> tuple[torch.Tensor, int]:
+        """As `accumulate_gradient`, of the adapter that the bench has loaded."""
+        return accumulate_gradient(bench, self.rows, self.batch)
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,10 @@ class MeanGradients:
     def steps(self) -> int:
         """One a batch."""
         return len(self.batches)
+
+    def write(self, step: int) -> Generator[Wanted, tuple[torch.Tensor, int], tuple[torch.Tensor, int]]:
+        """Wait for the gradient of a step's batch; gives its summed loss and the number of its terms."""
+        return (yield Wanted(self.rows, self.batches[step]))
 
     def stepped(self) -> None:
         """Nothing follows."""

@@ -12,7 +12,7 @@ import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ from wardround.core.schedules import rate, single_rate
 from wardround.core.seeds import Purpose, generator, seed_for
 from wardround.privacy.noise.correlated import NoiseState
 from wardround.strategies.contract import LocalRules
-from wardround.training.batches import Indices, plan_batches
+from wardround.training.batches import plan_batches
 from wardround.training.checkpoint import Checkpoint, Checkpoints, generators, restore_generators
-from wardround.training.gradients import MeanGradients, accumulate_gradient
+from wardround.training.gradients import MeanGradients, Wanted
 from wardround.training.optimisers import (
     OptimiserState,
     build_optimiser,
@@ -37,6 +37,7 @@ from wardround.training.optimisers import (
 from wardround.training.private.adam import DPAdam, set_noise_variance
 from wardround.training.private.gradient import StepFigures
 from wardround.training.private.local import NoisedGradients, PrivateRound, clipped_sum, noised_gradients
+from wardround.training.private.summing import WantedSum
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Place, Workbench
 
@@ -110,16 +111,8 @@ class LocalJob:
     rest: Adapter | None = None
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A step that waits for its gradient: that of the mean over a batch, in the parameters' `.grad`."""
-
-    rows: Sequence[Encoded]
-    batch: Indices
-
-
-Steps: TypeAlias = Generator[Wanted, tuple[torch.Tensor, int], LocalResult]
-"""A local round, step by step: it is sent the summed loss of each batch and the number of its terms."""
+Steps: TypeAlias = Generator[Wanted | WantedSum, Any, LocalResult]
+"""A local round, step by step: it is sent what the `alone` of each that it waits for would give."""
 
 
 def train_locally(bench: Workbench, job: LocalJob) -> LocalResult:
@@ -141,16 +134,16 @@ def train_locally(bench: Workbench, job: LocalJob) -> LocalResult:
         try:
             wanted = next(steps)
             while True:
-                wanted = steps.send(accumulate_gradient(bench, wanted.rows, wanted.batch))
+                wanted = steps.send(wanted.alone(bench))
         except StopIteration as done:
             result: LocalResult = done.value
             return result
 
 
 def local_round(bench: Place, job: LocalJob) -> Steps:
-    """One local round that asks for the gradient of each step, so that several can be computed together.
+    """One local round that asks for what each step needs, so that several sites' can be computed together.
 
-    A private round computes its own, and asks for none: it needs a whole bench.
+    That is a mean gradient, or a clipped sum, which a private round noises itself.
 
     Raises:
         TrainingError: As `train_locally`.
@@ -173,15 +166,13 @@ def local_round(bench: Place, job: LocalJob) -> Steps:
     with ExitStack() as opened:
         parameters = opened.enter_context(bench.training(rules.frozen, dropout_seed))
         if private is not None and private.rules.noise == "distributed":
-            return _one_sum(_whole(bench), parameters, job, private)
+            return (yield from _one_sum(bench, parameters, job, private))
         gradients: MeanGradients | NoisedGradients
         if private is None:
             shuffle = generator(job.seed_root, Purpose.SHUFFLE, round=job.round, site=site)
             gradients = MeanGradients(usable, plan_batches(len(usable), work, shuffle))
         else:
-            gradients = opened.enter_context(
-                noised_gradients(_whole(bench), parameters, job.encoded, private)
-            )
+            gradients = opened.enter_context(noised_gradients(bench, parameters, job.encoded, private))
         optimiser = build_optimiser(work, parameters)
         strategy_terms = pulls(rules, job.before, parameters, bench.device)
         mean = MeanOfSteps.begin(parameters, resumed) if rules.mean_gradient else None
@@ -199,10 +190,7 @@ def local_round(bench: Place, job: LocalJob) -> Steps:
                 rate(work.schedule, work.learning_rate, round=job.round, rounds=job.rounds, fraction=done),
             )
             optimiser.zero_grad(set_to_none=True)
-            if isinstance(gradients, MeanGradients):
-                loss, count = yield Wanted(gradients.rows, gradients.batches[step])
-            else:
-                loss, count = gradients.write(step)
+            loss, count = yield from gradients.write(step)
             if mean is not None:
                 mean.add(parameters)
             for name, pull in strategy_terms.items():
@@ -245,17 +233,11 @@ def local_round(bench: Place, job: LocalJob) -> Steps:
     )
 
 
-def _whole(bench: Place) -> Workbench:
-    if not isinstance(bench, Workbench):
-        raise InternalError("a private round needs a bench to itself")
-    return bench
-
-
 def _one_sum(
-    bench: Workbench, parameters: dict[str, torch.nn.Parameter], job: LocalJob, private: PrivateRound
-) -> LocalResult:
+    bench: Place, parameters: dict[str, torch.nn.Parameter], job: LocalJob, private: PrivateRound
+) -> Steps:
     """The step along one clipped sum that the noise is still missing from; the adapter stays where it was."""
-    mean, figures = clipped_sum(bench, parameters, job.encoded, private)
+    mean, figures = yield from clipped_sum(bench, parameters, job.encoded, private)
     step = single_rate(job.work, round=job.round, rounds=job.rounds)
     update = zeros(job.before.layout, np.float64)
     for name, part in mean.items():

@@ -4,7 +4,8 @@ The frozen base runs once over rows that belong to several adapters. Each layer 
 one stands, the rows of each site are multiplied by that site's own tensor, in one batched product, and by its
 own magnitudes, where there are any. So the sum
 of all sites' mean losses has each site's own gradient as its derivative by that site's tensors; optimiser,
-clipping and a strategy's terms are each site's own, by the one loop of `local_round.py`.
+clipping and a strategy's terms are each site's own, by the one loop of `local_round.py`. In private rounds
+the pass gives each row's gradient, and each site the clipped sum of its own; noise is the site's alone.
 
 Sites may be of different ranks, with frozen directions beside those that train: in the product each stands as
 one pair of factors, all its directions behind each other, filled up with zeros to the largest of the lot.
@@ -14,10 +15,10 @@ What comes out is what each site alone gives, up to the rounding of sums in anot
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +31,13 @@ from wardround.training.adapters._magnitudes import LinearMagnitudes
 from wardround.training.adapters._trained import read_parameters
 from wardround.training.base_model import drops_out
 from wardround.training.batches import Indices
-from wardround.training.local_round import LocalJob, LocalResult, Wanted, local_round
+from wardround.training.gradients import Wanted
+from wardround.training.local_round import LocalJob, LocalResult, local_round
 from wardround.training.padding import Tokens
-from wardround.training.private.guards import require_examples_apart
+from wardround.training.private.guards import FrozenWeights, require_examples_apart
+from wardround.training.private.per_example import Recording, recorder_of
+from wardround.training.private.summing import Summed, WantedSum, clipped_sums
+from wardround.training.shared_layers import Cut, SharedLinear, SharedMagnitudes
 from wardround.training.tasks.contract import Encoded, Task
 from wardround.training.workbench import Workbench, moving_of
 
@@ -51,11 +56,13 @@ class Seat:
         shared: The bench.
         own: Name in the layout → the site's tensor, in the model's order; empty until an adapter is loaded.
         rest: What stands frozen beside the site's own.
+        recorded: The gradients of single rows, everybody's; None where nobody's round is private.
     """
 
     shared: Workbench
     own: dict[str, nn.Parameter] = field(default_factory=dict)
     rest: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)
+    recorded: Recording | None = None
     _loaded: Layout | None = None
 
     @property
@@ -67,6 +74,11 @@ class Seat:
     def device(self) -> torch.device:
         """Likewise."""
         return self.shared.device
+
+    @property
+    def model(self) -> nn.Module:
+        """Likewise."""
+        return self.shared.model
 
     @property
     def layout(self) -> Layout:
@@ -107,6 +119,16 @@ class Seat:
         for name, parameter in self.own.items():
             parameter.requires_grad_(name in moving)
         yield moving
+
+    def recording(self, parameters: Mapping[str, nn.Parameter]) -> AbstractContextManager[Recording]:  # noqa: ARG002 - it is of all who share
+        """Everybody's, which listens while a pass is shared.
+
+        Raises:
+            InternalError: There is none.
+        """
+        if self.recorded is None:
+            raise InternalError("a private round sits where no gradients of single rows are recorded")
+        return nullcontext(self.recorded)
 
 
 @dataclass(frozen=True)
@@ -152,27 +174,42 @@ def train_together(bench: Workbench, jobs: Sequence[LocalJob]) -> list[LocalResu
 
     Args:
         bench: Of which `why_alone` says nothing.
-        jobs: Not private, and not resumed.
+        jobs: Not resumed; private ones are of the plan's rank and freeze the same tensors.
 
     Returns:
         What each gave, or why it failed: one site's loss that is not finite is no other's.
+
+    Raises:
+        ConfigError: A tensor trains that has no gradient of single rows.
+        InternalError: A weight of the model moved in private rounds.
     """
-    seats = [Seat(bench) for _ in jobs]
     found: list[LocalResult | Exception | None] = [None] * len(jobs)
     bench.load_adapter(bench.initial_adapter())  # what stood frozen beside another one's goes
     layers = linear_layers(bench)
+    private = [job for job in jobs if job.private is not None]
     with ExitStack() as opened:
+        moving = opened.enter_context(bench.training(private[0].rules.frozen if private else (), seed=0))
+        recorded = (
+            Recording(recorder_of(bench.model, moving), FrozenWeights(bench.model, ())) if private else None
+        )
+        seats = [Seat(bench, recorded=recorded) for _ in jobs]
         rounds = [
             opened.enter_context(closing(local_round(seat, job)))
             for seat, job in zip(seats, jobs, strict=True)
         ]
-        wanted: dict[int, Wanted] = {}
+        means: dict[int, Wanted] = {}
+        sums: dict[int, WantedSum] = {}
 
-        def go_on(index: int, gradient: tuple[torch.Tensor, int] | None) -> None:
+        def go_on(index: int, computed: tuple[torch.Tensor, int] | Summed | None) -> None:
             """To the site's next step, or to its end."""
-            wanted.pop(index, None)
+            means.pop(index, None)
+            sums.pop(index, None)
             try:
-                wanted[index] = next(rounds[index]) if gradient is None else rounds[index].send(gradient)
+                wanted = next(rounds[index]) if computed is None else rounds[index].send(computed)
+                if isinstance(wanted, WantedSum):
+                    sums[index] = wanted
+                else:
+                    means[index] = wanted
             except StopIteration as done:
                 found[index] = done.value
             except Exception as error:  # noqa: BLE001 - raised where that site answers for itself
@@ -180,25 +217,49 @@ def train_together(bench: Workbench, jobs: Sequence[LocalJob]) -> list[LocalResu
 
         for index in range(len(jobs)):
             go_on(index, None)
-        opened.enter_context(_training_mode(bench))
-        while wanted:
-            now = dict(wanted)
-            shares = [
-                Share(seats[index].own, step.rows, step.batch, seats[index].rest)
-                for index, step in now.items()
-            ]
-            for index, gradient in zip(now, gradients_together(bench, shares, layers), strict=True):
-                go_on(index, gradient)
+        while means or sums:
+            if means:
+                now = dict(means)
+                shares = [
+                    Share(seats[index].own, step.rows, step.batch, seats[index].rest)
+                    for index, step in now.items()
+                ]
+                for index, gradient in zip(now, gradients_together(bench, shares, layers), strict=True):
+                    go_on(index, gradient)
+            if sums:
+                asked = dict(sums)
+                adapters = [seats[index].own for index in asked]
+                summed = sums_together(bench, list(asked.values()), adapters, layers)
+                for index, own in zip(asked, summed, strict=True):
+                    go_on(index, own)
+        if recorded is not None:
+            recorded.frozen.require_unmoved(exact=True)
     return [result for result in found if result is not None]
 
 
-@contextmanager
-def _training_mode(bench: Workbench) -> Iterator[None]:
-    bench.model.train()
-    try:
-        yield
-    finally:
-        bench.model.train(False)
+def sums_together(
+    bench: Workbench, wanted: Sequence[WantedSum], adapters: Sequence[Tensors], layers: Layers
+) -> list[Summed]:
+    """The clipped sum of each site's batch, by its own adapter; rows stand padded, as alone.
+
+    Args:
+        bench: Model, task and device; in training mode.
+        wanted: At least one.
+        adapters: Of each site, every tensor by its name in the layout.
+        layers: Of `linear_layers`.
+    """
+    # No pass but the recorder's may reach what trains privately.
+    constants = [{name: tensor.detach() for name, tensor in own.items()} for own in adapters]
+
+    @contextmanager
+    def shares(rows: Sequence[int]) -> Iterator[None]:
+        with (
+            _as_shares(layers, [own.__getitem__ for own in constants], None, rows),
+            wanted[0].recording.gradients.listening(),
+        ):
+            yield
+
+    return clipped_sums(bench, wanted, shares)
 
 
 def gradients_together(
@@ -229,7 +290,7 @@ def gradients_together(
     tensors = {name: tensor.to(device) for name, tensor in task.collate(rows, bench.data).items()}
     with (
         bench.padding.of(tensors) as tokens,
-        _as_shares(layers, shares, tokens),
+        _as_shares(layers, [share.whole for share in shares], tokens),
     ):
         losses = task.example_losses(bench.model, tensors).view(len(shares), most)
         sums = (losses * torch.from_numpy(weights).to(device)).sum(dim=1)
@@ -238,28 +299,48 @@ def gradients_together(
 
 
 @contextmanager
-def _as_shares(layers: Layers, shares: Sequence[Share], tokens: Tokens | None) -> Iterator[None]:
-    """Let each trained layer of the model multiply every share of its rows by that site's own tensors."""
-    sizes = None if tokens is None else tokens.by_share(len(shares))
-    before = {layer: layer.__dict__.get("forward") for layer in layers}
+def _as_shares(
+    layers: Layers,
+    adapters: Sequence[Callable[[str], torch.Tensor]],
+    tokens: Tokens | None,
+    rows: Sequence[int] | None = None,
+) -> Iterator[None]:
+    """Let each trained layer of the model multiply every share of its rows by that site's own tensors.
+
+    Args:
+        layers: Of `linear_layers`.
+        adapters: Of each site: gives a tensor by its name in the layout.
+        tokens: Of rows without padding.
+        rows: Of each site; None: all have as many.
+    """
+    cut = Cut(None if tokens is None else tokens.by_share(len(adapters)), rows)
+    stacks = {
+        layer: {
+            attribute: _stacked([tensor_of(name) for tensor_of in adapters])
+            for attribute, name in names.items()
+        }
+        for layer, names in layers.items()
+    }
+    standing: dict[nn.Module, dict[str, Any]] = {}
+    for layer, own in stacks.items():
+        if isinstance(layer, LinearMagnitudes):
+            b, a = (stacks[side]["weight"] for side in layer.sides())
+            shared = SharedMagnitudes(layer, own["weight"], b, a, cut)
+            standing[layer] = {"forward": shared, "directions": shared.directions}
+        else:
+            standing[layer] = {"forward": SharedLinear(own["weight"], own.get("bias"), cut)}
+    before = {layer: {name: layer.__dict__.get(name) for name in made} for layer, made in standing.items()}
     try:
-        for layer, names in layers.items():
-            stacks = {
-                attribute: _stacked([share.whole(name) for share in shares])
-                for attribute, name in names.items()
-            }
-            layer.__dict__["forward"] = (
-                _SharedMagnitudes(layer, stacks["weight"], sizes)
-                if isinstance(layer, LinearMagnitudes)
-                else _Shared(stacks["weight"], stacks.get("bias"), sizes)
-            )
+        for layer, made in standing.items():
+            layer.__dict__.update(made)
         yield
     finally:
-        for layer, forward in before.items():
-            if forward is None:
-                del layer.__dict__["forward"]
-            else:
-                layer.__dict__["forward"] = forward
+        for layer, held in before.items():
+            for name, there in held.items():
+                if there is None:
+                    del layer.__dict__[name]
+                else:
+                    layer.__dict__[name] = there
 
 
 def _stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -298,97 +379,3 @@ def linear_layers(bench: Workbench) -> Layers:
             )  # fmt: skip
         found[module] = own
     return found
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """A linear layer of so many sites; rows are in order of the sites.
-
-    Attributes:
-        weight: (sites, d_out, d_in).
-        bias: (sites, d_out).
-        sizes: Tokens of each site's rows where they come without padding, (1, tokens, d_in); None: padded.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    sizes: list[int] | None
-
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        if _ragged(inputs, self.sizes):
-            product = cast("torch.Tensor", _Segments.apply(inputs[0], self.weight, self.sizes))[None]  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            return product if self.bias is None else product + _by_token(self.bias, self.sizes)
-        sites = len(self.weight)
-        shares = inputs.reshape(sites, -1, inputs.shape[-1])
-        turned = self.weight.transpose(1, 2)
-        made: Any = (
-            torch.bmm(shares, turned)
-            if self.bias is None
-            else torch.baddbmm(self.bias[:, None], shares, turned)
-        )
-        return made.reshape(*inputs.shape[:-1], -1)  # type: ignore[no-any-return]  # a tensor
-
-
-class _Segments(torch.autograd.Function):
-    """Each site's tokens by that site's weight: (tokens, d_in), (sites, d_out, d_in) → (tokens, d_out)."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-        ctx.save_for_backward(inputs, weight)
-        ctx.sizes = sizes
-        made = inputs.new_empty(len(inputs), weight.shape[1])
-        for own, given, out in zip(weight, torch.split(inputs, sizes), torch.split(made, sizes), strict=True):
-            torch.mm(given, own.T, out=out)
-        return made
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        inputs, weight = ctx.saved_tensors
-        parts = torch.split(gradients[0], ctx.sizes)
-        by_input = by_weight = None
-        if ctx.needs_input_grad[0]:
-            by_input = torch.empty_like(inputs)
-            for own, part, out in zip(weight, parts, torch.split(by_input, ctx.sizes), strict=True):
-                torch.mm(part, own, out=out)
-        if ctx.needs_input_grad[1]:
-            by_weight = torch.empty_like(weight)
-            for given, part, out in zip(torch.split(inputs, ctx.sizes), parts, by_weight, strict=True):
-                torch.mm(part.T, given, out=out)
-        return by_input, by_weight, None
-
-
-def _ragged(inputs: torch.Tensor, sizes: list[int] | None) -> bool:
-    """Whether these are the rows of all sites without padding."""
-    return sizes is not None and inputs.shape[:-1] == (1, sum(sizes))
-
-
-def _by_token(values: torch.Tensor, sizes: list[int] | None) -> torch.Tensor:
-    """(sites, d) → (1, tokens, d): to each token what its site has."""
-    return values.repeat_interleave(torch.tensor(sizes, device=values.device), dim=0)[None]
-
-
-@dataclass(frozen=True)
-class _SharedMagnitudes:
-    """What DoRA adds to a layer's output, of so many sites; the modules of their factors are `_Shared`.
-
-    Attributes:
-        layer: That stands there otherwise.
-        weight: m (sites, d_out).
-        sizes: As of `_Shared`.
-    """
-
-    layer: LinearMagnitudes
-    weight: torch.Tensor
-    sizes: list[int] | None
-
-    def __call__(self, inputs: torch.Tensor, **given: Any) -> torch.Tensor:
-        b, a = (given[side].__dict__["forward"].weight for side in ("lora_B", "lora_A"))
-        factor = self.weight / self.layer.norms(b, a)
-        own, learnt = self.layer.parts(inputs, **given)
-        if _ragged(inputs, self.sizes):
-            factor = _by_token(factor, self.sizes)
-            return (factor - 1) * own + factor * learnt
-        shape = own.shape
-        own, learnt = (part.reshape(len(self.weight), -1, part.shape[-1]) for part in (own, learnt))
-        factor = factor[:, None]
-        return ((factor - 1) * own + factor * learnt).reshape(shape)

@@ -21,6 +21,7 @@ from wardround.training.base_model import LoadedBase, load_base
 from wardround.training.device_memory import Fit
 from wardround.training.frozen_products import in_bfloat16, layers_of, round_products
 from wardround.training.padding import PaddingFree
+from wardround.training.private.per_example import Recording, recording
 from wardround.training.settings import BaseModelConfig, Machine
 from wardround.training.tasks.contract import Task
 
@@ -37,6 +38,10 @@ class Place(Protocol):
         """Where the model is."""
 
     @property
+    def model(self) -> torch.nn.Module:
+        """All of it."""
+
+    @property
     def layout(self) -> Layout:
         """Of the plan's adapter."""
 
@@ -50,6 +55,9 @@ class Place(Protocol):
         self, frozen: Collection[str], seed: int
     ) -> AbstractContextManager[dict[str, torch.nn.Parameter]]:
         """What moves in a round, by its name in the layout."""
+
+    def recording(self, parameters: Mapping[str, torch.nn.Parameter]) -> AbstractContextManager[Recording]:
+        """Of the gradients of single rows, by what moves."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,15 @@ class Workbench:
                 for parameter in parameters.values():
                     parameter.requires_grad_(True)
                     parameter.grad = None
+
+    def recording(self, parameters: Mapping[str, torch.nn.Parameter]) -> AbstractContextManager[Recording]:
+        """Of the gradients of single rows by what moves; listens for as long as it is open.
+
+        Raises:
+            ConfigError: As `record_gradients`.
+            InternalError: Likewise, or a weight outside the adapter moved.
+        """
+        return recording(self.model, parameters)
 
 
 def moving_of(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from wardround.client.ledger.ledger import Ledger
+from wardround.client.ledger.summary import summarise
 from wardround.core.errors import ConfigError, TrainingError
 from wardround.runtime.event_log import read_events
-from wardround.runtime.events import Event, RoundFolded, SiteReplied
+from wardround.runtime.events import Event, PrivacySpent, RoundFolded, SiteReplied
+from wardround.runtime.sinks import RecorderSink
 from wardround.simulations import together
 from wardround.simulations.config import RunConfig
 from wardround.simulations.simulate import SimulationResult, run_simulation
@@ -30,6 +35,25 @@ def settings(notes: Callable[..., Any]) -> Callable[..., RunConfig]:
         simulation = {"together": group} | sections.pop("simulation", {})
         made: RunConfig = make(name, simulation=simulation, **({"model": {"dropout": "off"}} | sections))
         return made
+
+    return by_group
+
+
+PRIVATE: dict[str, Any] = {"unit": "patient", "sigma": 1.0, "delta": 1e-2}
+DISTRIBUTED = PRIVATE | {"noise": "distributed", "sample_rate": 0.5}
+
+
+@pytest.fixture
+def private(notes: Callable[..., Any]) -> Callable[..., RunConfig]:
+    """Three wards of 20 patients with two rows each, two rounds; `group` of them train together."""
+    make = notes(120, 3, 2, unit_column="patient", labels=["0", "1"])
+
+    def by_group(name: str, group: Any, privacy: dict[str, Any], **sections: Any) -> RunConfig:
+        local = {"max_grad_norm": None, **sections.pop("local", {})}
+        simulation = {"together": group} | sections.pop("simulation", {})
+        given = {"strategy": {"weighting": "uniform"}, "local": local, "model": {"dropout": "off"}}
+        made: RunConfig = make(name, privacy=privacy, simulation=simulation, **(given | sections))
+        return made.model_copy(update={"seed": 134})  # 14 patients to train on at each
 
     return by_group
 
@@ -68,8 +92,9 @@ def test_sites_that_train_together_make_the_adapter_of_sites_that_do_not(
     assert np.abs(one).max() > 0.05
 
 
+@pytest.mark.parametrize("kind", ["plain", "private"])
 def test_an_interrupted_run_goes_on_to_the_same_bits(
-    settings: Callable[..., RunConfig], undisturbed: Callable[[RunConfig], SimulationResult]
+    request: pytest.FixtureRequest, undisturbed: Callable[[RunConfig], SimulationResult], kind: str
 ) -> None:
     """A group is who is asked, in order of names: not who happens to come first."""
 
@@ -81,14 +106,64 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         def close(self) -> None:
             """Nothing to flush."""
 
-    part = {"rounds": {"rounds": 3, "participation": 0.6}, "local": {"optimiser_state": "keep"}}
-    whole = undisturbed(settings("whole", GROUP, **part)).federated.outcome.last.adapter
-    lanes = {"simulation": {"lanes": 2}}
-    config = settings("cut", GROUP, **part, **lanes)
+    make = request.getfixturevalue("private" if kind == "private" else "settings")
+    part: dict[str, Any] = {"rounds": {"rounds": 3}, "local": {"optimiser_state": "keep"}}
+    if kind == "private":
+        part |= {"privacy": PRIVATE}
+    else:
+        part["rounds"]["participation"] = 0.6
+
+    def made(name: str, **more: Any) -> RunConfig:
+        config: RunConfig = make(name, 2 if kind == "private" else GROUP, **part, **more)
+        return config
+
+    whole = undisturbed(made("whole")).federated.outcome.last.adapter
+    config = made("cut", simulation={"lanes": 2})
     with pytest.raises(KeyboardInterrupt):
         run_simulation(config, sinks=(Stop(),))
     again = run_simulation(config.model_copy(update={"resume": config.output}))
     assert again.federated.outcome.last.adapter.digest == whole.digest
+
+
+@pytest.mark.parametrize("kind", ["local", "distributed"])
+def test_private_sites_that_train_together_spend_and_make_what_they_do_alone(
+    private: Callable[..., RunConfig], groups: list[tuple[str, ...]], kind: str
+) -> None:
+    """The same ε in ledgers, events and summary, the same batches, an adapter that differs by rounding."""
+    privacy, more = PRIVATE, dict[str, Any]()
+    if kind == "distributed":
+        policy = {"least_cohort": 3, "least_honest": 2, "modes": ["accounted"]}
+        privacy = DISTRIBUTED
+        more = {"secure": {"mode": "accounted", "policy": policy}, "local": {"steps": 1, "optimiser": "sgd"}}
+    found = []
+    for name, group in (("alone", 1), ("grouped", 2)):
+        recorder = RecorderSink()
+        result = run_simulation(private(name, group, privacy, **more), sinks=(recorder,))
+        assert {reply.status for reply in replies(result)} == {"ok"}
+        spent = [event.sites for event in recorder.events if isinstance(event, PrivacySpent)]
+        lines = []
+        for site in WARDS[:3]:
+            with Ledger.open(result.folder / "arms" / "federated" / "sites" / site / "ledger") as ledger:
+                lines += [replace(line, run="", plan="") for line in summarise(ledger.book).runs]
+        record = json.loads((result.folder / "summary.json").read_text())["privacy"]
+        found.append((result, spent, lines, record))
+    assert groups == [WARDS[:2]] * 2, "by name; the last one is by itself"
+    (alone, *told), (grouped, *also) = found
+    assert told == also
+    assert len(told[0]) == 2
+    assert {(line.stages, line.reservations, line.sealed) for line in told[1]} == {(2, 2, 2)}
+    shown = [
+        [reply.local for reply in replies(result) if "private.loss" in reply.local]
+        for result in (alone, grouped)
+    ]
+    assert [len(each) for each in shown] == [6, 6]
+    for one, other in zip(*shown, strict=True):
+        assert one["private.units_a_step"] > 0
+        for name in ("units_a_step", "clipped_share", "dropped", "median_norm"):
+            assert other[f"private.{name}"] == pytest.approx(one[f"private.{name}"], rel=1e-4)
+    vectors = [result.federated.outcome.last.adapter.vector for result in (alone, grouped)]
+    np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-3)
+    assert np.abs(vectors[0]).max() > 0.05
 
 
 def test_a_site_that_fails_fails_alone(
@@ -147,3 +222,20 @@ def test_what_cannot_train_together_is_refused_by_name_or_trains_alone(
     monkeypatch.setattr(together, "LOTS", 3)
     run_simulation(settings("two", "auto", local={"batch_size": 4}, rounds={"rounds": 1}))
     assert len(groups[0]) == 2
+
+
+def test_how_many_private_sites_train_together(
+    private: Callable[..., RunConfig], groups: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as bring 16 patients a step, whatever memory holds at once; under correlated noise none."""
+    banded = PRIVATE | {"sigma": 2.0, "mechanism": "banded"}
+    with pytest.raises(ConfigError, match="correlated noise goes on from"):
+        run_simulation(private("banded", 2, banded))
+    monkeypatch.setattr(together, "LOTS", 1)
+    one = {"rounds": {"rounds": 1}}
+    run_simulation(private("rising", "auto", banded, **one))
+    run_simulation(private("many", "auto", PRIVATE, **one, local={"batch_size": 9}))
+    assert groups == []
+    run_simulation(private("small", "auto", PRIVATE, **one, local={"batch_size": 8}))
+    run_simulation(private("cuts", 2, PRIVATE, **one, machine={"microbatch_size": 4}))
+    assert groups == [WARDS[:2]] * 2

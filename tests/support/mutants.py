@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from wardround.training.private import gradient
+from wardround.training.private import gradient, summing
 from wardround.training.private.clipping import Flat
 from wardround.training.private.units import ClippedSum
 
@@ -23,7 +23,7 @@ def clip_by_example(patch: pytest.MonkeyPatch) -> None:
     def fold(total: ClippedSum, gradients: torch.Tensor, units: Sequence[int]) -> None:
         total.add(gradients, [(unit, row, len(total._norms)) for row, unit in enumerate(units)])
 
-    patch.setattr(gradient, "fold_piece", fold)
+    patch.setattr(summing, "fold_piece", fold)
 
 
 def noise_times(factor: float) -> Callable[[pytest.MonkeyPatch], None]:

@@ -63,8 +63,13 @@ class Magnitudes(DoraLinearLayer, ABC):
         layer, name = self._around
         if name in layer.lora_embedding_A:
             return layer.lora_embedding_B[name], layer.lora_embedding_A[name]
-        b, a = (cast("nn.Linear", side[name]).weight for side in (layer.lora_B, layer.lora_A))
+        b, a = (cast("nn.Linear", side).weight for side in self.sides())
         return b, a
+
+    def sides(self) -> tuple[nn.Module, nn.Module]:
+        """The layers of B and A, of a layer that has them as such."""
+        layer, name = self._around
+        return layer.lora_B[name], layer.lora_A[name]
 
     def norms(self, b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
         """‖W + s · B A‖ of each output: a constant.
@@ -109,6 +114,11 @@ class LinearMagnitudes(Magnitudes):
         own, learnt = self.parts(x, **given)
         factor = self.weight / self.norms(*self.factors())
         return (factor - 1) * own + factor * learnt
+
+    def directions(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(W + s · B A) x (…, d_out), and its norms, which it is divided by before m scales it."""
+        own, learnt = self.parts(x)
+        return own + learnt, self.norms(*self.factors())
 
     def parts(self, x: torch.Tensor, **given: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """W x, without the bias, and s · B A x: (…, d_out) each."""

@@ -22,9 +22,9 @@ from wardround.core.plan import TaskSpec
 from wardround.training.base_model import without_dropout
 from wardround.training.device_memory import out_of_memory
 from wardround.training.made_up import made_up
-from wardround.training.private.gradient import gradients_of_rows
 from wardround.training.private.per_example import record_gradients, require_rules
 from wardround.training.private.rounding import rounds_coarsely
+from wardround.training.private.summing import gradients_of_rows
 from wardround.training.tasks.contract import Encoded
 from wardround.training.workbench import Workbench
 

@@ -4,7 +4,7 @@ g̃ = (1/B) (Σ_u f(‖h_u‖) h_u + N(0, (σ C)² I)): Abadi et al. 2016, arXiv
 (a patient) where they have an example.
 
 1. The batch is a Poisson draw at the rate of the account, not used before, within what was reserved.
-2. Microbatch by microbatch: losses of examples → their gradients → sums of units, clipped → one total.
+2. Its clipped sum is asked for (`summing.py`); other sites' may come from the same passes.
 3. Noise, once for the logical batch, whatever it holds; an empty one is noise alone.
 4. Division by B, a constant of the plan.
 5. `.grad`, in float32, under PEFT's own names; any optimiser may take it from there.
@@ -15,12 +15,10 @@ block whose turn it is, and 3 takes a part of earlier steps' noise back.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias, final
 
 import numpy as np
@@ -33,22 +31,15 @@ from wardround.privacy.accounting.mechanisms import BandedGaussian, BoundedMixtu
 from wardround.privacy.noise.correlated import CorrelatedNoise
 from wardround.privacy.noise.gaussian import noised
 from wardround.privacy.noise.source import RandomSource
-from wardround.training.device_memory import fitted, make_room, out_of_memory
 from wardround.training.private.blocks import BlockBatch, Pattern
 from wardround.training.private.clipping import Adaptive, Clipping
-from wardround.training.private.guards import (
-    AdapterStart,
-    FrozenWeights,
-    no_other_backward,
-    require_no_gradients,
-)
-from wardround.training.private.per_example import ExampleGradients, record_gradients
+from wardround.training.private.guards import AdapterStart, no_other_backward, require_no_gradients
+from wardround.training.private.per_example import Recording, columns_of
 from wardround.training.private.sampling import PoissonBatch, repeatable, require_drawn
-from wardround.training.private.units import ClippedSum, ClippedUnits, unit_pieces
-from wardround.training.tasks.contract import Batch, Encoded, Task
-from wardround.training.workbench import Workbench
-
-LOG = logging.getLogger(__name__)
+from wardround.training.private.summing import Summed, WantedSum
+from wardround.training.private.units import ClippedUnits
+from wardround.training.tasks.contract import Encoded
+from wardround.training.workbench import Place, Workbench
 
 Sampled: TypeAlias = SampledGaussian | BoundedMixture
 """What was reserved for the steps to come: q, σ and how many."""
@@ -101,7 +92,7 @@ class StepFigures:
 
 @contextmanager
 def private_gradients(
-    bench: Workbench,
+    bench: Place,
     parameters: Mapping[str, nn.Parameter],
     rows: Sequence[Encoded],
     mechanism: Sampled | Correlated,
@@ -123,7 +114,7 @@ def private_gradients(
         is what hides them: without dropout nothing has to be hidden.
 
     Args:
-        bench: Model, task, microbatch size; in training mode, with only `parameters` requiring gradients.
+        bench: A whole one, in training mode, with only `parameters` requiring gradients; or a seat at one.
         parameters: What trains, by its name in the layout.
         rows: All rows that batches are drawn from, in the order of the sampler's units.
         mechanism: q, σ and the number of steps, as reserved; or what was reserved for the whole run.
@@ -156,20 +147,20 @@ def private_gradients(
     if isinstance(clipping, Adaptive):
         clipping.gradient_sigma(mechanism.sigma)  # refused before anything runs
     with (
-        torch.random.fork_rng(devices=[bench.device] if bench.device.type == "cuda" else []),
-        record_gradients(bench.model, parameters) as recorder,
-        no_other_backward(parameters, lambda: recorder.lines is not None),
+        bench.recording(parameters) as recording,
+        no_other_backward(parameters, lambda: recording.gradients.lines is not None),
     ):
-        frozen = FrozenWeights(bench.model, parameters.values())
         yield PrivateGradients(
-            bench, recorder, rows, mechanism, clipping, frozen, expected_batch, source, simulation=simulation
-        )
-        frozen.require_unmoved(exact=True)
+            bench, parameters, recording, rows, mechanism, clipping, expected_batch, source,
+            simulation=simulation,
+        )  # fmt: skip
 
 
 @final
 class PrivateGradients:
     """See `private_gradients`, which makes it.
+
+    A step asks for a sum (`wanted`), takes it and leaves a gradient (`noise`), and is closed (`stepped`).
 
     Attributes:
         clipping: Rule of the next step. An adaptive one moves, by what was released alone: it may be kept.
@@ -178,12 +169,12 @@ class PrivateGradients:
 
     def __init__(
         self,
-        bench: Workbench,
-        recorder: ExampleGradients,
+        bench: Place,
+        parameters: Mapping[str, nn.Parameter],
+        recording: Recording,
         rows: Sequence[Encoded],
         mechanism: Sampled | Correlated,
         clipping: Clipping,
-        frozen: FrozenWeights,
         expected_batch: float,
         source: RandomSource,
         *,
@@ -191,81 +182,91 @@ class PrivateGradients:
     ) -> None:
         self.clipping = clipping
         self.noise_variance = 0.0
-        self._bench, self._recorder, self._rows = bench, recorder, rows
+        self._bench, self._parameters, self._recording, self._rows = bench, parameters, recording, rows
+        self._columns = columns_of(parameters)
+        if recording.gradients.columns != self._columns:
+            raise InternalError("gradients are recorded of other tensors than those that train")
         self._targets = [bench.task.targets(row) for row in rows]
         self._mechanism, self._expected, self._source = mechanism, expected_batch, source
-        self._frozen, self._simulation = frozen, simulation
-        self._start: AdapterStart | None = AdapterStart(recorder.parameters)
+        self._simulation = simulation
+        self._start: AdapterStart | None = AdapterStart(parameters)
         self._used: set[PoissonBatch | BlockBatch] = set()
         self._open = False
 
-    def write(self, batch: PoissonBatch | BlockBatch) -> StepFigures:
-        """Put the noised gradient of a batch into `.grad`; `stepped` has to follow the optimiser's step.
+    def wanted(self, batch: PoissonBatch | BlockBatch) -> WantedSum:
+        """The sum of a batch that the account knows of; it counts as a step.
 
         Raises:
             InternalError: What was given is no fresh Poisson draw from these rows at the account's rate, a
-                gradient lies in a `.grad`, a weight outside the adapter moved, or the step before was not
-                closed. Nothing was written.
+                gradient lies in a `.grad`, or the step before was not closed. Nothing was written.
             PolicyError: The batch is repeatable, and this is no simulation.
             BudgetError: More steps than were reserved.
-            ConfigError: Examples cannot be told apart; names the module or the task.
         """
         if self._open:
             raise InternalError(
                 "a private gradient was not stepped with", expected="stepped() after each step"
             )
-        clipped, figures = self.clipped_sum(batch)
+        self._admit(batch)
+        require_no_gradients(self._parameters)
+        seed = int(self._source.words(1)[0]) >> 1
+        used = [place for place, index in enumerate(batch.indices) if self._targets[index] > 0]
+        indices = [batch.indices[place] for place in used]
+        return WantedSum(
+            [self._rows[index] for index in indices], [self._targets[index] for index in indices],
+            [batch.units[place] for place in used], self.clipping, seed, self._recording,
+        )  # fmt: skip
+
+    def noise(self, wanted: WantedSum, summed: Summed) -> StepFigures:
+        """Put the noised sum of a batch into `.grad`; `stepped` has to follow the optimiser's step."""
+        figures = self.figures(wanted, summed)
+        require_no_gradients(self._parameters)  # of the pass that the sum comes from
         deviation = self._deviation()
-        total = self._noised(clipped.total.cpu().numpy())
+        total = self._noised(summed.clipped.total.cpu().numpy())
         mean = torch.from_numpy(total / self._expected).to(torch.float32).to(self._bench.device)
-        for name, place in self._recorder.columns.items():
-            parameter = self._recorder.parameters[name]
+        for name, place in self._columns.items():
+            parameter = self._parameters[name]
             parameter.grad = mean[place].view(parameter.shape)
         self.noise_variance = (deviation / self._expected) ** 2
         if isinstance(self.clipping, Adaptive):
-            balance = np.array([clipped.balance])
+            balance = np.array([summed.clipped.balance])
             released = add_noise(balance, self.clipping.count_sigma, self._source)
             self.clipping = self.clipping.moved(float(released[0]))
         self._open = True
         return figures
 
-    def clipped_sum(self, batch: PoissonBatch | BlockBatch) -> tuple[ClippedUnits, StepFigures]:
-        """The clipped sum of a batch, without noise: for whoever adds it elsewhere (in the ring).
+    def figures(self, wanted: WantedSum, summed: Summed) -> StepFigures:
+        """Of a step whose noise is added here or elsewhere (in the ring)."""
+        clipped = summed.clipped
+        noise = self._deviation() * self._recording.gradients.size**0.5
+        return StepFigures(
+            loss_sum=summed.loss,
+            targets=sum(wanted.targets),
+            examples=len(wanted.rows),
+            units=clipped.units,
+            clipped=clipped.clipped,
+            dropped=clipped.dropped,
+            median_norm=float(clipped.norms.median()) if clipped.units else 0.0,
+            signal_to_noise=float(clipped.total.norm()) / noise,
+        )
 
-        It counts as a step.
+    def write(self, batch: PoissonBatch | BlockBatch) -> StepFigures:
+        """`wanted` and `noise`, with the sum computed at the bench itself.
+
+        Raises:
+            As `wanted` and `WantedSum.alone`; nothing was written.
+        """
+        wanted = self.wanted(batch)
+        return self.noise(wanted, wanted.alone(_whole(self._bench)))
+
+    def clipped_sum(self, batch: PoissonBatch | BlockBatch) -> tuple[ClippedUnits, StepFigures]:
+        """`wanted` and `figures`, likewise: a step without noise.
 
         Raises:
             As `write`.
         """
-        self._admit(batch)
-        require_no_gradients(self._recorder.parameters)
-        seed = int(self._source.words(1)[0]) >> 1
-        used = [place for place, index in enumerate(batch.indices) if self._targets[index] > 0]
-        indices = [batch.indices[place] for place in used]
-        rows = [self._rows[index] for index in indices]
-        units = [batch.units[place] for place in used]
-
-        def attempt(size: int | None) -> tuple[ClippedSum, torch.Tensor]:
-            torch.manual_seed(seed)
-            alone = size == 1 or len(rows) == 1
-            total = ClippedSum(self._recorder.size, self.clipping, self._bench.device)
-            loss = torch.zeros((), device=self._bench.device)
-            for piece in unit_pieces(units, [row.length for row in rows], size):
-                some = [rows[example] for example in piece.examples]
-                counts = torch.tensor([float(self._targets[indices[example]]) for example in piece.examples])
-                counts = counts.to(self._bench.device)
-                gradients, losses = self._fitting(some, counts, alone=alone)
-                fold_piece(total, gradients, piece.units)
-                loss += (losses * counts).nan_to_num(0.0, 0.0, 0.0).sum()
-            return total, loss
-
-        # Of a batch that begins again nothing was released: its sum is noised once.
-        total, loss = fitted(
-            self._bench.fit, self._bench.machine.microbatch_size, len(rows), attempt, self._recorder.forget
-        )
-        self._frozen.require_unmoved()
-        clipped = total.close()
-        return clipped, self._figures(clipped, indices, float(loss))
+        wanted = self.wanted(batch)
+        summed = wanted.alone(_whole(self._bench))
+        return summed.clipped, self.figures(wanted, summed)
 
     def stepped(self) -> None:
         """Close a step that the optimiser has taken.
@@ -283,24 +284,6 @@ class PrivateGradients:
             fresh = self._mechanism.sigma * self.clipping.bound
             return add_correlated(total, fresh, self._source, self._mechanism.noise)
         return add_noise(total, self._deviation(), self._source)
-
-    def _fitting(
-        self, rows: Sequence[Encoded], counts: torch.Tensor, *, alone: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `gradients_of_rows`; a row that does not fit into memory even alone has no finite gradient.
-
-        So its unit contributes zero, and is counted as dropped: an error in its place would leave the site
-        exactly when that unit is drawn.
-        """
-        try:
-            return gradients_of_rows(self._bench, self._recorder, rows, counts)
-        except (RuntimeError, MemoryError) as error:
-            if not (alone and out_of_memory(error)):
-                raise
-        # Only here the error's frames are gone, and with them the tensors that they held.
-        make_room()
-        LOG.warning("the device's memory does not hold a row's step even alone: its unit contributes nothing")
-        return self._recorder.undefined(len(rows))
 
     def _admit(self, batch: PoissonBatch | BlockBatch) -> None:
         """Take a batch that the account knows of, once."""
@@ -330,61 +313,14 @@ class PrivateGradients:
         sigma = mechanism.sigma
         return (rule.gradient_sigma(sigma) if isinstance(rule, Adaptive) else sigma) * rule.bound
 
-    def _figures(self, clipped: ClippedUnits, indices: Sequence[int], loss: float) -> StepFigures:
-        noise = self._deviation() * self._recorder.size**0.5
-        return StepFigures(
-            loss_sum=loss,
-            targets=sum(self._targets[index] for index in indices),
-            examples=len(indices),
-            units=clipped.units,
-            clipped=clipped.clipped,
-            dropped=clipped.dropped,
-            median_norm=float(clipped.norms.median()) if clipped.units else 0.0,
-            signal_to_noise=float(clipped.total.norm()) / noise,
-        )
+
+def _whole(bench: Place) -> Workbench:
+    if not isinstance(bench, Workbench):
+        raise InternalError("at a seat a sum is computed with the other sites'")
+    return bench
 
 
-def gradients_of_rows(
-    bench: Workbench, recorder: ExampleGradients, rows: Sequence[Encoded], counts: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients (n, P) of a microbatch, which the next call overwrites, and the mean loss of each row.
-
-    Args:
-        bench: Model and task.
-        recorder: Of the model.
-        rows: Of the microbatch.
-        counts: Targets of each, on the device.
-
-    Raises:
-        ConfigError: Examples cannot be told apart; names the module or the task.
-    """
-    collated = bench.task.collate(rows, bench.data)
-    tensors = {name: tensor.to(bench.device) for name, tensor in collated.items()}
-    lines = len(next(iter(tensors.values())))
-    if lines != len(rows):
-        raise ConfigError(
-            f"the task {bench.task.name!r} does not read one line for each example",
-            found=f"{lines} lines of {len(rows)} examples", expected="as many lines as examples",
-            remedy="train without differential privacy",
-        )  # fmt: skip
-    return recorder.of(partial(example_means, bench.task, bench.model, tensors, counts), lines)
-
-
-# Each of the four below is a step of the mathematics; tests break them one at a time, and have to notice.
-
-
-def example_means(task: Task, model: nn.Module, tensors: Batch, counts: torch.Tensor) -> torch.Tensor:
-    """Loss of each example, (n,): a mean over the example's own targets, and never over anybody else's.
-
-    Dividing by the batch's tokens, as Hugging Face's `labels=` does, lets one long row shrink all others:
-    then removing it moves the sum by more than C.
-    """
-    return task.example_losses(model, tensors) / counts
-
-
-def fold_piece(total: ClippedSum, gradients: torch.Tensor, units: Sequence[int]) -> None:
-    """Clip a microbatch's units and add them: no noise here."""
-    total.add(gradients, units)
+# Each of the two below is a step of the mathematics; tests break them one at a time, and have to notice.
 
 
 def add_noise(total: NDArray[np.float64], deviation: float, source: RandomSource) -> NDArray[np.float64]:

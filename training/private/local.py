@@ -6,16 +6,16 @@ step comes from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import nn
 
 from wardround.core.errors import InternalError
+from wardround.core.packed import Array
 from wardround.core.privacy_rules import PrivacyRules
 from wardround.privacy.accounting.mechanisms import SampledGaussian
 from wardround.privacy.accounting.of_plan import RoundCost
@@ -33,8 +33,9 @@ from wardround.training.private.gradient import (
 from wardround.training.private.per_example import columns_of
 from wardround.training.private.rounding import slack_of
 from wardround.training.private.sampling import PoissonBatch, PoissonSampler
+from wardround.training.private.summing import Summed, WantedSum
 from wardround.training.tasks.contract import Encoded
-from wardround.training.workbench import Workbench
+from wardround.training.workbench import Place
 
 
 class Sampler(Protocol):
@@ -139,9 +140,10 @@ class NoisedGradients:
     noise: CorrelatedNoise | None = None
     figures: list[StepFigures] = field(default_factory=list)
 
-    def write(self, step: int) -> tuple[torch.Tensor, int]:  # noqa: ARG002 - the sampler knows whose turn it is
-        """Draw a batch and put its noised gradient into `.grad`."""
-        self.figures.append(self.gradients.write(self.sampler.draw()))
+    def write(self, step: int) -> Generator[WantedSum, Summed, tuple[torch.Tensor, int]]:  # noqa: ARG002 - the sampler knows whose turn it is
+        """Draw a batch, wait for its clipped sum, and put the noised gradient into `.grad`."""
+        wanted = self.gradients.wanted(self.sampler.draw())
+        self.figures.append(self.gradients.noise(wanted, (yield wanted)))
         return torch.zeros((), device=self.device), 0
 
     def stepped(self) -> None:
@@ -166,7 +168,7 @@ class NoisedGradients:
 
 @contextmanager
 def noised_gradients(
-    bench: Workbench, parameters: Mapping[str, nn.Parameter], rows: Sequence[Encoded], private: PrivateRound
+    bench: Place, parameters: Mapping[str, nn.Parameter], rows: Sequence[Encoded], private: PrivateRound
 ) -> Iterator[NoisedGradients]:
     """Gradients of the round's steps.
 
@@ -181,9 +183,12 @@ def noised_gradients(
 
 
 def clipped_sum(
-    bench: Workbench, parameters: Mapping[str, nn.Parameter], rows: Sequence[Encoded], private: PrivateRound
-) -> tuple[dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]], StepFigures]:
+    bench: Place, parameters: Mapping[str, nn.Parameter], rows: Sequence[Encoded], private: PrivateRound
+) -> Generator[WantedSum, Summed, tuple[dict[str, Array], StepFigures]]:
     """The clipped sum of one batch over B, without noise: where it is added as a share in the ring.
+
+    Yields:
+        What it waits for.
 
     Returns:
         Name of a tensor → its part, float64, of the tensor's shape.
@@ -193,15 +198,17 @@ def clipped_sum(
     """
     steps = private.steps()
     with _opened(bench, parameters, rows, private, steps) as gradients:
-        clipped, figures = gradients.clipped_sum(private.sampler(steps).draw())
+        wanted = gradients.wanted(private.sampler(steps).draw())
+        summed = yield wanted
+        figures = gradients.figures(wanted, summed)
     columns = columns_of(parameters)
-    mean = clipped.total.cpu().numpy() / private.expected_batch
+    mean = summed.clipped.total.cpu().numpy() / private.expected_batch
     return {name: mean[columns[name]].reshape(parameters[name].shape) for name in parameters}, figures
 
 
 @contextmanager
 def _opened(
-    bench: Workbench,
+    bench: Place,
     parameters: Mapping[str, nn.Parameter],
     rows: Sequence[Encoded],
     private: PrivateRound,

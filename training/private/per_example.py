@@ -12,14 +12,43 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import nn
 
 from wardround.core.errors import ConfigError, InternalError
-from wardround.training.private.guards import require_examples_apart, require_no_gradients
+from wardround.training.private.guards import FrozenWeights, require_examples_apart, require_no_gradients
 from wardround.training.private.rules import Rule, by_distance, rule_of, unruled_layer
+
+Rules: TypeAlias = Mapping[nn.Module, tuple[str, Rule]]
+"""Module that trains → its name and rule."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a private round needs of the model that it reads.
+
+    Attributes:
+        gradients: Of single rows.
+        frozen: What must not move meanwhile.
+    """
+
+    gradients: ExampleGradients
+    frozen: FrozenWeights
+
+
+@contextmanager
+def recording(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[Recording]:
+    """As `record_gradients`; weights outside the adapter are compared bit by bit at the end.
+
+    Raises:
+        InternalError: One of them moved.
+    """
+    with record_gradients(model, parameters) as gradients:
+        frozen = FrozenWeights(model, parameters.values())
+        yield Recording(gradients, frozen)
+        frozen.require_unmoved(exact=True)
 
 
 @contextmanager
@@ -38,23 +67,21 @@ def record_gradients(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -
             Nothing was changed.
         InternalError: `parameters` are not what trains, or the model is being recorded already.
     """
+    gradients = recorder_of(model, parameters)
+    with gradients.listening():
+        yield gradients
+
+
+def recorder_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> ExampleGradients:
+    """What `record_gradients` yields, before it listens to the model.
+
+    Raises:
+        ConfigError: As `record_gradients`.
+        InternalError: `parameters` are not what trains.
+    """
     rules = _rules(model, parameters)
     require_examples_apart(model)
-    gradients = ExampleGradients(parameters)
-    if any(isinstance(module.__dict__.get("forward"), _Recorded) for module in rules):
-        raise InternalError("gradients by example are being recorded on this model already")
-    before = {module: module.__dict__.get("forward") for module in rules}
-    try:
-        for module, (name, rule) in rules.items():
-            module.__dict__["forward"] = _Recorded(name, module.forward, rule, gradients)
-        yield gradients
-    finally:
-        gradients.lines = None
-        for module, forward in before.items():
-            if forward is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = forward
+    return ExampleGradients(parameters, rules)
 
 
 def columns_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, slice]:
@@ -68,7 +95,7 @@ def columns_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, slice]:
 
 @final
 class ExampleGradients:
-    """A flat buffer (lines, P) of float32, and what fills it; made by `record_gradients`.
+    """A flat buffer (lines, P) of float32, and what fills it; made by `recorder_of`.
 
     Attributes:
         columns: Name → its place in a row. Rows are in the layout's order, by name; a tensor that the
@@ -77,8 +104,9 @@ class ExampleGradients:
         lines: Of the microbatch that is being recorded; None in between.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], rules: Rules) -> None:
         self.parameters = dict(sorted(parameters.items()))
+        self._rules = rules
         self.columns = columns_of(parameters)
         self.size = sum(parameter.numel() for parameter in parameters.values())
         self.lines: int | None = None
@@ -86,6 +114,28 @@ class ExampleGradients:
         self._filled: set[int] = set()
         device = next(iter(self.parameters.values())).device
         self._buffer = torch.empty(0, self.size, dtype=torch.float32, device=device)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Stand in for each module that trains, in front of whatever multiplies there now.
+
+        Raises:
+            InternalError: The model is being recorded already.
+        """
+        if any(isinstance(module.__dict__.get("forward"), _Recorded) for module in self._rules):
+            raise InternalError("gradients by example are being recorded on this model already")
+        before = {module: module.__dict__.get("forward") for module in self._rules}
+        try:
+            for module, (name, rule) in self._rules.items():
+                module.__dict__["forward"] = _Recorded(name, module.forward, rule, self)
+            yield
+        finally:
+            self.lines = None
+            for module, forward in before.items():
+                if forward is None:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.__dict__["forward"] = forward
 
     def of(self, losses: Callable[[], torch.Tensor], lines: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The gradient of every line of a microbatch.

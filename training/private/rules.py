@@ -128,11 +128,8 @@ def _linear(layer: Any, inputs: torch.Tensor, gradient: torch.Tensor) -> Pairs:
 def _magnitudes(layer: LinearMagnitudes, inputs: torch.Tensor, gradient: torch.Tensor) -> Pairs:
     """The m of y = (m/n) · V x − W x with V = W + s · B A: Σ_t g_t · V x_t / n, its norms n a constant."""
     with torch.no_grad():
-        own, learnt = layer.parts(inputs)
-        yield (
-            layer.weight,
-            _by_position(gradient.float() * (own + learnt) / layer.norms(*layer.factors())).sum(1),
-        )
+        turned, norms = layer.directions(inputs)
+        yield layer.weight, _by_position(gradient.float() * turned / norms).sum(1)
 
 
 def _conv1d(layer: Any, inputs: torch.Tensor, gradient: torch.Tensor) -> Pairs:

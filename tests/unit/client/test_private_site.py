@@ -25,7 +25,7 @@ from wardround.privacy.packing import unpack
 from wardround.privacy.secagg.messages import MaskedInput, decode
 from wardround.privacy.secagg.offer import SignedOffer
 from wardround.privacy.sums.contract import TRAINING
-from wardround.training.private import gradient, per_example
+from wardround.training.private import per_example, summing
 
 
 def test_a_round_is_reserved_before_it_is_trained(
@@ -128,7 +128,7 @@ def test_what_mixes_examples_is_refused_before_it_is_charged(
     def over_all(task: Any, model: Any, tensors: Any, counts: Any) -> Any:
         return task.example_losses(model, tensors) * len(counts) / counts
 
-    monkeypatch.setattr(gradient, "example_means", over_all)
+    monkeypatch.setattr(summing, "example_means", over_all)
     server = private()
     server.site.bench.apart.clear()  # a bench of the whole run of tests
     reply = answer(server.request(sums=(TRAINING,)), server.site)

@@ -61,7 +61,7 @@ def test_hidden_and_private_contributions_are_not_compressed(compression: Any) -
     """With the remedy; a consortium's plan neither."""
     for mode in ("real", "accounted"):
         plan = plan_of(compression, mode=mode)
-        with pytest.raises(ConfigError, match=r"masks add up(?s:.*)encoding\.bits to 16(?s:.*)trusted"):
+        with pytest.raises(ConfigError, match=r"masks add up(?s:.*)encoding\.bits to 8(?s:.*)trusted"):
             bind_strategy(plan)
         faults = plan_faults(SignedPlan(plan=plan, enrolment=EnrolmentRules(least_sites=5)))
         assert any("masks add up" in str(fault) for fault in faults)

@@ -19,7 +19,7 @@ from wardround.core.packed import Adapter
 from wardround.training.gradients import accumulate_gradient
 from wardround.training.padding import PaddingFree, Tokens
 from wardround.training.settings import Machine
-from wardround.training.together import _Segments
+from wardround.training.shared_layers import _Segments
 from wardround.training.workbench import Workbench
 
 SMALL = {

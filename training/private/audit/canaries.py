@@ -32,7 +32,7 @@ from wardround.training.private.audit.findings import Finding
 from wardround.training.private.audit.stage import Stage, written
 from wardround.training.private.gradient import PrivateGradients
 from wardround.training.private.guards import FrozenWeights
-from wardround.training.private.per_example import ExampleGradients, columns_of
+from wardround.training.private.per_example import ExampleGradients, Recording, columns_of
 from wardround.training.private.rounding import slack_of
 from wardround.training.private.sampling import PoissonSampler
 
@@ -107,10 +107,12 @@ def canaries(stage: Stage, *, most: int = 2000, steps: int | None = None, seed: 
         lines = max(1, _BUFFER // size)
         machine = stage.bench.machine.model_copy(update={"microbatch_size": lines})
         gradients = PrivateGradients(
-            replace(stage.bench, task=cast("Any", task), machine=machine),
-            cast("ExampleGradients", _Given(parameters, columns, task, _LOUDER * clipping.bound)),
-            rows, mechanism, clipping, FrozenWeights(stage.bench.model, parameters.values()),
-            stage.private.expected_batch, stage.private.noise, simulation=True,
+            replace(stage.bench, task=cast("Any", task), machine=machine), parameters,
+            Recording(
+                cast("ExampleGradients", _Given(parameters, columns, task, _LOUDER * clipping.bound)),
+                FrozenWeights(stage.bench.model, parameters.values()),
+            ),
+            rows, mechanism, clipping, stage.private.expected_batch, stage.private.noise, simulation=True,
         )  # fmt: skip
         sampler = PoissonSampler(range(len(rows)), cost.sample_rate, stage.private.batches)
         scores = np.zeros(size)

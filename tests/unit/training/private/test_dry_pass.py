@@ -14,7 +14,7 @@ from wardround.core.errors import ConfigError, TrainingError
 from wardround.core.plan import DataContract, TaskSpec
 from wardround.training.adapters import ADAPTERS
 from wardround.training.base_model import BaseModelConfig
-from wardround.training.private import dry_pass, gradient, per_example
+from wardround.training.private import dry_pass, per_example, summing
 from wardround.training.private.dry_pass import require_apart
 from wardround.training.private.per_example import require_rules
 from wardround.training.tasks import TASKS
@@ -127,7 +127,7 @@ def test_losses_over_the_whole_batch_are_refused(real: Any, monkeypatch: pytest.
     def over_all(task: Any, model: Any, tensors: Any, counts: torch.Tensor) -> torch.Tensor:
         return task.example_losses(model, tensors) / counts.mean()
 
-    monkeypatch.setattr(gradient, "example_means", over_all)
+    monkeypatch.setattr(summing, "example_means", over_all)
     bench, spec = real("llama")
     with pytest.raises(ConfigError, match="beside it in the batch"):
         require_apart(bench, bench.parameters(), spec)
@@ -190,7 +190,7 @@ def test_a_device_that_does_not_hold_three_short_rows_says_so_before_anything_is
     def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(gradient, "example_means", full)
+    monkeypatch.setattr(summing, "example_means", full)
     bench, spec = real("llama")
     with pytest.raises(TrainingError) as caught:
         require_apart(bench, bench.parameters(), spec)

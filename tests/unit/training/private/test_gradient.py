@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wardround.training.private import gradient
+from wardround.training.private import gradient, summing
 from wardround.training.private.clipping import Adaptive, Automatic, Flat, split_by_layer
 from wardround.training.workbench import Machine
 
@@ -160,14 +160,14 @@ def test_a_unit_that_is_not_finite_is_dropped_and_counted(
     kept = [index for index, unit in enumerate(UNITS) if unit != 2]
     expected = rows_of_gradients.slow(bench, [rows[index] for index in kept]).sum(0)
     losses = float(sum(rows_of_gradients.losses(bench, [row]).detach() for row in rows[:1]))
-    plain = gradient.example_means
+    plain = summing.example_means
 
     def spoiled(task: Any, model: Any, tensors: Any, counts: torch.Tensor) -> torch.Tensor:
         lengths = tensors["attention_mask"].sum(1)
         return torch.where(lengths == rows[1].length, bad, 1.0) * plain(task, model, tensors, counts)
 
     assert sum(row.length == rows[1].length for row in rows) == 1
-    monkeypatch.setattr(gradient, "example_means", spoiled)
+    monkeypatch.setattr(summing, "example_means", spoiled)
     with stepping.open(bench, rows, **stepping.exact) as steps:
         figures = steps.write(stepping.batch(UNITS))
     assert error(stepping.written(bench), expected) < EXACT
@@ -186,7 +186,7 @@ def test_a_unit_that_does_not_fit_even_alone_is_dropped_and_counted(
     rows = toys.rows(len(UNITS))
     kept = [index for index, unit in enumerate(UNITS) if unit != 2]
     expected = rows_of_gradients.slow(bench, [rows[index] for index in kept]).sum(0)
-    plain = gradient.example_means
+    plain = summing.example_means
 
     def full(task: Any, model: Any, tensors: Any, counts: torch.Tensor) -> torch.Tensor:
         losses = plain(task, model, tensors, counts)
@@ -197,7 +197,7 @@ def test_a_unit_that_does_not_fit_even_alone_is_dropped_and_counted(
     def fails(_: torch.Tensor) -> None:
         raise kind("not enough memory")
 
-    monkeypatch.setattr(gradient, "example_means", full)
+    monkeypatch.setattr(summing, "example_means", full)
     with stepping.open(bench, rows, **stepping.exact) as steps:
         figures = steps.write(stepping.batch(UNITS))
     assert error(stepping.written(bench), expected) < EXACT

@@ -16,7 +16,7 @@ import torch
 from mutants import clip_by_example, no_clip, noise_times
 from scipy import stats
 
-from wardround.training.private import gradient
+from wardround.training.private import gradient, summing
 from wardround.training.private.units import ClippedSum
 from wardround.training.workbench import Machine
 
@@ -122,7 +122,7 @@ def test_cuts_change_no_bit_of_the_noise(size: int | None, at: Any, rows: list[A
 def mean_over_tokens(patch: pytest.MonkeyPatch) -> None:
     """The mean of the batch's tokens, as Hugging Face's `labels=` has it."""
     patch.setattr(
-        gradient,
+        summing,
         "example_means",
         lambda task, model, tensors, counts: task.example_losses(model, tensors) / counts.sum() * len(counts),
     )
@@ -140,7 +140,7 @@ def noise_in_pieces(split: bool) -> Callable[[pytest.MonkeyPatch], None]:
             total.add(gradients, units)
             total._total += torch.from_numpy(rng.normal(0, deviation, len(total._total)))
 
-        patch.setattr(gradient, "fold_piece", fold)
+        patch.setattr(summing, "fold_piece", fold)
         patch.setattr(gradient, "add_noise", lambda total, *_: total)
 
     return patched

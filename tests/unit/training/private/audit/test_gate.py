@@ -13,7 +13,7 @@ import torch
 from mutants import clip_by_example, no_clip, noise_times
 
 from wardround.core.errors import TrainingError
-from wardround.training.private import gradient, rounding
+from wardround.training.private import gradient, rounding, summing
 from wardround.training.private.audit import sensitivity as module
 from wardround.training.private.audit.canaries import canaries, is_powerless
 from wardround.training.private.audit.findings import all_pass
@@ -43,7 +43,7 @@ def test_the_real_step_passes(test: str, rules: dict[str, Any], staged: Any, gat
 def token_mean(patch: pytest.MonkeyPatch) -> None:
     """The mean over the batch's targets, as Hugging Face's `labels=` has it."""
     patch.setattr(
-        gradient,
+        summing,
         "example_means",
         lambda task, model, tensors, counts: task.example_losses(model, tensors) / counts.sum(),
     )
@@ -62,7 +62,7 @@ def noise_with_each_piece(
             noise = rng.normal(0, deviation / math.sqrt(pieces), len(total._total))
             total._total += torch.from_numpy(noise)
 
-        patch.setattr(gradient, "fold_piece", fold)
+        patch.setattr(summing, "fold_piece", fold)
         patch.setattr(gradient, "add_noise", lambda total, *_: total)
 
     return patched
