@@ -78,8 +78,8 @@ def skewed(sites: int, alpha: float) -> list[str]:
 CASES: dict[str, list[str]] = {
     "all sections, 10 sites, 0.1": [*ALL_SECTIONS, *skewed(10, 0.1)],
     "all sections, 10 sites, 0.5": [*ALL_SECTIONS, *skewed(10, 0.5)],
-    "all sections, 50 sites, 0.1, 0.3 take part": [
-        *ALL_SECTIONS, *skewed(50, 0.1), "rounds.participation=0.3",
+    "all sections, 50 sites, 0.5, 0.3 take part": [
+        *ALL_SECTIONS, *skewed(50, 0.5), "rounds.participation=0.3",
     ],
     "sections, 10 sites, 0.1": [*SECTIONS, *skewed(10, 0.1)],
     "sections, 10 sites, 0.5": [*SECTIONS, *skewed(10, 0.5)],
@@ -87,8 +87,8 @@ CASES: dict[str, list[str]] = {
         *SECTIONS, *skewed(10, 0.1), "adapter.options.r=32", "adapter.options.alpha=128",
         "simulation.ranks=[4,8,16,32]",
     ],
-    "sections, 50 sites, 0.1, 0.3 take part": [
-        *SECTIONS, *skewed(50, 0.1), "rounds.participation=0.3",
+    "sections, 50 sites, 0.5, 0.3 take part": [
+        *SECTIONS, *skewed(50, 0.5), "rounds.participation=0.3",
     ],
     "answers, natural": ANSWERS,
 }  # fmt: skip
