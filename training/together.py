@@ -161,11 +161,14 @@ def why_alone(bench: Workbench) -> str:
     """What keeps the sites of a bench from being trained together; empty where nothing does."""
     if drops_out(bench.model):
         return "dropout draws masks for a batch as a whole"
+    bench.model.train()  # as it will be
     try:
         require_examples_apart(bench.model)
         linear_layers(bench)
     except ConfigError as error:
         return f"{error.what}: {error.found}"
+    finally:
+        bench.model.train(False)
     return ""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from wardround.core.errors import ConfigError, TrainingError
 from wardround.core.packed import Adapter, Packed
@@ -81,7 +82,7 @@ def test_each_site_ends_where_it_ends_alone(family: str, benches: dict[str, Work
     assert why_alone(bench) == ""
     require_near(bench, both(bench, jobs_of(bench, toys)))
     assert not bench.model.training
-    assert not [m for m in bench.model.modules() if "forward" in m.__dict__ and "_Shared" in repr(m.forward)]
+    assert not [m for m in bench.model.modules() if "forward" in m.__dict__ and "Shared" in repr(m.forward)]
 
 
 @pytest.mark.parametrize("family", ["llama", "bert-dora"])
@@ -166,3 +167,12 @@ def test_what_keeps_sites_apart_is_named(tiny_bert: Path, tiny_llama: Path, toys
     )
     with pytest.raises(ConfigError, match="linear layers alone"):
         train_together(norms, jobs_of(norms, toys))
+
+
+def test_a_layer_that_normalises_over_the_batch_keeps_sites_apart(tiny_bert: Path, toys: Any) -> None:
+    """It would mix their rows in training, and in training alone: the model is in evaluation mode before."""
+    bench = toys.bench(tiny_bert, toys.classifier, base_dropout="off")
+    bench.model.add_module("over_the_batch", torch.nn.BatchNorm1d(3))
+    bench.model.train(False)
+    assert "normalises over the batch" in why_alone(bench)
+    assert not bench.model.training
