@@ -152,6 +152,9 @@ METHODS: dict[str, list[str]] = {
     "tangent, 8 rounds of 20 steps, ring of 8 bits, moments kept": [
         "strategy=tangent", *KEPT, "encoding.bits=8", *HALF,
     ],
+    "tangent, r 3, ring of 8 bits, moments kept": [
+        "strategy=tangent", *KEPT, "encoding.bits=8", "adapter.options.r=3", "adapter.options.alpha=12",
+    ],
     "tangent, 7 rounds of 23 steps, ring of 8 bits, moments kept": [
         "strategy=tangent", *KEPT, "encoding.bits=8",
         "rounds.rounds=7", "release.every=7", "++local.steps=23",
