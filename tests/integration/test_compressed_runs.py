@@ -205,7 +205,7 @@ def test_bytes_both_ways_stand_in_the_result(settings: Settings) -> None:
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"secure": {"mode": "real"}}, r"cannot be compressed(?s:.*)encoding\.bits to 16(?s:.*)trusted"),
+        ({"secure": {"mode": "real"}}, r"cannot be compressed(?s:.*)encoding\.bits to 8(?s:.*)trusted"),
         ({"secure": {"mode": "accounted"}}, "cannot be compressed"),
         (
             {"privacy": {"unit": "example", "noise": "local", "epsilon": 8.0, "delta": 1e-3},

@@ -76,7 +76,7 @@ def test_the_bounds_of_a_contribution_have_no_default() -> None:
 @pytest.mark.parametrize(
     "encoding",
     [
-        {"bits": 17}, {"bits": 8}, {"largest": 0.0}, {"largest": -1.0}, {"norm": 0.0},
+        {"bits": 17}, {"bits": 10}, {"largest": 0.0}, {"largest": -1.0}, {"norm": 0.0},
         {"most_weight": 0}, {"most_weight": 2**32 + 1}, {"fraction_bits": 36},
     ],
     ids=str,
