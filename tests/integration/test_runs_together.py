@@ -166,6 +166,20 @@ def test_private_sites_that_train_together_spend_and_make_what_they_do_alone(
     assert np.abs(vectors[0]).max() > 0.05
 
 
+def test_a_private_site_of_its_own_rank_trains_by_itself(
+    private: Callable[..., RunConfig], groups: list[tuple[str, ...]]
+) -> None:
+    """Gradients of single rows are recorded at one rank; who would have gone with it has its bits alone."""
+    found = [
+        run_simulation(private(name, group, PRIVATE, simulation={"ranks": {WARDS[1]: 2}}))
+        for name, group in (("alone", 1), ("grouped", 2))
+    ]
+    assert groups == []
+    for result in found:
+        assert {reply.status for reply in replies(result)} == {"ok"}
+    assert len({result.federated.outcome.last.adapter.digest for result in found}) == 1
+
+
 def test_a_site_that_fails_fails_alone(
     settings: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
