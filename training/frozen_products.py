@@ -17,6 +17,8 @@ from transformers.pytorch_utils import Conv1D
 from wardround.training.settings import Precision
 
 PRODUCTS: Final = (nn.Linear, Conv1D)
+SIZES: Final = 16
+"""Numbers of vectors to an octave that a CPU multiplies (`room_for`)."""
 
 
 def in_bfloat16(choice: Precision, device: torch.device) -> bool:
@@ -84,10 +86,31 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(weight)
-        return nn.functional.linear(inputs.to(torch.bfloat16), weight).to(inputs.dtype)
+        return _rounded(inputs, weight.T)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         (weight,) = ctx.saved_tensors
-        (gradient,) = gradients
-        return (gradient.to(torch.bfloat16) @ weight).to(gradient.dtype), None
+        return _rounded(gradients[0], weight), None
+
+
+def _rounded(vectors: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """V M by its factors' first bits, (…, k) and (k, n) → (…, n), of the type of the vectors."""
+    flat = vectors.reshape(-1, vectors.shape[-1])
+    count = len(flat)
+    room = room_for(count) if flat.device.type == "cpu" else count
+    factor = flat.new_empty(room, flat.shape[1], dtype=torch.bfloat16)
+    factor[:count] = flat
+    factor[count:] = 0.0
+    return (factor @ matrix)[:count].view(*vectors.shape[:-1], matrix.shape[1]).to(vectors.dtype)
+
+
+def room_for(count: int) -> int:
+    """So many vectors are multiplied where there are `count`: one of `SIZES` numbers between 2ⁿ and 2ⁿ⁺¹.
+
+    A CPU's library makes a program for each shape of a product and keeps the last thousand. Batches of real
+    texts hardly ever have as many tokens twice: then making programs takes longer than the products, and the
+    kept ones gigabytes. At most a sixteenth of the vectors is there for nothing.
+    """
+    step = max(1, (1 << count.bit_length()) // (2 * SIZES))
+    return -(-count // step) * step

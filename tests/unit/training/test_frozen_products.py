@@ -8,10 +8,17 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
 from wardround.training import frozen_products
-from wardround.training.frozen_products import RoundedProduct, in_bfloat16, layers_of, round_products
+from wardround.training.frozen_products import (
+    RoundedProduct,
+    in_bfloat16,
+    layers_of,
+    room_for,
+    round_products,
+)
 from wardround.training.gradients import accumulate_gradient
 from wardround.training.settings import Machine
 from wardround.training.workbench import Workbench
@@ -48,6 +55,52 @@ def test_a_product_and_its_derivative_are_those_of_rounded_numbers(kind: type[nn
         torch.testing.assert_close(layer.bias.grad, gradient.sum((0, 1)))
     torch.testing.assert_close(layer.weight, kept, rtol=0, atol=0)
     assert layer.weight.grad is None
+
+
+def test_products_of_many_sizes_have_few_shapes() -> None:
+    """A CPU's library makes a program for each: sixteen to an octave, a sixteenth more work at most."""
+    rooms = [room_for(count) for count in range(4097)]
+    assert rooms == sorted(rooms)
+    assert all(count <= room <= count * 17 / 16 for count, room in enumerate(rooms))
+    assert all(room_for(room) == room for room in rooms)
+    assert [len({room for room in rooms if low < room <= 2 * low}) for low in (16, 32, 512, 2048)] == [16] * 4
+
+    class Shapes(TorchDispatchMode):
+        """Of the left factors of products."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[tuple[int, ...]] = []
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch.ops.aten.mm.default:
+                self.seen.append(tuple(args[0].shape))
+            return function(*args, **(kwargs or {}))
+
+    layer = layer_of(nn.Linear)
+    round_products([layer])
+    inputs = torch.randn(1, 67, 7, requires_grad=True)
+    with Shapes() as shapes:
+        layer(inputs).sum().backward()
+    assert shapes.seen == [(68, 7), (68, 5)]
+
+
+@pytest.mark.parametrize("count", [1, 33, 67])
+def test_a_vector_has_the_product_that_it_has_alone(count: int) -> None:
+    """What fills up a shape reaches nobody, forwards or backwards; one that is not finite is by itself."""
+    layer = layer_of(nn.Linear)
+    round_products([layer])
+    given = torch.randn(count, 7)
+    given[0, 2] = float("nan")
+    inputs = given.requires_grad_()
+    found = layer(inputs[None])[0]
+    found.backward(torch.randn(count, 5))
+    assert found.shape == (count, 5)
+    assert found[0].isnan().all()
+    assert inputs.grad is not None
+    assert inputs.grad.isfinite().all()
+    for row in range(1, count):
+        torch.testing.assert_close(found[row], layer(given[row : row + 1])[0], rtol=1e-2, atol=1e-6)
 
 
 def test_a_layer_that_trains_is_left_alone() -> None:
