@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -117,7 +117,7 @@ class Trainer:
     def _trained(self, jobs: Sequence[LocalJob]) -> Sequence[Made]:
         if len(jobs) > 1 and not self.apart:
             try:
-                return train_together(self.bench, jobs)
+                return train_together(self.bench, [_attempt(job) for job in jobs])
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -284,6 +284,11 @@ class SharedPasses:
             yield scoring_of(request.round, broadcast, site)
         if site.name in self._training and self._goes(job := job_ahead(request, broadcast, site)):
             yield job
+
+
+def _attempt(job: LocalJob) -> LocalJob:
+    """The job, which can be done again from the start if this attempt fails."""
+    return job if job.private is None else replace(job, private=job.private.attempt())
 
 
 def _key(request: Request, site: Site, job: Job) -> Key:

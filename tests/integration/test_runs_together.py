@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from wardround.client.ledger.ledger import Ledger
 from wardround.client.ledger.summary import summarise
@@ -20,6 +21,7 @@ from wardround.simulations import together
 from wardround.simulations.config import RunConfig
 from wardround.simulations.simulate import SimulationResult, run_simulation
 from wardround.training import local_round
+from wardround.training import together as shared
 
 GROUP = 3
 """Of seven sites: two whole groups, and a site by itself."""
@@ -253,3 +255,31 @@ def test_how_many_private_sites_train_together(
     run_simulation(private("small", "auto", PRIVATE, **one, local={"batch_size": 8}))
     run_simulation(private("cuts", 2, PRIVATE, **one, machine={"microbatch_size": 4}))
     assert groups == [WARDS[:2]] * 2
+
+
+@pytest.mark.parametrize("kind", ["plain", "private"])
+def test_where_memory_fills_sites_train_by_themselves_to_the_bits_of_those_that_always_did(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+) -> None:
+    """In the middle of a lot's round: what that attempt drew and moved counts for nothing."""
+    make = request.getfixturevalue("private" if kind == "private" else "settings")
+    privacy: dict[str, Any] = {"privacy": PRIVATE} if kind == "private" else {}
+    alone: SimulationResult = run_simulation(make("alone", 1, **privacy))
+    name = "sums_together" if kind == "private" else "gradients_together"
+    pass_of, calls = getattr(shared, name), list[int]()
+
+    def filling(*given: Any) -> Any:
+        calls.append(len(given[1]))
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return pass_of(*given)
+
+    monkeypatch.setattr(shared, name, filling)
+    found: SimulationResult = run_simulation(make("full", 2, **privacy))
+    assert calls == [2, 2]
+    assert "does not hold 2 sites at once" in caplog.text
+    one, other = (result.federated.outcome.last.adapter for result in (alone, found))
+    assert other.digest == one.digest

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -87,6 +88,16 @@ class PrivateRound:
             raise InternalError("a round with correlated noise begins without the noise of the steps before")
         noise = CorrelatedNoise(banded.bands, banded.steps, self.state)
         return Correlated(banded, noise, Pattern(self.units, banded.bands, noise.key))
+
+    def attempt(self) -> PrivateRound:
+        """The round, for somebody who may fail: what that one draws from a seed, the next one draws again.
+
+        Of a round that fails nothing was released. Words of the operating system are fresh ones every time.
+        """
+        batches, noise = (
+            deepcopy(source) if source.repeatable else source for source in (self.batches, self.noise)
+        )
+        return replace(self, batches=batches, noise=noise)
 
     def sampler(self, steps: Sampled | Correlated) -> Sampler:
         """Draws the batches of those steps."""
