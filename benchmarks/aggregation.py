@@ -96,9 +96,21 @@ CASES: dict[str, list[str]] = {
 CORES = ["adapter.options.r=64", "adapter.options.alpha=1024", "adapter.options.targets=[query,value]"]
 """A core's numbers are as far from the weight as its s says: tuned coarsely."""
 KEPT = ["local.optimiser_state=keep"]
-FEW = ["rounds.rounds=4", "release.every=4", "++local.steps=40"]
-"""A quarter of the rounds, and of the bytes, at the same local work; of a case of 16 rounds."""
-HALF = ["rounds.rounds=8", "release.every=8", "++local.steps=20"]
+
+
+def ranked(r: int) -> list[str]:
+    """Overrides for an adapter of rank r, at the scale of all."""
+    return [f"adapter.options.r={r}", f"adapter.options.alpha={4 * r}"]
+
+
+def rounds_of(count: int, steps: int) -> list[str]:
+    """Overrides for so many rounds of so many local steps: of a case of 16 rounds, about the same work."""
+    return [f"rounds.rounds={count}", f"release.every={count}", f"++local.steps={steps}"]
+
+
+FEW = rounds_of(4, 40)
+HALF = rounds_of(8, 20)
+RING_8 = ["encoding.bits=8"]
 FLOAT32 = ["model.dtype=float32", "model.attention=sdpa"]
 """Where the others have a base in bfloat16."""
 METHODS: dict[str, list[str]] = {
@@ -127,9 +139,9 @@ METHODS: dict[str, list[str]] = {
     "FedIT, 4 rounds of 40 steps": ["strategy=fedavg", *FEW],
     "FedIT, 4 rounds of 40 steps, moments kept": ["strategy=fedavg", *FEW, *KEPT],
     "tangent, 4 rounds of 40 steps, moments kept": ["strategy=tangent", *FEW, *KEPT],
-    "tangent, r 2": ["strategy=tangent", "adapter.options.r=2", "adapter.options.alpha=8"],
+    "tangent, r 2": ["strategy=tangent", *ranked(2)],
     "RoLoRA, moments kept": ["strategy=rolora", *KEPT],
-    "RoLoRA, r 4": ["strategy=rolora", "adapter.options.r=4", "adapter.options.alpha=16"],
+    "RoLoRA, r 4": ["strategy=rolora", *ranked(4)],
     "Fed-SB, r 64": ["strategy=fedavg", "adapter=lora_sb", *CORES],
     "FedIT, moments kept": ["strategy=fedavg", *KEPT],
     "tangent, moments kept": ["strategy=tangent", *KEPT],
@@ -139,28 +151,36 @@ METHODS: dict[str, list[str]] = {
     ],
     "tangent, int4, moments kept": ["strategy=tangent", *KEPT, "+compression=int4"],
     "tangent, r 4, int4, moments kept": [
-        "strategy=tangent", *KEPT, "+compression=int4", "adapter.options.r=4", "adapter.options.alpha=16",
+        "strategy=tangent", *KEPT, "+compression=int4", *ranked(4),
     ],
     "tangent, 8 rounds of 20 steps, int4, moments kept": [
         "strategy=tangent", *KEPT, "+compression=int4", *HALF,
     ],
     "tangent, r 4, 8 rounds of 20 steps, moments kept": [
-        "strategy=tangent", *KEPT, "adapter.options.r=4", "adapter.options.alpha=16", *HALF,
+        "strategy=tangent", *KEPT, *ranked(4), *HALF,
     ],
-    "FedIT, ring of 8 bits": ["strategy=fedavg", "encoding.bits=8"],
-    "tangent, ring of 8 bits, moments kept": ["strategy=tangent", *KEPT, "encoding.bits=8"],
+    "FedIT, ring of 8 bits": ["strategy=fedavg", *RING_8],
+    "tangent, ring of 8 bits, moments kept": ["strategy=tangent", *KEPT, *RING_8],
     "tangent, 8 rounds of 20 steps, ring of 8 bits, moments kept": [
-        "strategy=tangent", *KEPT, "encoding.bits=8", *HALF,
+        "strategy=tangent", *KEPT, *RING_8, *HALF,
     ],
     "tangent, r 3, ring of 8 bits, moments kept": [
-        "strategy=tangent", *KEPT, "encoding.bits=8", "adapter.options.r=3", "adapter.options.alpha=12",
+        "strategy=tangent", *KEPT, *RING_8, *ranked(3),
     ],
     "tangent, 7 rounds of 23 steps, ring of 8 bits, moments kept": [
-        "strategy=tangent", *KEPT, "encoding.bits=8",
-        "rounds.rounds=7", "release.every=7", "++local.steps=23",
+        "strategy=tangent", *KEPT, *RING_8, *rounds_of(7, 23),
+    ],
+    "tangent, r 6, 9 rounds of 18 steps, ring of 8 bits, moments kept": [
+        "strategy=tangent", *KEPT, *RING_8, *ranked(6), *rounds_of(9, 18),
+    ],
+    "tangent, r 6, 8 rounds of 20 steps, ring of 8 bits, moments kept": [
+        "strategy=tangent", *KEPT, *RING_8, *ranked(6), *HALF,
+    ],
+    "tangent, r 5, 10 rounds of 16 steps, ring of 8 bits, moments kept": [
+        "strategy=tangent", *KEPT, *RING_8, *ranked(5), *rounds_of(10, 16),
     ],
     "tangent, r 4, 8 rounds of 20 steps, ring of 12 bits, moments kept": [
-        "strategy=tangent", *KEPT, "encoding.bits=12", "adapter.options.r=4", "adapter.options.alpha=16",
+        "strategy=tangent", *KEPT, "encoding.bits=12", *ranked(4),
         *HALF,
     ],
     "FedIT, int8": ["strategy=fedavg", "+compression=int8"],

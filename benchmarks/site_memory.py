@@ -1,18 +1,23 @@
 """Memory and pace of a simulation by the number of its sites, with an adapter large enough to be seen.
 
-    python benchmarks/site_memory.py [SITES ...] [--mode off|real] [--rounds 3]
+    python benchmarks/site_memory.py [SITES ...] [--mode off|real] [--rounds 3] [--rank 64] [--workers]
 
-MiniLM with LoRA of rank 64 on query and value (0.7 M numbers, 2.8 MB) over `pqa_sections` (needs
-WARDROUND_DATA), one step of one short row a round: what waits is what counts here, and not what trains. Each
-number of sites in a process of its own. Printed: the adapter's size; of the process, at the beginning of each
-round, memory that is its own and not a file's (RssAnon), which a number of sites that grows must not raise;
-its peak, mapped files included; seconds of a round after the first.
+MiniLM with LoRA of rank 64 on query and value (0.6 M numbers, 2.3 MiB) over `pqa_sections` (needs
+WARDROUND_DATA), one step of one short row a round: what waits is what counts here, and not what trains. Where
+there are more sites than rows, the rows come again under other names. Each number of sites in a process of
+its own, which trains them one after another; with `--workers` as `wardround simulate` comes, a process a core
+and several sites together. Printed: the adapter's size; of all its processes, at the beginning of each
+round, memory that is theirs and not a file's (Pss_Anon), which a number of sites that grows must not raise;
+the first one's peak, mapped files included; seconds of a round after the first.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
+import gzip
+import itertools
+import json
+import os
 import resource
 import statistics
 import subprocess
@@ -22,22 +27,42 @@ import time
 from pathlib import Path
 
 import quality
+from _simulators_running import processes
 
 from wardround.runtime.events import Event, RoundFolded, RoundStarted
 from wardround.simulations.simulate import run_simulation
 
 SETTINGS = [
     "experiment=pqa_sections", "partition.kind=iid", "~partition.options", "data.max_length=16",
-    "data.validation_fraction=0", "adapter.options={r: 64, alpha: 64, targets: [query, value]}",
+    "data.validation_fraction=0", "adapter.options.targets=[query, value]",
     "local.epochs=null", "++local.steps=1", "local.batch_size=1", "data.test=null", "machine.threads=1",
     "bounds.centralised=false", "evaluation.every=null",
 ]  # fmt: skip
+ROWS = "data/pqa_sections/train.jsonl.gz"
+
+
+def enough_rows(folder: Path, sites: int) -> Path:
+    """A file with a row for each site: the set's own, and again with a number before the sentence."""
+    with gzip.open(Path(os.environ["WARDROUND_DATA"]) / ROWS, "rt", encoding="utf-8") as file:
+        own = [json.loads(line) for line in file]
+    path = folder / "rows.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number, row in enumerate(itertools.islice(itertools.cycle(own), max(sites, len(own)))):
+            turn = number // len(own)
+            again = {name: f"{turn}-{row[name]}" for name in ("id", "pmid")} if turn else {}
+            text = {"text": f"{turn} {row['text']}"} if turn else {}
+            file.write(json.dumps(row | again | text) + "\n")
+    return path
 
 
 def own_mib() -> float:
-    """Resident memory that no file stands behind, MiB."""
-    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    return int(found.group(1)) / 1024 if found else 0.0
+    """Memory of all processes that no file stands behind, MiB; of what several share each counts its part."""
+    total = 0
+    for pid in processes(os.getpid()):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+            if line.startswith("Pss_Anon:"):
+                total += int(line.split()[1])
+    return total / 1024
 
 
 class Marks:
@@ -61,13 +86,16 @@ class Marks:
         """Nothing is held."""
 
 
-def inside(sites: int, mode: str, rounds: int) -> None:
+def inside(sites: int, mode: str, rounds: int, rank: int, *, workers: bool) -> None:
     """Run and print one line."""
     marks = Marks()
     with tempfile.TemporaryDirectory() as place:
         config = quality.parsed([
             *SETTINGS, f"+partition.options={{sites: {sites}, by: row}}", f"secure.mode={mode}",
+            f"data.source.path={enough_rows(Path(place), sites)}",
+            f"adapter.options.r={rank}", f"adapter.options.alpha={rank}",
             f"rounds.rounds={rounds}", f"release.every={rounds}", f"output={place}/run",
+            *(["simulation.together=auto"] if workers else ["simulation.backend=inline"]),
         ])  # fmt: skip
         result = run_simulation(config, sinks=(marks,))
     size = result.federated.outcome.last.adapter.vector.nbytes / 2**20
@@ -86,14 +114,17 @@ def main() -> None:
     parser.add_argument("sites", nargs="*", type=int, default=[50, 300, 1000])
     parser.add_argument("--mode", choices=["off", "real"], default="off")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--workers", action="store_true", help="as it comes: a process a core")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.inside:
-        inside(given.sites[0], given.mode, given.rounds)
+        inside(given.sites[0], given.mode, given.rounds, given.rank, workers=given.workers)
         return
+    options = ["--mode", given.mode, "--rounds", str(given.rounds), "--rank", str(given.rank)]
     for sites in given.sites:
-        command = [sys.executable, __file__, str(sites), "--mode", given.mode, "--rounds", str(given.rounds)]
-        subprocess.run([*command, "--inside"], check=True)
+        workers = ["--workers"] if given.workers else []
+        subprocess.run([sys.executable, __file__, str(sites), *options, *workers, "--inside"], check=True)
 
 
 if __name__ == "__main__":
