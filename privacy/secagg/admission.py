@@ -151,8 +151,8 @@ def read(member: Member, signed: SignedOffer, broadcast: bytes) -> Offer:
     _same("plan", offer.plan.hex(), member.plan.hex())
     _same("roster", offer.roster.hex(), member.roster.digest.hex())
     _same("broadcast", offer.broadcast.hex(), broadcast.hex())
-    strangers = sorted(set(offer.cohort) - set(member.roster.keys))
-    if strangers or member.name not in offer.cohort:
+    strangers = sorted(offer.sites - member.roster.keys.keys())
+    if strangers or member.name not in offer.sites:
         raise PeerError(
             "the cohort holds a site that is no confirmed member, or misses this one",
             found=", ".join(strangers[:5]) or "a cohort without this site",

@@ -10,7 +10,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from io import BytesIO
 from typing import Annotated, ClassVar, Literal, TypeVar
 
@@ -299,7 +299,7 @@ def decode(data: bytes, model: type[W], offer: Offer | None = None, *, lanes: tu
         )  # fmt: skip
     head, payload = data[_HEAD.size : _HEAD.size + size], memoryview(data)[_HEAD.size + size :]
     try:
-        message = model.model_validate_json(head)
+        message: W = _kept(model, bytes(head)) if model.SHARED else model.model_validate_json(head)
     except ValidationError as error:
         places = [".".join(map(str, fault["loc"])) for fault in error.errors(include_input=False)]
         raise PeerError(
@@ -311,6 +311,15 @@ def decode(data: bytes, model: type[W], offer: Offer | None = None, *, lanes: tu
     if message.model_fields_set & Laned.model_fields.keys():
         raise PeerError("a message carries its lanes in its head", expected="behind it")
     return _with_lanes(message, payload, lanes[0])
+
+
+@lru_cache(maxsize=8)
+def _kept(model: type[W], head: bytes) -> W:
+    """What one head says, whoever reads it: all sites of a simulation are sent the same.
+
+    It names the whole cohort: read anew by every site, a round would take the square of the sites.
+    """
+    return model.model_validate_json(head)
 
 
 def kind_of(data: bytes) -> str:

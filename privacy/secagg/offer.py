@@ -7,7 +7,7 @@ were shown different offers (another plan, another broadcast, another cohort) ne
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
@@ -32,6 +32,8 @@ class Wire(Frozen):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False,
         ser_json_bytes="base64", val_json_bytes="base64",
     )  # fmt: skip
+    SHARED: ClassVar[bool] = False
+    """Whether all sites of a round are sent the same head."""
 
 
 class Offer(Wire):
@@ -104,6 +106,16 @@ class Offer(Wire):
     def _places(self) -> dict[str, int]:
         return {site: place for place, site in enumerate(self.cohort, start=1)}
 
+    @cached_property
+    def sites(self) -> frozenset[str]:
+        """The cohort, as a set."""
+        return frozenset(self.cohort)
+
+    @cached_property
+    def _in_order(self) -> bool:
+        """Whether the cohort is sorted, and names nobody twice."""
+        return list(self.cohort) == sorted(self.sites)
+
     def check(self) -> None:
         """Refuse what contradicts itself, whoever sent it.
 
@@ -111,7 +123,7 @@ class Offer(Wire):
             PeerError: Names what is wrong.
         """
         members = len(self.cohort)
-        if list(self.cohort) != sorted(set(self.cohort)):
+        if not self._in_order:
             raise PeerError("the cohort is not sorted, or names a site twice", found=f"{members} names")
         if self.threshold > members:
             raise PeerError("the threshold is above the cohort", found=f"{self.threshold} of {members}")
@@ -138,6 +150,8 @@ class Offer(Wire):
 
 class SignedOffer(Wire):
     """An offer under the key that the consortium gave its server."""
+
+    SHARED: ClassVar[bool] = True
 
     offer: Offer
     signature: Annotated[bytes, Field(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from wardround.core.counting import TRAINING_LAYOUT, metric_layout, most_count
 from wardround.core.errors import ConfigError, PeerError
@@ -66,35 +67,38 @@ def offer_of(
     Raises:
         ConfigError: The ring is too narrow for so many sites.
     """
-    members, rules = len(cohort), plan.secure
+    terms = _terms(plan, name=name, run_id=run_id, members=len(cohort), statistics=statistics)
+    return Offer(
+        round=round, stage=stage, attempt=attempt, cohort=tuple(cohort), roster=roster, broadcast=broadcast,
+        **terms,
+    )  # fmt: skip
+
+
+def _terms(plan: TrainingPlan, *, name: str, run_id: str, members: int, statistics: Layout) -> dict[str, Any]:
+    """Every field of an offer that follows from the plan and the number of those who are asked."""
+    rules = plan.secure
     regular = members > rules.complete_to
     layout, counters, scale = statistics, TRAINING_LAYOUT, _COUNTS
     if name == EVALUATION:
         layout, counters = NOTHING, metric_layout(plan)
     else:
         scale = scale_of(plan.encoding, members)
-    return Offer(
-        run_id=run_of(run_id, name),
-        round=round,
-        stage=stage,
-        attempt=attempt,
-        plan=bytes.fromhex(plan.digest),
-        roster=roster,
-        broadcast=broadcast,
-        layout=bytes.fromhex(layout.digest),
-        counters_layout=bytes.fromhex(counters.digest),
-        cohort=tuple(cohort),
-        threshold=rules.threshold or default_threshold(members),
-        degree=rules.degree if regular else 0,
-        share_threshold=rules.share_threshold if regular else 0,
-        coordinates=layout.size,
-        counters=counters.size,
-        bits=scale.bits,
-        scale=scale.integers_per_unit,
-        largest=scale.largest,
-        most_weight=scale.most_weight,
-        most_count=most_count(members),
-    )
+    return {
+        "run_id": run_of(run_id, name),
+        "plan": bytes.fromhex(plan.digest),
+        "layout": bytes.fromhex(layout.digest),
+        "counters_layout": bytes.fromhex(counters.digest),
+        "threshold": rules.threshold or default_threshold(members),
+        "degree": rules.degree if regular else 0,
+        "share_threshold": rules.share_threshold if regular else 0,
+        "coordinates": layout.size,
+        "counters": counters.size,
+        "bits": scale.bits,
+        "scale": scale.integers_per_unit,
+        "largest": scale.largest,
+        "most_weight": scale.most_weight,
+        "most_count": most_count(members),
+    }
 
 
 def check_offer(offer: Offer, plan: TrainingPlan, *, name: str, run_id: str, statistics: Layout) -> None:
@@ -111,14 +115,11 @@ def check_offer(offer: Offer, plan: TrainingPlan, *, name: str, run_id: str, sta
         PeerError: Names the first thing that differs.
     """
     try:
-        expected = offer_of(
-            plan, name=name, run_id=run_id, round=offer.round, stage=offer.stage, attempt=offer.attempt,
-            cohort=offer.cohort, roster=offer.roster, broadcast=offer.broadcast, statistics=statistics,
-        )  # fmt: skip
+        expected = _terms(plan, name=name, run_id=run_id, members=len(offer.cohort), statistics=statistics)
     except ConfigError as error:
         raise PeerError(error.what, found=error.found, expected=error.expected) from error
-    for field in Offer.model_fields:
-        if getattr(offer, field) != getattr(expected, field):
+    for field, value in expected.items():
+        if getattr(offer, field) != value:
             raise PeerError(
                 "the offer is not what the plan says",
                 found=f"another {field.replace('_', ' ')}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -26,6 +26,8 @@ class ImpossibleSumError(PeerError):
 
 class OpenedSum(Laned):
     """The sum of one stage's contributions, in the ring as it was opened."""
+
+    SHARED: ClassVar[bool] = True
 
     kind: Literal["opened_sum"] = "opened_sum"
     round: int = Field(ge=1)

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from wardround.client.site import Site
+from wardround.privacy.secagg import messages
 from wardround.runtime.event_log import read_events
 from wardround.runtime.events import RoundFolded
 from wardround.simulations import arms, waiting
@@ -87,6 +88,17 @@ def test_what_all_sites_know_of_the_state_is_in_memory_once(
         known = [site.folds.known for site in sites.values()]
         assert len(known) == 8
         assert len({id(state.adapter.vector) for state in known if state is not None}) == 1
+
+
+@pytest.mark.parametrize("mode", ["off", "real"])
+def test_what_all_sites_are_sent_is_read_once(notes: Callable[..., Any], mode: str) -> None:
+    """An offer and an opened sum name every site: read by each of them they would cost their square."""
+    settings: Callable[..., RunConfig] = notes(rows=96, wards=8, rounds=3)
+    messages._kept.cache_clear()
+    run_simulation(settings("run", secure={"mode": mode}, data={"validation_fraction": 0.0}))
+    read = messages._kept.cache_info()
+    assert read.misses == 3 + 2, "offers, and sums of the rounds before the last"
+    assert read.hits >= 3 * 8 + 2 * 8 - 5
 
 
 def folded(run: Path) -> int:

@@ -127,3 +127,17 @@ def test_an_opened_sum_of_another_size_is_refused(change: str) -> None:
     data = {"shorter": data[:-1], "longer": data + b"\0", "no message": b""}.get(change, data)
     with pytest.raises(PeerError):
         read_opened(data, layout, bits)
+
+
+def test_sums_of_one_head_keep_their_own_numbers() -> None:
+    """Heads are read once, whoever is sent them; what follows them is each message's."""
+    totals = [total_of([number] * 6, 5, loss=number) for number in (3, 4, 3)]
+    sent = [opened(total, round=2, stage=0, cohort=5, bits=16) for total in totals]
+    assert sent[0] == sent[2]
+    for data, total in zip(sent, totals, strict=True):
+        message, found = read_opened(data, LAYOUT, 16)
+        np.testing.assert_array_equal(found.coordinates, total.coordinates)
+        np.testing.assert_array_equal(found.counters, total.counters)
+        assert (message.round, found.survivors) == (2, SITES)
+    with pytest.raises(PeerError, match="wrong length"):
+        read_opened(sent[0][:-1], LAYOUT, 16)
