@@ -1,12 +1,13 @@
 """Memory and pace of a simulation by the number of its sites, with an adapter large enough to be seen.
 
-    python benchmarks/site_memory.py [SITES ...] [--mode off|real] [--rounds 3] [--rank 64] [--workers]
+    python benchmarks/site_memory.py [SITES ...] [--mode off|real] [--rounds 3] [--rank 64]
+                                      [--how alone|together|workers]
 
 MiniLM with LoRA of rank 64 on query and value (0.6 M numbers, 2.3 MiB) over `pqa_sections` (needs
 WARDROUND_DATA), one step of one short row a round: what waits is what counts here, and not what trains. Where
 there are more sites than rows, the rows come again under other names. Each number of sites in a process of
-its own, which trains them one after another; with `--workers` as `wardround simulate` comes, a process a core
-and several sites together. Printed: the adapter's size; of all its processes, at the beginning of each
+its own, which trains them one after another, or several together; with `workers` as `wardround simulate`
+comes, a process a core. Printed: the adapter's size; of all its processes, at the beginning of each
 round, memory that is theirs and not a file's (Pss_Anon), which a number of sites that grows must not raise;
 the first one's peak, mapped files included; seconds of a round after the first.
 """
@@ -35,9 +36,14 @@ from wardround.simulations.simulate import run_simulation
 SETTINGS = [
     "experiment=pqa_sections", "partition.kind=iid", "~partition.options", "data.max_length=16",
     "data.validation_fraction=0", "adapter.options.targets=[query, value]",
-    "local.epochs=null", "++local.steps=1", "local.batch_size=1", "data.test=null", "machine.threads=1",
+    "local.epochs=null", "++local.steps=1", "local.batch_size=1", "data.test=null",
     "bounds.centralised=false", "evaluation.every=null",
 ]  # fmt: skip
+HOW = {
+    "alone": ["machine.threads=1"],
+    "together": ["machine.threads=1", "simulation.together=auto"],
+    "workers": ["simulation.together=auto"],
+}
 ROWS = "data/pqa_sections/train.jsonl.gz"
 
 
@@ -86,7 +92,7 @@ class Marks:
         """Nothing is held."""
 
 
-def inside(sites: int, mode: str, rounds: int, rank: int, *, workers: bool) -> None:
+def inside(sites: int, mode: str, rounds: int, rank: int, how: str) -> None:
     """Run and print one line."""
     marks = Marks()
     with tempfile.TemporaryDirectory() as place:
@@ -95,7 +101,7 @@ def inside(sites: int, mode: str, rounds: int, rank: int, *, workers: bool) -> N
             f"data.source.path={enough_rows(Path(place), sites)}",
             f"adapter.options.r={rank}", f"adapter.options.alpha={rank}",
             f"rounds.rounds={rounds}", f"release.every={rounds}", f"output={place}/run",
-            *(["simulation.together=auto"] if workers else ["simulation.backend=inline"]),
+            *HOW[how],
         ])  # fmt: skip
         result = run_simulation(config, sinks=(marks,))
     size = result.federated.outcome.last.adapter.vector.nbytes / 2**20
@@ -115,16 +121,16 @@ def main() -> None:
     parser.add_argument("--mode", choices=["off", "real"], default="off")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rank", type=int, default=64)
-    parser.add_argument("--workers", action="store_true", help="as it comes: a process a core")
+    parser.add_argument("--how", choices=list(HOW), default="alone")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.inside:
-        inside(given.sites[0], given.mode, given.rounds, given.rank, workers=given.workers)
+        inside(given.sites[0], given.mode, given.rounds, given.rank, given.how)
         return
     options = ["--mode", given.mode, "--rounds", str(given.rounds), "--rank", str(given.rank)]
     for sites in given.sites:
-        workers = ["--workers"] if given.workers else []
-        subprocess.run([sys.executable, __file__, str(sites), *options, *workers, "--inside"], check=True)
+        command = [sys.executable, __file__, str(sites), *options, "--how", given.how, "--inside"]
+        subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":
