@@ -180,8 +180,7 @@ METHODS: dict[str, list[str]] = {
         "strategy=tangent", *KEPT, *RING_8, *ranked(5), *rounds_of(10, 16),
     ],
     "tangent, r 4, 8 rounds of 20 steps, ring of 12 bits, moments kept": [
-        "strategy=tangent", *KEPT, "encoding.bits=12", *ranked(4),
-        *HALF,
+        "strategy=tangent", *KEPT, "encoding.bits=12", *ranked(4), *HALF,
     ],
     "FedIT, int8": ["strategy=fedavg", "+compression=int8"],
     "FedIT, int4": ["strategy=fedavg", "+compression=int4"],

@@ -117,7 +117,7 @@ class Trainer:
     def _trained(self, jobs: Sequence[LocalJob]) -> Sequence[Made]:
         if len(jobs) > 1 and not self.apart:
             try:
-                return train_together(self.bench, [_attempt(job) for job in jobs])
+                return train_together(self.bench, [_copied(job) for job in jobs])
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -286,9 +286,9 @@ class SharedPasses:
             yield job
 
 
-def _attempt(job: LocalJob) -> LocalJob:
-    """The job, which can be done again from the start if this attempt fails."""
-    return job if job.private is None else replace(job, private=job.private.attempt())
+def _copied(job: LocalJob) -> LocalJob:
+    """The job once more: where this one fails, the other can be done from the start."""
+    return job if job.private is None else replace(job, private=job.private.copied())
 
 
 def _key(request: Request, site: Site, job: Job) -> Key:

@@ -95,13 +95,13 @@ class _Product(torch.autograd.Function):
 
 
 def _rounded(vectors: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """V M by its factors' first bits, (…, k) and (k, n) → (…, n), of the type of the vectors."""
+    """V M with V rounded to bfloat16, as M is: (…, k) and (k, n) → (…, n), of V's own type."""
     flat = vectors.reshape(-1, vectors.shape[-1])
     count = len(flat)
     room = room_for(count) if flat.device.type == "cpu" else count
     factor = flat.new_empty(room, flat.shape[1], dtype=torch.bfloat16)
     factor[:count] = flat
-    factor[count:] = 0.0
+    factor[count:] = 0.0  # nobody sees their products, but what lies in memory may be slow to multiply
     return (factor @ matrix)[:count].view(*vectors.shape[:-1], matrix.shape[1]).to(vectors.dtype)
 
 

@@ -299,7 +299,7 @@ def decode(data: bytes, model: type[W], offer: Offer | None = None, *, lanes: tu
         )  # fmt: skip
     head, payload = data[_HEAD.size : _HEAD.size + size], memoryview(data)[_HEAD.size + size :]
     try:
-        message: W = _kept(model, bytes(head)) if model.SHARED else model.model_validate_json(head)
+        message: W = _shared(model, bytes(head)) if model.SHARED else model.model_validate_json(head)
     except ValidationError as error:
         places = [".".join(map(str, fault["loc"])) for fault in error.errors(include_input=False)]
         raise PeerError(
@@ -313,8 +313,8 @@ def decode(data: bytes, model: type[W], offer: Offer | None = None, *, lanes: tu
     return _with_lanes(message, payload, lanes[0])
 
 
-@lru_cache(maxsize=8)
-def _kept(model: type[W], head: bytes) -> W:
+@lru_cache(maxsize=8)  # those of a round and of the one before, of both sums, in several stages
+def _shared(model: type[W], head: bytes) -> W:
     """What one head says, whoever reads it: all sites of a simulation are sent the same.
 
     It names the whole cohort: read anew by every site, a round would take the square of the sites.

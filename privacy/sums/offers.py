@@ -67,14 +67,16 @@ def offer_of(
     Raises:
         ConfigError: The ring is too narrow for so many sites.
     """
-    terms = _terms(plan, name=name, run_id=run_id, members=len(cohort), statistics=statistics)
+    planned = _planned(plan, name=name, run_id=run_id, members=len(cohort), statistics=statistics)
     return Offer(
         round=round, stage=stage, attempt=attempt, cohort=tuple(cohort), roster=roster, broadcast=broadcast,
-        **terms,
+        **planned,
     )  # fmt: skip
 
 
-def _terms(plan: TrainingPlan, *, name: str, run_id: str, members: int, statistics: Layout) -> dict[str, Any]:
+def _planned(
+    plan: TrainingPlan, *, name: str, run_id: str, members: int, statistics: Layout
+) -> dict[str, Any]:
     """Every field of an offer that follows from the plan and the number of those who are asked."""
     rules = plan.secure
     regular = members > rules.complete_to
@@ -115,7 +117,7 @@ def check_offer(offer: Offer, plan: TrainingPlan, *, name: str, run_id: str, sta
         PeerError: Names the first thing that differs.
     """
     try:
-        expected = _terms(plan, name=name, run_id=run_id, members=len(offer.cohort), statistics=statistics)
+        expected = _planned(plan, name=name, run_id=run_id, members=len(offer.cohort), statistics=statistics)
     except ConfigError as error:
         raise PeerError(error.what, found=error.found, expected=error.expected) from error
     for field, value in expected.items():

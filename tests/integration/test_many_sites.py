@@ -94,9 +94,9 @@ def test_what_all_sites_know_of_the_state_is_in_memory_once(
 def test_what_all_sites_are_sent_is_read_once(notes: Callable[..., Any], mode: str) -> None:
     """An offer and an opened sum name every site: read by each of them they would cost their square."""
     settings: Callable[..., RunConfig] = notes(rows=96, wards=8, rounds=3)
-    messages._kept.cache_clear()
+    messages._shared.cache_clear()
     run_simulation(settings("run", secure={"mode": mode}, data={"validation_fraction": 0.0}))
-    read = messages._kept.cache_info()
+    read = messages._shared.cache_info()
     assert read.misses == 3 + 2, "offers, and sums of the rounds before the last"
     assert read.hits >= 3 * 8 + 2 * 8 - 5
 

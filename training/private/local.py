@@ -89,10 +89,11 @@ class PrivateRound:
         noise = CorrelatedNoise(banded.bands, banded.steps, self.state)
         return Correlated(banded, noise, Pattern(self.units, banded.bands, noise.key))
 
-    def attempt(self) -> PrivateRound:
-        """The round, for somebody who may fail: what that one draws from a seed, the next one draws again.
+    def copied(self) -> PrivateRound:
+        """The round with sources of its own: what it draws from a seed, this one draws as well.
 
-        Of a round that fails nothing was released. Words of the operating system are fresh ones every time.
+        For a round that may fail, and of which nothing is released then. Words of the operating system are
+        fresh ones every time.
         """
         batches, noise = (
             deepcopy(source) if source.repeatable else source for source in (self.batches, self.noise)
